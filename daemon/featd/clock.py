@@ -1,0 +1,32 @@
+"""The only place that reads clocks. Moments are aware UTC; durations are seconds.
+
+Leases on SQLite use the boot clock: it does not jump when the wall clock is set, and goes on in suspend.
+"""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+from functools import lru_cache
+from pathlib import Path
+
+
+def utcnow() -> datetime:
+    """The moment, aware, in UTC."""
+    return datetime.now(UTC)
+
+
+def monotonic() -> float:
+    """Seconds, for intervals inside one process and its children (same clock on one host)."""
+    return time.monotonic()
+
+
+def boottime() -> float:
+    """Seconds since this host booted, suspend included (CLOCK_BOOTTIME)."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+@lru_cache(maxsize=1)
+def boot_id() -> str:
+    """Names this boot of this host; another value means that every process of before is dead."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()

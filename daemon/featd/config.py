@@ -1,0 +1,245 @@
+"""One TOML file, read whole, checked, frozen. Unknown keys and bad values are errors with their dotted path.
+
+Environment variables override single keys: FEATD_WORKERS__BATCH=8.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from featd.errors import ConfigError
+from featd.states import RetryPolicy
+
+DEFAULT_INCLUDE = tuple(f"**/*.{ext}" for ext in ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "gif"))
+BUILT_IN_NETS = ("gist",)
+ENV_PREFIX = "FEATD_"
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class CatalogConfig(_Section):
+    url: str = "sqlite:///featd.db"
+
+
+class StoreConfig(_Section):
+    path: Path = Path("features")
+    shard_rows: PositiveInt = 4096
+    shard_bytes: PositiveInt = 268_435_456
+    shard_seconds: PositiveFloat = 30.0
+    compression: Literal["none", "gzip", "zstd"] = "none"
+    dtype: Literal["float32", "float16"] = "float32"
+
+
+class RootConfig(_Section):
+    path: Path
+    include: tuple[str, ...] = DEFAULT_INCLUDE
+    exclude: tuple[str, ...] = ()
+    watch: bool = True
+    rescan_seconds: PositiveFloat = 900.0
+    settle_seconds: Annotated[float, Field(ge=0)] = 2.0
+    follow_symlinks: bool = False
+
+
+class ModelConfig(_Section):
+    engine: Literal["auto", "caffe", "onnxruntime"] = "auto"
+    net: str = "gist"
+    weights: Path | None = None
+    blobs: tuple[str, ...] = ()
+
+    @property
+    def built_in(self) -> bool:
+        return self.net in BUILT_IN_NETS
+
+    @model_validator(mode="after")
+    def _weights_for_files(self) -> ModelConfig:
+        if self.built_in and self.weights is not None:
+            raise ValueError(f"the built-in net {self.net!r} has its own weights: leave out `weights`")
+        if not self.built_in and self.weights is None:
+            raise ValueError("a net from a file needs `weights`, the path of its .caffemodel")
+        if not self.built_in and not self.blobs:
+            raise ValueError("name at least one blob to extract, for example blobs = [\"fc7\"]; `featd net` lists them")
+        if len(set(self.blobs)) != len(self.blobs):
+            raise ValueError("a blob is named twice in `blobs`")
+        return self
+
+
+class PreprocessConfig(_Section):
+    """What is None is the net's own default: gist brings its own, a Caffe net gets 256x256, BGR, ImageNet's mean."""
+
+    orientation: Literal["apply", "ignore"] = "apply"
+    resize: Literal["warp", "short_side"] = "warp"
+    size: tuple[PositiveInt, PositiveInt] | None = None
+    interpolation: Literal["linear", "area", "cubic", "nearest"] = "linear"
+    channels: Literal["bgr", "rgb", "gray"] | None = None
+    mean: tuple[float, ...] | Path | None = None
+    scale: float | None = None
+    max_pixels: PositiveInt = 100_000_000
+
+
+class WorkersConfig(_Section):
+    devices: Literal["auto"] | tuple[str, ...] = "auto"
+    batch: Annotated[int, Field(ge=1, le=4096)] = 32
+    decoders: Annotated[int, Field(ge=1, le=256)] = 2
+    lease_seconds: Annotated[float, Field(ge=2)] = 60.0
+    stop_seconds: PositiveFloat = 90.0
+
+    @field_validator("devices")
+    @classmethod
+    def _known(cls, devices: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        if devices == "auto":
+            return devices
+        if not devices:
+            raise ValueError('name at least one device, or write devices = "auto"')
+        for device in devices:
+            kind, _, index = device.partition(":")
+            if device != "cpu" and not (kind == "cuda" and index.isdecimal()):
+                raise ValueError(f"unknown device {device!r}: write \"cpu\" or \"cuda:N\"")
+        return devices
+
+
+class RetryConfig(_Section):
+    max_errors: PositiveInt = 3
+    max_crashes: PositiveInt = 2
+    backoff_seconds: Annotated[float, Field(ge=0)] = 30.0
+
+    @property
+    def policy(self) -> RetryPolicy:
+        return RetryPolicy(self.max_errors, self.max_crashes, self.backoff_seconds)
+
+
+class WebConfig(_Section):
+    enabled: bool = False
+    listen: str = "127.0.0.1:8787"
+
+
+class Settings(BaseSettings):
+    """The whole configuration. Paths are absolute after `load`."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True, allow_inf_nan=False
+    )
+
+    catalog: CatalogConfig = CatalogConfig()
+    store: StoreConfig = StoreConfig()
+    roots: tuple[RootConfig, ...] = ()
+    model: ModelConfig = ModelConfig()
+    preprocess: PreprocessConfig = PreprocessConfig()
+    workers: WorkersConfig = WorkersConfig()
+    retry: RetryConfig = RetryConfig()
+    web: WebConfig = WebConfig()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        # The environment outranks the file, whose content comes as init values.
+        return (env_settings, init_settings)
+
+    @model_validator(mode="after")
+    def _roots_apart(self) -> Settings:
+        paths = [root.path for root in self.roots]
+        for one in paths:
+            for other in paths:
+                if one is not other and (one == other or one in other.parents):
+                    raise ValueError(f"roots must not nest: {one} holds {other}")
+        return self
+
+
+def find(explicit: Path | None) -> Path:
+    """The configuration file: --config, then FEATD_CONFIG, ./featd.toml, the XDG folder, /etc/featd."""
+    if explicit is not None:
+        return explicit
+    if named := os.environ.get("FEATD_CONFIG"):
+        return Path(named)
+    xdg = Path(os.environ.get("XDG_CONFIG_HOME") or "~/.config").expanduser()
+    candidates = [Path("featd.toml"), xdg / "featd" / "featd.toml", Path("/etc/featd/featd.toml")]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    looked = ", ".join(str(path) for path in candidates)
+    raise ConfigError(f"no configuration found (looked for {looked}): make one with `featd init`, or name it with --config")
+
+
+def load(explicit: Path | None = None) -> Settings:
+    """Read, check and freeze the configuration. ConfigError names the file, the dotted key and the reason."""
+    path = find(explicit)
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file: make one with `featd init`") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path}: {error}") from None
+    try:
+        settings = Settings(**document)
+    except ValidationError as error:
+        raise ConfigError(_explain(path, error)) from None
+    except Exception as error:  # pydantic-settings wraps what it cannot parse from the environment
+        raise ConfigError(f"environment over {path}: {error}") from None
+    return _absolute(settings, path.absolute())
+
+
+def _explain(path: Path, error: ValidationError) -> str:
+    lines = []
+    for problem in error.errors(include_url=False, include_input=False):
+        key = ".".join(str(part) for part in problem["loc"] if part not in ("literal['auto']", "tuple[str, ...]"))
+        message = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "extra_forbidden":
+            message = "unknown key"
+        lines.append(f"{key or 'configuration'}: {message}")
+    return f"{path}: " + "; ".join(lines)
+
+
+def _absolute(settings: Settings, file: Path) -> Settings:
+    """Resolve relative paths against the file's folder; under /etc they are an error."""
+
+    def resolve(key: str, value: Path) -> Path:
+        value = value.expanduser()
+        if value.is_absolute():
+            return value
+        if file.is_relative_to("/etc"):
+            raise ConfigError(f"{file}: {key}: {str(value)!r} must be an absolute path in a file under /etc")
+        return Path(os.path.normpath(file.parent / value))
+
+    model = settings.model
+    preprocess = settings.preprocess
+    changes: dict[str, Any] = {
+        "catalog": settings.catalog.model_copy(update={"url": _absolute_url(settings.catalog.url, resolve)}),
+        "store": settings.store.model_copy(update={"path": resolve("store.path", settings.store.path)}),
+        "roots": tuple(
+            root.model_copy(update={"path": resolve(f"roots.{at}.path", root.path)}) for at, root in enumerate(settings.roots)
+        ),
+    }
+    if not model.built_in:
+        changes["model"] = model.model_copy(
+            update={
+                "net": str(resolve("model.net", Path(model.net))),
+                "weights": resolve("model.weights", model.weights) if model.weights else None,
+            }
+        )
+    if isinstance(preprocess.mean, Path):
+        changes["preprocess"] = preprocess.model_copy(update={"mean": resolve("preprocess.mean", preprocess.mean)})
+    resolved = settings.model_copy(update=changes)
+    resolved._roots_apart()
+    return resolved
+
+
+def _absolute_url(url: str, resolve: Any) -> str:
+    for scheme in ("sqlite:///", "sqlite+pysqlite:///"):
+        if url.startswith(scheme):
+            return scheme + str(resolve("catalog.url", Path(url.removeprefix(scheme))))
+    if not url.startswith(("postgresql+psycopg://", "postgresql://")):
+        raise ConfigError(f"catalog.url: {url.partition(':')[0]!r} is not a database featd knows: write sqlite:///FILE or postgresql+psycopg://user@host/db")
+    return url

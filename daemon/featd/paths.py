@@ -1,0 +1,131 @@
+"""Names of files: their catalog form and back, opening them beneath a root, and whether a root is there.
+
+A path on disk is bytes. Its catalog form is text that any terminal, log or database can hold: UTF-8 as it
+is, except that a backslash is doubled and each byte that is not UTF-8, and each control byte, is `\\xNN`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import re
+import stat
+from enum import StrEnum
+from pathlib import Path
+
+_ESCAPED = re.compile(r"\\(?:\\|x([0-9a-f]{2}))")
+
+
+def to_catalog(raw: bytes) -> str:
+    r"""The catalog form of a path's bytes. Bijective: `from_catalog` gives the same bytes back.
+
+    >>> to_catalog(b"caf\xc3\xa9/a\\b\xff\n.jpg")
+    'café/a\\\\b\\xff\\x0a.jpg'
+    """
+    text = raw.decode("utf-8", "surrogateescape").replace("\\", "\\\\")
+    if text.isprintable():
+        return text
+    return "".join(_escape(char) for char in text)
+
+
+def _escape(char: str) -> str:
+    code = ord(char)
+    if 0xDC80 <= code <= 0xDCFF:
+        return f"\\x{code - 0xDC00:02x}"
+    # C0, DEL and C1 controls, and the line separators that some readers split lines at.
+    if code < 0x20 or 0x7F <= code <= 0x9F or code in (0x2028, 0x2029):
+        return "".join(f"\\x{byte:02x}" for byte in char.encode())
+    return char
+
+
+def from_catalog(text: str) -> bytes:
+    """The bytes of a path given in catalog form. ValueError where `text` is not one."""
+    out = bytearray()
+    at = 0
+    while (slash := text.find("\\", at)) >= 0:
+        out += text[at:slash].encode()
+        match = _ESCAPED.match(text, slash)
+        if match is None:
+            raise ValueError(f"not a path in catalog form (a backslash stands alone): {text!r}")
+        out += bytes([int(match[1], 16)]) if match[1] else b"\\"
+        at = match.end()
+    out += text[at:].encode()
+    return bytes(out)
+
+
+def for_terminal(text: str) -> str:
+    """`text` with what could steer a terminal (escape codes, bidirectional overrides) shown as `\\u....`."""
+    return "".join(char if char.isprintable() else f"\\u{ord(char):04x}" for char in text)
+
+
+class RootState(StrEnum):
+    """Whether a root can be believed. Only `online` lets rows become gone, or be claimed."""
+
+    ONLINE = "online"
+    MISSING = "missing"
+    UNREADABLE = "unreadable"
+    EMPTY = "empty"  # what an unmounted disk leaves behind: an empty mount point
+
+
+def root_state(root: Path) -> RootState:
+    """Look at a root now."""
+    try:
+        with os.scandir(root) as entries:
+            return RootState.ONLINE if next(entries, None) is not None else RootState.EMPTY
+    except (FileNotFoundError, NotADirectoryError):
+        return RootState.MISSING
+    except OSError:
+        return RootState.UNREADABLE
+
+
+# openat2(2), Linux 5.6: the kernel itself refuses `..`, absolute paths and links on every component.
+_SYS_OPENAT2 = 437
+_RESOLVE_NO_MAGICLINKS = 0x02
+_RESOLVE_NO_SYMLINKS = 0x04
+_RESOLVE_BENEATH = 0x08
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class _OpenHow(ctypes.Structure):
+    _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
+
+
+def open_beneath(root_fd: int, raw: bytes, *, follow_symlinks: bool = False) -> int:
+    """Open the regular file `raw` beneath the folder `root_fd` for reading; returns its descriptor.
+
+    No component may leave the root; none may be a symbolic link unless `follow_symlinks`. Never blocks on a
+    FIFO. OSError as open(2) gives it (ELOOP, EXDEV for a link or path that leads out); EINVAL where the name
+    is not a regular file.
+    """
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
+    resolve = _RESOLVE_BENEATH | _RESOLVE_NO_MAGICLINKS | (0 if follow_symlinks else _RESOLVE_NO_SYMLINKS)
+    how = _OpenHow(flags, 0, resolve)
+    fd: int = _libc.syscall(_SYS_OPENAT2, root_fd, ctypes.c_char_p(raw), ctypes.byref(how), ctypes.sizeof(how))
+    if fd < 0:
+        code = ctypes.get_errno()
+        # ENOSYS: an old kernel; EPERM: a sandbox that does not know the call.
+        if code in (errno.ENOSYS, errno.EPERM) and not follow_symlinks:
+            fd = _open_step_by_step(root_fd, raw, flags)
+        else:
+            raise OSError(code, os.strerror(code), os.fsdecode(raw))
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "not a regular file", os.fsdecode(raw))
+    return fd
+
+
+def _open_step_by_step(root_fd: int, raw: bytes, flags: int) -> int:
+    """What openat2 does, one component at a time, each with O_NOFOLLOW."""
+    parts = raw.split(b"/")
+    if any(part in (b"", b".", b"..") for part in parts):
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), os.fsdecode(raw))
+    at = os.dup(root_fd)
+    try:
+        for part in parts[:-1]:
+            below = os.open(part, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=at)
+            os.close(at)
+            at = below
+        return os.open(parts[-1], flags | os.O_NOFOLLOW, dir_fd=at)
+    finally:
+        os.close(at)

@@ -1,0 +1,92 @@
+"""The words of an image's life: its states, the kinds of failure, and what each kind does to a row.
+
+The tables in docs/architecture.md and docs/error-kinds.md are checked against this module.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+
+class State(StrEnum):
+    """Where an image's row stands. Vectors are live in `done` only."""
+
+    PENDING = "pending"  # waiting; perhaps not before a time (back-off, settling)
+    CLAIMED = "claimed"  # under a live lease
+    DONE = "done"  # its vector is in shard_id at shard_row
+    FAILED = "failed"  # given up, with kind and message
+    GONE = "gone"  # vanished, or excluded by the config
+
+
+class Kind(StrEnum):
+    """Why an attempt failed. The part before the dot says who is asked to help: the file, the disk, the net."""
+
+    DECODE_CORRUPT = "decode.corrupt"
+    DECODE_TRUNCATED = "decode.truncated"
+    DECODE_UNSUPPORTED = "decode.unsupported"
+    DECODE_TOO_LARGE = "decode.too_large"
+    DECODE_TIMEOUT = "decode.timeout"
+    READ_IO = "read.io"
+    READ_DENIED = "read.denied"
+    READ_MISSING = "read.missing"
+    READ_CHANGED = "read.changed"
+    EXTRACT_ERROR = "extract.error"
+    EXTRACT_NOT_FINITE = "extract.not_finite"
+    CRASH = "crash"
+    KILLED = "killed"
+
+
+class Outcome(StrEnum):
+    """What an attempt of some kind does to its row."""
+
+    FAIL = "fail"  # failed at once: trying again cannot help
+    BACK_OFF = "back_off"  # pending again later; failed after max_errors
+    REQUEUE = "requeue"  # pending again; no budget spent
+    GONE = "gone"  # not there any more
+    CRASH = "crash"  # pending as a suspect; failed after max_crashes alone
+    KILLED = "killed"  # pending as a suspect; failed as `crash` after MAX_KILLS alone
+
+
+OUTCOMES: Final[dict[Kind, Outcome]] = {
+    Kind.DECODE_CORRUPT: Outcome.FAIL,
+    Kind.DECODE_TRUNCATED: Outcome.FAIL,
+    Kind.DECODE_UNSUPPORTED: Outcome.FAIL,
+    Kind.DECODE_TOO_LARGE: Outcome.FAIL,
+    Kind.EXTRACT_NOT_FINITE: Outcome.FAIL,
+    Kind.READ_IO: Outcome.BACK_OFF,
+    Kind.READ_DENIED: Outcome.BACK_OFF,
+    Kind.DECODE_TIMEOUT: Outcome.BACK_OFF,
+    Kind.EXTRACT_ERROR: Outcome.BACK_OFF,
+    Kind.READ_CHANGED: Outcome.REQUEUE,
+    Kind.READ_MISSING: Outcome.GONE,
+    Kind.CRASH: Outcome.CRASH,
+    Kind.KILLED: Outcome.KILLED,
+}
+
+MAX_KILLS: Final = 4
+"""Deaths of its process, by a SIGKILL that nobody explained, that one version of an image survives alone."""
+
+BACKOFF_FACTOR: Final = 2.0
+MAX_BACKOFF_SECONDS: Final = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """The two budgets of [retry] and the back-off between tries."""
+
+    max_errors: int = 3
+    max_crashes: int = 2
+    backoff_seconds: float = 30.0
+
+    def backoff(self, errors: int) -> float:
+        """Seconds to wait after the `errors`-th error of an image (1 = the first)."""
+        return min(self.backoff_seconds * BACKOFF_FACTOR ** max(errors - 1, 0), MAX_BACKOFF_SECONDS)
+
+
+# Priorities of pending rows: higher is claimed first.
+PRIORITY_BACKLOG: Final = 0
+PRIORITY_ARRIVAL: Final = 10
+PRIORITY_ASKED: Final = 20
+PRIORITIES: Final = (PRIORITY_ASKED, PRIORITY_ARRIVAL, PRIORITY_BACKLOG)
