@@ -1,0 +1,100 @@
+"""Opening the catalog and running transactions in it. Never carry what is opened here across a fork."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import sqlalchemy as sa
+
+from featd.catalog import dialects
+from featd.errors import CatalogUnavailableError, ConfigError
+
+T = TypeVar("T")
+
+RETRY_SECONDS = 20.0
+"""How long a transaction is tried again while others hold its locks."""
+
+
+class CommitUnknownError(CatalogUnavailableError):
+    """The answer to a COMMIT was lost: it may stand or not. Look before trying again."""
+
+
+def open_catalog(url: str, lease_seconds: float = 60.0) -> sa.Engine:
+    """A new engine for `url`. Connects lazily; nothing is read yet."""
+    try:
+        parsed = sa.make_url(url)
+    except sa.exc.ArgumentError:
+        raise ConfigError(
+            "catalog.url: not a database address: write sqlite:///FILE or postgresql+psycopg://user@host/db"
+        ) from None
+    if parsed.drivername == "postgresql":
+        parsed = parsed.set(drivername="postgresql+psycopg")
+    engine = sa.create_engine(
+        parsed,
+        connect_args=dialects.connect_args(parsed, lease_seconds),
+        pool_pre_ping=True,
+        hide_parameters=True,
+    )
+    dialects.prepare_engine(engine)
+    return engine
+
+
+def shown_url(engine: sa.Engine) -> str:
+    """The catalog's address without its password."""
+    return engine.url.render_as_string(hide_password=True)
+
+
+@contextmanager
+def reading(engine: sa.Engine) -> Iterator[sa.Connection]:
+    """A transaction that only reads, in one snapshot on SQLite."""
+    try:
+        with engine.connect() as conn, conn.begin():
+            yield conn
+    except sa.exc.DBAPIError as error:
+        raise unavailable(engine, error) from error
+
+
+def transact(engine: sa.Engine, work: Callable[[sa.Connection], T]) -> T:
+    """Run `work` in one write transaction and commit it.
+
+    Tried again, from its start, while it loses to other transactions' locks. CommitUnknownError where the
+    connection broke in COMMIT; CatalogUnavailableError for every other trouble with the database.
+    """
+    deadline = time.monotonic() + RETRY_SECONDS
+    while True:
+        try:
+            with engine.connect().execution_options(write=True) as conn:
+                transaction = conn.begin()
+                try:
+                    result = work(conn)
+                except BaseException:
+                    transaction.rollback()
+                    raise
+                try:
+                    transaction.commit()
+                except sa.exc.DBAPIError as error:
+                    if dialects.is_transient(error):
+                        raise
+                    raise CommitUnknownError(
+                        f"the catalog's answer to a commit was lost: {error.orig}"
+                    ) from error
+                return result
+        except sa.exc.DBAPIError as error:
+            if not dialects.is_transient(error) or time.monotonic() > deadline:
+                raise unavailable(engine, error) from error
+            time.sleep(random.uniform(0.001, 0.02))
+
+
+def unavailable(engine: sa.Engine, error: sa.exc.DBAPIError) -> Exception:
+    """What a database error means to featd: out of reach, or (a programming error) itself."""
+    if isinstance(error, (sa.exc.OperationalError, sa.exc.InterfaceError)):
+        return CatalogUnavailableError(f"catalog {shown_url(engine)} is out of reach: {_first_line(error)}")
+    return error
+
+
+def _first_line(error: sa.exc.DBAPIError) -> str:
+    return str(error.orig).strip().partition("\n")[0]

@@ -1,0 +1,242 @@
+"""Enqueueing: what a scan or a watch found becomes rows; what vanished becomes gone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+
+from featd.catalog import counters, dialects
+from featd.catalog.counters import StateChanges
+from featd.catalog.schema import images
+from featd.states import PRIORITY_BACKLOG, State
+
+
+@dataclass(frozen=True, slots=True)
+class FoundFile:
+    """A file that is there: its path in catalog form, relative to its root, and its stat."""
+
+    path: str
+    size: int
+    mtime_ns: int
+
+
+@dataclass(slots=True)
+class Enqueued:
+    """How many of the found files were new, changed, or had come back."""
+
+    new: int = 0
+    changed: int = 0
+    returned: int = 0
+
+    def add(self, other: Enqueued) -> None:
+        self.new += other.new
+        self.changed += other.changed
+        self.returned += other.returned
+
+
+@dataclass(frozen=True, slots=True)
+class KnownFile:
+    """A row that is not gone, for the look whether its file still is there."""
+
+    id: int
+    path: str
+
+
+_FILE: dict[str, sa.types.TypeEngine[Any]] = {
+    "path": sa.Text(),
+    "size": sa.BigInteger(),
+    "mtime_ns": sa.BigInteger(),
+}
+
+
+def enqueue(
+    conn: sa.Connection,
+    root: str,
+    found: Sequence[FoundFile],
+    *,
+    priority: int = PRIORITY_BACKLOG,
+    delay_seconds: float = 0.0,
+) -> Enqueued:
+    """Bring the catalog up to `found`, files under `root`: new, changed and returned ones become pending.
+
+    A changed file of a claimed row only raises its version: the settle that follows sees it. Needs no lease.
+    Safe to repeat.
+    """
+    rows = dialects.rows_of(conn, "found", _FILE, [(file.path, file.size, file.mtime_ns) for file in found])
+    known = images.alias("known")
+    differing = (
+        sa.select(rows.c.path, rows.c.size, rows.c.mtime_ns, known.c.id)
+        .select_from(rows.outerjoin(known, (known.c.root == root) & (known.c.path == rows.c.path)))
+        .where(
+            known.c.id.is_(None)
+            | (known.c.size != rows.c.size)
+            | (known.c.mtime_ns != rows.c.mtime_ns)
+            | (known.c.state == State.GONE)
+        )
+    )
+    new: list[FoundFile] = []
+    differ: dict[int, FoundFile] = {}
+    for path, size, mtime_ns, image_id in conn.execute(differing):
+        file = FoundFile(path, size, mtime_ns)
+        if image_id is None:
+            new.append(file)
+        else:
+            differ[image_id] = file
+    changes = StateChanges()
+    result = Enqueued(new=_insert(conn, root, new, priority, delay_seconds, changes))
+    _change(conn, differ, priority, delay_seconds, changes, result)
+    counters.apply(conn, changes)
+    return result
+
+
+def known_files(conn: sa.Connection, root: str, after: str, limit: int) -> list[KnownFile]:
+    """The next rows of `root` that are not gone, in order of path, beginning behind `after`."""
+    statement = (
+        sa.select(images.c.id, images.c.path)
+        .where(images.c.root == root, images.c.path > after, images.c.state != State.GONE)
+        .order_by(images.c.path)
+        .limit(limit)
+    )
+    return [KnownFile(*row) for row in conn.execute(statement)]
+
+
+def mark_gone(conn: sa.Connection, ids: Sequence[int], reason: str) -> int:
+    """Rows whose files vanished, or that the configuration excludes now, become gone.
+
+    Claimed rows are left to their worker, which will not find the file either. Needs no lease.
+    """
+    statement = (
+        sa.select(images.c.id, images.c.state)
+        .where(dialects.has_id(conn, ids), images.c.state.in_([State.PENDING, State.DONE, State.FAILED]))
+        .order_by(images.c.id)
+    )
+    rows = conn.execute(dialects.lock_rows(conn, statement)).all()
+    if not rows:
+        return 0
+    conn.execute(
+        sa.update(images)
+        .where(dialects.has_id(conn, [row.id for row in rows]))
+        .values(state=State.GONE, error_kind=None, error=reason, suspect=False, updated_at=dialects.now(conn))
+    )
+    changes = StateChanges()
+    for row in rows:
+        changes.move(State(row.state), State.GONE)
+    counters.apply(conn, changes)
+    return len(rows)
+
+
+def _insert(
+    conn: sa.Connection,
+    root: str,
+    new: Sequence[FoundFile],
+    priority: int,
+    delay_seconds: float,
+    changes: StateChanges,
+) -> int:
+    if not new:
+        return 0
+    rows = dialects.rows_of(conn, "new", _FILE, sorted((file.path, file.size, file.mtime_ns) for file in new))
+    moment = dialects.now(conn)
+    columns: dict[str, Any] = {
+        "root": sa.literal(root),
+        "path": rows.c.path,
+        "size": rows.c.size,
+        "mtime_ns": rows.c.mtime_ns,
+        "version": sa.literal(1),
+        "state": sa.literal(State.PENDING.value),
+        "priority": sa.literal(priority),
+        "not_before": dialects.later(conn, delay_seconds),
+        "suspect": sa.false(),
+        "errors": sa.literal(0),
+        "crashes": sa.literal(0),
+        "updated_at": moment,
+    }
+    # WHERE true: without it SQLite takes ON CONFLICT for the ON of a join.
+    source = sa.select(*(value.label(name) for name, value in columns.items())).where(sa.true())
+    statement = dialects.insert_if_new(conn, images, ["root", "path"]).from_select(list(columns), source)
+    inserted = len(conn.execute(statement.returning(images.c.id)).all())
+    changes.move(None, State.PENDING, inserted)
+    return inserted
+
+
+def _change(
+    conn: sa.Connection,
+    differ: dict[int, FoundFile],
+    priority: int,
+    delay_seconds: float,
+    changes: StateChanges,
+    result: Enqueued,
+) -> None:
+    if not differ:
+        return
+    columns = (
+        images.c.id,
+        images.c.state,
+        images.c.size,
+        images.c.mtime_ns,
+        images.c.version,
+        images.c.shard_id,
+        images.c.shard_version,
+    )
+    statement = sa.select(*columns).where(dialects.has_id(conn, sorted(differ))).order_by(images.c.id)
+    claimed: list[tuple[Any, ...]] = []
+    again: list[tuple[Any, ...]] = []
+    back: list[tuple[Any, ...]] = []
+    for row in conn.execute(dialects.lock_rows(conn, statement)):
+        file = differ[row.id]
+        same = (row.size, row.mtime_ns) == (file.size, file.mtime_ns)
+        entry = (row.id, file.size, file.mtime_ns, row.version + 1)
+        if row.state == State.CLAIMED:
+            if not same:
+                claimed.append(entry)
+                result.changed += 1
+        elif row.state == State.GONE:
+            result.returned += 1
+            if same and row.shard_id is not None and row.shard_version == row.version:
+                back.append((row.id, file.size, file.mtime_ns, row.version))
+                changes.move(State.GONE, State.DONE)
+            else:
+                again.append(entry)
+                changes.move(State.GONE, State.PENDING)
+        elif not same:
+            result.changed += 1
+            again.append(entry)
+            changes.move(State(row.state), State.PENDING)
+    per_row: dict[str, sa.types.TypeEngine[Any]] = {
+        "size": sa.BigInteger(),
+        "mtime_ns": sa.BigInteger(),
+        "version": sa.Integer(),
+    }
+    moment = dialects.now(conn)
+    clean: dict[str, Any] = {
+        "error_kind": None,
+        "error": None,
+        "errors": 0,
+        "crashes": 0,
+        "suspect": False,
+        "updated_at": moment,
+    }
+    fresh = {
+        **clean,
+        "state": State.PENDING,
+        "priority": priority,
+        "not_before": dialects.later(conn, delay_seconds),
+    }
+    dialects.update_each(conn, sa.true(), per_row, claimed, {})
+    dialects.update_each(conn, sa.true(), per_row, again, fresh)
+    dialects.update_each(conn, sa.true(), per_row, back, {**clean, "state": State.DONE})
+
+
+def walk_known(engine_read: Any, root: str, batch: int = 5000) -> Iterator[list[KnownFile]]:
+    """Every row of `root` that is not gone, batch by batch; `engine_read` opens a reading transaction."""
+    after = ""
+    while True:
+        with engine_read() as conn:
+            known = known_files(conn, root, after, batch)
+        if not known:
+            return
+        yield known
+        after = known[-1].path

@@ -1,0 +1,64 @@
+"""What this catalog is: its instance id, and the one fingerprint that its vectors have."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+import sqlalchemy as sa
+
+from featd.catalog import counters, dialects
+from featd.catalog.schema import settings
+from featd.errors import FingerprintError
+from featd.states import State
+
+
+def create_instance(conn: sa.Connection) -> str:
+    """Give a fresh catalog its instance id and its counters; on one that has them, change nothing."""
+    rows = [{"name": counters.counter_name(state), "value": None, "number": 0} for state in State]
+    rows.append({"name": "instance", "value": f'"{uuid.uuid4()}"', "number": 0})
+    conn.execute(dialects.insert_if_new(conn, settings, ["name"]), rows)
+    return instance_id(conn)
+
+
+def instance_id(conn: sa.Connection) -> str:
+    return str(counters.get_value(conn, "instance"))
+
+
+def fingerprint(conn: sa.Connection) -> str | None:
+    """The fingerprint of this catalog's vectors; None before the first."""
+    value = counters.get_value(conn, "fingerprint")
+    return None if value is None else str(value)
+
+
+def spec(conn: sa.Connection) -> dict[str, Any] | None:
+    """What the fingerprint was made from; None before the first vector."""
+    value = counters.get_value(conn, "spec")
+    return None if value is None else dict(value)
+
+
+def golden(conn: sa.Connection) -> dict[str, Any] | None:
+    """The golden vectors that were stored with the first done row."""
+    value = counters.get_value(conn, "golden")
+    return None if value is None else dict(value)
+
+
+def fix_fingerprint(conn: sa.Connection, mine: str, spec: dict[str, Any], golden: dict[str, Any]) -> None:
+    """Hold this transaction's vectors against the catalog's fingerprint; the first vectors set it."""
+    held = fingerprint(conn)
+    if held is None:
+        counters.set_value(conn, "fingerprint", mine)
+        counters.set_value(conn, "spec", spec)
+        counters.set_value(conn, "golden", golden)
+    else:
+        check_fingerprint(held, mine)
+
+
+def check_fingerprint(held: str | None, mine: str, differences: str = "") -> None:
+    """FingerprintError where the catalog holds vectors of another fingerprint than `mine`."""
+    if held is not None and held != mine:
+        raise FingerprintError(
+            f"this catalog holds vectors of fingerprint {held[:12]}; the configuration would make {mine[:12]}"
+            + (f" ({differences})" if differences else "")
+            + ". Go back to the old [model] and [preprocess], or start a new instance beside this one: `featd init DIR`"
+        )

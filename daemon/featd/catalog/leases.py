@@ -1,0 +1,155 @@
+"""Leases: a worker's right to the rows it claimed, from its start to its death."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+
+from featd.catalog import counters, dialects, verdicts
+from featd.catalog.counters import StateChanges
+from featd.catalog.schema import images, leases
+from featd.errors import LeaseLostError
+from featd.states import Kind, RetryPolicy, State
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """What a worker shows to be let in: the row and the secret that only it knows."""
+
+    id: int
+    token: str
+
+
+@dataclass(frozen=True, slots=True)
+class OpenLease:
+    """A lease that has not ended, as the janitor sees it."""
+
+    id: int
+    token: str
+    host: str
+    pid: int
+    device: str
+
+
+@dataclass(frozen=True, slots=True)
+class InHand:
+    """What a dead worker had in its net when it died, and why it died.
+
+    `kind` is CRASH (its own signal, hanging, out of memory) or KILLED (a SIGKILL nobody explained, or the
+    death of everything). With one image in hand the image is charged; with several all become suspects.
+    """
+
+    images: tuple[int, ...]
+    kind: Kind
+    message: str
+
+
+def open_lease(
+    conn: sa.Connection, *, host: str, pid: int, device: str, engine: str, lease_seconds: float
+) -> Lease:
+    """Begin a lease. Called by a worker once it can work."""
+    token = secrets.token_hex(8)
+    row: dict[str, Any] = {
+        "token": token,
+        "host": host,
+        "boot_id": dialects.boot_id(conn),
+        "pid": pid,
+        "device": device,
+        "engine": engine,
+        "started_at": dialects.now(conn),
+        "expires_at": dialects.lease_now(conn) + lease_seconds,
+        "done": 0,
+        "failed": 0,
+        "shares": {},
+    }
+    lease_id = conn.execute(sa.insert(leases).values(**row).returning(leases.c.id)).scalar_one()
+    return Lease(lease_id, token)
+
+
+def hold(conn: sa.Connection, lease: Lease) -> None:
+    """Lock the lease row; LeaseLostError unless it is mine, has not ended and has not expired.
+
+    First in every transaction of a worker: from here to the end of the transaction nobody can end the lease.
+    """
+    held = conn.execute(
+        dialects.lock_rows(conn, sa.select(leases.c.id).where(_live(conn), *_mine(lease)))
+    ).first()
+    if held is None:
+        raise LeaseLostError(f"lease {lease.id} has ended or expired: its rows belong to others now")
+
+
+def renew(conn: sa.Connection, lease: Lease, lease_seconds: float, shares: dict[str, Any]) -> None:
+    """Move the lease's end to `lease_seconds` from now. One row, whatever the worker holds."""
+    hold(conn, lease)
+    conn.execute(
+        sa.update(leases)
+        .where(leases.c.id == lease.id)
+        .values(expires_at=dialects.lease_now(conn) + lease_seconds, shares=shares)
+    )
+
+
+def open_leases(conn: sa.Connection, host: str) -> list[OpenLease]:
+    """The leases of `host` that have not ended, live or expired."""
+    return _read_open(conn, leases.c.host == host)
+
+
+def expired_leases(conn: sa.Connection) -> list[OpenLease]:
+    """The leases of any host that expired and that nobody has ended."""
+    return _read_open(conn, sa.not_(_live(conn)))
+
+
+def end_lease(
+    conn: sa.Connection, lease: Lease, reason: str, policy: RetryPolicy, in_hand: InHand | None = None
+) -> bool:
+    """End a lease and make its claimed rows pending again; False where it had ended before.
+
+    Called by the worker itself as its last word, or by the janitor for a worker that is dead or silent.
+    `in_hand` is counted against its images in the same transaction, so that it is counted once.
+    """
+    locked = conn.execute(
+        dialects.lock_rows(conn, sa.select(leases.c.id).where(leases.c.ended_at.is_(None), *_mine(lease)))
+    ).first()
+    if locked is None:
+        return False
+    changes = StateChanges()
+    if in_hand is not None and in_hand.images:
+        verdicts.charge_deaths(conn, lease.id, in_hand.images, in_hand.kind, in_hand.message, policy, changes)
+    freed = conn.execute(
+        sa.update(images)
+        .where(images.c.lease_id == lease.id, images.c.state == State.CLAIMED)
+        .values(state=State.PENDING, lease_id=None, updated_at=dialects.now(conn))
+        .returning(images.c.id)
+    ).all()
+    changes.move(State.CLAIMED, State.PENDING, len(freed))
+    conn.execute(
+        sa.update(leases)
+        .where(leases.c.id == lease.id)
+        .values(ended_at=dialects.now(conn), end_reason=reason)
+    )
+    counters.apply(conn, changes)
+    return True
+
+
+def is_over(conn: sa.Connection, lease: Lease) -> bool | None:
+    """Whether the lease has ended; None where the catalog knows no such lease."""
+    row = conn.execute(sa.select(leases.c.ended_at).where(*_mine(lease))).first()
+    return None if row is None else row.ended_at is not None
+
+
+def _mine(lease: Lease) -> tuple[sa.ColumnElement[bool], ...]:
+    return (leases.c.id == lease.id, leases.c.token == lease.token)
+
+
+def _live(conn: sa.Connection) -> sa.ColumnElement[bool]:
+    live = leases.c.ended_at.is_(None) & (leases.c.expires_at > dialects.lease_now(conn))
+    boot = dialects.boot_id(conn)
+    return live if boot is None else live & (leases.c.boot_id == boot)
+
+
+def _read_open(conn: sa.Connection, which: sa.ColumnElement[bool]) -> list[OpenLease]:
+    columns = (leases.c.id, leases.c.token, leases.c.host, leases.c.pid, leases.c.device)
+    rows = conn.execute(sa.select(*columns).where(leases.c.ended_at.is_(None), which).order_by(leases.c.id))
+    return [OpenLease(*row) for row in rows]

@@ -1,0 +1,76 @@
+"""Bringing a catalog to this featd's schema, and refusing to run on another one."""
+
+from __future__ import annotations
+
+import importlib.resources
+import logging
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+
+from featd.catalog import connect, dialects, instance
+from featd.errors import SchemaError
+
+
+def _config() -> Config:
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    config = Config()
+    config.set_main_option("script_location", str(importlib.resources.files("featd_migrations")))
+    config.set_main_option("path_separator", "os")
+    return config
+
+
+def head() -> str:
+    """The revision that this featd works on."""
+    return str(ScriptDirectory.from_config(_config()).get_current_head())
+
+
+def current(conn: sa.Connection) -> str | None:
+    """The catalog's revision; None where it is empty."""
+    return MigrationContext.configure(conn).get_current_revision()
+
+
+def upgrade(engine: sa.Engine) -> tuple[str | None, str]:
+    """Bring the catalog to this featd's schema, in one transaction, under a lock; returns (before, after)."""
+    _refuse_unknown(engine)
+
+    def work(conn: sa.Connection) -> str | None:
+        dialects.migration_lock(conn)
+        before = current(conn)
+        config = _config()
+        config.attributes["connection"] = conn
+        command.upgrade(config, "head")
+        instance.create_instance(conn)
+        return before
+
+    return connect.transact(engine, work), head()
+
+
+def check_schema(engine: sa.Engine) -> None:
+    """SchemaError unless the catalog has exactly this featd's schema."""
+    _refuse_unknown(engine)
+    with connect.reading(engine) as conn:
+        revision = current(conn)
+    if revision is None:
+        raise SchemaError(
+            f"catalog {connect.shown_url(engine)} is empty: make its tables with `featd init` or `featd db upgrade`"
+        )
+    if revision != head():
+        raise SchemaError(
+            f"catalog {connect.shown_url(engine)} has schema {revision}, this featd needs {head()}:"
+            " run `featd db upgrade`"
+        )
+
+
+def _refuse_unknown(engine: sa.Engine) -> None:
+    with connect.reading(engine) as conn:
+        revision = current(conn)
+    known = {script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()}
+    if revision is not None and revision not in known:
+        raise SchemaError(
+            f"catalog {connect.shown_url(engine)} has schema {revision}, which is newer than this featd knows"
+            f" ({head()}): install a newer featd"
+        )

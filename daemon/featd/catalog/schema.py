@@ -1,0 +1,172 @@
+"""The tables, as SQLAlchemy Core sees them. The migrations make them; a test holds the two together."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import sqlalchemy as sa
+
+from featd.states import Kind, State
+
+
+class Moment(sa.types.TypeDecorator[datetime]):
+    """An aware moment in UTC. SQLite keeps it as text that sorts by time."""
+
+    impl = sa.DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError(f"a moment needs its time zone: {value!r}")
+        value = value.astimezone(UTC)
+        return value.replace(tzinfo=None) if dialect.name == "sqlite" else value
+
+    def process_result_value(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+NAMING = {
+    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    "ck": "ck_%(table_name)s_%(constraint_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
+    "pk": "pk_%(table_name)s",
+}
+metadata = sa.MetaData(naming_convention=NAMING)
+
+# SQLite gives rowids (and AUTOINCREMENT) to INTEGER PRIMARY KEY only; both are 64 bits wide.
+BigId = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+# Byte order on both databases, so that an order by path is the same everywhere.
+Path = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
+
+
+def _one_of(column: str, values: type[State] | type[Kind]) -> sa.CheckConstraint:
+    listed = ", ".join(f"'{value}'" for value in values)
+    return sa.CheckConstraint(f"{column} IN ({listed})", name=column)
+
+
+def _identity() -> tuple[Any, ...]:
+    return (sa.Identity(),)
+
+
+images = sa.Table(
+    "images",
+    metadata,
+    sa.Column("id", BigId, *_identity(), primary_key=True),
+    sa.Column("root", Path, nullable=False),
+    sa.Column("path", Path, nullable=False),
+    sa.Column("size", sa.BigInteger, nullable=False),
+    sa.Column("mtime_ns", sa.BigInteger, nullable=False),
+    sa.Column("version", sa.Integer, nullable=False),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("priority", sa.SmallInteger, nullable=False),
+    sa.Column("not_before", Moment, nullable=False),
+    sa.Column("lease_id", sa.BigInteger),
+    sa.Column("suspect", sa.Boolean, nullable=False),
+    sa.Column("errors", sa.Integer, nullable=False),
+    sa.Column("crashes", sa.Integer, nullable=False),
+    sa.Column("error_kind", sa.Text),
+    sa.Column("error", sa.Text),
+    sa.Column("shard_id", sa.BigInteger),
+    sa.Column("shard_row", sa.Integer),
+    sa.Column("shard_version", sa.Integer),
+    sa.Column("content", sa.Text),
+    sa.Column("updated_at", Moment, nullable=False),
+    sa.UniqueConstraint("root", "path"),
+    _one_of("state", State),
+    _one_of("error_kind", Kind),
+    sqlite_autoincrement=True,
+)
+# Claiming walks this one from its head, for one priority at a time, and stops at the first row not yet due.
+sa.Index(
+    "ix_images_claim",
+    images.c.priority,
+    images.c.not_before,
+    images.c.id,
+    sqlite_where=sa.text("state = 'pending'"),
+    postgresql_where=sa.text("state = 'pending'"),
+)
+sa.Index(
+    "ix_images_lease_id",
+    images.c.lease_id,
+    sqlite_where=sa.text("state = 'claimed'"),
+    postgresql_where=sa.text("state = 'claimed'"),
+)
+sa.Index(
+    "ix_images_failed",
+    images.c.error_kind,
+    images.c.id,
+    sqlite_where=sa.text("state = 'failed'"),
+    postgresql_where=sa.text("state = 'failed'"),
+)
+
+leases = sa.Table(
+    "leases",
+    metadata,
+    sa.Column("id", BigId, *_identity(), primary_key=True),
+    sa.Column("token", sa.Text, nullable=False),
+    sa.Column("host", sa.Text, nullable=False),
+    sa.Column("boot_id", sa.Text),
+    sa.Column("pid", sa.Integer, nullable=False),
+    sa.Column("device", sa.Text, nullable=False),
+    sa.Column("engine", sa.Text, nullable=False),
+    sa.Column("started_at", Moment, nullable=False),
+    # Seconds on the catalog's clock: PostgreSQL's clock_timestamp, or this boot's CLOCK_BOOTTIME on SQLite.
+    sa.Column("expires_at", sa.Double, nullable=False),
+    sa.Column("ended_at", Moment),
+    sa.Column("end_reason", sa.Text),
+    sa.Column("done", sa.BigInteger, nullable=False),
+    sa.Column("failed", sa.BigInteger, nullable=False),
+    sa.Column("shares", sa.JSON, nullable=False),
+    sqlite_autoincrement=True,
+)
+sa.Index(
+    "ix_leases_open",
+    leases.c.host,
+    sqlite_where=sa.text("ended_at IS NULL"),
+    postgresql_where=sa.text("ended_at IS NULL"),
+)
+
+shards = sa.Table(
+    "shards",
+    metadata,
+    sa.Column("id", BigId, *_identity(), primary_key=True),
+    sa.Column("name", sa.Text, nullable=False, unique=True),
+    sa.Column("path", sa.Text, nullable=False),
+    sa.Column("rows", sa.Integer, nullable=False),
+    sa.Column("live_rows", sa.Integer, nullable=False),
+    sa.Column("bytes", sa.BigInteger, nullable=False),
+    sa.Column("checksum", sa.Text, nullable=False),
+    sa.Column("lease_id", sa.BigInteger, nullable=False),
+    sa.Column("engine", sa.Text, nullable=False),
+    sa.Column("created_at", Moment, nullable=False),
+    sqlite_autoincrement=True,
+)
+
+attempts = sa.Table(
+    "attempts",
+    metadata,
+    sa.Column("id", BigId, *_identity(), primary_key=True),
+    sa.Column("image_id", sa.BigInteger, nullable=False, index=True),
+    sa.Column("version", sa.Integer, nullable=False),
+    sa.Column("lease_id", sa.BigInteger),
+    sa.Column("at", Moment, nullable=False),
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("message", sa.Text, nullable=False),
+    _one_of("kind", Kind),
+    sqlite_autoincrement=True,
+)
+
+# One row per name: the instance, the fingerprint and spec, golden vectors, scan times; and counters, in `number`.
+settings = sa.Table(
+    "settings",
+    metadata,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("value", sa.Text),
+    sa.Column("number", sa.BigInteger, nullable=False),
+)

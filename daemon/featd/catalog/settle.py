@@ -1,0 +1,302 @@
+"""Settling: the one transaction in which a sealed shard becomes known and its images become done.
+
+The shard is on stable storage before this is called. Rows are done here and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import sqlalchemy as sa
+
+from featd.catalog import counters, dialects, instance, leases, verdicts
+from featd.catalog.counters import StateChanges
+from featd.catalog.leases import Lease
+from featd.catalog.schema import images, shards
+from featd.catalog.schema import leases as lease_table
+from featd.catalog.verdicts import Attempt, Budget
+from featd.states import Kind, RetryPolicy, State
+
+
+@dataclass(frozen=True, slots=True)
+class NewShard:
+    """A sealed shard, ready to be known. `path` is relative to the store."""
+
+    name: str
+    path: str
+    rows: int
+    bytes: int
+    checksum: str
+    engine: str
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A vector of `version` of an image stands in row `shard_row` of the new shard."""
+
+    image_id: int
+    version: int
+    shard_row: int
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unchanged:
+    """The file has the content that the image's last vector was made from: it was only touched."""
+
+    image_id: int
+    version: int
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An attempt that made no vector. For `read.changed`, `size` and `mtime_ns` are what the file has now.
+
+    `settle_seconds` says how long a changed file must rest before the next try.
+    """
+
+    image_id: int
+    version: int
+    kind: Kind
+    message: str
+    size: int | None = None
+    mtime_ns: int | None = None
+    settle_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What the vectors are: compared with the catalog's in the settling transaction, or set by the first."""
+
+    fingerprint: str
+    spec: dict[str, Any]
+    golden: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """What became of some of a lease's rows."""
+
+    shard: NewShard | None = None
+    made: Sequence[Made] = ()
+    unchanged: Sequence[Unchanged] = ()
+    failures: Sequence[Failure] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.shard or self.unchanged or self.failures)
+
+
+@dataclass(slots=True)
+class Settled:
+    """How many rows went where."""
+
+    states: Counter[State] = field(default_factory=Counter)
+
+
+def settle(
+    conn: sa.Connection, lease: Lease, settlement: Settlement, identity: Identity, policy: RetryPolicy
+) -> Settled:
+    """Record what became of rows claimed under `lease`. LeaseLostError changes nothing."""
+    leases.hold(conn, lease)
+    changes = StateChanges()
+    rows = _lock(conn, lease, settlement)
+    if settlement.shard is not None:
+        instance.fix_fingerprint(conn, identity.fingerprint, identity.spec, identity.golden)
+        _settle_made(conn, lease, settlement.shard, settlement.made, rows, changes)
+    _settle_unchanged(conn, lease, settlement.unchanged, rows, changes)
+    for failure in settlement.failures:
+        if failure.image_id in rows:
+            _settle_failure(conn, lease, failure, rows[failure.image_id], policy, changes)
+    settled = Settled(Counter({state: n for state, n in changes.items() if n > 0}))
+    conn.execute(
+        sa.update(lease_table)
+        .where(lease_table.c.id == lease.id)
+        .values(
+            done=lease_table.c.done + settled.states[State.DONE],
+            failed=lease_table.c.failed + settled.states[State.FAILED],
+        )
+    )
+    counters.apply(conn, changes)
+    return settled
+
+
+def find_shard(conn: sa.Connection, lease: Lease, name: str) -> bool:
+    """Whether a shard is known: the look-up after a COMMIT whose answer was lost.
+
+    Locks the lease row first, so that it waits for that COMMIT if it is still under way.
+    """
+    conn.execute(dialects.lock_rows(conn, sa.select(lease_table.c.id).where(lease_table.c.id == lease.id)))
+    return conn.execute(sa.select(shards.c.id).where(shards.c.name == name)).first() is not None
+
+
+def _lock(conn: sa.Connection, lease: Lease, settlement: Settlement) -> dict[int, sa.Row[Any]]:
+    """Lock the settlement's rows that are still this lease's, by id."""
+    outcomes: tuple[Made | Unchanged | Failure, ...] = (
+        *settlement.made,
+        *settlement.unchanged,
+        *settlement.failures,
+    )
+    columns = (
+        images.c.id,
+        images.c.version,
+        images.c.errors,
+        images.c.crashes,
+        images.c.shard_id,
+        images.c.content,
+    )
+    statement = (
+        sa.select(*columns)
+        .where(
+            dialects.has_id(conn, sorted(outcome.image_id for outcome in outcomes)),
+            images.c.lease_id == lease.id,
+            images.c.state == State.CLAIMED,
+        )
+        .order_by(images.c.id)
+    )
+    return {row.id: row for row in conn.execute(dialects.lock_rows(conn, statement))}
+
+
+def _done_values(conn: sa.Connection) -> dict[str, Any]:
+    """A done row has its budgets back."""
+    return {
+        "state": State.DONE,
+        "lease_id": None,
+        "suspect": False,
+        "errors": 0,
+        "crashes": 0,
+        "error_kind": None,
+        "error": None,
+        "updated_at": dialects.now(conn),
+    }
+
+
+def _raised_values(conn: sa.Connection) -> dict[str, Any]:
+    """The file changed while its vector was made: pending at the new version, no budget spent."""
+    return {
+        "state": State.PENDING,
+        "lease_id": None,
+        "not_before": dialects.now(conn),
+        "updated_at": dialects.now(conn),
+    }
+
+
+def _settle_made(
+    conn: sa.Connection,
+    lease: Lease,
+    shard: NewShard,
+    made: Sequence[Made],
+    rows: dict[int, sa.Row[Any]],
+    changes: StateChanges,
+) -> None:
+    mine = [one for one in made if one.image_id in rows]
+    shard_id = conn.execute(
+        sa.insert(shards)
+        .values(
+            name=shard.name,
+            path=shard.path,
+            rows=shard.rows,
+            live_rows=len(mine),
+            bytes=shard.bytes,
+            checksum=shard.checksum,
+            lease_id=lease.id,
+            engine=shard.engine,
+            created_at=dialects.now(conn),
+        )
+        .returning(shards.c.id)
+    ).scalar_one()
+    per_row: dict[str, sa.types.TypeEngine[Any]] = {
+        "shard_row": sa.Integer(),
+        "shard_version": sa.Integer(),
+        "content": sa.Text(),
+    }
+    claimed = (images.c.lease_id == lease.id) & (images.c.state == State.CLAIMED)
+    for state, values in ((State.DONE, _done_values(conn)), (State.PENDING, _raised_values(conn))):
+        chosen = [
+            (one.image_id, one.shard_row, one.version, one.content)
+            for one in mine
+            if (rows[one.image_id].version == one.version) is (state is State.DONE)
+        ]
+        updated = dialects.update_each(conn, claimed, per_row, chosen, {**values, "shard_id": shard_id})
+        changes.move(State.CLAIMED, state, len(updated))
+    _leave_shards(conn, [rows[one.image_id].shard_id for one in mine])
+
+
+def _leave_shards(conn: sa.Connection, shard_ids: Sequence[int | None]) -> None:
+    """Rows that named `shard_ids` name another shard now."""
+    left = Counter(shard_id for shard_id in shard_ids if shard_id is not None)
+    for shard_id in sorted(left):
+        conn.execute(
+            sa.update(shards)
+            .where(shards.c.id == shard_id)
+            .values(live_rows=shards.c.live_rows - left[shard_id])
+        )
+
+
+def _settle_unchanged(
+    conn: sa.Connection,
+    lease: Lease,
+    unchanged: Sequence[Unchanged],
+    rows: dict[int, sa.Row[Any]],
+    changes: StateChanges,
+) -> None:
+    """Done again with the vector that is there. Never writes shard_id or shard_row: compaction may have moved them."""
+    claimed = (images.c.lease_id == lease.id) & (images.c.state == State.CLAIMED)
+    mine = [one for one in unchanged if one.image_id in rows]
+    same = [
+        one
+        for one in mine
+        if rows[one.image_id].version == one.version
+        and rows[one.image_id].content == one.content
+        and rows[one.image_id].shard_id is not None
+    ]
+    per_row: dict[str, sa.types.TypeEngine[Any]] = {"shard_version": sa.Integer()}
+    done = dialects.update_each(
+        conn, claimed, per_row, [(one.image_id, one.version) for one in same], _done_values(conn)
+    )
+    again = sorted({one.image_id for one in mine} - set(done))
+    if again:
+        conn.execute(
+            sa.update(images).where(dialects.has_id(conn, again), claimed).values(**_raised_values(conn))
+        )
+    changes.move(State.CLAIMED, State.DONE, len(done))
+    changes.move(State.CLAIMED, State.PENDING, len(again))
+
+
+def _settle_failure(
+    conn: sa.Connection,
+    lease: Lease,
+    failure: Failure,
+    row: sa.Row[Any],
+    policy: RetryPolicy,
+    changes: StateChanges,
+) -> None:
+    if row.version != failure.version:
+        # Another version of the file than the one that failed stands in the row: it starts afresh.
+        conn.execute(sa.update(images).where(images.c.id == row.id).values(**_raised_values(conn)))
+        changes.move(State.CLAIMED, State.PENDING)
+        return
+    extra: dict[str, object] = {}
+    if failure.kind is Kind.READ_CHANGED and failure.size is not None:
+        extra = {
+            "size": failure.size,
+            "mtime_ns": failure.mtime_ns,
+            "version": row.version + 1,
+            "suspect": False,
+            "errors": 0,
+            "crashes": 0,
+        }
+    kills = verdicts.kills_of(conn, [row.id]).get(row.id, 0) if failure.kind is Kind.KILLED else 0
+    verdicts.apply_verdict(
+        conn,
+        lease.id,
+        Attempt(row.id, failure.version, failure.kind, failure.message),
+        Budget(row.errors, row.crashes, kills),
+        policy,
+        changes,
+        extra,
+        failure.settle_seconds,
+    )
