@@ -30,3 +30,8 @@ def boottime() -> float:
 def boot_id() -> str:
     """Names this boot of this host; another value means that every process of before is dead."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def sleep(seconds: float) -> None:
+    """Let time pass."""
+    time.sleep(seconds)

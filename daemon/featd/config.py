@@ -10,7 +10,16 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from featd.errors import ConfigError
@@ -65,7 +74,9 @@ class ModelConfig(_Section):
         if not self.built_in and self.weights is None:
             raise ValueError("a net from a file needs `weights`, the path of its .caffemodel")
         if not self.built_in and not self.blobs:
-            raise ValueError("name at least one blob to extract, for example blobs = [\"fc7\"]; `featd net` lists them")
+            raise ValueError(
+                'name at least one blob to extract, for example blobs = ["fc7"]; `featd net` lists them'
+            )
         if len(set(self.blobs)) != len(self.blobs):
             raise ValueError("a blob is named twice in `blobs`")
         return self
@@ -101,7 +112,7 @@ class WorkersConfig(_Section):
         for device in devices:
             kind, _, index = device.partition(":")
             if device != "cpu" and not (kind == "cuda" and index.isdecimal()):
-                raise ValueError(f"unknown device {device!r}: write \"cpu\" or \"cuda:N\"")
+                raise ValueError(f'unknown device {device!r}: write "cpu" or "cuda:N"')
         return devices
 
 
@@ -170,7 +181,9 @@ def find(explicit: Path | None) -> Path:
         if candidate.is_file():
             return candidate
     looked = ", ".join(str(path) for path in candidates)
-    raise ConfigError(f"no configuration found (looked for {looked}): make one with `featd init`, or name it with --config")
+    raise ConfigError(
+        f"no configuration found (looked for {looked}): make one with `featd init`, or name it with --config"
+    )
 
 
 def load(explicit: Path | None = None) -> Settings:
@@ -194,7 +207,9 @@ def load(explicit: Path | None = None) -> Settings:
 def _explain(path: Path, error: ValidationError) -> str:
     lines = []
     for problem in error.errors(include_url=False, include_input=False):
-        key = ".".join(str(part) for part in problem["loc"] if part not in ("literal['auto']", "tuple[str, ...]"))
+        key = ".".join(
+            str(part) for part in problem["loc"] if part not in ("literal['auto']", "tuple[str, ...]")
+        )
         message = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
             message = "unknown key"
@@ -219,7 +234,8 @@ def _absolute(settings: Settings, file: Path) -> Settings:
         "catalog": settings.catalog.model_copy(update={"url": _absolute_url(settings.catalog.url, resolve)}),
         "store": settings.store.model_copy(update={"path": resolve("store.path", settings.store.path)}),
         "roots": tuple(
-            root.model_copy(update={"path": resolve(f"roots.{at}.path", root.path)}) for at, root in enumerate(settings.roots)
+            root.model_copy(update={"path": resolve(f"roots.{at}.path", root.path)})
+            for at, root in enumerate(settings.roots)
         ),
     }
     if not model.built_in:
@@ -230,7 +246,9 @@ def _absolute(settings: Settings, file: Path) -> Settings:
             }
         )
     if isinstance(preprocess.mean, Path):
-        changes["preprocess"] = preprocess.model_copy(update={"mean": resolve("preprocess.mean", preprocess.mean)})
+        changes["preprocess"] = preprocess.model_copy(
+            update={"mean": resolve("preprocess.mean", preprocess.mean)}
+        )
     resolved = settings.model_copy(update=changes)
     resolved._roots_apart()
     return resolved
@@ -241,5 +259,7 @@ def _absolute_url(url: str, resolve: Any) -> str:
         if url.startswith(scheme):
             return scheme + str(resolve("catalog.url", Path(url.removeprefix(scheme))))
     if not url.startswith(("postgresql+psycopg://", "postgresql://")):
-        raise ConfigError(f"catalog.url: {url.partition(':')[0]!r} is not a database featd knows: write sqlite:///FILE or postgresql+psycopg://user@host/db")
+        raise ConfigError(
+            f"catalog.url: {url.partition(':')[0]!r} is not a database featd knows: write sqlite:///FILE or postgresql+psycopg://user@host/db"
+        )
     return url

@@ -1,7 +1,7 @@
 """Log lines: an event name plus fields, one record per line whatever a file is called.
 
-    log = logs.get("worker")
-    log.info("sealed", "a shard is on disk; its rows are done", shard=name, rows=n)
+log = logs.get("worker")
+log.info("sealed", "a shard is on disk; its rows are done", shard=name, rows=n)
 """
 
 from __future__ import annotations
@@ -23,7 +23,12 @@ class Logger:
 
     def _log(self, level: int, event: str, message: str, fields: dict[str, Any]) -> None:
         if self._logger.isEnabledFor(level):
-            self._logger.log(level, message, extra={"event": event, "fields": fields}, exc_info=fields.pop("exc_info", None))
+            self._logger.log(
+                level,
+                message,
+                extra={"event": event, "fields": fields},
+                exc_info=fields.pop("exc_info", None),
+            )
 
     def debug(self, event: str, message: str, **fields: Any) -> None:
         self._log(logging.DEBUG, event, message, fields)

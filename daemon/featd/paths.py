@@ -101,7 +101,9 @@ def open_beneath(root_fd: int, raw: bytes, *, follow_symlinks: bool = False) -> 
     flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
     resolve = _RESOLVE_BENEATH | _RESOLVE_NO_MAGICLINKS | (0 if follow_symlinks else _RESOLVE_NO_SYMLINKS)
     how = _OpenHow(flags, 0, resolve)
-    fd: int = _libc.syscall(_SYS_OPENAT2, root_fd, ctypes.c_char_p(raw), ctypes.byref(how), ctypes.sizeof(how))
+    fd: int = _libc.syscall(
+        _SYS_OPENAT2, root_fd, ctypes.c_char_p(raw), ctypes.byref(how), ctypes.sizeof(how)
+    )
     if fd < 0:
         code = ctypes.get_errno()
         # ENOSYS: an old kernel; EPERM: a sandbox that does not know the call.

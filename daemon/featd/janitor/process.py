@@ -1,0 +1,118 @@
+"""The janitor child: ends leases of the dead, removes leftovers, and says when a drain is over."""
+
+from __future__ import annotations
+
+import select
+from pathlib import Path
+from typing import Any
+
+from featd import clock, logs
+from featd.catalog import connect, stats
+from featd.catalog.leases import Lease
+from featd.config import Settings
+from featd.errors import CatalogUnavailableError
+from featd.janitor import drain
+from featd.janitor.leftovers import remove_leftovers
+from featd.janitor.rescue import Death, Rescue
+from featd.link import ChildLink
+from featd.shards.store import run_folder
+from featd.signals import StopFlag
+from featd.states import Kind
+
+log = logs.get("janitor")
+
+EXPIRED_EVERY_SECONDS = 5.0
+MEND_EVERY_SECONDS = 60.0
+LEFTOVERS_EVERY_SECONDS = 600.0
+DRAIN_EVERY_SECONDS = 0.2
+BEAT_SECONDS = 300.0
+WORDS_KEPT = 800
+"""Characters of a dead process's last words that go on the row of the image it died of."""
+
+
+class Janitor:
+    """Every duty has its own time; `step` does those that are due."""
+
+    def __init__(self, settings: Settings, link: ChildLink, host: str, *, draining: bool) -> None:
+        self._settings = settings
+        self._link = link
+        self._draining = draining
+        self._scanned = False
+        self._store = settings.store.path
+        self._catalog = connect.open_catalog(settings.catalog.url, settings.workers.lease_seconds)
+        self._rescue = Rescue(self._catalog, run_folder(self._store, host), host, settings.retry.policy)
+        self._due = {"expired": 0.0, "mend": 0.0, "leftovers": 0.0, "drain": 0.0}
+
+    def begin(self) -> None:
+        """Before any worker claims."""
+        self._rescue.end_all_of_this_host()
+
+    def step(self, now: float) -> None:
+        """Hear of deaths, then do what is due."""
+        for record in self._link.inbox.receive():
+            self._hear(record)
+        if self._is_due("expired", now, EXPIRED_EVERY_SECONDS):
+            self._rescue.end_expired()
+        if self._is_due("mend", now, MEND_EVERY_SECONDS):
+            connect.transact(self._catalog, stats.mend_far_future)
+        if self._is_due("leftovers", now, LEFTOVERS_EVERY_SECONDS):
+            remove_leftovers(self._catalog, self._store)
+        if self._draining and self._scanned and self._is_due("drain", now, DRAIN_EVERY_SECONDS):
+            drained = drain.look(self._catalog, [str(root.path) for root in self._settings.roots])
+            if drained is not None:
+                self._link.report("stop", code=drained.code, message=drained.message)
+
+    def _is_due(self, duty: str, now: float, every_seconds: float) -> bool:
+        if now < self._due[duty]:
+            return False
+        self._due[duty] = now + every_seconds
+        return True
+
+    def _hear(self, record: dict[str, Any]) -> None:
+        if record.get("event") != "death":
+            return
+        if record["child"] == "ingest" and record["why"] == "finished":
+            self._scanned = True
+        lease = record["lease"]
+        if lease is None or record["why"] == "finished":
+            return
+        self._rescue.end(Lease(lease["id"], lease["token"]), death_of(record))
+        self._link.wake_others()
+
+    def close(self) -> None:
+        self._catalog.dispose()
+
+
+def death_of(record: dict[str, Any]) -> Death:
+    """What a supervisor's record of a death means for the images in hand."""
+    kinds = {"crash": Kind.CRASH, "killed": Kind.KILLED}
+    message = record["what"]
+    try:
+        words = Path(record["words"]).read_text(encoding="utf-8").strip()
+    except OSError:
+        words = ""
+    if words:
+        message += f"; its last words: {words[-WORDS_KEPT:]}"
+    return Death(kinds.get(record["why"]), message)
+
+
+def run(link: ChildLink, settings: Settings, host: str, *, draining: bool) -> int:
+    """The child's life."""
+    stop = StopFlag()
+    janitor = Janitor(settings, link, host, draining=draining)
+    janitor.begin()
+    link.report("ready")
+    while True:
+        link.beat(BEAT_SECONDS)
+        # The workers' deaths are in the inbox before the supervisor asks the janitor to stop.
+        last_turn = stop.stopping
+        try:
+            janitor.step(clock.monotonic())
+        except CatalogUnavailableError as error:
+            log.warning("out_of_reach", "trying again; leases end by themselves meanwhile", error=str(error))
+            select.select([stop], [], [], 2.0)
+        if last_turn:
+            break
+        select.select([stop, link.inbox.read_fd], [], [], DRAIN_EVERY_SECONDS if draining else 1.0)
+    janitor.close()
+    return 0

@@ -1,0 +1,86 @@
+"""Signals as data: handlers queue a number and nothing else; loops read the queue when they are ready."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+from collections import deque
+from collections.abc import Iterable
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+
+class SignalQueue:
+    """While open, the given signals arrive in `pending` and make `fileno()` readable."""
+
+    def __init__(self, signals: Iterable[signal.Signals]) -> None:
+        self.pending: deque[int] = deque()
+        self._signals = tuple(signals)
+        self._before: dict[signal.Signals, Any] = {}
+        self._reader, self._writer = socket.socketpair()
+        self._reader.setblocking(False)
+        self._writer.setblocking(False)
+
+    def __enter__(self) -> Self:
+        for number in self._signals:
+            self._before[number] = signal.signal(number, self._queue)
+        signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        signal.set_wakeup_fd(-1)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._reader.close()
+        self._writer.close()
+
+    def _queue(self, number: int, _frame: FrameType | None) -> None:
+        self.pending.append(number)
+
+    def fileno(self) -> int:
+        return self._reader.fileno()
+
+    def take(self) -> list[int]:
+        """The signals that arrived since the last call, oldest first."""
+        with contextlib.suppress(BlockingIOError):
+            while self._reader.recv(4096):
+                pass
+        taken = list(self.pending)
+        self.pending.clear()
+        return taken
+
+
+def reset_in_child() -> None:
+    """A fresh child has Python's own handlers again; INT is its supervisor's to answer."""
+    signal.set_wakeup_fd(-1)
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def name_of(number: int) -> str:
+    """SIGKILL for 9; the number where it has no name."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+class StopFlag:
+    """Set by SIGTERM in a child: its loop ends when it next looks. Wakes a poll on `fileno()`."""
+
+    def __init__(self) -> None:
+        self.stopping = False
+        self._fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        signal.signal(signal.SIGTERM, self._stop)
+
+    def _stop(self, _number: int, _frame: FrameType | None) -> None:
+        self.stopping = True
+        os.eventfd_write(self._fd, 1)
+
+    def fileno(self) -> int:
+        return self._fd

@@ -1,0 +1,186 @@
+"""Claiming ahead: the one thread of a worker that claims rows and gives them back."""
+
+from __future__ import annotations
+
+import select
+import threading
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+
+import sqlalchemy as sa
+
+from featd import clock, logs
+from featd.catalog import claim, connect
+from featd.catalog.claim import ClaimedImage
+from featd.catalog.leases import Lease
+from featd.errors import CatalogUnavailableError, LeaseLostError
+from featd.link import ChildLink
+from featd.paths import RootState, root_state
+
+log = logs.get("worker")
+
+POLL_SECONDS = 0.5
+"""Between claims while nothing is claimable; ingest wakes the worker earlier."""
+ROOTS_SECONDS = 2.0
+"""How long a look at the roots is believed."""
+
+
+class Held:
+    """The ids a worker has claimed and not yet settled or given back. Shared by its threads."""
+
+    def __init__(self) -> None:
+        self._ids: set[int] = set()
+        self._lock = threading.Lock()
+
+    def add(self, ids: list[int]) -> None:
+        with self._lock:
+            self._ids.update(ids)
+
+    def drop(self, ids: list[int]) -> None:
+        with self._lock:
+            self._ids.difference_update(ids)
+
+    def snapshot(self) -> list[int]:
+        with self._lock:
+            return sorted(self._ids)
+
+
+class OnlineRoots:
+    """Which of the configured roots are there; looked at every few seconds."""
+
+    def __init__(self, roots: Mapping[str, bool]) -> None:
+        self._roots = list(roots)
+        self._online: list[str] = []
+        self._looked_at = float("-inf")
+
+    def now(self, now: float) -> list[str]:
+        if now - self._looked_at > ROOTS_SECONDS:
+            self._online = [root for root in self._roots if root_state(Path(root)) is RootState.ONLINE]
+            self._looked_at = now
+        return self._online
+
+    def look_again(self) -> None:
+        """A root was found missing: do not believe the last look."""
+        self._looked_at = float("-inf")
+
+
+class Claims(threading.Thread):
+    """Keeps up to `ahead` claimed images ready for the pipeline.
+
+    `exhausted` is true while the last claim found less than it asked for: nothing more is claimable now.
+    """
+
+    def __init__(
+        self,
+        catalog: sa.Engine,
+        lease: Lease,
+        link: ChildLink,
+        roots: OnlineRoots,
+        held: Held,
+        *,
+        ahead: int,
+        lease_seconds: float,
+    ) -> None:
+        super().__init__(name="claims", daemon=True)
+        self.exhausted = False
+        self.failure: Exception | None = None
+        self._catalog = catalog
+        self._lease = lease
+        self._link = link
+        self._roots = roots
+        self._held = held
+        self._ahead = ahead
+        self._ready: deque[ClaimedImage] = deque()
+        self._returned: deque[int] = deque()
+        self._unheld_every = lease_seconds / 3
+        self._unheld_due = clock.monotonic() + self._unheld_every
+        self._stop = threading.Event()
+        self._hungry = threading.Condition()
+
+    # The pipeline's side
+
+    def take(self) -> ClaimedImage | None:
+        """The next claimed image, or None where none is ready."""
+        try:
+            image = self._ready.popleft()
+        except IndexError:
+            return None
+        if len(self._ready) == self._ahead // 2:
+            with self._hungry:
+                self._hungry.notify()
+        return image
+
+    def give_back(self, image: ClaimedImage) -> None:
+        """This image's root went away: pending again, with nothing counted against it."""
+        self._returned.append(image.id)
+
+    def stop(self) -> None:
+        """Claim no more. What is held is freed when the worker ends its lease."""
+        self._stop.set()
+        with self._hungry:
+            self._hungry.notify()
+        self.join()
+
+    # The thread's side
+
+    def run(self) -> None:
+        while not self._stop.is_set():
+            try:
+                claimed = self.step(clock.monotonic())
+            except LeaseLostError as error:
+                self.failure = error
+                return
+            except CatalogUnavailableError as error:
+                # The claim may stand although its answer was lost: those rows are given back before long.
+                self._unheld_due = clock.monotonic()
+                log.warning("not_claimed", "trying again in 1 s", error=str(error))
+                self._stop.wait(1.0)
+                continue
+            except Exception as error:
+                self.failure = error
+                return
+            if not claimed:
+                self._wait()
+
+    def step(self, now: float) -> int:
+        """Claim what is missing; returns how many rows that were."""
+        if now >= self._unheld_due:
+            held = self._held.snapshot()
+            freed = connect.transact(
+                self._catalog, lambda conn: claim.release_unheld(conn, self._lease, held)
+            )
+            if freed:
+                log.warning("released", "a claim whose answer was lost had taken these rows", rows=freed)
+            self._unheld_due = now + self._unheld_every
+        if self._returned:
+            self._release_returned()
+        want = self._ahead - len(self._ready)
+        if want < self._ahead // 2:
+            return 0
+        roots = self._roots.now(now)
+        claimed = (
+            connect.transact(self._catalog, lambda conn: claim.claim(conn, self._lease, want, roots))
+            if roots
+            else []
+        )
+        self._held.add([image.id for image in claimed])
+        self._ready.extend(claimed)
+        self.exhausted = len(claimed) < want
+        return len(claimed)
+
+    def _release_returned(self) -> None:
+        ids = [self._returned.popleft() for _ in range(len(self._returned))]
+        connect.transact(self._catalog, lambda conn: claim.release(conn, self._lease, ids))
+        self._held.drop(ids)
+        self._roots.look_again()
+
+    def _wait(self) -> None:
+        """Until the pipeline has eaten half, or, with nothing claimable, until woken or POLL_SECONDS passed."""
+        if self.exhausted:
+            select.select([self._link.wake_fd], [], [], POLL_SECONDS)
+            self._link.take_wake()
+        else:
+            with self._hungry:
+                if len(self._ready) > self._ahead // 2 and not self._stop.is_set():
+                    self._hungry.wait(POLL_SECONDS)

@@ -1,0 +1,80 @@
+"""What a worker computes with: net, engine, preprocessing; and the fingerprint of what comes out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from featd.config import Settings
+from featd.engines.base import Engine
+from featd.engines.select import load_engine
+from featd.errors import ConfigError
+from featd.images.decode import DECODER
+from featd.images.preprocess import PreprocessSpec, resolve
+from featd.net.load import load_net
+from featd.net.net import Net
+from featd.shards.layout import check_blobs
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A loaded net on a device. `spec` is everything that decides a vector's value; not the engine."""
+
+    net: Net
+    engine: Engine
+    preprocess: PreprocessSpec
+    spec: dict[str, Any]
+
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint(self.spec)
+
+
+def load_model(settings: Settings, device: str, threads: int) -> Model:
+    """Read the net, load it on `device`. ModelError or ConfigError with the way out."""
+    net = load_net(settings.model)
+    check_blobs(list(net.blobs))
+    preprocess = resolve(settings.preprocess, net.input_shape, net.preprocess)
+    if preprocess.shape != net.input_shape:
+        raise ConfigError(f"preprocess: makes {preprocess.shape} pictures, the net takes {net.input_shape}")
+    engine = load_engine(net, settings.model.engine, device, threads)
+    return Model(net, engine, preprocess, make_spec(settings, net, preprocess))
+
+
+def make_spec(settings: Settings, net: Net, preprocess: PreprocessSpec) -> dict[str, Any]:
+    """What the fingerprint is made of. A key added later goes in only where it is not at its default."""
+    return {
+        "net": net.identity,
+        "blobs": list(net.blobs),
+        "preprocess": preprocess.identity(),
+        "decoder": DECODER,
+        "dtype": settings.store.dtype,
+    }
+
+
+def fingerprint(spec: dict[str, Any]) -> str:
+    """SHA-256 of the canonical JSON of `spec`, in hex."""
+    return hashlib.sha256(json.dumps(spec, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def differences(held: dict[str, Any] | None, mine: dict[str, Any]) -> str:
+    """Where two specs differ, key by key, for people."""
+    before, after = _flat(held or {}), _flat(mine)
+    keys = sorted(set(before) | set(after))
+    changed = [
+        f"{key}: {before.get(key, 'absent')} -> {after.get(key, 'absent')}"
+        for key in keys
+        if before.get(key) != after.get(key)
+    ]
+    return "; ".join(changed)
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, str]:
+    if isinstance(value, dict):
+        flat: dict[str, str] = {}
+        for key, inner in value.items():
+            flat |= _flat(inner, f"{prefix}.{key}" if prefix else str(key))
+        return flat
+    return {prefix: json.dumps(value)}

@@ -1,0 +1,290 @@
+"""The worker's main loop: claimed images into trays, full trays through the net, vectors to the writer.
+
+A tray is a batch in shared memory. While one is in the net, the decoders fill the others. Engines and
+decoders are used from this thread alone: Caffe's device is per thread, and decoders die with their spawner.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from featd import logs
+from featd.catalog.claim import ClaimedImage
+from featd.catalog.settle import Failure, Unchanged
+from featd.engines.base import Batch, Engine, Vectors
+from featd.errors import EngineError
+from featd.images import wire
+from featd.images.decoders import DecoderPool
+from featd.link import ChildLink
+from featd.shards.write import fits
+from featd.states import Kind
+from featd.worker.claims import Claims
+from featd.worker.shares import Shares
+from featd.worker.writer import Flush, VectorBatch, Writer
+
+log = logs.get("worker")
+
+TRAYS = 3
+"""One in the net, one ready behind it, one being filled."""
+IDLE_SECONDS = 0.1
+"""A look for new work while there is none."""
+DECODE_WAIT_SECONDS = 0.25
+HANG_FACTOR = 50.0
+MIN_HANG_SECONDS = 60.0
+ZERO_BATCH = 8
+"""All-zero vectors for this many pictures, none of one colour, are reason to doubt the device."""
+
+
+@dataclass(slots=True)
+class Tray:
+    """One batch being filled. `ready` maps a place in the batch to the content hash of what stands there."""
+
+    index: int
+    images: dict[int, ClaimedImage] = field(default_factory=dict)
+    ready: dict[int, str] = field(default_factory=dict)
+
+    @property
+    def outstanding(self) -> int:
+        return len(self.images) - len(self.ready)
+
+
+class Pipeline:
+    """One turn of `step` takes what the decoders have done, feeds them, and runs at most one batch."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        pool: DecoderPool,
+        claims: Claims,
+        writer: Writer,
+        link: ChildLink,
+        shares: Shares,
+        *,
+        dtype: str,
+        batch_seconds: float,
+        settle_seconds: dict[str, float],
+        check_golden: Callable[[], None],
+    ) -> None:
+        self._engine = engine
+        self._pool = pool
+        self._claims = claims
+        self._writer = writer
+        self._link = link
+        self._shares = shares
+        self._dtype = dtype
+        self._settle_seconds = settle_seconds
+        self._check_golden = check_golden
+        self._batch = pool.trays.shape[1]
+        self._hang_seconds = max(MIN_HANG_SECONDS, HANG_FACTOR * batch_seconds)
+        self._free = [Tray(index) for index in range(pool.trays.shape[0])]
+        self._filling: list[Tray] = []
+        self._flushed = True
+
+    @property
+    def idle(self) -> bool:
+        """Nothing is claimed, decoded or waiting here."""
+        return not self._filling
+
+    def step(self) -> int:
+        """One turn; returns how many images went through the net."""
+        self._link.beat(self._hang_seconds)
+        self._feed()
+        tray = self._next_tray()
+        if tray is None:
+            self._flush_when_idle()
+            self._take(self._wait_for_decoders())
+            return 0
+        self._take(self._pool.poll(0.0))
+        self._filling.remove(tray)
+        forwarded = self._run(tray)
+        tray.images.clear()
+        tray.ready.clear()
+        self._free.append(tray)
+        return forwarded
+
+    # Claimed images into trays
+
+    def _feed(self) -> None:
+        """Fill every free place with a claimed image, in order of trays."""
+        for tray in (*self._filling, *self._free):
+            if len(tray.images) == self._batch:
+                continue
+            for place in range(self._batch):
+                if place in tray.images:
+                    continue
+                image = self._claims.take()
+                if image is None:
+                    return
+                if tray in self._free:
+                    self._free.remove(tray)
+                    self._filling.append(tray)
+                tray.images[place] = image
+                self._flushed = False
+                self._pool.submit(
+                    tray.index * self._batch + place,
+                    wire.DecodeTask(
+                        image.id, image.root, image.path, image.size, image.mtime_ns, image.known_content
+                    ),
+                )
+
+    def _wait_for_decoders(self) -> list[wire.Result]:
+        if self._pool.pending:
+            with self._shares.spend("decode"):
+                return self._pool.poll(DECODE_WAIT_SECONDS)
+        with self._shares.spend("wait"):
+            return self._pool.poll(IDLE_SECONDS)
+
+    def _take(self, results: Iterable[wire.Result]) -> None:
+        """What the decoders say, into the trays or, where there is no picture, to the writer."""
+        for result in results:
+            index, place = divmod(result.slot, self._batch)
+            tray = next(tray for tray in self._filling if tray.index == index)
+            image = tray.images[place]
+            match result:
+                case wire.Decoded():
+                    tray.ready[place] = result.content
+                    continue
+                case wire.Unchanged():
+                    self._put(Unchanged(image.id, image.version, result.content))
+                case wire.NotDecoded(root_offline=True):
+                    self._claims.give_back(image)  # nothing is known about the file
+                case wire.NotDecoded():
+                    self._put(self._failure(image, result))
+            del tray.images[place]
+            if not tray.images:
+                self._filling.remove(tray)
+                self._free.append(tray)
+
+    def _failure(self, image: ClaimedImage, result: wire.NotDecoded) -> Failure:
+        changed = result.kind is Kind.READ_CHANGED
+        return Failure(
+            image.id,
+            image.version,
+            result.kind,
+            result.message,
+            result.size,
+            result.mtime_ns,
+            self._settle_seconds.get(image.root, 0.0) if changed else 0.0,
+        )
+
+    def _next_tray(self) -> Tray | None:
+        """A full tray; or, when no more images come to fill it, one whose decoders are done."""
+        for tray in self._filling:
+            if len(tray.ready) == self._batch:
+                return tray
+        if not self._claims.exhausted:
+            return None
+        return next((tray for tray in self._filling if tray.ready and not tray.outstanding), None)
+
+    def _flush_when_idle(self) -> None:
+        """Nothing is claimable and nothing under way: seal now, so that the last images are done at once."""
+        if self.idle and self._claims.exhausted and not self._flushed:
+            self._writer.put(Flush())
+            self._flushed = True
+
+    # A tray through the net
+
+    def _run(self, tray: Tray) -> int:
+        places = sorted(tray.ready)
+        pictures = self._pool.trays[tray.index]
+        together = [place for place in places if not tray.images[place].suspect]
+        alone = [place for place in places if tray.images[place].suspect]
+        for group in ([together] if together else []) + [[place] for place in alone]:
+            # A full tray goes into the net as it lies in memory; a group with gaps is gathered first.
+            batch = pictures if len(group) == self._batch else pictures[group]
+            self._forward(
+                [tray.images[place] for place in group], [tray.ready[place] for place in group], batch
+            )
+        return len(places)
+
+    def _forward(self, images: Sequence[ClaimedImage], contents: Sequence[str], batch: Batch) -> None:
+        try:
+            vectors = self._engine_forward(images, batch)
+        except Exception as error:
+            log.warning("rerun", "the batch failed; running its images one by one", error=str(error))
+            self._one_by_one(images, contents, batch, error)
+            return
+        self._doubt_zeros(batch, vectors)
+        self._shares.count(len(images))
+        self._emit(images, contents, vectors)
+
+    def _engine_forward(self, images: Sequence[ClaimedImage], batch: Batch) -> dict[str, Vectors]:
+        self._link.beat(self._hang_seconds)
+        with self._shares.spend("forward"):
+            self._pool.hands.hold_forward([image.id for image in images])
+            try:
+                return self._engine.forward(batch)
+            finally:
+                self._pool.hands.drop_forward()
+
+    def _one_by_one(
+        self, images: Sequence[ClaimedImage], contents: Sequence[str], batch: Batch, error: Exception
+    ) -> None:
+        """Find the images that make the engine fail. Where all do, the golden pictures tell who is sick."""
+        failures: list[Failure] = []
+        for at, image in enumerate(images):
+            try:
+                vectors = self._engine_forward([image], batch[at : at + 1])
+            except Exception as own:
+                failures.append(Failure(image.id, image.version, Kind.EXTRACT_ERROR, str(own) or repr(own)))
+                continue
+            self._shares.count(1)
+            self._emit([image], [contents[at]], vectors)
+        if len(failures) == len(images):
+            try:
+                self._check_device()
+            except Exception as sick:
+                raise EngineError(
+                    f"the engine fails on every picture, the built-in ones too: {sick} (first: {error})"
+                ) from sick
+        for failure in failures:
+            self._put(failure)
+
+    def _emit(
+        self, images: Sequence[ClaimedImage], contents: Sequence[str], vectors: dict[str, Vectors]
+    ) -> None:
+        """Sanity gate, then the writer: a vector that is not finite fails its image and no other."""
+        sound = np.logical_and.reduce([fits(values, self._dtype) for values in vectors.values()])
+        for at in np.flatnonzero(~sound):
+            image = images[at]
+            self._put(
+                Failure(image.id, image.version, Kind.EXTRACT_NOT_FINITE, self._not_finite(vectors, int(at)))
+            )
+        if not sound.all():
+            kept = np.flatnonzero(sound)
+            images = [images[at] for at in kept]
+            contents = [contents[at] for at in kept]
+            vectors = {blob: values[kept] for blob, values in vectors.items()}
+        if images:
+            with self._shares.spend("write"):
+                self._writer.put(VectorBatch(images, contents, vectors))
+
+    def _not_finite(self, vectors: dict[str, Vectors], at: int) -> str:
+        blobs = [blob for blob, values in vectors.items() if not fits(values[at : at + 1], self._dtype)[0]]
+        return f"the vector holds NaN or infinity (as {self._dtype}) in blob {', '.join(blobs)}"
+
+    def _doubt_zeros(self, batch: Batch, vectors: dict[str, Vectors]) -> None:
+        """A blank page may give zeros; a whole batch of pictures that does gives reason to test the device."""
+        first = next(iter(vectors.values()))
+        if len(batch) >= ZERO_BATCH and not first.any() and not _of_one_colour(batch).any():
+            log.warning("zeros", "a whole batch came out as zeros: checking the golden vectors")
+            self._check_device()
+
+    def _check_device(self) -> None:
+        self._link.beat(self._hang_seconds)
+        self._check_golden()
+
+    def _put(self, item: Failure | Unchanged) -> None:
+        with self._shares.spend("write"):
+            self._writer.put(item)
+
+
+def _of_one_colour(batch: Batch) -> npt.NDArray[np.bool_]:
+    """Which pictures (n, C, H, W) have one value per channel: a mask (n,)."""
+    flat = batch.reshape(len(batch), batch.shape[1], -1)
+    mask: npt.NDArray[np.bool_] = (flat.max(axis=2) == flat.min(axis=2)).all(axis=1)
+    return mask

@@ -1,0 +1,228 @@
+"""The worker child, from its first line to its exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import sqlalchemy as sa
+
+from featd import logs
+from featd.catalog import connect, instance, leases
+from featd.catalog.leases import Lease
+from featd.catalog.settle import Identity
+from featd.config import Settings
+from featd.engines.base import Vectors
+from featd.errors import CatalogUnavailableError, ConfigError, EngineError, LeaseLostError
+from featd.images.decoders import DecoderPool
+from featd.link import ChildLink
+from featd.shards.store import check_store, run_folder
+from featd.signals import StopFlag
+from featd.worker import devices, golden
+from featd.worker.claims import Claims, Held, OnlineRoots
+from featd.worker.model import Model, differences, load_model
+from featd.worker.pipeline import TRAYS, Pipeline
+from featd.worker.renewal import Renewal
+from featd.worker.shares import Shares
+from featd.worker.writer import ShardKind, Writer
+
+log = logs.get("worker")
+
+BOOT_SECONDS = 900.0
+"""A net that takes longer than this to load and to run once hangs."""
+LEASE_BATCHES = 4.0
+"""A lease must last so many batches, or a renewal could come too late behind one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Booted:
+    """What a worker knows before it opens a lease."""
+
+    model: Model
+    batch: int
+    batch_seconds: float
+    golden: dict[str, Vectors]
+    instance: str
+    identity: Identity
+
+
+def boot(settings: Settings, catalog: sa.Engine, device: str, threads: int) -> Booted:
+    """Check store and fingerprint, load the net, time a batch and compare the golden vectors."""
+    with connect.reading(catalog) as conn:
+        instance_id = instance.instance_id(conn)
+        held, held_spec, stored = instance.fingerprint(conn), instance.spec(conn), instance.golden(conn)
+    check_store(settings.store.path, instance_id)
+    model = load_model(settings, device, threads)
+    instance.check_fingerprint(held, model.fingerprint, differences(held_spec, model.spec))
+    batch, timed = _fit_batch(model, settings)
+    golden.check(stored, timed.vectors)
+    identity = Identity(model.fingerprint, model.spec, golden.pack(timed.vectors))
+    return Booted(model, batch, timed.batch_seconds, timed.vectors, instance_id, identity)
+
+
+def _fit_batch(model: Model, settings: Settings) -> tuple[int, golden.Timed]:
+    """The largest batch, up to the configured one, that four times fits into a lease."""
+    batch = settings.workers.batch
+    lease = settings.workers.lease_seconds
+    while True:
+        timed = golden.run_golden(model, batch)
+        if timed.batch_seconds * LEASE_BATCHES <= lease:
+            return batch, timed
+        if batch == 1:
+            raise ConfigError(
+                f"workers.lease_seconds: one image takes {timed.batch_seconds:.1f} s here; a lease must last four"
+                f" times that: set it to at least {timed.batch_seconds * LEASE_BATCHES:.0f}"
+            )
+        batch //= 2
+        log.warning("batch", "a batch takes more than a quarter of a lease: using a smaller one", batch=batch)
+
+
+def run(link: ChildLink, settings: Settings, host: str, device: str, label: str, threads: int) -> int:
+    """The child's life: boot, work until told to stop, seal and settle, give the rest back."""
+    stop = StopFlag()
+    link.beat(BOOT_SECONDS)
+    catalog = connect.open_catalog(settings.catalog.url, settings.workers.lease_seconds)
+    booted = boot(settings, catalog, devices.isolate(device), threads)
+    engine = booted.model.engine
+    lease = connect.transact(
+        catalog,
+        lambda conn: leases.open_lease(
+            conn,
+            host=host,
+            pid=os.getpid(),
+            device=label,
+            engine=engine.name,
+            lease_seconds=settings.workers.lease_seconds,
+        ),
+    )
+    link.report("lease", id=lease.id, token=lease.token)
+    worker = Worker(
+        link, settings, catalog, lease, booted, run_folder(settings.store.path, host) / f"{lease.token}.hands"
+    )
+    reason = "stopped"
+    try:
+        link.report("ready")
+        log.info(
+            "working",
+            "claiming images",
+            device=label,
+            engine=engine.name,
+            batch=booted.batch,
+            batch_ms=round(booted.batch_seconds * 1000, 1),
+        )
+        while not stop.stopping:
+            worker.step()
+        worker.finish()
+    except BaseException as error:
+        reason = f"{type(error).__name__}: {error}"[:500]
+        if isinstance(error, EngineError):
+            worker.abandon()  # what a sick device made last is not to be believed
+        raise
+    finally:
+        worker.close(reason)
+        engine.close()
+        catalog.dispose()
+    return 0
+
+
+class Worker:
+    """Holds a worker's threads together; `step` is one turn of its main loop."""
+
+    def __init__(
+        self,
+        link: ChildLink,
+        settings: Settings,
+        catalog: sa.Engine,
+        lease: Lease,
+        booted: Booted,
+        hands_path: Path,
+    ) -> None:
+        roots = {str(root.path): root.follow_symlinks for root in settings.roots}
+        engine = booted.model.engine
+        self._catalog = catalog
+        self._lease = lease
+        self._policy = settings.retry.policy
+        self._booted = booted
+        self._hands_path = hands_path
+        self._state = "idle"
+        held = Held()
+        shares = Shares()
+        self._pool = DecoderPool(
+            booted.model.preprocess,
+            roots,
+            decoders=settings.workers.decoders,
+            trays=TRAYS,
+            batch=booted.batch,
+            hands_path=self._hands_path,
+        )
+        self._renewal = Renewal(
+            catalog, lease, settings.workers.lease_seconds, lambda: shares.report(self._state)
+        )
+        self._claims = Claims(
+            catalog,
+            lease,
+            link,
+            OnlineRoots(roots),
+            held,
+            ahead=TRAYS * booted.batch,
+            lease_seconds=settings.workers.lease_seconds,
+        )
+        kind = ShardKind(booted.model.net.blobs, engine.name, booted.instance)
+        self._writer = Writer(catalog, lease, settings.store, kind, booted.identity, self._policy, held)
+        self._pipeline = Pipeline(
+            engine,
+            self._pool,
+            self._claims,
+            self._writer,
+            link,
+            shares,
+            dtype=settings.store.dtype,
+            batch_seconds=booted.batch_seconds,
+            settle_seconds={str(root.path): root.settle_seconds for root in settings.roots},
+            check_golden=self._check_golden,
+        )
+        # Threads last: what could fail above must not leave one behind.
+        self._threads = (self._renewal, self._writer, self._claims)
+        for thread in self._threads:
+            thread.start()
+
+    def step(self) -> None:
+        """One turn of the pipeline; raises what ended one of the threads."""
+        self._pipeline.step()
+        self._state = "idle" if self._pipeline.idle else "working"
+        for failure in (self._claims.failure, self._writer.failure):
+            if failure is not None:
+                raise failure
+        if self._renewal.lost.is_set():
+            raise LeaseLostError("the lease was ended by others")
+
+    def finish(self) -> None:
+        """The batch in flight is through the net: seal its shard and settle it."""
+        self._state = "stopping"
+        self._claims.stop()
+        self._writer.finish()
+
+    def abandon(self) -> None:
+        """Give up the vectors that are not sealed yet."""
+        self._writer.abandon()
+
+    def close(self, reason: str) -> None:
+        """End decoders, threads and the lease; what is claimed and not done is pending again."""
+        self._claims.stop()
+        with contextlib.suppress(Exception):
+            self._writer.finish()
+        self._renewal.stop()
+        self._pool.close()
+        with contextlib.suppress(CatalogUnavailableError):
+            connect.transact(
+                self._catalog, lambda conn: leases.end_lease(conn, self._lease, reason, self._policy)
+            )
+            self._hands_path.unlink(missing_ok=True)
+
+    def _check_golden(self) -> None:
+        """EngineError where the engine makes other vectors of the golden pictures than it did at boot."""
+        model, vectors = self._booted.model, self._booted.golden
+        count = len(next(iter(vectors.values())))
+        golden.check(golden.pack(vectors), model.engine.forward(golden.golden_batch(model, count)))

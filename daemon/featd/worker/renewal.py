@@ -1,0 +1,72 @@
+"""Keeping the lease: renewed while the worker lives; the worker ends itself before its lease does."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import sqlalchemy as sa
+
+from featd import clock, logs
+from featd.catalog import connect, leases
+from featd.catalog.leases import Lease
+from featd.errors import EXIT_ERROR, CatalogUnavailableError, LeaseLostError
+
+log = logs.get("worker")
+
+EVERY_SECONDS = 5.0
+"""Often enough for `featd status`; at most a third of the lease."""
+MARGIN = 0.1
+"""Part of the lease before its end at which a worker that could not renew leaves."""
+
+
+class Renewal(threading.Thread):
+    """Renews in its own thread and connection. `lost` is set when the lease is another's now."""
+
+    def __init__(
+        self, catalog: sa.Engine, lease: Lease, lease_seconds: float, shares: Callable[[], dict[str, Any]]
+    ) -> None:
+        super().__init__(name="renewal", daemon=True)
+        self.lost = threading.Event()
+        self._catalog = catalog
+        self._lease = lease
+        self._lease_seconds = lease_seconds
+        self._shares = shares
+        self._stop = threading.Event()
+        self._renewed_at = clock.boottime()
+
+    def run(self) -> None:
+        every = min(EVERY_SECONDS, self._lease_seconds / 3)
+        while not self._stop.wait(every):
+            self.step()
+            if self.lost.is_set():
+                return
+
+    def step(self) -> None:
+        """Renew once; leave for good where the lease would end before the next try."""
+        asked_at = clock.boottime()
+        try:
+            connect.transact(
+                self._catalog,
+                lambda conn: leases.renew(conn, self._lease, self._lease_seconds, self._shares()),
+            )
+            self._renewed_at = asked_at
+        except LeaseLostError as error:
+            log.error(
+                "lease_lost",
+                "giving up the shard in hand; another worker does these images",
+                error=str(error),
+            )
+            self.lost.set()
+        except CatalogUnavailableError as error:
+            left = self._renewed_at + self._lease_seconds * (1 - MARGIN) - clock.boottime()
+            if left <= 0:
+                log.error("lease_ends", "cannot renew; leaving before the lease ends", error=str(error))
+                os._exit(EXIT_ERROR)
+            log.warning("not_renewed", "trying again", seconds_left=round(left, 1), error=str(error))
+
+    def stop(self) -> None:
+        self._stop.set()
+        self.join()

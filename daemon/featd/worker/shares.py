@@ -1,0 +1,62 @@
+"""Where a worker's time goes, over the last seconds: what `featd status` shows as shares and images/s."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from featd import clock
+
+KINDS = ("wait", "decode", "forward", "write")
+"""wait: nothing to claim; decode: waiting for decoders; forward: in the net; write: waiting for the writer."""
+
+WINDOW_SECONDS = 30.0
+
+
+class Shares:
+    """Written by the main loop alone; read by the renewal thread."""
+
+    def __init__(self) -> None:
+        self._spent: deque[tuple[float, str, float]] = deque()
+        self._done: deque[tuple[float, int]] = deque()
+        self._began = clock.monotonic()
+
+    @contextmanager
+    def spend(self, kind: str) -> Iterator[None]:
+        """The time inside counts as `kind`."""
+        began = clock.monotonic()
+        yield
+        self.add(kind, clock.monotonic() - began)
+
+    def add(self, kind: str, seconds: float) -> None:
+        self._spent.append((clock.monotonic(), kind, seconds))
+        self._forget()
+
+    def count(self, images: int) -> None:
+        """So many images went through the net."""
+        self._done.append((clock.monotonic(), images))
+
+    def report(self, state: str) -> dict[str, Any]:
+        """For the lease row: state, images per second, and the shares (which add up to 1 or are all 0)."""
+        now = clock.monotonic()
+        window = max(min(now - self._began, WINDOW_SECONDS), 1e-3)
+        spent = dict.fromkeys(KINDS, 0.0)
+        for at, kind, seconds in tuple(self._spent):
+            if now - at <= WINDOW_SECONDS:
+                spent[kind] += seconds
+        total = sum(spent.values())
+        images = sum(count for at, count in tuple(self._done) if now - at <= WINDOW_SECONDS)
+        return {
+            "state": state,
+            "images_per_second": round(images / window, 2),
+            "share": {kind: round(seconds / total, 3) if total else 0.0 for kind, seconds in spent.items()},
+        }
+
+    def _forget(self) -> None:
+        limit = clock.monotonic() - WINDOW_SECONDS
+        while self._spent and self._spent[0][0] < limit:
+            self._spent.popleft()
+        while self._done and self._done[0][0] < limit:
+            self._done.popleft()

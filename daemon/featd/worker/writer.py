@@ -1,0 +1,283 @@
+"""Writing behind: the one thread of a worker that fills shards, seals them and settles their rows.
+
+The order is featd's safety argument: the shard is on stable storage first, its rows are done second. Once a
+COMMIT was attempted nobody here removes the sealed file; the janitor does, when the catalog proves it unknown.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import queue
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import sqlalchemy as sa
+
+from featd import clock, logs
+from featd.catalog import connect, settle
+from featd.catalog.claim import ClaimedImage
+from featd.catalog.connect import CommitUnknownError
+from featd.catalog.leases import Lease
+from featd.catalog.settle import Failure, Identity, Made, NewShard, Settlement, Unchanged
+from featd.config import StoreConfig
+from featd.errors import CatalogUnavailableError, StoreUnavailableError
+from featd.shards.layout import ShardName
+from featd.shards.write import ShardRow, ShardWriter
+from featd.states import RetryPolicy, State
+from featd.worker.claims import Held
+
+log = logs.get("worker")
+
+QUEUED_BATCHES = 8
+"""Batches that wait for the writer before the net is kept waiting."""
+OUTCOME_SECONDS = 1.0
+"""How long a failure or an unchanged image may wait for a shard to be settled with."""
+RETRY_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class VectorBatch:
+    """Vectors out of the net: `images[i]` with the content hash `contents[i]` has row i of each blob's (n, d)."""
+
+    images: Sequence[ClaimedImage]
+    contents: Sequence[str]
+    vectors: dict[str, npt.NDArray[np.float32]]
+
+
+class Flush:
+    """Nothing more comes for now: seal what there is."""
+
+
+class Stop:
+    """Seal, settle and end."""
+
+
+Item = VectorBatch | Failure | Unchanged | Flush | Stop
+
+
+@dataclass(frozen=True, slots=True)
+class ShardKind:
+    """What every shard of this worker is made of."""
+
+    blobs: dict[str, int]
+    engine: str
+    instance: str
+
+
+class Writer(threading.Thread):
+    """Takes items from the pipeline; `failure` is what ended it early."""
+
+    def __init__(
+        self,
+        catalog: sa.Engine,
+        lease: Lease,
+        store: StoreConfig,
+        kind: ShardKind,
+        identity: Identity,
+        policy: RetryPolicy,
+        held: Held,
+    ) -> None:
+        super().__init__(name="writer", daemon=True)
+        self.failure: Exception | None = None
+        self._catalog = catalog
+        self._lease = lease
+        self._store = store
+        self._kind = kind
+        self._identity = identity
+        self._policy = policy
+        self._held = held
+        self._items: queue.Queue[Item] = queue.Queue(maxsize=QUEUED_BATCHES)
+        self._shard: ShardWriter | None = None
+        self._serial = 0
+        self._abandoned = threading.Event()
+        self._made: list[Made] = []
+        self._unchanged: list[Unchanged] = []
+        self._failures: list[Failure] = []
+        self._waiting_since: float | None = None
+
+    # The pipeline's side
+
+    def put(self, item: Item) -> None:
+        """Hand over; waits while QUEUED_BATCHES are queued. Raises what ended the thread, if it has ended."""
+        while True:
+            if self.failure is not None:
+                raise self.failure
+            if not self.is_alive():
+                raise StoreUnavailableError("the writer has ended")
+            try:
+                self._items.put(item, timeout=0.5)
+                return
+            except queue.Full:
+                continue
+
+    def finish(self) -> None:
+        """Seal and settle everything handed over, and end the thread. Raises what ended it early."""
+        with contextlib.suppress(Exception):
+            if self.is_alive():
+                self.put(Stop())
+        self.join()
+        if self.failure is not None:
+            raise self.failure
+
+    def abandon(self) -> None:
+        """End the thread without sealing: nothing more is settled."""
+        self._abandoned.set()
+        self.join()
+
+    # The thread's side
+
+    def run(self) -> None:
+        try:
+            while not self._abandoned.is_set() and self.step():
+                pass
+            if self._shard is not None:
+                self._shard.discard()
+        except Exception as error:
+            if self._shard is not None:
+                self._shard.discard()
+            self.failure = error
+
+    def step(self) -> bool:
+        """Take one item, or let time pass; then seal and settle what is due. False when told to stop."""
+        item: Item | None
+        try:
+            item = self._items.get(timeout=self._seconds_to_due(clock.monotonic()))
+        except queue.Empty:
+            item = None
+        match item:
+            case VectorBatch():
+                self._append(item)
+            case Failure():
+                self._failures.append(item)
+            case Unchanged():
+                self._unchanged.append(item)
+            case _:
+                pass
+        now = clock.monotonic()
+        if (self._failures or self._unchanged) and self._waiting_since is None:
+            self._waiting_since = now
+        last = isinstance(item, Flush | Stop)
+        if self._shard is not None and (last or now - self._shard.opened_at >= self._store.shard_seconds):
+            self._seal()
+        elif self._waiting_since is not None and (last or now - self._waiting_since >= OUTCOME_SECONDS):
+            self._settle(None)
+        return not isinstance(item, Stop)
+
+    def _seconds_to_due(self, now: float) -> float:
+        due = [now + 1.0]
+        if self._shard is not None:
+            due.append(self._shard.opened_at + self._store.shard_seconds)
+        if self._waiting_since is not None:
+            due.append(self._waiting_since + OUTCOME_SECONDS)
+        return max(0.0, min(due) - now)
+
+    def _append(self, batch: VectorBatch) -> None:
+        """Into the shard in hand; a batch that goes past shard_rows goes on in the next."""
+        at = 0
+        while at < len(batch.images):
+            shard = self._shard or self._open()
+            take = min(len(batch.images) - at, self._store.shard_rows - shard.rows)
+            images, contents = batch.images[at : at + take], batch.contents[at : at + take]
+            rows = [
+                ShardRow(image.id, image.version, image.root, image.path, content)
+                for image, content in zip(images, contents, strict=True)
+            ]
+            vectors = {blob: values[at : at + take] for blob, values in batch.vectors.items()}
+            try:
+                first = shard.append(rows, vectors)
+            except OSError as error:
+                raise _store_error(self._store.path, error) from error
+            self._made += [
+                Made(row.image_id, row.version, first + index, row.content) for index, row in enumerate(rows)
+            ]
+            at += take
+            if shard.rows >= self._store.shard_rows or shard.bytes >= self._store.shard_bytes:
+                self._seal()
+
+    def _open(self) -> ShardWriter:
+        name = ShardName(clock.utcnow(), self._lease.id, self._lease.token, self._serial)
+        self._serial += 1
+        attributes: dict[str, str | int] = {
+            "instance": self._kind.instance,
+            "fingerprint": self._identity.fingerprint,
+            "spec": json.dumps(self._identity.spec, sort_keys=True),
+            "engine": self._kind.engine,
+        }
+        try:
+            self._shard = ShardWriter(
+                self._store.path,
+                name,
+                self._kind.blobs,
+                dtype=self._store.dtype,
+                compression=self._store.compression,
+                attributes=attributes,
+            )
+        except OSError as error:
+            raise _store_error(self._store.path, error) from error
+        return self._shard
+
+    def _seal(self) -> None:
+        assert self._shard is not None
+        try:
+            sealed = self._shard.seal()
+        except OSError as error:
+            raise _store_error(self._store.path, error) from error
+        self._shard = None
+        self._settle(
+            NewShard(
+                sealed.name.file_name,
+                sealed.path,
+                sealed.rows,
+                sealed.bytes,
+                sealed.checksum,
+                self._kind.engine,
+            )
+        )
+
+    def _settle(self, shard: NewShard | None) -> None:
+        settlement = Settlement(shard, self._made, self._unchanged, self._failures)
+        self._made, self._unchanged, self._failures, self._waiting_since = [], [], [], None
+        settled = self._commit(settlement)
+        outcomes: tuple[Any, ...] = (*settlement.made, *settlement.unchanged, *settlement.failures)
+        self._held.drop([outcome.image_id for outcome in outcomes])
+        fields = {state.value: count for state, count in settled.items() if count > 0}
+        if shard is not None:
+            log.info("sealed", "a shard is on disk and its images are done", shard=shard.name, **fields)
+        for failure in settlement.failures[:5]:
+            log.debug("failed", failure.message, image=failure.image_id, kind=failure.kind)
+
+    def _commit(self, settlement: Settlement) -> dict[State, int]:
+        """Settle, however often the database goes away meanwhile. LeaseLostError ends the trying."""
+        unknown = False
+        while True:
+            try:
+                # A COMMIT whose answer was lost may stand: look before doing it again.
+                if unknown and settlement.shard is not None and self._is_known(settlement.shard.name):
+                    return {}
+                settled = connect.transact(
+                    self._catalog,
+                    lambda conn: settle.settle(conn, self._lease, settlement, self._identity, self._policy),
+                )
+                return dict(settled.states)
+            except CommitUnknownError as error:
+                unknown = True
+                log.warning("commit_unknown", "looking whether it stands", error=str(error))
+            except CatalogUnavailableError as error:
+                log.warning("not_settled", "the shard is safe on disk; trying again", error=str(error))
+            clock.sleep(RETRY_SECONDS)
+
+    def _is_known(self, name: str) -> bool:
+        return connect.transact(self._catalog, lambda conn: settle.find_shard(conn, self._lease, name))
+
+
+def _store_error(store: Path, error: OSError) -> StoreUnavailableError:
+    return StoreUnavailableError(
+        f"store {store}: {error.strerror or error}: nothing is lost, the images in hand are done again when the"
+        " store can be written"
+    )
