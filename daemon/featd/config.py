@@ -159,15 +159,6 @@ class Settings(BaseSettings):
         # The environment outranks the file, whose content comes as init values.
         return (env_settings, init_settings)
 
-    @model_validator(mode="after")
-    def _roots_apart(self) -> Settings:
-        paths = [root.path for root in self.roots]
-        for one in paths:
-            for other in paths:
-                if one is not other and (one == other or one in other.parents):
-                    raise ValueError(f"roots must not nest: {one} holds {other}")
-        return self
-
 
 def find(explicit: Path | None) -> Path:
     """The configuration file: --config, then FEATD_CONFIG, ./featd.toml, the XDG folder, /etc/featd."""
@@ -250,8 +241,16 @@ def _absolute(settings: Settings, file: Path) -> Settings:
             update={"mean": resolve("preprocess.mean", preprocess.mean)}
         )
     resolved = settings.model_copy(update=changes)
-    resolved._roots_apart()
+    _refuse_nesting([root.path for root in resolved.roots])
     return resolved
+
+
+def _refuse_nesting(roots: list[Path]) -> None:
+    """An image under two roots would be two images."""
+    for one in roots:
+        for other in roots:
+            if one is not other and (one == other or one in other.parents):
+                raise ConfigError(f"roots: must not nest, but {one} holds {other}")
 
 
 def _absolute_url(url: str, resolve: Any) -> str:

@@ -129,7 +129,7 @@ class ChildLink:
     def take_wake(self) -> bool:
         """Whether somebody woke this child since the last call."""
         try:
-            return os.eventfd_read(self.wake_fd) > 0
+            return bool(os.eventfd_read(self.wake_fd))
         except BlockingIOError:
             return False
 

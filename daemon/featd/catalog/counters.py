@@ -40,7 +40,7 @@ def counter_name(state: State) -> str:
 
 def counts(conn: sa.Connection) -> dict[State, int]:
     """Images per state, from the counters: no row of `images` is read."""
-    found = {name: number for name, number in conn.execute(sa.select(settings.c.name, settings.c.number))}
+    found = {row.name: row.number for row in conn.execute(sa.select(settings.c.name, settings.c.number))}
     return {state: found.get(counter_name(state), 0) for state in State}
 
 

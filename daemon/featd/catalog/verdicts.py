@@ -139,14 +139,14 @@ def kills_of(conn: sa.Connection, image_ids: Sequence[int]) -> dict[int, int]:
         .subquery()
     )
     statement = (
-        sa.select(attempts.c.image_id, sa.func.count())
+        sa.select(attempts.c.image_id, sa.func.count().label("kills"))
         .join(images, (images.c.id == attempts.c.image_id) & (images.c.version == attempts.c.version))
         .outerjoin(last_crash, last_crash.c.image_id == attempts.c.image_id)
         .where(attempts.c.kind == Kind.KILLED, attempts.c.image_id.in_(image_ids))
         .where(attempts.c.id > sa.func.coalesce(last_crash.c.id, 0))
         .group_by(attempts.c.image_id)
     )
-    return {name: number for name, number in conn.execute(statement)}
+    return {row.image_id: row.kills for row in conn.execute(statement)}
 
 
 def charge_deaths(

@@ -59,10 +59,10 @@ def remove_leftovers(catalog: sa.Engine, store: Path) -> Leftovers:
 
 def _files(folder: Path) -> Iterator[tuple[Path, ShardName]]:
     """Every file that has a shard's name, sealed or not."""
-    for day in sorted(_entries(folder)):
+    for day in _entries(folder):
         if not day.is_dir(follow_symlinks=False):
             continue
-        for entry in sorted(_entries(Path(day.path)), key=lambda one: one.name):
+        for entry in _entries(Path(day.path)):
             name = ShardName.parse(entry.name) or ShardName.parse_part(entry.name)
             if name is not None and entry.is_file(follow_symlinks=False):
                 yield Path(entry.path), name
@@ -71,6 +71,6 @@ def _files(folder: Path) -> Iterator[tuple[Path, ShardName]]:
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as entries:
-            return list(entries)
+            return sorted(entries, key=lambda entry: entry.name)
     except FileNotFoundError:
         return []

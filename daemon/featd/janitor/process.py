@@ -113,6 +113,6 @@ def run(link: ChildLink, settings: Settings, host: str, *, draining: bool) -> in
             select.select([stop], [], [], 2.0)
         if last_turn:
             break
-        select.select([stop, link.inbox.read_fd], [], [], DRAIN_EVERY_SECONDS if draining else 1.0)
+        select.select([stop.fileno(), link.inbox.read_fd], [], [], DRAIN_EVERY_SECONDS if draining else 1.0)
     janitor.close()
     return 0

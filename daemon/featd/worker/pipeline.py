@@ -249,13 +249,13 @@ class Pipeline:
     ) -> None:
         """Sanity gate, then the writer: a vector that is not finite fails its image and no other."""
         sound = np.logical_and.reduce([fits(values, self._dtype) for values in vectors.values()])
-        for at in np.flatnonzero(~sound):
+        for at in np.flatnonzero(~sound).tolist():
             image = images[at]
             self._put(
-                Failure(image.id, image.version, Kind.EXTRACT_NOT_FINITE, self._not_finite(vectors, int(at)))
+                Failure(image.id, image.version, Kind.EXTRACT_NOT_FINITE, self._not_finite(vectors, at))
             )
         if not sound.all():
-            kept = np.flatnonzero(sound)
+            kept = np.flatnonzero(sound).tolist()
             images = [images[at] for at in kept]
             contents = [contents[at] for at in kept]
             vectors = {blob: values[kept] for blob, values in vectors.items()}
