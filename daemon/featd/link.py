@@ -82,7 +82,7 @@ class Heartbeat:
     def overdue(self, now: float) -> bool:
         """Whether the promise is broken. False before the first."""
         (deadline,) = _DEADLINE.unpack_from(self._memory, 0)
-        return 0.0 < deadline < now
+        return bool(0.0 < deadline < now)
 
     def clear(self) -> None:
         _DEADLINE.pack_into(self._memory, 0, 0.0)
@@ -129,9 +129,10 @@ class ChildLink:
     def take_wake(self) -> bool:
         """Whether somebody woke this child since the last call."""
         try:
-            return bool(os.eventfd_read(self.wake_fd))
+            os.eventfd_read(self.wake_fd)
         except BlockingIOError:
             return False
+        return True
 
 
 Target = Callable[[ChildLink], int]

@@ -264,6 +264,8 @@ class Supervisor:
             child.partial = b""
         why, what = self._explain(child, code)
         fields = {"child": child.spec.name, "pid": child.pid, "why": what}
+        if why is not Why.FINISHED and child.words:
+            fields["last_words"] = child.words[-1]
         lived = now - child.started_at
         was_ready = child.ready
         self._tell_death(child, why, what)
@@ -409,11 +411,9 @@ class Supervisor:
             )
             code = child.spec.target(link)
         except FeatdError as error:
-            log.error("error", str(error), child=child.spec.name)
-            print(error, file=sys.stderr)
+            print(error, file=sys.stderr)  # the last words: the supervisor passes them on
             code = error.exit_code
         except BaseException:
-            log.error("error", "an error that featd does not know", child=child.spec.name, exc_info=True)
             traceback.print_exc()
         finally:
             with contextlib.suppress(Exception):

@@ -61,6 +61,7 @@ class Janitor:
             drained = drain.look(self._catalog, [str(root.path) for root in self._settings.roots])
             if drained is not None:
                 self._link.report("stop", code=drained.code, message=drained.message)
+                self._draining = False
 
     def _is_due(self, duty: str, now: float, every_seconds: float) -> bool:
         if now < self._due[duty]:

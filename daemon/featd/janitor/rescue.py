@@ -72,7 +72,7 @@ class Rescue:
                 "rescued",
                 "its claimed images are pending again",
                 lease=lease.id,
-                why=death.message,
+                why=death.message.partition("; its last words")[0],
                 in_hand=len(in_hand.images) if in_hand else 0,
                 host=shown.host if shown else self._host,
             )

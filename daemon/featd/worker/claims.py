@@ -95,7 +95,7 @@ class Claims(threading.Thread):
         self._returned: deque[int] = deque()
         self._unheld_every = lease_seconds / 3
         self._unheld_due = clock.monotonic() + self._unheld_every
-        self._stop = threading.Event()
+        self._told_to_stop = threading.Event()
         self._hungry = threading.Condition()
 
     # The pipeline's side
@@ -117,7 +117,7 @@ class Claims(threading.Thread):
 
     def stop(self) -> None:
         """Claim no more. What is held is freed when the worker ends its lease."""
-        self._stop.set()
+        self._told_to_stop.set()
         with self._hungry:
             self._hungry.notify()
         self.join()
@@ -125,7 +125,7 @@ class Claims(threading.Thread):
     # The thread's side
 
     def run(self) -> None:
-        while not self._stop.is_set():
+        while not self._told_to_stop.is_set():
             try:
                 claimed = self.step(clock.monotonic())
             except LeaseLostError as error:
@@ -135,7 +135,7 @@ class Claims(threading.Thread):
                 # The claim may stand although its answer was lost: those rows are given back before long.
                 self._unheld_due = clock.monotonic()
                 log.warning("not_claimed", "trying again in 1 s", error=str(error))
-                self._stop.wait(1.0)
+                self._told_to_stop.wait(1.0)
                 continue
             except Exception as error:
                 self.failure = error
@@ -182,5 +182,5 @@ class Claims(threading.Thread):
             self._link.take_wake()
         else:
             with self._hungry:
-                if len(self._ready) > self._ahead // 2 and not self._stop.is_set():
+                if len(self._ready) > self._ahead // 2 and not self._told_to_stop.is_set():
                     self._hungry.wait(POLL_SECONDS)

@@ -34,12 +34,12 @@ class Renewal(threading.Thread):
         self._lease = lease
         self._lease_seconds = lease_seconds
         self._shares = shares
-        self._stop = threading.Event()
+        self._told_to_stop = threading.Event()
         self._renewed_at = clock.boottime()
 
     def run(self) -> None:
         every = min(EVERY_SECONDS, self._lease_seconds / 3)
-        while not self._stop.wait(every):
+        while not self._told_to_stop.wait(every):
             self.step()
             if self.lost.is_set():
                 return
@@ -68,5 +68,5 @@ class Renewal(threading.Thread):
             log.warning("not_renewed", "trying again", seconds_left=round(left, 1), error=str(error))
 
     def stop(self) -> None:
-        self._stop.set()
+        self._told_to_stop.set()
         self.join()
