@@ -65,7 +65,19 @@ def postgres_server() -> Iterator[str]:
         as_owner = ["setpriv", f"--reuid={owner.pw_uid}", f"--regid={owner.pw_gid}", "--clear-groups"]
     data = home / "data"
     bin_folder = PG_BIN[-1]
-    initdb = [*as_owner, bin_folder / "initdb", "-D", data, "-A", "trust", "-U", "featd", "-E", "UTF8", "--no-sync"]
+    initdb = [
+        *as_owner,
+        bin_folder / "initdb",
+        "-D",
+        data,
+        "-A",
+        "trust",
+        "-U",
+        "featd",
+        "-E",
+        "UTF8",
+        "--no-sync",
+    ]
     subprocess.run(initdb, check=True, capture_output=True, cwd="/")
     options = f"-c listen_addresses= -c unix_socket_directories={home} -c fsync=off -c max_connections=60"
     control = [*as_owner, bin_folder / "pg_ctl", "-D", data, "-l", home / "log", "-w"]
@@ -87,7 +99,9 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
     socket = request.getfixturevalue("postgres_server")
     name = f"test_{uuid.uuid4().hex}"
     admin = sa.create_engine(
-        f"postgresql+psycopg://featd@/postgres?host={socket}", isolation_level="AUTOCOMMIT", poolclass=sa.NullPool
+        f"postgresql+psycopg://featd@/postgres?host={socket}",
+        isolation_level="AUTOCOMMIT",
+        poolclass=sa.NullPool,
     )
     with admin.connect() as conn:
         conn.execute(sa.text(f"CREATE DATABASE {name}"))

@@ -6,30 +6,19 @@ import fcntl
 import functools
 import os
 import socket
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from featd import clock, logs
-from featd.catalog import connect, migrate
 from featd.config import Settings
-from featd.errors import (
-    EXIT_BAD_CONFIG,
-    EXIT_OUT_OF_REACH,
-    CatalogUnavailableError,
-    ConfigError,
-    FeatdError,
-    LockHeldError,
-)
+from featd.errors import LockHeldError
 from featd.images.hands import mark_escalated
-from featd.ingest import process as ingest_process
-from featd.janitor import process as janitor_process
+from featd.link import ChildLink
+from featd.preflight import check_beforehand
 from featd.shards.store import run_folder
-from featd.signals import name_of
 from featd.supervisor import ChildSpec, Supervisor
 from featd.worker import devices
-from featd.worker import process as worker_process
 
 log = logs.get("daemon")
 
@@ -69,7 +58,7 @@ def child_specs(settings: Settings, host: str, *, drain: bool) -> list[ChildSpec
         ChildSpec(
             f"worker-{index}",
             functools.partial(
-                worker_process.run, settings=settings, host=host, device=device, label=label, threads=threads
+                _worker, settings=settings, host=host, device=device, label=label, threads=threads
             ),
             after=("janitor",),
             essential=True,
@@ -78,13 +67,11 @@ def child_specs(settings: Settings, host: str, *, drain: bool) -> list[ChildSpec
     ]
     return [
         ChildSpec(
-            "janitor",
-            functools.partial(janitor_process.run, settings=settings, host=host, draining=drain),
-            last=True,
+            "janitor", functools.partial(_janitor, settings=settings, host=host, drain=drain), last=True
         ),
         ChildSpec(
             "ingest",
-            functools.partial(ingest_process.run, settings=settings, once=drain),
+            functools.partial(_ingest, settings=settings, drain=drain),
             after=("janitor",),
             once=drain,
         ),
@@ -92,52 +79,26 @@ def child_specs(settings: Settings, host: str, *, drain: bool) -> list[ChildSpec
     ]
 
 
-def check_beforehand(settings: Settings) -> None:
-    """Everything that must be right before work starts, tried once in a throw-away process.
-
-    Caffe aborts its process on a bad model, and CUDA does not survive a fork: neither may happen here.
-    """
-    if not settings.roots:
-        raise ConfigError("roots: name at least one folder of images in a [[roots]] section")
-    said_read, said_write = os.pipe2(os.O_CLOEXEC)
-    native_stderr = os.memfd_create("stderr", os.MFD_CLOEXEC)
-    pid = os.fork()
-    if pid == 0:
-        _check_in_child(settings, said_write, native_stderr)
-    os.close(said_write)
-    with os.fdopen(said_read, encoding="utf-8") as said:
-        message = said.read()
-    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    with os.fdopen(native_stderr, "rb") as words:
-        words.seek(0)
-        last_words = words.read()[-2000:].decode(errors="replace").strip()
-    if code == 0:
-        return
-    if code < 0:
-        raise ConfigError(
-            f"the net cannot be loaded: its engine died of {name_of(-code)}; its last words:\n{last_words}"
-        )
-    error = {EXIT_BAD_CONFIG: ConfigError, EXIT_OUT_OF_REACH: CatalogUnavailableError}.get(code, FeatdError)
-    raise error(message or last_words)
+# Each child imports its own room after the fork: the supervisor's process holds no database, no engine and
+# no HDF5, so that nothing of theirs can break it or be carried into a child.
 
 
-def _check_in_child(settings: Settings, said: int, native_stderr: int) -> None:
-    code = 1
-    try:
-        os.dup2(native_stderr, 2)
-        chosen = devices.resolve(settings.workers.devices)
-        catalog = connect.open_catalog(settings.catalog.url, settings.workers.lease_seconds)
-        migrate.check_schema(catalog)
-        worker_process.boot(settings, catalog, devices.isolate(chosen[0]), devices.cpu_threads(chosen))
-        code = 0
-    except FeatdError as error:
-        os.write(said, str(error).encode())
-        code = error.exit_code
-    except BaseException as error:
-        os.write(said, f"{type(error).__name__}: {error}".encode())
-    finally:
-        sys.stderr.flush()
-        os._exit(code)
+def _janitor(link: ChildLink, settings: Settings, host: str, drain: bool) -> int:
+    from featd.janitor import process
+
+    return process.run(link, settings, host, draining=drain)
+
+
+def _ingest(link: ChildLink, settings: Settings, drain: bool) -> int:
+    from featd.ingest import process
+
+    return process.run(link, settings, once=drain)
+
+
+def _worker(link: ChildLink, settings: Settings, host: str, device: str, label: str, threads: int) -> int:
+    from featd.worker import process
+
+    return process.run(link, settings, host, device, label, threads)
 
 
 def take_lock(path: Path) -> int:

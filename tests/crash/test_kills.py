@@ -1,0 +1,62 @@
+"""SIGKILL of a worker, of the supervisor, of everything, at random moments: nothing lost, nothing done twice."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+from pathlib import Path
+
+import pytest
+
+from photographs import write_photographs
+from running import Instance, check_promise, kill_all, make_instance, session_of, wait_for
+
+KILLS = 10
+PHOTOGRAPHS = 400
+
+
+def workers_of(instance: Instance) -> list[int]:
+    return [worker["pid"] for worker in instance.live_workers()]
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_random_kills(seed: int, database_url: str, tmp_path: Path) -> None:
+    print(f"seed {seed}")
+    dice = random.Random(seed)
+    write_photographs(tmp_path / "images", PHOTOGRAPHS)
+    instance = make_instance(
+        tmp_path / "instance",
+        tmp_path / "images",
+        database_url,
+        workers__devices=["cpu", "cpu"],
+        workers__batch=4,
+        workers__decoders=1,
+        store__shard_rows=7,
+    )
+    done = 0
+    for _ in range(KILLS):
+        process = instance.start("run", "--drain")
+        try:
+            wait_for(lambda: workers_of(instance) or process.poll() is not None, 60, "a worker")
+            goal = min(done + dice.randrange(0, 40), PHOTOGRAPHS)
+            wait_for(lambda: instance.count("done") >= goal or process.poll() is not None, 60, "progress")
+            victim = dice.choice(["worker", "supervisor", "everything"])
+            print(f"killing {victim} at {instance.count('done')} done")
+            if victim == "worker" and (pids := workers_of(instance)):
+                os.kill(dice.choice(pids), signal.SIGKILL)
+                wait_for(lambda: instance.count("done") > goal or process.poll() is not None, 60, "recovery")
+            elif victim == "supervisor" and process.poll() is None:
+                process.kill()
+                process.wait(10)
+                wait_for(lambda: not session_of(process), 10, "the children's death")
+        finally:
+            kill_all(process)
+        now = instance.count("done")
+        assert now >= done, "an image that was done is not any more"
+        done = now
+    last = instance.run("run", "--drain")
+    assert last.returncode == 0, last.stderr
+    states = check_promise(instance)
+    assert states == {"done": PHOTOGRAPHS}
+    assert instance.status()["shards"]["rows"] >= PHOTOGRAPHS

@@ -1,0 +1,131 @@
+"""An instance whose catalog and shards are filled without a daemon: by the same functions that workers call."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import sqlalchemy as sa
+
+from featd import clock, config
+from featd.catalog import claim, connect, enqueue, instance, leases, migrate, settle
+from featd.catalog.claim import ClaimedImage
+from featd.catalog.enqueue import FoundFile
+from featd.catalog.leases import Lease
+from featd.catalog.settle import Failure, Identity, Made, NewShard, Settlement
+from featd.shards.layout import ShardName
+from featd.shards.store import create_store
+from featd.shards.write import ShardRow, ShardWriter
+from featd.states import Kind, RetryPolicy
+
+POLICY = RetryPolicy(max_errors=1, max_crashes=1)
+"""One error is enough to fail."""
+BLOBS = {"fc7": 5, "pool5/7x7_s1": 3}
+FINGERPRINT = "f" * 64
+
+
+@dataclass
+class Filled:
+    """A featd with one worker's lease open, which these methods act for."""
+
+    folder: Path
+    url: str
+    roots: tuple[Path, ...]
+    blobs: Mapping[str, int] = field(default_factory=lambda: dict(BLOBS))
+    shares: Mapping[str, Any] = field(default_factory=dict)
+    serial: int = 0
+
+    def __post_init__(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        roots = "".join(f'[[roots]]\npath = "{root}"\n' for root in self.roots)
+        for root in self.roots:
+            root.mkdir(parents=True, exist_ok=True)
+            (root / "notes.txt").touch()  # an empty root counts as offline
+        self.config.write_text(f'[catalog]\nurl = "{self.url}"\n{roots}')
+        self.settings = config.load(self.config)
+        self.catalog = connect.open_catalog(self.settings.catalog.url)
+        migrate.upgrade(self.catalog)
+        with connect.reading(self.catalog) as conn:
+            self.instance = instance.instance_id(conn)
+        self.store = self.settings.store.path
+        create_store(self.store, self.instance)
+        self.lease = self.open_lease()
+
+    @property
+    def config(self) -> Path:
+        return self.folder / "featd.toml"
+
+    def open_lease(self, device: str = "cpu:0") -> Lease:
+        def work(conn: sa.Connection) -> Lease:
+            return leases.open_lease(
+                conn, host="here", pid=os.getpid(), device=device, engine="onnxruntime", lease_seconds=60.0
+            )
+
+        return connect.transact(self.catalog, work)
+
+    def end_lease(self) -> None:
+        connect.transact(self.catalog, lambda conn: leases.end_lease(conn, self.lease, "stopped", POLICY))
+
+    def renew(self, shares: Mapping[str, Any]) -> None:
+        connect.transact(self.catalog, lambda conn: leases.renew(conn, self.lease, 60.0, dict(shares)))
+
+    def enqueue(self, paths: Sequence[str], root: Path | None = None, **kind: Any) -> None:
+        """Pending rows for paths in catalog form; no files are made."""
+        found = [FoundFile(path, 10, 1) for path in paths]
+        where = str(root or self.roots[0])
+        connect.transact(self.catalog, lambda conn: enqueue.enqueue(conn, where, found, **kind))
+
+    def claim(self, limit: int = 1000) -> list[ClaimedImage]:
+        roots = [str(root) for root in self.roots]
+        claimed = connect.transact(self.catalog, lambda conn: claim.claim(conn, self.lease, limit, roots))
+        return sorted(claimed, key=lambda image: image.id)
+
+    def settle(self, settlement: Settlement) -> None:
+        spec = {"blobs": list(self.blobs), "dtype": "float32"}
+        identity = Identity(FINGERPRINT, spec, {})
+        connect.transact(
+            self.catalog, lambda conn: settle.settle(conn, self.lease, settlement, identity, POLICY)
+        )
+
+    def seal(self, images: Sequence[ClaimedImage]) -> tuple[NewShard, list[Made]]:
+        """A shard with the vectors of `images`, sealed and not settled yet."""
+        name = ShardName(clock.utcnow(), self.lease.id, self.lease.token, self.serial)
+        self.serial += 1
+        attributes = {
+            "instance": self.instance,
+            "fingerprint": FINGERPRINT,
+            "spec": "{}",
+            "engine": "onnxruntime",
+        }
+        writer = ShardWriter(self.store, name, dict(self.blobs), attributes=attributes)
+        rows = [ShardRow(image.id, image.version, image.root, image.path, "xxh3_128:0") for image in images]
+        writer.append(
+            rows, {blob: self.vectors([i.id for i in images], size) for blob, size in self.blobs.items()}
+        )
+        sealed = writer.seal()
+        shard = NewShard(
+            sealed.name.file_name, sealed.path, sealed.rows, sealed.bytes, sealed.checksum, "onnxruntime"
+        )
+        made = [Made(image.id, image.version, row, "xxh3_128:0") for row, image in enumerate(images)]
+        return shard, made
+
+    def done(self, paths: Sequence[str], root: Path | None = None) -> None:
+        """Images that are done, in one shard, in the reverse of their order."""
+        self.enqueue(paths, root)
+        shard, made = self.seal(self.claim()[::-1])
+        self.settle(Settlement(shard, made))
+
+    def failed(self, path: str, kind: Kind, message: str = "bad", root: Path | None = None) -> None:
+        self.enqueue([path], root)
+        (image,) = self.claim()
+        self.settle(Settlement(failures=[Failure(image.id, image.version, kind, message)]))
+
+    @staticmethod
+    def vectors(ids: Sequence[int], size: int) -> npt.NDArray[np.float32]:
+        """(n, size): what the vector of an image is here follows from its id."""
+        return np.array([[image_id * 10 + at for at in range(size)] for image_id in ids], np.float32)

@@ -1,0 +1,492 @@
+"""Real decoder processes: what they answer, and what becomes of an image whose decoder dies, hangs or is lost."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from featd.errors import EngineError
+from featd.images import decoders as decoders_module
+from featd.images.decode import decode
+from featd.images.decoders import Decoded, DecoderPool, DecodeTask, NotDecoded, Result, Unchanged
+from featd.images.golden import golden_pictures
+from featd.images.hands import read_hands
+from featd.images.preprocess import PreprocessSpec, apply
+from featd.images.read import content_hash
+from featd.states import Kind
+
+SPEC = PreprocessSpec("apply", "warp", (64, 64), "linear", "bgr", (104.0, 117.0, 123.0), 1.0, (56, 48), 10**6)
+DEADLINE = 30.0
+
+# The real decoder, but for names that ask for trouble. Not a hook in featd: another program.
+FAKE = """
+import os, signal, sys
+import featd.images.decoder as decoder
+from featd.images.hands import Hands
+
+prepare, takes, drops = decoder.Decoder._prepare, Hands.decoder_takes, Hands.decoder_drops
+
+def troubled(self, slot, task):
+    name = task.path
+    with open(os.environ["FAKE_FLAG"] + ".log", "a") as log:
+        print(task.image_id, file=log)
+    if "segv" in name:
+        os.write(2, b"something native went wrong\\n")
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if "abort" in name:
+        os.abort()
+    if "kill" in name:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if "exit" in name:
+        os._exit(7)
+    if "hang" in name:
+        while True:
+            signal.pause()
+    if "raise" in name:
+        raise RuntimeError("what nobody thought of \\udcff")
+    if "hog" in name:
+        return prepare(self, slot, task) if not bytearray(1 << 40) else None
+    return prepare(self, slot, task)
+
+def lost(self, index, image_id, now, ticket=0):
+    flag = os.environ["FAKE_FLAG"]
+    if image_id == 666 and not os.path.exists(flag):
+        open(flag, "w").close()
+        os._exit(9)
+    takes(self, index, image_id, now, ticket)
+
+def answered(self, index):
+    if self.held_by(index).image_id == 667:
+        os.kill(os.getpid(), signal.SIGKILL)
+    drops(self, index)
+
+decoder.Decoder._prepare, Hands.decoder_takes, Hands.decoder_drops = troubled, lost, answered
+decoder.main()
+"""
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    folder = tmp_path / "root"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    script = tmp_path / "fake.py"
+    script.write_text(FAKE)
+    monkeypatch.setenv("FAKE_FLAG", str(tmp_path / "flag"))
+    return [sys.executable, str(script)]
+
+
+@pytest.fixture(autouse=True)
+def no_leaks() -> Iterator[None]:
+    """Every test gives back its descriptors and its processes."""
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    children = children_of(os.getpid())
+    yield
+    assert children_of(os.getpid()) == children
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def children_of(pid: int) -> set[int]:
+    return {int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()}
+
+
+def until(condition: Callable[[], object], what: str) -> None:
+    """Wait for a condition by polling it; fails at the deadline."""
+    deadline = time.monotonic() + DEADLINE
+    while not condition():
+        assert time.monotonic() < deadline, what
+        os.sched_yield()
+
+
+def picture(root: Path, name: str, which: int = 4) -> Path:
+    path = root / os.fsdecode(os.fsencode(name))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(bytes(cv2.imencode(".png", golden_pictures()[which])[1]))
+    return path
+
+
+def task(root: Path, name: str, image_id: int, known: str | None = None) -> DecodeTask:
+    found = (root / name).lstat()
+    return DecodeTask(image_id, str(root), name, found.st_size, found.st_mtime_ns, known)
+
+
+def collect(pool: DecoderPool, count: int) -> dict[int, Result]:
+    results: dict[int, Result] = {}
+    deadline = time.monotonic() + DEADLINE
+    while len(results) < count:
+        assert time.monotonic() < deadline, f"{len(results)} of {count} results: {results}"
+        for result in pool.poll(0.5):
+            assert result.image_id not in results
+            results[result.image_id] = result
+    return results
+
+
+def make(tmp_path: Path, root: Path, **options: object) -> DecoderPool:
+    options = {"decoders": 2, "trays": 2, "batch": 4, "hands_path": tmp_path / "x.hands", **options}
+    return DecoderPool(SPEC, {str(root): False}, **options)
+
+
+def test_pixels_come_back_in_their_slots(tmp_path: Path, root: Path) -> None:
+    names = ["a.png", "with blank.png", "deep/er/b.png", "caf\xe9.png", "back\\\\slash.png"]
+    (root / "back\\slash.png").write_bytes(picture(root, "a.png").read_bytes())
+    with make(tmp_path, root) as pool:
+        for at, name in enumerate(names):
+            if name != "back\\\\slash.png":
+                picture(root, name, at)
+            found = (root / name.replace("\\\\", "\\")).stat()
+            pool.submit(at + 2, DecodeTask(at, str(root), name, found.st_size, found.st_mtime_ns, None))
+        results = collect(pool, len(names))
+        assert pool.trays.shape == (2, 4, 3, 56, 48)
+        flat = pool.trays.reshape(8, 3, 56, 48)
+        for at, name in enumerate(names):
+            data = (root / name.replace("\\\\", "\\")).read_bytes()
+            expected = np.empty(SPEC.shape, np.float32)
+            apply(decode(data, max_pixels=10**6), SPEC, expected)
+            result = results[at]
+            assert isinstance(result, Decoded)
+            assert (result.slot, result.content) == (at + 2, content_hash(data))
+            assert result.seconds > 0
+            assert np.array_equal(flat[at + 2], expected)
+        assert pool.pending == 0
+        until(lambda: read_hands(tmp_path / "x.hands").images == set(), "hands are empty again")
+        del flat
+    assert (tmp_path / "x.hands").exists()  # it belongs to the lease, not to the pool
+
+
+def test_a_name_that_is_not_utf8(tmp_path: Path, root: Path) -> None:
+    path = root / os.fsdecode(b"bad\xff.JPG")
+    path.write_bytes(picture(root, "a.png").read_bytes())  # and a PNG called JPG
+    found = path.stat()
+    with make(tmp_path, root, decoders=1) as pool:
+        pool.submit(0, DecodeTask(1, str(root), "bad\\xff.JPG", found.st_size, found.st_mtime_ns, None))
+        assert isinstance(collect(pool, 1)[1], Decoded)
+
+
+def test_equal_bytes_are_not_decoded_again(tmp_path: Path, root: Path) -> None:
+    known = content_hash(picture(root, "a.png").read_bytes())
+    with make(tmp_path, root, decoders=1) as pool:
+        pool.trays[:] = 5
+        pool.submit(0, task(root, "a.png", 1, known))
+        pool.submit(1, task(root, "a.png", 2, "xxh3_128:0"))
+        results = collect(pool, 2)
+        assert results[1] == Unchanged(0, 1, known)
+        assert isinstance(results[2], Decoded)
+        assert (pool.trays[0, 0] == 5).all()
+
+
+def test_every_failure_has_its_kind(tmp_path: Path, root: Path) -> None:
+    data = picture(root, "good.png").read_bytes()
+    (root / "empty.png").write_bytes(b"")
+    (root / "text.jpg").write_bytes(b"hello world, this is no picture")
+    (root / "half.png").write_bytes(data[: len(data) // 2])
+    (root / "large.png").write_bytes(bytes(cv2.imencode(".png", np.zeros((1001, 1000, 3), np.uint8))[1]))
+    (root / "link.png").symlink_to("good.png")
+    os.mkfifo(root / "fifo.png")
+    expected = {
+        "empty.png": Kind.DECODE_CORRUPT,
+        "text.jpg": Kind.DECODE_UNSUPPORTED,
+        "half.png": Kind.DECODE_TRUNCATED,
+        "large.png": Kind.DECODE_TOO_LARGE,
+        "link.png": Kind.READ_MISSING,
+        "fifo.png": Kind.READ_MISSING,
+    }
+    with make(tmp_path, root) as pool:
+        for at, name in enumerate(expected):
+            pool.submit(at, task(root, name, at))
+        pool.submit(6, DecodeTask(6, str(root), "none.png", 1, 1, None))
+        stale = dataclasses.replace(task(root, "good.png", 7), mtime_ns=5)
+        pool.submit(7, stale)
+        results = collect(pool, 8)
+    for at, (name, kind) in enumerate(expected.items()):
+        result = results[at]
+        assert isinstance(result, NotDecoded), name
+        assert (result.kind, result.root_offline) == (kind, False), (name, result)
+    assert results[6].kind is Kind.READ_MISSING
+    assert not results[6].root_offline
+    found = (root / "good.png").stat()
+    assert (results[7].kind, results[7].size, results[7].mtime_ns) == (
+        Kind.READ_CHANGED,
+        found.st_size,
+        found.st_mtime_ns,
+    )
+
+
+def test_an_offline_root_is_told_apart_and_comes_back(tmp_path: Path, root: Path) -> None:
+    picture(root, "a.png")
+    wanted = task(root, "a.png", 1)
+    away = tmp_path / "away"
+    with make(tmp_path, root, decoders=1) as pool:
+        root.rename(away)
+        pool.submit(0, wanted)
+        first = collect(pool, 1)[1]
+        assert (first.kind, first.root_offline) == (Kind.READ_MISSING, True)
+        root.mkdir()  # an empty mount point
+        pool.submit(0, wanted)
+        second = collect(pool, 1)[1]
+        assert (second.kind, second.root_offline) == (Kind.READ_MISSING, True)
+        root.rmdir()
+        away.rename(root)
+        pool.submit(0, wanted)
+        assert isinstance(collect(pool, 1)[1], Decoded)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "said"),
+    [
+        ("segv.png", Kind.CRASH, "SIGSEGV: something native went wrong"),
+        ("abort.png", Kind.CRASH, "SIGABRT"),
+        ("exit.png", Kind.CRASH, "exit status 7"),
+        ("kill.png", Kind.KILLED, "SIGKILL"),
+        ("raise.png", Kind.DECODE_CORRUPT, "RuntimeError: what nobody thought of \\udcff"),
+        ("hog.png", Kind.DECODE_TOO_LARGE, "out of memory"),
+    ],
+)
+def test_a_decoder_that_dies_names_its_image(
+    tmp_path: Path, root: Path, fake: list[str], name: str, kind: Kind, said: str
+) -> None:
+    """The culprit is reported with signal and last words; its neighbours are decoded, by the successor too."""
+    names = ["a.png", "b.png", name, "c.png", "d.png", "e.png"]
+    for one in names:
+        picture(root, one)
+    with make(tmp_path, root, command=fake) as pool:
+        for at, one in enumerate(names):
+            pool.submit(at, task(root, one, at))
+        results = collect(pool, len(names))
+        assert pool.pending == 0
+        culprit = results.pop(2)
+        assert isinstance(culprit, NotDecoded)
+        assert culprit.kind is kind, culprit
+        assert said in culprit.message
+        assert all(isinstance(result, Decoded) for result in results.values()), results
+
+
+def test_the_kernels_kill_for_memory_is_a_crash(
+    tmp_path: Path, root: Path, fake: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture(root, "kill.png")
+    kills = iter([10])
+    monkeypatch.setattr(decoders_module, "oom_kills", lambda: next(kills, 11))
+    with make(tmp_path, root, command=fake) as pool:
+        pool.submit(0, task(root, "kill.png", 1))
+        result = collect(pool, 1)[1]
+    assert result.kind is Kind.CRASH
+    assert "out of memory" in result.message
+
+
+def test_a_decoder_that_hangs_is_replaced(tmp_path: Path, root: Path, fake: list[str]) -> None:
+    for name in ("hang.png", "a.png", "b.png"):
+        picture(root, name)
+    with make(tmp_path, root, command=fake, decoders=1, timeout_seconds=0.5) as pool:
+        for at, name in enumerate(("hang.png", "a.png", "b.png")):
+            pool.submit(at, task(root, name, at))
+        results = collect(pool, 3)
+    assert results[0].kind is Kind.DECODE_TIMEOUT
+    assert "0.5 s" in results[0].message
+    assert isinstance(results[1], Decoded)
+    assert isinstance(results[2], Decoded)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_task_lost_between_recv_and_publication_is_done(
+    tmp_path: Path, root: Path, fake: list[str], count: int
+) -> None:
+    picture(root, "a.png")
+    with make(tmp_path, root, command=fake, decoders=count) as pool:
+        pool.submit(0, task(root, "a.png", 666))
+        for at in range(1, 8):
+            pool.submit(at, task(root, "a.png", at))
+        results = collect(pool, 8)
+        assert all(isinstance(result, Decoded) for result in results.values())
+        assert (tmp_path / "flag").exists()
+    # Once each: a slot that two decoders fill could be overwritten under the net's eyes.
+    assert sorted((tmp_path / "flag.log").read_text().split(), key=int) == [*map(str, range(1, 8)), "666"]
+
+
+def test_an_answer_counts_though_its_decoder_died_right_after(
+    tmp_path: Path, root: Path, fake: list[str]
+) -> None:
+    picture(root, "a.png")
+    with make(tmp_path, root, command=fake, decoders=1) as pool:
+        pool.submit(0, task(root, "a.png", 667))
+        (child,) = children_of(os.getpid())
+        until(lambda: not is_running(child), "it has answered and died")
+        (result,) = pool._supervise(time.monotonic(), {pool._children[0].pidfd})
+        assert isinstance(result, Decoded)
+        pool.submit(0, task(root, "a.png", 1))
+        assert isinstance(collect(pool, 1)[1], Decoded)
+
+
+def test_a_killed_idle_decoder_blames_nobody(tmp_path: Path, root: Path) -> None:
+    picture(root, "a.png")
+    with make(tmp_path, root, decoders=1) as pool:
+        for turn in range(5):
+            pool.submit(0, task(root, "a.png", turn))
+            assert isinstance(collect(pool, 1)[turn], Decoded)
+            (child,) = children_of(os.getpid())
+            os.kill(child, signal.SIGKILL)
+            until(
+                lambda child=child: pool.poll(0.01) == [] and children_of(os.getpid()) != {child},
+                "a successor",
+            )
+
+
+def test_decoders_that_cannot_boot_raise(tmp_path: Path, root: Path) -> None:
+    command = [sys.executable, "-c", "import sys; sys.exit('no such library')"]
+    with make(tmp_path, root, command=command) as pool, pytest.raises(EngineError, match="no such library"):
+        collect(pool, 1)
+
+
+def test_a_command_that_is_not_there_raises(tmp_path: Path, root: Path) -> None:
+    with pytest.raises(EngineError, match="/nowhere/python"):
+        make(tmp_path, root, command=["/nowhere/python"])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_signals_for_the_group_are_ignored_even_at_boot(
+    tmp_path: Path, root: Path, number: signal.Signals
+) -> None:
+    picture(root, "a.png")
+    with make(tmp_path, root) as pool:
+        before = children_of(os.getpid())
+        for child in before:
+            os.kill(child, number)
+        pool.submit(0, task(root, "a.png", 1))
+        assert isinstance(collect(pool, 1)[1], Decoded)
+        for child in before:
+            os.kill(child, number)
+        pool.submit(0, task(root, "a.png", 2))
+        assert isinstance(collect(pool, 1)[2], Decoded)
+        assert children_of(os.getpid()) == before
+        assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == set()
+
+
+def test_decoders_die_with_their_parent(tmp_path: Path, root: Path, fake: list[str]) -> None:
+    """SIGKILL of the worker: an idle decoder and one that hangs are both gone, and the hands file tells."""
+    picture(root, "hang.png")
+    hanging = task(root, "hang.png", 77)
+    script = f"""
+import os, sys
+from pathlib import Path
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import test_decoders as t
+pool = t.make(Path({str(tmp_path)!r}), Path({str(root)!r}), command={fake!r})
+pool.submit(0, t.{hanging!r})
+t.until(lambda: t.read_hands(Path({str(tmp_path / "x.hands")!r})).images == {{77}}, "in hand")
+pool.hands.hold_forward([1, 2])
+print(*t.children_of(os.getpid()), flush=True)
+sys.stdin.read()
+"""
+    worker = subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert worker.stdin is not None
+    assert worker.stdout is not None
+    with worker.stdin, worker.stdout:
+        pids = [int(pid) for pid in worker.stdout.readline().split()]
+        assert len(pids) == 2
+        worker.kill()
+        worker.wait()
+    until(lambda: not any(is_running(pid) for pid in pids), "decoders are gone")
+    report = read_hands(tmp_path / "x.hands")
+    assert report.forward == (1, 2)
+    assert [held.image_id for held in report.decoders] == [77]
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def test_the_kernel_prefers_a_decoder_to_its_worker(tmp_path: Path, root: Path) -> None:
+    picture(root, "a.png")
+    with make(tmp_path, root, decoders=1) as pool:
+        pool.submit(0, task(root, "a.png", 1))
+        collect(pool, 1)
+        (child,) = children_of(os.getpid())
+        assert Path(f"/proc/{child}/oom_score_adj").read_text() == "500\n"
+        limits = Path(f"/proc/{child}/limits").read_text()
+        bound = next(line for line in limits.splitlines() if line.startswith("Max address space")).split()[3]
+        assert int(bound) < 8 << 30
+        assert len(list(Path(f"/proc/{child}/task").iterdir())) == 1
+
+
+def test_more_tasks_than_the_socket_holds(tmp_path: Path, root: Path) -> None:
+    """submit never blocks, also while no decoder has booted; everything is decoded in the end."""
+    picture(root, "a.png")
+    with make(tmp_path, root, trays=35, batch=20) as pool:
+        for at in range(700):
+            pool.submit(at, task(root, "a.png", at))
+        assert pool._unsent
+        results = collect(pool, 700)
+        assert {result.slot for result in results.values()} == set(range(700))
+        assert all(isinstance(result, Decoded) for result in results.values())
+
+
+def test_a_slot_belongs_to_one_task(tmp_path: Path, root: Path) -> None:
+    picture(root, "a.png")
+    with make(tmp_path, root) as pool:
+        pool.submit(3, task(root, "a.png", 1))
+        with pytest.raises(ValueError, match="still being filled"):
+            pool.submit(3, task(root, "a.png", 2))
+        with pytest.raises(ValueError, match="no slot"):
+            pool.submit(8, task(root, "a.png", 2))
+        with pytest.raises(ValueError, match="no root"):
+            pool.submit(4, DecodeTask(2, "/elsewhere", "a", 1, 1, None))
+        collect(pool, 1)
+        pool.submit(3, task(root, "a.png", 2))
+        collect(pool, 1)
+
+
+def test_close_does_not_wait_for_a_hanging_decoder(tmp_path: Path, root: Path, fake: list[str]) -> None:
+    picture(root, "hang.png")
+    pool = make(tmp_path, root, command=fake)
+    pool.submit(0, task(root, "hang.png", 1))
+    until(lambda: read_hands(tmp_path / "x.hands").images == {1}, "in hand")
+    started = time.monotonic()
+    pool.close()
+    pool.close()
+    assert time.monotonic() - started < 5
+
+
+def test_random_kills_lose_nothing(tmp_path: Path, root: Path) -> None:
+    """Decoders killed at random moments: every task gets exactly one result, decoded or killed."""
+    seed = 20261124
+    random = np.random.default_rng(seed)
+    picture(root, "a.png")
+    with make(tmp_path, root, trays=25) as pool:
+        for at in range(100):
+            pool.submit(at, task(root, "a.png", at))
+        results: dict[int, Result] = {}
+        deadline = time.monotonic() + DEADLINE
+        kills = 0
+        while len(results) < 100:
+            assert time.monotonic() < deadline, (seed, len(results))
+            got = pool.poll(float(random.uniform(0, 0.02)))
+            for result in got:
+                assert result.image_id not in results, seed
+                results[result.image_id] = result
+            if got and kills < 12 and random.uniform() < 0.3:
+                os.kill(int(random.choice(sorted(children_of(os.getpid())))), signal.SIGKILL)
+                kills += 1
+        assert kills > 3
+        assert pool.pending == 0
+        for result in results.values():
+            assert isinstance(result, Decoded) or (
+                isinstance(result, NotDecoded) and result.kind is Kind.KILLED
+            ), seed

@@ -1,0 +1,253 @@
+"""Running the real featd in tests: an instance in a folder, its commands as processes, and the checker."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import sqlalchemy as sa
+
+from featd import config
+from featd.catalog import connect, schema
+from featd.shards.read import ShardReader, checksum
+
+FEATD = (sys.executable, "-m", "featd_cli.main")
+WITHOUT_ROOTS_POWER = (
+    "setpriv",
+    "--bounding-set=-dac_override,-dac_read_search",
+    "--inh-caps=-dac_override,-dac_read_search",
+)
+"""Runs a command that may read only what permissions say, also for root."""
+
+
+@dataclass
+class Instance:
+    """A featd.toml with its catalog and store, and what one does with it."""
+
+    folder: Path
+    env: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def config(self) -> Path:
+        return self.folder / "featd.toml"
+
+    @property
+    def settings(self) -> config.Settings:
+        return config.load(self.config)
+
+    def command(self, *arguments: str) -> list[str]:
+        return [*FEATD, "--config", str(self.config), *arguments]
+
+    def run(
+        self, *arguments: str, timeout: float = 120, plain_user: bool = False
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command of featd to its end; where it takes too long, kill it and show what it said."""
+        command = self.command(*arguments)
+        if plain_user and os.geteuid() == 0:
+            command = [*WITHOUT_ROOTS_POWER, *command]
+        process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            env={**os.environ, **self.env},
+        )
+        try:
+            out, err = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            kill_all(process)
+            out, err = process.communicate()
+            raise AssertionError(f"{arguments} took more than {timeout:g} s:\n{err}") from None
+        return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        """Start a command in a session of its own, its output in files beside the config."""
+        with (self.folder / "stdout").open("a") as out, (self.folder / "stderr").open("a") as err:
+            return subprocess.Popen(
+                self.command(*arguments),
+                stdout=out,
+                stderr=err,
+                text=True,
+                start_new_session=True,
+                env={**os.environ, **self.env},
+            )
+
+    def status(self) -> dict[str, Any]:
+        result = self.run("status", "--json")
+        assert result.returncode == 0, result.stderr
+        return json.loads(result.stdout)  # type: ignore[no-any-return]
+
+    def rows(self) -> list[sa.Row[Any]]:
+        """All rows of images."""
+        catalog = connect.open_catalog(self.settings.catalog.url)
+        try:
+            with connect.reading(catalog) as conn:
+                return list(conn.execute(sa.select(schema.images)))
+        finally:
+            catalog.dispose()
+
+    def live_workers(self) -> list[dict[str, Any]]:
+        """The leases that have not ended."""
+        catalog = connect.open_catalog(self.settings.catalog.url)
+        try:
+            with connect.reading(catalog) as conn:
+                statement = sa.select(schema.leases).where(schema.leases.c.ended_at.is_(None))
+                return [dict(row._mapping) for row in conn.execute(statement)]
+        finally:
+            catalog.dispose()
+
+    def count(self, state: str) -> int:
+        return sum(row.state == state for row in self.rows())
+
+
+def make_instance(
+    folder: Path,
+    images: Path | Sequence[Path],
+    url: str = "sqlite:///featd.db",
+    *,
+    extra: str = "",
+    **keys: Any,
+) -> Instance:
+    """An instance made by `featd init`'s own functions, its config written by hand. `keys`: section__key=value."""
+    folder.mkdir(parents=True, exist_ok=True)
+    roots = [images] if isinstance(images, Path) else list(images)
+    sections: dict[str, dict[str, Any]] = {"catalog": {"url": url}}
+    for name, value in keys.items():
+        section, _, key = name.partition("__")
+        sections.setdefault(section, {})[key] = value
+    text = "\n".join(
+        f"[{section}]\n" + "\n".join(f"{key} = {json.dumps(value)}" for key, value in values.items())
+        for section, values in sections.items()
+    )
+    text += "".join(f'\n[[roots]]\npath = "{root}"\nsettle_seconds = 0.0\n{extra}\n' for root in roots)
+    (folder / "featd.toml").write_text(text)
+    instance = Instance(folder)
+    from featd.catalog import instance as catalog_instance
+    from featd.catalog import migrate
+    from featd.shards.store import create_store
+
+    catalog = connect.open_catalog(instance.settings.catalog.url)
+    try:
+        migrate.upgrade(catalog)
+        with connect.reading(catalog) as conn:
+            create_store(instance.settings.store.path, catalog_instance.instance_id(conn))
+    finally:
+        catalog.dispose()
+    return instance
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = 60.0, what: str = "the condition") -> Any:
+    """The condition's first true value; AssertionError after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while True:
+        if value := condition():
+            return value
+        assert time.monotonic() < deadline, f"{what} did not come true within {seconds:g} s"
+        time.sleep(0.02)
+
+
+def session_of(process: subprocess.Popen[Any]) -> list[int]:
+    """The pids of everything that runs in the session of `process`."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            try:
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            if int(fields[3]) == process.pid and fields[0] != "Z":
+                found.append(int(entry.name))
+    return found
+
+
+def kill_all(process: subprocess.Popen[Any]) -> None:
+    """SIGKILL everything in the session of `process`, and wait until it is gone."""
+    for pid in session_of(process):
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+    process.wait(10)
+    wait_for(lambda: not session_of(process), 10, "the end of the session")
+
+
+def live_vectors(instance: Instance, blob: str | None = None) -> dict[tuple[str, str], np.ndarray[Any, Any]]:
+    """(root, path in catalog form) -> the live vector, read with plain h5py."""
+    catalog = connect.open_catalog(instance.settings.catalog.url)
+    try:
+        with connect.reading(catalog) as conn:
+            joined = schema.images.join(schema.shards, schema.images.c.shard_id == schema.shards.c.id)
+            columns = (
+                schema.images.c.root,
+                schema.images.c.path,
+                schema.images.c.shard_row,
+                schema.shards.c.path,
+            )
+            rows = list(
+                conn.execute(sa.select(*columns).select_from(joined).where(schema.images.c.state == "done"))
+            )
+    finally:
+        catalog.dispose()
+    by_shard: dict[str, list[tuple[str, str, int]]] = {}
+    for root, path, shard_row, shard in rows:
+        by_shard.setdefault(shard, []).append((root, path, shard_row))
+    found = {}
+    for shard, entries in by_shard.items():
+        with h5py.File(instance.settings.store.path / shard) as file:
+            values = file[f"blobs/{blob}"][:] if blob else file["feats"][:]
+        for root, path, row in entries:
+            found[root, path] = values[row]
+    return found
+
+
+def check_promise(instance: Instance) -> Counter[str]:
+    """The history checker: catalog, counters, shards and disk agree. Returns the rows per state."""
+    store = instance.settings.store.path
+    catalog = connect.open_catalog(instance.settings.catalog.url)
+    try:
+        with connect.reading(catalog) as conn:
+            images = list(conn.execute(sa.select(schema.images)))
+            shards = {row.id: row for row in conn.execute(sa.select(schema.shards))}
+            settings = {row.name: row.number for row in conn.execute(sa.select(schema.settings))}
+            open_leases = list(
+                conn.execute(sa.select(schema.leases).where(schema.leases.c.ended_at.is_(None)))
+            )
+    finally:
+        catalog.dispose()
+    states = Counter(row.state for row in images)
+    for state in ("pending", "claimed", "done", "failed", "gone"):
+        assert settings[f"count.{state}"] == states[state], f"the counter of {state} is wrong"
+    assert states["claimed"] == 0 or open_leases, "rows are claimed although no lease is open"
+    named = Counter(row.shard_id for row in images if row.shard_id is not None)
+    keys = {}
+    for shard in shards.values():
+        assert shard.live_rows == named[shard.id], f"live_rows of {shard.name}"
+        path = store / shard.path
+        assert checksum(path) == shard.checksum, f"checksum of {shard.name}"
+        with ShardReader(path) as reader:
+            ids, versions = reader.keys(np.arange(shard.rows))
+            keys[shard.id] = list(zip(ids.tolist(), versions.tolist(), reader.contents(), strict=True))
+            assert len(keys[shard.id]) == shard.rows
+    for row in images:
+        if row.state == "done":
+            image_id, _, content = keys[row.shard_id][row.shard_row]
+            assert image_id == row.id, f"{row.path}: the shard's row is another image's"
+            assert content == row.content, f"{row.path}: the shard's row is of another content"
+            assert row.shard_version == row.version, f"{row.path}: its vector is of another version"
+            assert row.lease_id is None
+            assert row.errors == row.crashes == 0
+    on_disk = {path.name for path in (store / "shards").rglob("*") if path.is_file()}
+    assert on_disk == {shard.name for shard in shards.values()}, "the store holds files that no shard names"
+    return states
