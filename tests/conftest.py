@@ -58,6 +58,7 @@ def postgres_server() -> Iterator[str]:
     if not PG_BIN:
         missing("PostgreSQL's server programs are not installed (Debian: postgresql)")
     home = Path(tempfile.mkdtemp(prefix="featd-pg-"))
+    home.chmod(0o755)  # a featd without root's powers must reach the socket
     as_owner: list[str] = []
     if os.geteuid() == 0:
         owner = pwd.getpwnam("postgres")

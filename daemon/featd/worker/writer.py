@@ -241,8 +241,11 @@ class Writer(threading.Thread):
         )
 
     def _settle(self, shard: NewShard | None) -> None:
-        settlement = Settlement(shard, self._made, self._unchanged, self._failures)
-        self._made, self._unchanged, self._failures, self._waiting_since = [], [], [], None
+        made: list[Made] = []
+        if shard is not None:
+            made, self._made = self._made, []
+        settlement = Settlement(shard, made, self._unchanged, self._failures)
+        self._unchanged, self._failures, self._waiting_since = [], [], None
         settled = self._commit(settlement)
         outcomes: tuple[Any, ...] = (*settlement.made, *settlement.unchanged, *settlement.failures)
         self._held.drop([outcome.image_id for outcome in outcomes])

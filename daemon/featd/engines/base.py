@@ -1,0 +1,75 @@
+"""What every engine is: one net on one device, pictures in, vectors out."""
+
+from __future__ import annotations
+
+from typing import Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from featd.errors import EngineError, ModelError
+
+Batch: TypeAlias = npt.NDArray[np.float32]
+"""float32, (n, channels, height, width)."""
+Vectors: TypeAlias = npt.NDArray[np.float32]
+"""float32, (n, d), row i belongs to picture i."""
+
+
+class Engine(Protocol):
+    """One loaded net. Used by one thread: the one that made it."""
+
+    @property
+    def name(self) -> str:
+        """`caffe` or `onnxruntime`."""
+
+    @property
+    def device(self) -> str:
+        """`cpu` or `cuda:N`."""
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of one picture."""
+
+    @property
+    def blobs(self) -> dict[str, int]:
+        """Wanted blob -> size of its vectors, in the order asked for."""
+
+    def forward(self, batch: Batch) -> dict[str, Vectors]:
+        """Run any number of pictures, at least one. The arrays are the caller's: never views of engine memory.
+
+        ValueError where the batch has another shape; EngineError where the engine itself fails.
+        """
+
+    def close(self) -> None:
+        """Give back memory and device. Harmless twice."""
+
+
+def as_batch(batch: Batch, input_shape: tuple[int, int, int]) -> Batch:
+    """The batch, contiguous float32. ValueError names both shapes."""
+    if batch.ndim != 4 or batch.shape[0] < 1 or batch.shape[1:] != input_shape:
+        raise ValueError(
+            f"a batch of shape {batch.shape} for a net that takes (n, {', '.join(map(str, input_shape))})"
+        )
+    return np.ascontiguousarray(batch, np.float32)
+
+
+def as_vectors(blob: str, array: npt.NDArray[np.float32], images: int, size: int) -> Vectors:
+    """Flatten an engine's array to (n, d) float32. EngineError where it has another count of numbers."""
+    if array.size != images * size:
+        raise EngineError(
+            f"blob {blob!r} came out with shape {array.shape} for {images} images of {size} numbers"
+        )
+    return np.asarray(array, np.float32).reshape(images, size)
+
+
+def cuda_index(device: str) -> int | None:
+    """N of `cuda:N`; None for `cpu`. ModelError for anything else."""
+    kind, _, index = device.partition(":")
+    if device == "cpu":
+        return None
+    if kind == "cuda" and index.isdecimal():
+        return int(index)
+    raise ModelError(f'unknown device {device!r}: write "cpu" or "cuda:N"')
+
+
+__all__ = ["Batch", "Engine", "Vectors", "as_batch", "as_vectors", "cuda_index"]

@@ -1,0 +1,272 @@
+"""The engine `caffe`: real pycaffe, the reference. The GPU path is untested on hardware.
+
+Caffe answers a bad net, a bad device or a CUDA error with SIGABRT, so everything that can be checked is checked
+before Caffe is asked. Caffe is imported inside functions only: after the fork, and only where it is wanted.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from featd.engines.base import Batch, Vectors, as_batch, as_vectors, cuda_index
+from featd.errors import EngineError, ModelError
+from featd.net.caffemodel import write_weights
+from featd.net.graph import INPUT
+from featd.net.net import Net, file_stat
+
+NAME: Final = "caffe"
+_PLAIN_STRINGS: Final = frozenset({"name", "type", "bottom", "top", "stage", "not_stage"})
+"""Strings that name things in a net. Any other string in a layer may name a file or a module."""
+_PROBE_SECONDS: Final = 120.0
+
+
+class CaffeUnavailableError(ModelError):
+    """Real Caffe is not here, or cannot run this net or use this device; the message says which."""
+
+
+def import_caffe() -> Any:
+    """The module `caffe`, quiet but for errors. CaffeUnavailableError says why there is none."""
+    # Caffe logs each layer of each net at INFO; 2 = errors only. Read once, when its library loads.
+    os.environ.setdefault("GLOG_minloglevel", "2")
+    try:
+        with warnings.catch_warnings():
+            # pycaffe pulls in scikit-image and generated protobuf code, whose deprecations are not ours to mend.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            warnings.simplefilter("ignore", FutureWarning)
+            import caffe
+    except Exception as error:  # not only ImportError: a protobuf that is too new raises TypeError
+        first = str(error).strip().partition("\n")[0]
+        raise CaffeUnavailableError(
+            f"real Caffe is not importable ({first}): build it with script/build-caffe and put it on PYTHONPATH"
+        ) from None
+    if not hasattr(caffe, "Net") or not hasattr(caffe, "layer_type_list"):
+        raise CaffeUnavailableError(
+            f"the module `caffe` at {getattr(caffe, '__file__', '?')} is not pycaffe: run script/build-caffe"
+        )
+    return caffe
+
+
+def version() -> str:
+    """The installed version. CaffeUnavailableError says why there is none."""
+    return str(import_caffe().__version__)
+
+
+def can_use(device: str) -> bool:
+    """Whether this Caffe can use the device. Asked in a process of its own: a CPU-only Caffe aborts on a GPU."""
+    index = cuda_index(device)
+    if index is None:
+        return True
+    code = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_CORE, (0, 0)); "
+        f"sys.path[:] = {sys.path!r}; import caffe; caffe.set_device({index}); caffe.set_mode_gpu()"
+    )
+    quiet = subprocess.DEVNULL
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            stdin=quiet,
+            stdout=quiet,
+            stderr=quiet,
+            timeout=_PROBE_SECONDS,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return done.returncode == 0
+
+
+def check(net: Net, device: str) -> Any:
+    """The definition as Caffe's own message, cut down to the needed layers, after all checks.
+
+    CaffeUnavailableError where this Caffe cannot run the net on the device.
+    """
+    caffe = import_caffe()
+    if net.clash:
+        raise CaffeUnavailableError(f"{net.source}: real Caffe does not load this net: {net.clash}")
+    have = set(caffe.layer_type_list())
+    for step in net.layers:
+        if step.layer.type not in have:
+            raise CaffeUnavailableError(
+                f"{net.source}: {step.layer}: this build of Caffe does not have the type"
+            )
+    message = _definition(net)
+    if not can_use(device):
+        raise CaffeUnavailableError(
+            f"real Caffe cannot use {device!r} (a CPU-only build, or no such GPU): rebuild it, or take another device"
+        )
+    return message
+
+
+def _definition(net: Net) -> Any:
+    from caffe.proto import caffe_pb2
+    from google.protobuf import text_format
+
+    message = caffe_pb2.NetParameter()
+    try:
+        text_format.Merge(net.prototxt, message)
+    except text_format.ParseError as error:
+        raise CaffeUnavailableError(
+            f"{net.source}: this build of Caffe does not read the net: {error}"
+        ) from None
+    kept = {step.layer.index for step in net.layers if step.layer.type != INPUT}
+    for field in ("layer", "layers"):
+        layers = getattr(message, field)
+        for index in reversed(range(len(layers))):
+            if index not in kept:
+                del layers[index]
+            elif named := _foreign_string(layers[index]):
+                raise ModelError(
+                    f"{net.source}: layer {layers[index].name!r} sets {named}, which may name a file or code: refused"
+                )
+            else:
+                _calm(layers[index])
+    # One input, batch 1, in the form that goes with both old and new layers.
+    for field in ("input", "input_dim", "input_shape", "state", "force_backward", "debug_info"):
+        message.ClearField(field)
+    message.input.append(net.input_blob)
+    message.input_shape.add().dim.extend((1, *net.input_shape))
+    return message
+
+
+def _calm(layer: Any) -> None:
+    """Take out what decides no vector in the TEST phase but may abort Caffe: training's settings, a filler or an
+    engine that this build does not have, a count of `param` that does not fit. And the phase: it is TEST."""
+    for name in ("include", "exclude", "phase", "propagate_down", "loss_weight", "blobs_lr", "weight_decay"):
+        if name in layer.DESCRIPTOR.fields_by_name:
+            layer.ClearField(name)
+    # Params without a name only set learning rates; those with one share weights. (In the old form it is the name.)
+    if not any(getattr(param, "name", param) for param in layer.param):
+        layer.ClearField("param")
+    for field, block in layer.ListFields():
+        if field.name.endswith("_param"):
+            for setting, _ in block.ListFields():
+                filler = setting.message_type and setting.message_type.name == "FillerParameter"
+                if filler or setting.name == "engine":
+                    block.ClearField(setting.name)
+
+
+def _foreign_string(message: Any, depth: int = 0) -> str | None:
+    for field, value in message.ListFields():
+        if field.type == field.TYPE_STRING and (depth or field.name != "name"):
+            # A filler's `type` and a shared param's `name` are plain too.
+            if field.name not in _PLAIN_STRINGS:
+                return str(field.name)
+        elif field.type == field.TYPE_MESSAGE:
+            for below in [value] if hasattr(value, "ListFields") else value:
+                if named := _foreign_string(below, depth + 1):
+                    return f"{field.name}.{named}"
+    return None
+
+
+class CaffeEngine:
+    """A net in real Caffe."""
+
+    name: Final = NAME
+
+    def __init__(self, net: Net, device: str, threads: int) -> None:
+        message = check(net, device)
+        self.device = device
+        self.input_shape = net.input_shape
+        self._caffe = import_caffe()
+        self._index = cuda_index(device)
+        self._thread = 0
+        self._input = net.input_blob
+        self._enter_thread()
+        _limit_blas(threads)
+        self._net: Any = _load(self._caffe, net, message)
+        self.blobs = {blob: int(self._net.blobs[blob].data.size) for blob in net.blobs}
+        self._images = 1
+
+    def _enter_thread(self) -> None:
+        # Caffe keeps mode and device per thread: in a new thread it would silently compute on the CPU.
+        here = threading.get_ident()
+        if here == self._thread:
+            return
+        if self._index is None:
+            self._caffe.set_mode_cpu()
+        else:
+            self._caffe.set_device(self._index)
+            self._caffe.set_mode_gpu()
+        self._thread = here
+
+    def forward(self, batch: Batch) -> dict[str, Vectors]:
+        """Run `batch` (n, C, H, W); blob -> (n, d), copies."""
+        if self._net is None:
+            raise EngineError("the engine is closed")
+        batch = as_batch(batch, self.input_shape)
+        self._enter_thread()
+        if len(batch) != self._images:
+            self._net.blobs[self._input].reshape(*batch.shape)
+            self._net.reshape()
+            self._images = len(batch)
+        self._net.blobs[self._input].data[...] = batch
+        self._net.forward()
+        return {
+            blob: as_vectors(blob, np.array(self._net.blobs[blob].data), len(batch), size)
+            for blob, size in self.blobs.items()
+        }
+
+    def close(self) -> None:
+        """Drop the net and its memory."""
+        self._net = None
+
+
+def _load(caffe: Any, net: Net, message: Any) -> Any:
+    from google.protobuf import text_format
+
+    with tempfile.TemporaryDirectory(prefix="featd-caffe-") as folder, _same_weights(net):
+        definition = Path(folder, "net.prototxt")
+        definition.write_text(text_format.MessageToString(message), encoding="utf-8")
+        weights = net.weights_path
+        if weights is None:
+            weights = Path(folder, "net.caffemodel")
+            arrays = {name: [weight.array() for weight in found] for name, found in net.weights.items()}
+            write_weights(weights, net.name, arrays)
+        return caffe.Net(str(definition), caffe.TEST, weights=str(weights))
+
+
+@contextmanager
+def _same_weights(net: Net) -> Iterator[None]:
+    """Caffe reads the weights by their path, again: they must be the ones that were checked and hashed."""
+
+    def compare() -> None:
+        if net.weights_path is None:
+            return
+        try:
+            found = file_stat(net.weights_path)
+        except OSError as error:
+            raise ModelError(f"{net.weights_path}: cannot read the weights: {error.strerror}") from None
+        if found != net.weights_stat:
+            raise ModelError(f"{net.weights_path}: the weights changed while they were loaded: start again")
+
+    compare()
+    yield
+    compare()
+
+
+def _limit_blas(threads: int) -> None:
+    """Tell the BLAS under Caffe how many threads to use, where it is OpenBLAS; 0 leaves it as it is.
+
+    Not numpy's own OpenBLAS, which lies in numpy.libs.
+    """
+    if threads < 1:
+        return
+    maps = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace")
+    for path in set(re.findall(r"(/\S*libopenblas\S*\.so\S*)", maps)):
+        if ".libs/" not in path:
+            setter = getattr(ctypes.CDLL(path), "openblas_set_num_threads", None)
+            if setter is not None:
+                setter(ctypes.c_int(threads))

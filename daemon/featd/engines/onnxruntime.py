@@ -1,0 +1,88 @@
+"""The engine `onnxruntime`: the net lowered to ONNX. Nothing to build; the GPU path is untested on hardware."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from featd.engines.base import Batch, Vectors, as_batch, as_vectors, cuda_index
+from featd.errors import EngineError, ModelError
+from featd.net.lower import output_name, to_onnx
+from featd.net.net import Net
+
+NAME: Final = "onnxruntime"
+_LOG_ERRORS: Final = 3
+
+
+class OnnxRuntimeEngine:
+    """A lowered net in an ONNX Runtime session. Makes thread pools: never before a fork."""
+
+    name: Final = NAME
+
+    def __init__(self, net: Net, device: str, threads: int) -> None:
+        self.device = device
+        self.input_shape = net.input_shape
+        self.blobs = dict(net.blobs)
+        self._outputs = [output_name(blob) for blob in net.blobs]
+        self._session: Any = _session(net, device, threads)
+        self._input = self._session.get_inputs()[0].name
+
+    def forward(self, batch: Batch) -> dict[str, Vectors]:
+        """Run `batch` (n, C, H, W); blob -> (n, d), the caller's own arrays."""
+        if self._session is None:
+            raise EngineError("the engine is closed")
+        batch = as_batch(batch, self.input_shape)
+        try:
+            arrays = self._session.run(self._outputs, {self._input: batch})
+        except Exception as error:  # whatever the runtime throws: its classes are not a stable interface
+            raise EngineError(f"ONNX Runtime failed on {self.device}: {_first_line(error)}") from error
+        # ONNX Runtime hands out memory of its own making, one array per run: no copy is needed.
+        return {
+            blob: as_vectors(blob, array, len(batch), size)
+            for (blob, size), array in zip(self.blobs.items(), arrays, strict=True)
+        }
+
+    def close(self) -> None:
+        """Drop the session and its threads."""
+        self._session = None
+
+
+def _session(net: Net, device: str, threads: int) -> Any:
+    import onnxruntime
+
+    providers: list[Any] = ["CPUExecutionProvider"]
+    index = cuda_index(device)
+    if index is not None:
+        have = onnxruntime.get_available_providers()
+        if "CUDAExecutionProvider" not in have:
+            raise ModelError(
+                f"device {device!r}: this onnxruntime has no CUDA (it has {', '.join(have)}): "
+                'install onnxruntime-gpu, or use real Caffe, or devices = ["cpu"]'
+            )
+        # TF32 would leave the tolerance within which engines agree.
+        providers.insert(0, ("CUDAExecutionProvider", {"device_id": index, "use_tf32": 0}))
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = max(threads, 0)
+    options.inter_op_num_threads = 1
+    options.log_severity_level = _LOG_ERRORS
+    # Idle threads must not burn the cores that the decoders need.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    try:
+        session = onnxruntime.InferenceSession(to_onnx(net), options, providers=providers)
+    except ModelError:
+        raise
+    except Exception as error:  # as in `forward`
+        raise ModelError(f"{net.source}: ONNX Runtime does not load the net: {_first_line(error)}") from error
+    if index is not None and "CUDAExecutionProvider" not in session.get_providers():
+        raise EngineError(f"device {device!r}: ONNX Runtime fell back to the CPU: look at its CUDA libraries")
+    return session
+
+
+def version() -> str:
+    """The installed version."""
+    import onnxruntime
+
+    return str(onnxruntime.__version__)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]

@@ -1,0 +1,132 @@
+"""Reading one image file: beneath its root, once, and only in the version that was claimed.
+
+Owns the translation of the kernel's errors into kinds. Decodes nothing.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from dataclasses import dataclass
+
+import xxhash
+
+from featd.errors import ImageError
+from featd.paths import open_beneath
+from featd.states import Kind
+
+MAX_FILE_BYTES = 512 * 1024 * 1024
+"""A larger file is no photo; reading it would only evict what the page cache holds."""
+
+_DENIED = frozenset({errno.EACCES, errno.EPERM})
+_NOT_THERE = {
+    errno.ENOENT: "no such file",
+    errno.ENOTDIR: "a folder of its path is now a file",
+    errno.ELOOP: "it is now a symbolic link, or lies behind one",
+    errno.EXDEV: "it leads out of its root",
+    errno.EINVAL: "it is not a regular file",
+    errno.ENXIO: "it is not a regular file",  # a socket
+    errno.ENODEV: "it is not a regular file",
+    errno.ENAMETOOLONG: "its name is too long for this file system",
+}
+
+
+class ChangedError(ImageError):
+    """`read.changed`: the file is not, or no longer, the claimed version. Carries what was seen."""
+
+    def __init__(self, message: str, size: int, mtime_ns: int) -> None:
+        super().__init__(Kind.READ_CHANGED, message)
+        self.size = size
+        self.mtime_ns = mtime_ns
+
+    def __reduce__(self) -> tuple[type[ChangedError], tuple[str, int, int]]:  # type: ignore[override]
+        return (ChangedError, (self.message, self.size, self.mtime_ns))
+
+
+@dataclass(frozen=True, slots=True)
+class ImageBytes:
+    """A file's bytes and their hash, `xxh3_128:<hex>`."""
+
+    data: bytes
+    content: str
+
+
+def content_hash(data: bytes) -> str:
+    """The hash that names a file's bytes in the catalog and in shards."""
+    return "xxh3_128:" + xxhash.xxh3_128_hexdigest(data)
+
+
+def read_image(
+    root_fd: int,
+    raw_path: bytes,
+    size: int,
+    mtime_ns: int,
+    *,
+    follow_symlinks: bool = False,
+    max_bytes: int = MAX_FILE_BYTES,
+) -> ImageBytes:
+    """Read the file `raw_path` beneath the folder `root_fd`, if it is the version of `size` and `mtime_ns`.
+
+    One descriptor serves both fstats and the read, so that a file swapped in between is seen. ImageError of
+    kind read.missing, read.denied, read.io or decode.too_large (above `max_bytes`); ChangedError where size
+    or mtime differ before or after. Never blocks on a FIFO.
+    """
+    try:
+        fd = _open(root_fd, raw_path, follow_symlinks)
+        try:
+            _expect(fd, size, mtime_ns, "since it was claimed")
+            if size > max_bytes:
+                raise ImageError(Kind.DECODE_TOO_LARGE, f"a file of {size} bytes; the limit is {max_bytes}")
+            data = _read(fd, size)
+            _expect(fd, size, mtime_ns, "while it was read")
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise _explain(error) from error
+    if len(data) != size:
+        raise ImageError(Kind.READ_IO, f"reading gave {len(data)} bytes of a file of {size}")
+    return ImageBytes(data, content_hash(data))
+
+
+def _open(root_fd: int, raw_path: bytes, follow_symlinks: bool) -> int:
+    # openat2 answers EAGAIN when a rename somewhere raced with its look-up: ask again, a few times.
+    for _ in range(16):
+        try:
+            return open_beneath(root_fd, raw_path, follow_symlinks=follow_symlinks)
+        except BlockingIOError as error:
+            last = error
+    raise last
+
+
+def _expect(fd: int, size: int, mtime_ns: int, when: str) -> None:
+    found = os.fstat(fd)
+    if (found.st_size, found.st_mtime_ns) != (size, mtime_ns):
+        raise ChangedError(
+            f"the file changed {when}: {size} bytes of {mtime_ns} ns became "
+            f"{found.st_size} bytes of {found.st_mtime_ns} ns",
+            found.st_size,
+            found.st_mtime_ns,
+        )
+
+
+def _read(fd: int, size: int) -> bytes:
+    """All bytes, or what there was: a file that shrank or grew is found by the fstat that follows."""
+    data = os.read(fd, size)
+    if len(data) == size:
+        return data
+    parts = [data]
+    left = size - len(data)
+    while parts[-1] and left:
+        parts.append(os.read(fd, left))
+        left -= len(parts[-1])
+    return b"".join(parts)
+
+
+def _explain(error: OSError) -> ImageError:
+    code = error.errno or 0
+    reason = os.strerror(code)
+    if code in _DENIED:
+        return ImageError(Kind.READ_DENIED, f"{reason}: give featd's user the right to read it")
+    if code in _NOT_THERE:
+        return ImageError(Kind.READ_MISSING, _NOT_THERE[code])
+    return ImageError(Kind.READ_IO, f"reading failed: {reason} (errno {code})")

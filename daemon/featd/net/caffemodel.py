@@ -1,0 +1,236 @@
+"""Reads and writes .caffemodel and .binaryproto files: protobuf's wire format, walked by hand.
+
+Real weights are hundreds of megabytes of packed floats. Walking the wire finds them where they lie, as views on
+the file's bytes, without a Python object per number and without protobuf's own limits on size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from featd.errors import ModelError
+
+Array: TypeAlias = npt.NDArray[np.float32]
+
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+_NET_LAYER: Final = 100
+_NET_V1_LAYER: Final = 2
+_NAMES: Final = {_NET_LAYER: (1, 7), _NET_V1_LAYER: (4, 6)}
+"""Field numbers of (name, blobs) in the two forms of a layer."""
+_MAX_AXES: Final = 32
+_HDF5: Final = b"\x89HDF\r\n\x1a\n"
+
+
+class _WireError(ValueError):
+    """The bytes are not a message."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StoredBlob:
+    """One array as a file holds it. `legacy` shapes are 4-D, padded with ones in front (Caffe before 2015)."""
+
+    shape: tuple[int, ...]
+    legacy: bool
+    data: npt.NDArray[Any]
+    """Flat, float32 or float64, perhaps unaligned: a view on the file's bytes."""
+
+    def fits(self, shape: Sequence[int]) -> bool:
+        """Caffe's rule (Blob::ShapeEquals): equal; or, of a legacy blob, equal when padded to 4-D in front."""
+        if self.legacy:
+            return len(shape) <= 4 and (1,) * (4 - len(shape)) + tuple(shape) == self.shape
+        return tuple(shape) == self.shape
+
+    def array(self, shape: Sequence[int]) -> Array:
+        """The numbers as an aligned float32 array of `shape`; copies only where it must."""
+        flat = np.require(self.data, dtype=np.float32, requirements=["A", "C"])
+        return flat.reshape(tuple(shape))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StoredLayer:
+    """The arrays a file holds for one layer, in Caffe's order (weights, bias)."""
+
+    name: str
+    blobs: tuple[StoredBlob, ...]
+
+
+def read_weights(path: Path) -> tuple[bytes, list[StoredLayer]]:
+    """All bytes of a .caffemodel and its layers, those without arrays too, in file order.
+
+    The arrays are views on those bytes: what is hashed is what is used. ModelError names the file and what is wrong.
+    """
+    raw = _read(path, "weights", "check model.weights")
+    if raw.startswith(_HDF5):
+        raise ModelError(f"{path}: weights in HDF5 form are not read: save them as .caffemodel (Net.save)")
+    try:
+        layers = list(_layers(memoryview(raw)))
+    except (_WireError, UnicodeDecodeError) as error:
+        raise ModelError(f"{path}: not a whole .caffemodel: {error}: copy or download it again") from None
+    if not layers:
+        raise ModelError(f"{path}: holds no layers: is this a .caffemodel?")
+    return raw, layers
+
+
+def read_binaryproto(path: Path) -> Array:
+    """The array of a .binaryproto (a mean image), shaped as the file says. ModelError as for weights."""
+    raw = _read(path, "array", "check the path")
+    try:
+        blob = _blob(memoryview(raw))
+    except _WireError as error:
+        raise ModelError(f"{path}: not a whole .binaryproto: {error}") from None
+    if not blob.data.size:
+        raise ModelError(f"{path}: holds no numbers: is this a .binaryproto?")
+    return blob.array(blob.shape)
+
+
+def _read(path: Path, what: str, way_out: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ModelError(f"{path}: cannot read the {what}: {error.strerror}: {way_out}") from None
+
+
+def _varint(view: memoryview, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        if at >= len(view):
+            raise _WireError("it ends in the middle of a number")
+        byte = view[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value & 0xFFFF_FFFF_FFFF_FFFF, at
+        shift += 7
+        if shift > 63:
+            raise _WireError(f"byte {at} is no part of a message")
+
+
+def _fields(view: memoryview) -> Iterator[tuple[int, int, int, memoryview]]:
+    """(field number, wire type, varint value, payload) of each field of a message, at its top level."""
+    at = 0
+    while at < len(view):
+        tag, at = _varint(view, at)
+        number, wire = tag >> 3, tag & 7
+        if number == 0 or tag > 0xFFFF_FFFF:
+            raise _WireError("it holds a field without a number")
+        value, end = 0, at
+        if wire == _VARINT:
+            value, end = _varint(view, at)
+        elif wire == _BYTES:
+            size, at = _varint(view, at)
+            end = at + size
+        elif wire in (_FIXED32, _FIXED64):
+            end = at + (4 if wire == _FIXED32 else 8)
+        else:
+            raise _WireError(f"field {number} has an unknown wire type")
+        if end > len(view):
+            raise _WireError(f"it ends {end - len(view):,} bytes too early (truncated)")
+        yield number, wire, value, view[at:end]
+        at = end
+
+
+def _layers(view: memoryview) -> Iterator[StoredLayer]:
+    for number, wire, _, payload in _fields(view):
+        if number not in _NAMES or wire != _BYTES:
+            continue
+        name_number, blobs_number = _NAMES[number]
+        name, blobs = "", []
+        for field, field_wire, _, below in _fields(payload):
+            if field == name_number and field_wire == _BYTES:
+                name = bytes(below).decode()
+            elif field == blobs_number and field_wire == _BYTES:
+                blobs.append(_blob(below))
+        yield StoredLayer(name, tuple(blobs))
+
+
+def _blob(view: memoryview) -> StoredBlob:
+    legacy: dict[int, int] = {}
+    shape: list[int] = []
+    singles: list[memoryview] = []
+    doubles: list[memoryview] = []
+    for number, wire, value, payload in _fields(view):
+        if number in (1, 2, 3, 4) and wire == _VARINT:
+            legacy[number] = value
+        elif number == 7 and wire == _BYTES:
+            shape += _dims(payload)
+        elif number == 5:
+            singles.append(_numbers(payload, wire, _FIXED32, 4))
+        elif number == 8:
+            doubles.append(_numbers(payload, wire, _FIXED64, 8))
+        if len(shape) > _MAX_AXES:
+            raise _WireError(f"an array has more than {_MAX_AXES} axes")
+    data: npt.NDArray[Any] = _joined(doubles, "<f8") if doubles else _joined(singles, "<f4")
+    dims = tuple(legacy.get(axis, 0) for axis in (1, 2, 3, 4)) if legacy else tuple(shape)
+    count = 1
+    for dim in dims:
+        count *= dim
+    if count != data.size:
+        raise _WireError(f"an array of shape {dims} holds {data.size:,} numbers instead of {count:,}")
+    return StoredBlob(dims, bool(legacy), data)
+
+
+def _numbers(payload: memoryview, wire: int, single: int, size: int) -> memoryview:
+    if wire not in (single, _BYTES) or len(payload) % size:
+        raise _WireError("an array is cut in the middle of a number")
+    return payload
+
+
+def _joined(parts: list[memoryview], dtype: str) -> npt.NDArray[Any]:
+    # Packed and whole in every real file; a repeated field may also come in parts, or unpacked.
+    return np.frombuffer(parts[0] if len(parts) == 1 else b"".join(parts), dtype)
+
+
+def _dims(view: memoryview) -> list[int]:
+    dims = []
+    for number, wire, value, payload in _fields(view):
+        if number == 1 and wire == _VARINT:
+            dims.append(value)
+        elif number == 1 and wire == _BYTES:
+            at = 0
+            while at < len(payload):
+                dim, at = _varint(payload, at)
+                dims.append(dim)
+    return dims
+
+
+def write_weights(path: Path, net: str, layers: Mapping[str, Sequence[npt.NDArray[Any]]]) -> None:
+    """Write float32 arrays as a .caffemodel that real Caffe reads; layers by name, arrays in Caffe's order."""
+    with path.open("wb") as file:
+        file.write(_tagged(1, net.encode()))
+        for name, arrays in layers.items():
+            blobs = [_blob_header(array) for array in arrays]
+            head = _tagged(1, name.encode())
+            sizes = [len(header) + array.size * 4 for header, array in zip(blobs, arrays, strict=True)]
+            body = sum(len(_prefix(7, size)) + size for size in sizes)
+            file.write(_prefix(_NET_LAYER, len(head) + body) + head)
+            for header, array, size in zip(blobs, arrays, sizes, strict=True):
+                file.write(_prefix(7, size) + header)
+                file.write(np.ascontiguousarray(array, "<f4").tobytes())
+
+
+def _blob_header(array: npt.NDArray[Any]) -> bytes:
+    dims = b"".join(_number(dim) for dim in array.shape)
+    return _tagged(7, _tagged(1, dims)) + _prefix(5, array.size * 4)
+
+
+def _number(value: int) -> bytes:
+    out = bytearray()
+    while value >= 0x80:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def _prefix(number: int, size: int) -> bytes:
+    return _number(number << 3 | _BYTES) + _number(size)
+
+
+def _tagged(number: int, payload: bytes) -> bytes:
+    return _prefix(number, len(payload)) + payload

@@ -1,0 +1,129 @@
+"""What `featd net` shows of a net: layers, blobs with sizes, weights, and what runs where."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from featd.config import BUILT_IN_NETS
+from featd.errors import ModelError
+from featd.net import gist
+from featd.net.caffemodel import StoredLayer, read_weights
+from featd.net.graph import Shape, trace
+from featd.net.layers.table import TYPES
+from featd.net.net import flattened
+from featd.net.prototxt import parse, read
+from featd.net.shapes import Shapes, infer
+from featd.net.upgrade import refusal, upgrade
+from featd.net.weights import Wanted, match
+
+
+@dataclass(frozen=True, slots=True)
+class LayerReport:
+    """One layer of the TEST phase."""
+
+    name: str
+    type: str
+    bottoms: tuple[str, ...]
+    tops: tuple[str, ...]
+    top_shapes: tuple[Shape | None, ...]
+    """With batch 1; None: unknown."""
+    weights: int | None
+    """How many numbers it learns; None: unknown."""
+    onnxruntime: bool
+    """Whether the onnxruntime engine runs it."""
+    problem: str | None
+    """Why no engine runs it, or why its settings do not fit; None where nothing is wrong."""
+
+
+@dataclass(frozen=True, slots=True)
+class BlobReport:
+    """One blob that can be asked for."""
+
+    name: str
+    shape: Shape | None
+    """Without the batch axis; None: unknown."""
+    size: int
+    """Numbers per image, flattened; 0: unknown."""
+
+
+@dataclass(frozen=True, slots=True)
+class WeightsReport:
+    """Layer names: what a weights file holds against what the net needs."""
+
+    matched: tuple[str, ...]
+    missing: tuple[str, ...]
+    unused: tuple[str, ...]
+    problem: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class NetReport:
+    """Everything `featd net` prints."""
+
+    name: str
+    source: str
+    layers: tuple[LayerReport, ...]
+    blobs: tuple[BlobReport, ...]
+    weights: WeightsReport | None
+    """None where no weights were given."""
+
+
+def describe(net_path_or_builtin: str, weights: Path | None = None) -> NetReport:
+    """Look at a net without loading it. ModelError only where the files cannot be read at all."""
+    stored: list[StoredLayer] | None = None
+    if net_path_or_builtin in BUILT_IN_NETS:
+        message = parse(gist.prototxt(), net_path_or_builtin)
+        stored = gist.stored_weights()
+    else:
+        _, message = read(Path(net_path_or_builtin))
+        stored = read_weights(weights)[1] if weights is not None else None
+    layers = upgrade(message, net_path_or_builtin)
+    graph = trace(layers, net_path_or_builtin)
+    shapes = infer(graph.steps, 1, tolerant=True)
+    reports = []
+    for layer in layers:
+        params = shapes.params[layer.name]
+        problem = refusal(layer) or shapes.problems.get(layer.name)
+        reports.append(
+            LayerReport(
+                layer.name,
+                layer.type,
+                layer.bottoms,
+                layer.tops,
+                tuple(shapes.blobs[top] for top in layer.tops),
+                None if params is None else sum(math.prod(shape) for shape in params),
+                layer.type in TYPES and problem is None,
+                problem,
+            )
+        )
+    blobs = []
+    for blob in graph.blobs:
+        shape = shapes.blobs[blob]
+        blobs.append(BlobReport(blob, None if shape is None else shape[1:], flattened(shape)))
+    wanted = [Wanted(layer, shapes.params[layer.name]) for layer in layers]
+    source = str(weights or net_path_or_builtin)
+    return NetReport(
+        message.name or Path(net_path_or_builtin).stem,
+        net_path_or_builtin,
+        tuple(reports),
+        tuple(blobs),
+        None if stored is None else _weights(wanted, stored, shapes, source),
+    )
+
+
+def _weights(wanted: list[Wanted], stored: list[StoredLayer], shapes: Shapes, source: str) -> WeightsReport:
+    needs = tuple(name for name, params in shapes.params.items() if params)
+    try:
+        found = match(wanted, stored, source)
+    except ModelError as error:
+        held = {layer.name for layer in stored if layer.blobs}
+        return WeightsReport(
+            tuple(name for name in needs if name in held),
+            tuple(name for name in needs if name not in held),
+            tuple(layer.name for layer in stored if layer.blobs and layer.name not in shapes.params),
+            str(error),
+        )
+    matched = tuple(name for name in needs if name not in found.missing)
+    return WeightsReport(matched, found.missing, found.unused, None)

@@ -1,0 +1,109 @@
+"""The graph of a net: which value each layer reads and writes, and which layers some blobs need.
+
+Caffe names memory, not values: an in-place layer writes over its blob, and blobs that share memory (what
+Flatten, Reshape and Split give out) change together. Here each writing is a value of its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+from featd.errors import ModelError
+from featd.net.schema import Message
+
+INPUT: Final = "Input"
+_SHARING: Final = frozenset({"Flatten", "Reshape", "Split"})
+"""Layers whose tops share memory with their bottom (Blob::ShareData); so does a Concat of one bottom."""
+
+Shape: TypeAlias = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One layer of the TEST phase, in the current form whatever form the file has."""
+
+    index: int
+    """Place among the file's layers; -1 for an `input` of the old form."""
+    name: str
+    type: str
+    bottoms: tuple[str, ...]
+    tops: tuple[str, ...]
+    param: Message
+    """The LayerParameter with this layer's settings."""
+
+    def __str__(self) -> str:
+        return f"layer {self.name!r} of type {self.type}"
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A layer and the numbers of the values that it reads and writes."""
+
+    layer: Layer
+    reads: tuple[int, ...]
+    writes: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """All steps in the net's order, and the value that each blob holds at the end of a forward."""
+
+    steps: tuple[Step, ...]
+    blobs: dict[str, int]
+    """Blob name -> value, in the order in which the net makes them."""
+
+    def needed(self, blobs: tuple[str, ...]) -> tuple[Step, ...]:
+        """The steps that `blobs` need, in order."""
+        wanted = {self.blobs[blob] for blob in blobs}
+        steps = []
+        for step in reversed(self.steps):
+            if wanted.intersection(step.writes):
+                wanted.update(step.reads)
+                steps.append(step)
+        return tuple(reversed(steps))
+
+
+def trace(layers: tuple[Layer, ...], source: str) -> Graph:
+    """Follow every blob through the layers. ModelError where a bottom is unknown or a top is made twice."""
+    holds: dict[str, int] = {}
+    shares: dict[str, set[str]] = {}
+    steps: list[Step] = []
+    count = 0
+    for layer in layers:
+        for bottom in layer.bottoms:
+            if bottom not in holds:
+                raise ModelError(f"{source}: {layer} reads blob {bottom!r}, which no layer before it makes")
+        reads = tuple(holds[bottom] for bottom in layer.bottoms)
+        writes = []
+        for at, top in enumerate(layer.tops):
+            in_place = at < len(layer.bottoms) and layer.bottoms[at] == top
+            if top in holds and not in_place:
+                raise ModelError(f"{source}: {layer} makes blob {top!r}, which another layer made before it")
+            for name in shares.get(top, {top}):
+                holds[name] = count
+            sharing = layer.type in _SHARING or (layer.type == "Concat" and len(layer.bottoms) == 1)
+            if sharing and not in_place and layer.bottoms:
+                family = shares.setdefault(layer.bottoms[0], {layer.bottoms[0]})
+                family.add(top)
+                shares[top] = family
+            writes.append(count)
+            count += 1
+        steps.append(Step(layer, reads, tuple(writes)))
+    return Graph(tuple(steps), holds)
+
+
+def clash(steps: tuple[Step, ...]) -> str | None:
+    """Why real Caffe aborts on these steps although every value is plain here, or None.
+
+    Where a blob has two readers Caffe splits it; a reader that works in place then makes its top a second time.
+    """
+    readers: dict[int, list[Layer]] = {}
+    for step in steps:
+        for value in set(step.reads):
+            readers.setdefault(value, []).append(step.layer)
+    for layers in readers.values():
+        writer = next((layer for layer in layers if set(layer.bottoms) & set(layer.tops)), None)
+        if writer is not None and len(layers) > 1:
+            return f"{writer} overwrites a blob that another layer reads as it was"
+    return None

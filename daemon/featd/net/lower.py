@@ -1,0 +1,120 @@
+"""Lowers a net to ONNX: one graph with a free batch axis, one 2-D output per wanted blob, named as the blob."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import TensorProto, helper
+
+from featd.errors import ModelError
+from featd.net.graph import INPUT, Shape
+from featd.net.layers.registry import Lowered
+from featd.net.layers.table import TYPES
+from featd.net.load import require_lowered
+from featd.net.net import Net
+
+OPSET: Final = 13
+IR_VERSION: Final = 8
+"""Both older than the oldest onnxruntime featd allows."""
+MAX_BYTES: Final = 2**31 - 1
+"""A protobuf message cannot be larger."""
+
+
+class _Graph:
+    """The ONNX graph in the making (featd.net.layers.registry.Builder)."""
+
+    def __init__(self) -> None:
+        self.nodes: list[Any] = []
+        self.initializers: list[Any] = []
+        self._scalars: dict[float, str] = {}
+        self._count = 0
+
+    def _fresh(self) -> str:
+        # Blob names are the user's; the blank keeps ours apart from the outputs', which are "blob NAME".
+        self._count += 1
+        return f"tensor {self._count}"
+
+    def node(self, op: str, inputs: Sequence[str], /, **attributes: Any) -> str:
+        output = self._fresh()
+        self.nodes.append(helper.make_node(op, list(inputs), [output], **attributes))
+        return output
+
+    def constant(self, array: npt.NDArray[Any]) -> str:
+        name = self._fresh()
+        tensor = TensorProto(
+            name=name, dims=array.shape, data_type=helper.np_dtype_to_tensor_dtype(array.dtype)
+        )
+        tensor.raw_data = np.ascontiguousarray(array).tobytes()
+        self.initializers.append(tensor)
+        return name
+
+    def scalar(self, value: float) -> str:
+        if value not in self._scalars:
+            self._scalars[value] = self.constant(np.array(value, np.float32))
+        return self._scalars[value]
+
+    def reshape(self, tensor: str, shape: Shape) -> str:
+        # 0 copies the batch axis from the input.
+        return self.node("Reshape", [tensor, self.constant(np.array([0, *shape[1:]], np.int64))])
+
+
+def to_onnx(net: Net) -> bytes:
+    """The serialized ModelProto of `net`: input `net.input_blob` float32 (n, C, H, W), outputs (n, d) in the
+    order of `net.blobs`, named as `output_name` says. ModelError names a layer that cannot be lowered."""
+    require_lowered(net.layers, net.source)
+    graph = _Graph()
+    values: dict[int, tuple[str, Shape]] = {}
+    for step in net.layers:
+        layer = step.layer
+        tops = tuple(_known(net, top) for top in layer.tops)
+        if layer.type == INPUT:
+            tensors: Sequence[str] = [_input_name(top) for top in layer.tops]
+        else:
+            bottoms, shapes = [], []
+            for value, bottom in zip(step.reads, layer.bottoms, strict=True):
+                bottoms.append(_as_named(graph, values[value], _known(net, bottom)))
+                shapes.append(_known(net, bottom))
+            weights = [weight.array() for weight in net.weights.get(layer.name, ())]
+            at = Lowered(layer, tuple(bottoms), tuple(shapes), tops, weights)
+            tensors = TYPES[layer.type].lower(graph, at)
+        for value, tensor, top in zip(step.writes, tensors, tops, strict=True):
+            values[value] = (tensor, top)
+    outputs = []
+    for blob, size in net.blobs.items():
+        tensor, _ = values[net.values[blob]]
+        graph.nodes.append(helper.make_node("Flatten", [tensor], [output_name(blob)], axis=1))
+        outputs.append(helper.make_tensor_value_info(output_name(blob), TensorProto.FLOAT, ["n", size]))
+    name = _input_name(net.input_blob)
+    inputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", *net.input_shape])]
+    made = helper.make_graph(graph.nodes, net.name, inputs, outputs, graph.initializers)
+    model = onnx.ModelProto(ir_version=IR_VERSION, producer_name="featd", graph=made)
+    model.opset_import.append(helper.make_opsetid("", OPSET))
+    if model.ByteSize() > MAX_BYTES:
+        raise ModelError(f'{net.source}: larger than 2 GB, which ONNX cannot hold: set engine = "caffe"')
+    serialized: bytes = model.SerializeToString()
+    return serialized
+
+
+def output_name(blob: str) -> str:
+    """The name of a blob's output in the ONNX graph."""
+    return f"blob {blob}"
+
+
+def _input_name(blob: str) -> str:
+    return f"input {blob}"
+
+
+def _known(net: Net, blob: str) -> Shape:
+    shape = net.shapes[blob]
+    assert shape is not None  # every layer is of a known type
+    return shape
+
+
+def _as_named(graph: _Graph, value: tuple[str, Shape], shape: Shape) -> str:
+    """A value as the blob that names it: blobs that share memory may differ in shape."""
+    tensor, made = value
+    return tensor if made == shape else graph.reshape(tensor, shape)

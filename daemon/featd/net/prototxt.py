@@ -1,0 +1,250 @@
+"""Reads net definitions in protobuf's text format into our schema.
+
+Stricter than protobuf's own reader where a silent skip would change vectors, and more tolerant where it cannot:
+a whole `..._param` block that this schema does not know belongs to a layer type that featd does not lower. Every
+error names the file and the line.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from featd.errors import ModelError
+from featd.net import schema
+
+MAX_BYTES: Final = 64 << 20
+"""No definition is near this; a .caffemodel given in its place is."""
+MAX_DEPTH: Final = 50
+
+_TOKEN = re.compile(
+    r"""(?P<blank>[ \t\r\n\f\v]+|\#[^\n]*)
+      | (?P<number>[-+]?(?:0[xX][0-9a-fA-F]+|(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?[fF]?|[iI]nf(?:inity)?\b|[nN]a[nN]\b))
+      | (?P<word>[A-Za-z_][\w.]*)
+      | (?P<string>"(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*')
+      | (?P<mark>[{}<>\[\]:;,])""",
+    re.VERBOSE,
+)
+_SUFFIXED = re.compile(r"[-+]?[\d.]+(?:[eE][-+]?\d+)?[fF]")
+_ESCAPE = re.compile(rb"\\(?:([0-7]{1,3})|[xX]([0-9a-fA-F]{1,2})|(.))", re.DOTALL)
+_ESCAPED: Final = {b"n": b"\n", b"t": b"\t", b"r": b"\r", b"a": b"\a", b"b": b"\b", b"f": b"\f", b"v": b"\v"}
+_TRUE: Final = ("true", "True", "t", "1")
+_FALSE: Final = ("false", "False", "f", "0")
+_RANGES: Final = {"int32": (-(2**31), 2**31 - 1), "int64": (-(2**63), 2**63 - 1), "uint32": (0, 2**32 - 1)}
+
+
+@dataclass(frozen=True, slots=True)
+class _Token:
+    kind: str
+    text: str
+    line: int
+
+
+def read(path: Path) -> tuple[bytes, schema.Message]:
+    """The bytes of a definition and the NetParameter they say. ModelError names the path and the reason."""
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise ModelError(
+                f"{path}: too large for a net definition: is this the .caffemodel? It belongs to `weights`"
+            )
+        raw = path.read_bytes()
+    except OSError as error:
+        raise ModelError(
+            f"{path}: cannot read the net definition: {error.strerror}: check model.net"
+        ) from None
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise ModelError(
+            f"{path}: not a net definition in text form (.prototxt): a .caffemodel belongs to `weights`"
+        ) from None
+    return raw, parse(text, str(path))
+
+
+def parse(text: str, source: str) -> schema.Message:
+    """The NetParameter that `text` says. `source` names it in errors."""
+    net = schema.new("NetParameter")
+    reader = _Reader(text, source)
+    reader.fill(net, "NetParameter", None, 0)
+    if not net.layer and not net.layers:
+        raise ModelError(f"{source}: holds no layers: not a net definition (a solver?)")
+    return net
+
+
+class _Reader:
+    def __init__(self, text: str, source: str) -> None:
+        self._source = source
+        self._tokens = list(self._split(text))
+        self._at = 0
+
+    def _split(self, text: str) -> Iterator[_Token]:
+        at, line = 0, 1
+        while at < len(text):
+            match = _TOKEN.match(text, at)
+            if match is None:
+                raise self._error(line, f"cannot read {text[at : at + 20]!r} (not a .prototxt?)")
+            kind = match.lastgroup or ""
+            if kind != "blank":
+                yield _Token(kind, match[0], line)
+            line += match[0].count("\n")
+            at = match.end()
+        yield _Token("end", "end of file", line)
+
+    def _error(self, line: int, problem: str) -> ModelError:
+        return ModelError(f"{self._source}, line {line}: {problem}")
+
+    def _take(self) -> _Token:
+        token = self._tokens[self._at]
+        if token.kind != "end":
+            self._at += 1
+        return token
+
+    def _took(self, *marks: str) -> str | None:
+        text = self._tokens[self._at].text
+        if self._tokens[self._at].kind == "mark" and text in marks:
+            self._at += 1
+            return text
+        return None
+
+    def fill(self, message: schema.Message, type_name: str, closing: str | None, depth: int) -> None:
+        """Read fields into `message` up to the mark `closing`, or to the end of the file."""
+        if depth > MAX_DEPTH:
+            raise self._error(self._tokens[self._at].line, "nested too deep")
+        fields = schema.FIELDS[type_name]
+        while True:
+            token = self._take()
+            if token.kind == "end" and closing is None:
+                return
+            if token.kind == "mark" and token.text == closing:
+                return
+            if token.kind != "word":
+                raise self._error(token.line, f"expected a field's name, found {token.text[:40]!r}")
+            spec = fields.get(token.text)
+            if spec is None:
+                self._unknown(token, type_name, depth)
+            else:
+                self._field(message, spec, token.line, depth)
+            self._took(";", ",")
+
+    def _unknown(self, name: _Token, type_name: str, depth: int) -> None:
+        layers = ("LayerParameter", "V1LayerParameter")
+        if type_name not in layers or not name.text.endswith("_param"):
+            where = "a net" if type_name == "NetParameter" else type_name
+            raise self._error(name.line, f"unknown field {name.text!r} in {where}")
+        self._took(":")
+        opening = self._took("{", "<")
+        if opening is None:
+            raise self._error(name.line, f"expected '{{' after {name.text!r}")
+        self._skip(opening, depth + 1)
+
+    def _skip(self, opening: str, depth: int) -> None:
+        closings = [{"{": "}", "<": ">", "[": "]"}[opening]]
+        while closings:
+            token = self._take()
+            if token.kind == "end":
+                raise self._error(token.line, f"the file ends before {closings[-1]!r}")
+            if token.kind == "mark" and token.text in "{<[":
+                closings.append({"{": "}", "<": ">", "[": "]"}[token.text])
+                if depth + len(closings) > MAX_DEPTH:
+                    raise self._error(token.line, "nested too deep")
+            elif token.kind == "mark" and token.text in "}>]" and token.text != closings.pop():
+                raise self._error(token.line, f"unexpected {token.text!r}")
+
+    def _field(self, message: schema.Message, spec: schema.FieldSpec, line: int, depth: int) -> None:
+        colon = self._took(":")
+        if not schema.is_message(spec.type) and colon is None:
+            raise self._error(line, f"expected ':' after {spec.name!r}")
+        if self._took("[") is not None:
+            if not spec.repeated:
+                raise self._error(line, f"{spec.name!r} takes one value, not a list")
+            while self._took("]") is None:
+                self._value(message, spec, line, depth)
+                self._took(",")
+            return
+        self._value(message, spec, line, depth)
+
+    def _value(self, message: schema.Message, spec: schema.FieldSpec, line: int, depth: int) -> None:
+        if not spec.repeated and message.HasField(spec.name):
+            raise self._error(line, f"{spec.name!r} stands twice")
+        if schema.is_message(spec.type):
+            opening = self._took("{", "<")
+            if opening is None:
+                raise self._error(self._tokens[self._at].line, f"expected '{{' after {spec.name!r}")
+            below = getattr(message, spec.name)
+            if spec.repeated:
+                below = below.add()
+            else:
+                below.SetInParent()
+            self.fill(below, spec.type, "}" if opening == "{" else ">", depth + 1)
+            return
+        value = self._scalar(spec)
+        if spec.repeated:
+            getattr(message, spec.name).append(value)
+        else:
+            setattr(message, spec.name, value)
+
+    def _scalar(self, spec: schema.FieldSpec) -> bool | int | float | str:
+        token = self._take()
+        wrong = self._error(
+            token.line, f"{spec.name!r} cannot be {token.text[:40]!r}: it is {_described(spec.type)}"
+        )
+        if token.kind in ("mark", "end"):
+            raise self._error(token.line, f"expected a value of {spec.name!r}, found {token.text!r}")
+        if spec.type == "string":
+            if token.kind != "string":
+                raise wrong
+            text = _unquote(token.text)
+            while self._tokens[self._at].kind == "string":
+                text += _unquote(self._take().text)
+            try:
+                return text.decode()
+            except UnicodeDecodeError:
+                raise self._error(token.line, f"{spec.name!r} is not UTF-8") from None
+        if spec.type in schema.ENUMS:
+            names = schema.ENUMS[spec.type]
+            if token.text in names:
+                return names[token.text]
+            if token.text.isdecimal() and int(token.text) in names.values():
+                return int(token.text)
+            raise wrong
+        if spec.type == "bool":
+            if token.text not in _TRUE + _FALSE:
+                raise wrong
+            return token.text in _TRUE
+        try:
+            if spec.type in ("float", "double"):
+                # C's suffix, as in 0.5f; not the f of inf.
+                return float(token.text[:-1] if _SUFFIXED.fullmatch(token.text) else token.text)
+            value = int(token.text, 16 if "x" in token.text.lower() else 8 if _octal(token.text) else 10)
+        except ValueError:
+            raise wrong from None
+        low, high = _RANGES[spec.type]
+        if not low <= value <= high:
+            raise wrong
+        return value
+
+
+def _octal(text: str) -> bool:
+    digits = text.lstrip("+-")
+    return len(digits) > 1 and digits[0] == "0"
+
+
+def _described(type_name: str) -> str:
+    if type_name in schema.ENUMS:
+        return "one of " + ", ".join(schema.ENUMS[type_name])
+    words = {"string": "a string", "bool": "true or false", "float": "a number", "double": "a number"}
+    return words.get(type_name, f"a whole number ({type_name})")
+
+
+def _unquote(text: str) -> bytes:
+    def replace(match: re.Match[bytes]) -> bytes:
+        if match[1]:
+            return bytes([int(match[1], 8) & 0xFF])
+        if match[2]:
+            return bytes([int(match[2], 16)])
+        return _ESCAPED.get(match[3], match[3])
+
+    return _ESCAPE.sub(replace, text[1:-1].encode())

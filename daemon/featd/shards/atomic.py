@@ -1,0 +1,77 @@
+"""The only place where files appear: made as `.part` in their folder, fsynced, renamed, the folder fsynced.
+
+Leaving out any one of these lost the file in a power cut. An fsync that failed is never tried again on the same
+file: the kernel may have thrown the pages away and would then report success. The file is removed instead.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+FOLDER_MODE = 0o750
+FILE_MODE = 0o640
+PART = ".part"
+
+
+def part_of(path: Path) -> Path:
+    """The name a file has until it is complete."""
+    return path.with_name(path.name + PART)
+
+
+def create_part(path: Path) -> int:
+    """Create `path`'s .part, which must not exist, and its folders; returns a descriptor to read and write."""
+    make_folder(path.parent)
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+    return os.open(part_of(path), flags, FILE_MODE)
+
+
+def publish_part(path: Path) -> None:
+    """Give `path`'s .part, already fsynced, its name, and make that durable. OSError; then the .part is gone or
+    the name may or may not be on stable storage: the caller gives the file up."""
+    part_of(path).rename(path)
+    _fsync_folder(path.parent)
+
+
+def remove_part(path: Path) -> None:
+    """Remove `path`'s .part if it is there. Never raises: a leftover is the janitor's to find."""
+    with contextlib.suppress(OSError):
+        part_of(path).unlink()
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, each durable in its parent."""
+    if path.is_dir():
+        return
+    make_folder(path.parent)
+    with contextlib.suppress(FileExistsError):
+        path.mkdir(FOLDER_MODE)
+    # Also where somebody else was quicker: his fsync may still be to come, and our file depends on it.
+    _fsync_folder(path.parent)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Make or replace a small file: readers see the old or the new content, whole. OSError."""
+    remove_part(path)  # what a kill left behind
+    fd = create_part(path)
+    try:
+        try:
+            left = memoryview(data)
+            while left:
+                left = left[os.write(fd, left) :]
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        publish_part(path)
+    except OSError:
+        remove_part(path)
+        raise
+
+
+def _fsync_folder(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,235 @@
+"""Reading shards that may have been made by anybody: nothing outside the file is opened, nothing runs.
+
+HDF5 can point at other files (external links, external storage, virtual datasets): all of these are refused
+before any value is read, on every component of every path.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import itertools
+import json
+import math
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+from featd.shards import layout
+from featd.shards.layout import ShardError
+
+_BLOCK = 1 << 20
+_ZSTD = 32015
+_FILTERS = frozenset({h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32, _ZSTD})
+_MOST_OBJECTS = 4096
+# deflate shrinks at most about 1030 times; a file that declares more is a bomb. zstd and unwritten chunks may
+# do better on zeros, so the bound is generous, and reads go by rows anyway.
+_MOST_RATIO = 20_000
+_MOST_CHUNK_BYTES = 64 * 1024 * 1024
+_GAP_ROWS = 16
+_SPAN_ROWS = 4096
+
+
+def checksum_of(fd: int) -> str:
+    """`xxh3_128:<hex>` of the whole file behind a descriptor."""
+    digest = xxhash.xxh3_128()
+    at = 0
+    while block := os.pread(fd, _BLOCK, at):
+        digest.update(block)
+        at += len(block)
+    return "xxh3_128:" + digest.hexdigest()
+
+
+def checksum(path: Path) -> str:
+    """`xxh3_128:<hex>` of a whole file, as the catalog keeps it. OSError."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return checksum_of(fd)
+    finally:
+        os.close(fd)
+
+
+class ShardReader:
+    """An open shard, checked: `rows`, `blobs` (name -> d, in order), `attributes`. Use as a context manager."""
+
+    def __init__(self, path: Path) -> None:
+        """Open and check. ShardError: no shard, damaged, or pointing out of itself; OSError: cannot be opened."""
+        self.path = path
+        with path.open("rb"):  # a clear OSError where it is missing or may not be read
+            pass
+        try:
+            self._file = h5py.File(path, "r", locking=False)
+        except OSError as error:
+            raise ShardError(f"{path}: not a readable HDF5 file: {_one_line(error)}") from None
+        try:
+            self._check()
+        except ShardError:
+            self._file.close()
+            raise
+        except (
+            OSError,
+            RuntimeError,
+            KeyError,
+            ValueError,
+            TypeError,
+            AttributeError,
+            OverflowError,
+        ) as error:
+            self._file.close()  # whatever HDF5 and h5py raise on a damaged file
+            raise ShardError(f"{path}: damaged: {_one_line(error)}") from None
+
+    def read(self, blob: str, rows: npt.NDArray[np.integer[Any]]) -> npt.NDArray[Any]:
+        """The vectors (k, d) of `rows`, a sorted array of row indices, in the stored dtype. ShardError where the
+        blob or a row is not there, or a block is damaged."""
+        if blob not in self.blobs:
+            raise ShardError(f"{self.path}: no blob {blob!r}; it holds {', '.join(self.blobs)}")
+        return self._take(self._file[f"{layout.BLOBS}/{blob}"], rows)
+
+    def keys(
+        self, rows: npt.NDArray[np.integer[Any]] | None = None
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
+        """image_id (k,) and version (k,) of `rows` (sorted), or of all."""
+        rows = np.arange(self.rows) if rows is None else rows
+        return self._take(self._file[layout.IMAGE_ID], rows), self._take(self._file[layout.VERSION], rows)
+
+    def names(self) -> list[bytes]:
+        """Each row's path relative to its root, raw bytes as on disk (perhaps not UTF-8)."""
+        return self._strings(layout.NAMES)
+
+    def roots(self) -> list[bytes]:
+        """Each row's root, raw bytes."""
+        return self._strings(layout.ROOT)
+
+    def contents(self) -> list[str]:
+        """Each row's hash of the image file's bytes."""
+        return [value.decode("ascii", "replace") for value in self._strings(layout.CONTENT)]
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> ShardReader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _strings(self, name: str) -> list[bytes]:
+        try:
+            return [bytes(value) for value in self._file[name][...]]
+        except (OSError, RuntimeError) as error:
+            raise ShardError(f"{self.path}: /{name} is damaged: {_one_line(error)}") from None
+
+    def _take(self, dataset: Any, rows: npt.NDArray[np.integer[Any]]) -> npt.NDArray[Any]:
+        rows = np.asarray(rows, np.int64)
+        if rows.size and (rows[0] < 0 or rows[-1] >= self.rows or (np.diff(rows) < 0).any()):
+            raise ShardError(f"{self.path}: has {self.rows} rows; asked for unsorted rows, or beyond")
+        out = np.empty((rows.size, *dataset.shape[1:]), dataset.dtype)
+        # Runs with small gaps are read as one piece: HDF5's own point selection costs a look-up for each row.
+        breaks = np.flatnonzero(np.diff(rows) > _GAP_ROWS) + 1
+        edges = [0, *breaks.tolist(), rows.size]
+        try:
+            for start, end in itertools.pairwise(edges):
+                at = start
+                while at < end:
+                    first = int(rows[at])
+                    stop = at + int(np.searchsorted(rows[at:end], first + _SPAN_ROWS))
+                    piece = dataset[first : int(rows[stop - 1]) + 1]
+                    out[at:stop] = piece[rows[at:stop] - first]
+                    at = stop
+        except (OSError, RuntimeError) as error:
+            raise ShardError(f"{self.path}: {dataset.name} is damaged: {_one_line(error)}") from None
+        return out
+
+    def _check(self) -> None:
+        self._refuse_links()
+        self.attributes: dict[str, Any] = {name: _plain(value) for name, value in self._file.attrs.items()}
+        if self.attributes.get("format") != layout.FORMAT:
+            raise ShardError(
+                f"{self.path}: shard format {self.attributes.get('format')!r}, this featd reads {layout.FORMAT}"
+            )
+        names = json.loads(self.attributes["blobs"])
+        self.rows = int(self._dataset(layout.IMAGE_ID, 1, "i").shape[0])
+        self._expect_rows(layout.VERSION, 1, "i")
+        for name in (layout.NAMES, layout.ROOT, layout.CONTENT):
+            self._expect_rows(name, 1, "O")
+        self.blobs: dict[str, int] = {
+            name: int(self._expect_rows(f"{layout.BLOBS}/{name}", 2, "f").shape[1]) for name in names
+        }
+        feats = self._expect_rows(layout.FEATS, 2, "f")
+        if feats != self._file[f"{layout.BLOBS}/{names[0]}"]:
+            raise ShardError(f"{self.path}: /feats is not the dataset of its first blob {names[0]!r}")
+
+    def _expect_rows(self, name: str, ndim: int, kind: str) -> Any:
+        dataset = self._dataset(name, ndim, kind)
+        if dataset.shape[0] != self.rows:
+            raise ShardError(f"{self.path}: /{name} has {dataset.shape[0]} rows, not {self.rows}")
+        return dataset
+
+    def _dataset(self, name: str, ndim: int, kind: str) -> Any:
+        dataset = self._file.get(name)
+        if not isinstance(dataset, h5py.Dataset):
+            raise ShardError(f"{self.path}: no dataset /{name}")
+        if dataset.ndim != ndim or dataset.dtype.kind != kind:
+            raise ShardError(f"{self.path}: /{name} is {dataset.dtype} of {dataset.ndim} dimensions")
+        if kind == "O" and h5py.check_string_dtype(dataset.dtype) is None:
+            raise ShardError(f"{self.path}: /{name} holds no strings")
+        return dataset
+
+    def _refuse_links(self) -> None:
+        """Walk every link of the file, before anything is read through one."""
+        size = self.path.stat().st_size
+        seen: set[Any] = set()
+        waiting: list[Any] = [self._file]
+        while waiting:
+            group = waiting.pop()
+            for name in group:
+                if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+                    raise ShardError(f"{self.path}: {name!r} is a link to somewhere else")
+                item = group[name]
+                where = h5py.h5o.get_info(item.id).addr
+                if where in seen:
+                    continue
+                seen.add(where)
+                if len(seen) > _MOST_OBJECTS:
+                    raise ShardError(f"{self.path}: more than {_MOST_OBJECTS} objects")
+                if isinstance(item, h5py.Group):
+                    waiting.append(item)
+                elif isinstance(item, h5py.Dataset):
+                    self._refuse_outside(item, size)
+                else:
+                    raise ShardError(f"{self.path}: {name!r} is neither dataset nor group")
+
+    def _refuse_outside(self, dataset: Any, size: int) -> None:
+        if dataset.external or dataset.is_virtual:
+            raise ShardError(f"{self.path}: {dataset.name} keeps its values in other files")
+        properties = dataset.id.get_create_plist()
+        filters = {properties.get_filter(at)[0] for at in range(properties.get_nfilters())}
+        if not filters <= _FILTERS:
+            raise ShardError(
+                f"{self.path}: {dataset.name} is stored through unknown filters {sorted(filters - _FILTERS)}"
+            )
+        if _ZSTD in filters:
+            with contextlib.suppress(ImportError):  # reading will say that the filter is missing
+                importlib.import_module("hdf5plugin")
+        most_chunk = max(_MOST_CHUNK_BYTES, dataset.dtype.itemsize * dataset.shape[-1] if dataset.ndim else 0)
+        if dataset.chunks and math.prod(dataset.chunks) * dataset.dtype.itemsize > most_chunk:
+            raise ShardError(f"{self.path}: {dataset.name} has chunks of {dataset.chunks} values")
+        declared = dataset.size * dataset.dtype.itemsize
+        if declared > size * (_MOST_RATIO if filters else 1):
+            raise ShardError(f"{self.path}: {dataset.name} declares {declared} bytes in a file of {size}")
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]

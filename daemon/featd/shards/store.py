@@ -1,0 +1,89 @@
+"""The store's marker: without it, or with another instance's, featd does not run. It may be a disk that is not
+mounted, and then every write would go into the empty mount point."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from featd.errors import StoreUnavailableError
+from featd.shards.atomic import make_folder, write_atomically
+from featd.shards.layout import SHARDS
+
+MARKER = "featd-store.json"
+FORMAT = 1
+
+
+def create_store(path: Path, instance: str) -> None:
+    """Make `path` the store of `instance`; does nothing where it is already. StoreUnavailableError where it is
+    another's or cannot be written."""
+    if _marker(path) is not None:
+        check_store(path, instance)
+        return
+    try:
+        make_folder(path)
+        write_atomically(path / MARKER, json.dumps({"format": FORMAT, "instance": instance}).encode() + b"\n")
+        make_folder(shards_folder(path))
+    except OSError as error:
+        raise StoreUnavailableError(
+            f"{path}: the store cannot be made: {os.strerror(error.errno or 0)}"
+        ) from error
+
+
+def check_store(path: Path, instance: str) -> None:
+    """StoreUnavailableError where `path` is not the writable store of `instance`; says what to do."""
+    if not path.is_dir():
+        raise StoreUnavailableError(
+            f"{path}: no store there: is the disk mounted? (`featd init` makes a new one)"
+        )
+    marker = _marker(path)
+    if marker is None:
+        raise StoreUnavailableError(
+            f"{path}: the folder has no {MARKER}: is the disk mounted? (`featd init` makes a new store)"
+        )
+    if marker.get("format") != FORMAT:
+        raise StoreUnavailableError(
+            f"{path}: {MARKER} is of format {marker.get('format')!r}, this featd knows {FORMAT}"
+        )
+    if marker.get("instance") != instance:
+        raise StoreUnavailableError(
+            f"{path}: the store belongs to instance {marker.get('instance')!r}, the catalog to {instance!r}: "
+            "check catalog.url and store.path, or whether the right disk is mounted"
+        )
+    for folder in (path, shards_folder(path)):
+        if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
+            raise StoreUnavailableError(
+                f"{folder}: featd cannot write there: check its owner, and whether the disk is mounted read-only"
+            )
+
+
+def shards_folder(store: Path) -> Path:
+    """Where the shards stand, in a folder for each day."""
+    return store / SHARDS
+
+
+def run_folder(store: Path, host: str) -> Path:
+    """`<store>/run/<host>`, made if need be: what the processes of one host leave for each other. OSError."""
+    if "/" in host or host in ("", ".", ".."):
+        raise ValueError(f"not a host's name: {host!r}")
+    folder = store / "run" / host
+    make_folder(folder)
+    return folder
+
+
+def _marker(path: Path) -> dict[str, object] | None:
+    """The marker's content; None where there is none. StoreUnavailableError where it cannot be read."""
+    try:
+        document = json.loads((path / MARKER).read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise StoreUnavailableError(
+            f"{path / MARKER}: cannot be read: {os.strerror(error.errno or 0)}: check the disk and its owner"
+        ) from error
+    except ValueError:
+        document = None
+    if not isinstance(document, dict):
+        raise StoreUnavailableError(f"{path / MARKER}: is damaged: restore it, it holds the instance's id")
+    return document

@@ -1,0 +1,249 @@
+"""What is wrong with a net or its weights is said, with the way out: never a crash, never a wrong vector."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from featd.config import ModelConfig
+from featd.engines.onnxruntime import OnnxRuntimeEngine
+from featd.errors import ModelError
+from featd.net import caffemodel
+from featd.net.load import load_net
+from nets import caffenet_prototxt, input_layer, layer, random_weights, saved
+
+SMALL = input_layer(3, 8, 8) + layer("ip", "InnerProduct", "data", "inner_product_param { num_output: 4 }")
+
+
+def test_identity_is_the_bytes(tmp_path: Path) -> None:
+    model = saved(SMALL, tmp_path, ("ip",))
+    first = load_net(model).identity
+    assert first == load_net(model).identity
+    assert set(first) == {"net", "weights"}
+    Path(model.net).write_text(SMALL + "# a comment")
+    assert load_net(model).identity["net"] != first["net"]
+    random_weights(SMALL, tmp_path / "net.caffemodel", seed=1)
+    assert load_net(model).identity["weights"] != first["weights"]
+
+
+def test_defaults_of_a_file_net(tmp_path: Path) -> None:
+    defaults = load_net(saved(SMALL, tmp_path, ("ip",))).preprocess
+    assert (defaults.size, defaults.channels, defaults.scale) == ((256, 256), "bgr", 1.0)
+    assert defaults.mean == (104.0, 117.0, 123.0)
+    gray = load_net(saved(SMALL.replace("dim: 3", "dim: 1"), tmp_path, ("ip",))).preprocess
+    assert (gray.channels, gray.mean) == ("gray", (0.0,))
+
+
+def test_wrong_blob_lists_the_right_ones_in_order(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="no blob 'fc9'; it has: data, conv1, pool1, norm1, conv2"):
+        load_net(saved(caffenet_prototxt(67), tmp_path, ("fc9",)))
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("garbage", "line 1"),
+        ("\x00\x01\x02", "line 1: cannot read"),
+        ("", "no layers"),
+        ('net: "train.prototxt"\nbase_lr: 0.1', "line 1: unknown field 'net'"),
+        ('layer {\n name: "x"\n type: "ReLU"', "line 3"),
+        ('layer {\n name: "x"\n foo: 3 }', "line 3: unknown field 'foo'"),
+        ("layer {\n convolution_param {\n knl: 3 } }", "line 3: unknown field 'knl' in ConvolutionParameter"),
+        (
+            "layer {\n pooling_param {\n pool: BEST } }",
+            "line 3: 'pool' cannot be 'BEST': it is one of MAX, AVE",
+        ),
+        ("layer {\n convolution_param { num_output: -1 } }", "line 2: 'num_output'"),
+        ("layer " + "{ x_param " * 100, "line 1"),
+    ],
+)
+def test_bad_definitions(tmp_path: Path, text: str, says: str) -> None:
+    model = saved(SMALL, tmp_path, ("ip",))
+    Path(model.net).write_text(text)
+    with pytest.raises(ModelError) as caught:
+        load_net(model)
+    assert says in str(caught.value)
+    assert model.net in str(caught.value)
+
+
+def test_missing_files(tmp_path: Path) -> None:
+    model = saved(SMALL, tmp_path, ("ip",))
+    with pytest.raises(ModelError, match=r"gone\.prototxt: cannot read.*No such file.*model\.net"):
+        load_net(model.model_copy(update={"net": str(tmp_path / "gone.prototxt")}))
+    with pytest.raises(ModelError, match=r"gone\.caffemodel: cannot read.*No such file.*model\.weights"):
+        load_net(model.model_copy(update={"weights": tmp_path / "gone.caffemodel"}))
+    with pytest.raises(ModelError, match="belongs to `weights`"):
+        load_net(model.model_copy(update={"net": str(model.weights)}))
+    with pytest.raises(ModelError, match=r"net\.prototxt: not a whole \.caffemodel"):
+        load_net(model.model_copy(update={"weights": Path(model.net)}))
+
+
+@pytest.mark.parametrize("kind", ["Python", "Data", "ImageData", "HDF5Data", "HDF5Output", "WindowData"])
+def test_layers_that_reach_outside_are_refused(tmp_path: Path, kind: str) -> None:
+    """Even when no wanted blob needs them."""
+    text = SMALL + layer("evil", kind, "ip", 'python_param { module: "os" layer: "L" }', "x")
+    model = saved(SMALL, tmp_path, ("ip",))
+    Path(model.net).write_text(text)
+    with pytest.raises(ModelError, match=f"'evil' of type {kind} .*refuses"):
+        load_net(model)
+
+
+@pytest.mark.parametrize(
+    ("layers", "says"),
+    [
+        (layer("a", "ReLU", "nowhere"), "'a' of type ReLU reads blob 'nowhere'"),
+        (layer("a", "ReLU", "data") + layer("b", "ReLU", "data", top="a"), "'b' of type ReLU makes blob 'a'"),
+        (
+            layer("a", "Reshape", "data", "reshape_param { shape { dim: 1 dim: -1 } }"),
+            "batch as its first axis",
+        ),
+        (
+            layer("a", "Reshape", "data", "reshape_param { shape { dim: -1 dim: 8 } }"),
+            "batch as its first axis",
+        ),
+        (layer("a", "Concat", "data data", "concat_param { axis: 0 }"), "batch as its first axis"),
+        (
+            layer("a", "InnerProduct", "data", "inner_product_param { num_output: 2 axis: 4 }"),
+            "axis 4 is out of range",
+        ),
+        (
+            layer("a", "Convolution", "data", "convolution_param { num_output: 2 kernel_size: 9 }"),
+            "larger than",
+        ),
+        (
+            layer("a", "Convolution", "data", "convolution_param { num_output: 2 }"),
+            "kernel_size stands 0 times",
+        ),
+        (
+            layer("a", "Convolution", "data", "convolution_param { num_output: 2 kernel_size: 1 group: 2 }"),
+            "group 2",
+        ),
+        (layer("a", "DummyData", ""), "makes data by itself"),
+        (layer("a", "ReLU", "data ip"), "has 2 bottoms, the type takes 1"),
+        (layer("a", "Eltwise", "data"), "has 1 bottoms, the type takes at least 2"),
+        (
+            layer("p", "Sigmoid", "data", top="a") + layer("q", "Flatten", "a", top="a"),
+            "cannot work in place",
+        ),
+        (
+            layer("a", "ReLU", "data", "include { phase: TEST } exclude { phase: TRAIN }"),
+            "either include or exclude",
+        ),
+        (
+            layer("a", "Convolution", "data", "convolution_param { num_output: 99999999 kernel_size: 1 }"),
+            "2,147,483,647",
+        ),
+    ],
+)
+def test_nets_that_do_not_fit(tmp_path: Path, layers: str, says: str) -> None:
+    model = saved(SMALL, tmp_path, ("a",))
+    Path(model.net).write_text(SMALL + layers)
+    with pytest.raises(ModelError) as caught:
+        load_net(model)
+    assert says in str(caught.value)
+
+
+def test_two_inputs(tmp_path: Path) -> None:
+    text = SMALL + layer("data2", "Input", "", "input_param { shape { dim: 1 dim: 3 dim: 8 dim: 8 } }")
+    text += layer("sum", "Eltwise", "data data2")
+    load_net(saved(text, tmp_path, ("ip",)))
+    with pytest.raises(ModelError, match=r"2 inputs \(data, data2\)"):
+        load_net(saved(text, tmp_path, ("sum",)))
+
+
+def test_weights_of_another_net(tmp_path: Path) -> None:
+    model = saved(SMALL, tmp_path, ("ip",))
+    other = SMALL.replace("num_output: 4", "num_output: 5")
+    random_weights(other, tmp_path / "net.caffemodel")
+    with pytest.raises(
+        ModelError, match=r"'ip' of type InnerProduct: weight array 0 has shape 5x192, .* needs 4x192"
+    ):
+        load_net(model)
+    random_weights(
+        SMALL.replace("num_output: 4", "num_output: 4 bias_term: false"), tmp_path / "net.caffemodel"
+    )
+    with pytest.raises(ModelError, match="needs 2 weight arrays, the file holds 1"):
+        load_net(model)
+    random_weights(SMALL.replace('name: "ip"', 'name: "ip2"'), tmp_path / "net.caffemodel")
+    with pytest.raises(ModelError, match=r"no weights for layer 'ip'"):
+        load_net(model)
+
+
+def test_a_layer_that_nothing_lowers(tmp_path: Path) -> None:
+    unknown = layer("strange", "FancyLayer", "data", "fancy_param { a: 1 b { c: [1, 2] } }")
+    after = layer("after", "ReLU", "strange")
+    model = saved(SMALL + unknown + after, tmp_path, ("ip", "after"))
+    with pytest.raises(ModelError, match=r"'strange' of type FancyLayer.*engine = \"caffe\""):
+        load_net(model.model_copy(update={"engine": "onnxruntime"}))
+    net = load_net(model)
+    assert net.blobs == {"ip": 4, "after": 0}
+    with pytest.raises(ModelError, match="'strange' of type FancyLayer"):
+        OnnxRuntimeEngine(net, "cpu", 1)
+    # Not needed, not in the way.
+    load_net(model.model_copy(update={"engine": "onnxruntime", "blobs": ("ip",)}))
+
+
+def test_every_cut_of_the_weights_is_an_error(tmp_path: Path) -> None:
+    model = saved(SMALL, tmp_path, ("ip",))
+    assert model.weights is not None
+    raw = model.weights.read_bytes()
+    for size in [*range(60), *range(60, len(raw), 97), len(raw) - 1]:
+        model.weights.write_bytes(raw[:size])
+        with pytest.raises(ModelError) as caught:
+            load_net(model)
+        assert str(model.weights) in str(caught.value)
+    assert "1 bytes too early (truncated)" in str(caught.value)
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(st.data())
+def test_damaged_weights_never_crash(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    path = tmp_path_factory.getbasetemp() / "damaged.caffemodel"
+    random_weights(
+        input_layer(1, 2, 2) + layer("ip", "InnerProduct", "data", "inner_product_param { num_output: 2 }"),
+        path,
+    )
+    raw = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(raw)
+    try:
+        caffemodel.read_weights(path)
+    except ModelError as error:
+        assert str(path) in str(error)  # noqa: PT017
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(st.binary(max_size=200))
+def test_noise_is_no_weights(tmp_path_factory: pytest.TempPathFactory, noise: bytes) -> None:
+    path = tmp_path_factory.getbasetemp() / "noise.caffemodel"
+    path.write_bytes(noise)
+    try:
+        caffemodel.read_weights(path)
+    except ModelError as error:
+        assert str(path) in str(error)  # noqa: PT017
+
+
+def test_a_mean_file(tmp_path: Path) -> None:
+    from featd.net import schema
+
+    blob = schema.new("BlobProto")
+    blob.num, blob.channels, blob.height, blob.width = 1, 3, 1, 2
+    blob.data.extend(range(6))
+    path = tmp_path / "mean.binaryproto"
+    path.write_bytes(blob.SerializeToString())
+    assert caffemodel.read_binaryproto(path).tolist() == [[[[0, 1]], [[2, 3]], [[4, 5]]]]
+    path.write_bytes(blob.SerializeToString()[:-3])
+    with pytest.raises(ModelError, match=r"mean\.binaryproto: not a whole"):
+        caffemodel.read_binaryproto(path)
+
+
+def test_a_definition_may_be_huge_but_not_that_huge(tmp_path: Path) -> None:
+    path = tmp_path / "huge.prototxt"
+    with path.open("wb") as file:
+        file.truncate(1 << 30)
+    with pytest.raises(ModelError, match="too large"):
+        load_net(ModelConfig(net=str(path), weights=path, blobs=("x",)))

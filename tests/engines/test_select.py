@@ -1,0 +1,161 @@
+"""Which engine is taken, and what is said when none can be."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+from featd.config import ModelConfig
+from featd.engines import caffe as caffe_engine
+from featd.engines.select import available_engines, load_engine
+from featd.errors import ModelError
+from featd.net.load import load_net
+from nets import input_layer, layer, pictures, real_caffe, saved
+
+IP = layer("ip", "InnerProduct", "data", "inner_product_param { num_output: 4 }")
+
+
+def without_caffe(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "caffe", None)
+
+
+def test_auto_takes_real_caffe() -> None:
+    real_caffe()
+    engine = load_engine(load_net(ModelConfig()), "auto", "cpu", 1)
+    assert (engine.name, engine.device, engine.blobs) == ("caffe", "cpu", {"gist": 544})
+
+
+def test_auto_without_caffe(monkeypatch: pytest.MonkeyPatch) -> None:
+    without_caffe(monkeypatch)
+    net = load_net(ModelConfig())
+    assert load_engine(net, "auto", "cpu", 1).name == "onnxruntime"
+    with pytest.raises(ModelError, match=r"not importable.*script/build-caffe"):
+        load_engine(net, "caffe", "cpu", 1)
+    assert available_engines()["caffe"].startswith("missing: real Caffe is not importable")
+
+
+def test_a_placeholder_is_not_caffe(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyPI's package of that name."""
+    monkeypatch.setitem(sys.modules, "caffe", types.ModuleType("caffe"))
+    with pytest.raises(ModelError, match="is not pycaffe"):
+        load_engine(load_net(ModelConfig()), "caffe", "cpu", 1)
+
+
+def test_versions() -> None:
+    real_caffe()
+    found = available_engines()
+    assert list(found) == ["caffe", "onnxruntime"]
+    assert all(version[0].isdigit() for version in found.values())
+
+
+@pytest.mark.parametrize("engine", ["auto", "caffe", "onnxruntime"])
+def test_a_gpu_that_is_not_there(engine: str) -> None:
+    """A CPU-only Caffe aborts in set_mode_gpu; here it must be an error that names the device."""
+    real_caffe()
+    with pytest.raises(ModelError, match="'cuda:63'"):
+        load_engine(load_net(ModelConfig()), engine, "cuda:63", 1)
+
+
+def test_unknown_device() -> None:
+    with pytest.raises(ModelError, match="unknown device 'tpu'"):
+        load_engine(load_net(ModelConfig()), "onnxruntime", "tpu", 1)
+
+
+def test_unknown_engine() -> None:
+    with pytest.raises(ModelError, match="unknown engine 'torch'"):
+        load_engine(load_net(ModelConfig()), "torch", "cpu", 1)
+
+
+def test_a_layer_that_only_caffe_has(tmp_path: Path) -> None:
+    real_caffe()
+    text = input_layer(3, 8, 8) + layer("norm", "MVN", "data", "mvn_param { normalize_variance: false }") + IP
+    net = load_net(saved(text, tmp_path, ("norm", "ip")))
+    assert net.blobs == {"norm": 0, "ip": 4}
+    engine = load_engine(net, "auto", "cpu", 1)
+    assert (engine.name, engine.blobs) == ("caffe", {"norm": 192, "ip": 4})
+    for count in (1, 3):
+        vectors = engine.forward(pictures(net, count))["norm"]
+        assert vectors.shape == (count, 192)
+        # Its own setting was read, by Caffe's own schema: mean out, variance kept.
+        assert abs(float(vectors.mean())) < 1e-3
+        assert float(vectors.std()) > 10
+
+
+def test_a_layer_that_nobody_has(tmp_path: Path) -> None:
+    real_caffe()
+    net = load_net(saved(input_layer(3, 8, 8) + layer("x", "FancyLayer", "data"), tmp_path, ("x",)))
+    with pytest.raises(
+        ModelError, match="'x' of type FancyLayer: this build of Caffe does not have the type"
+    ):
+        load_engine(net, "caffe", "cpu", 1)
+    with pytest.raises(
+        ModelError, match=r"onnxruntime engine does not run this type.*real Caffe was not taken"
+    ):
+        load_engine(net, "auto", "cpu", 1)
+
+
+def test_a_net_that_caffe_aborts_on_runs_lowered(tmp_path: Path) -> None:
+    """A blob that one layer overwrites while another still reads it as it was: fatal in Net::Init."""
+    real_caffe()
+    text = input_layer(3, 8, 8) + IP + layer("tanh", "TanH", "ip") + layer("relu", "ReLU", "ip", top="ip")
+    net = load_net(saved(text, tmp_path, ("tanh", "ip")))
+    assert load_engine(net, "auto", "cpu", 1).name == "onnxruntime"
+    with pytest.raises(ModelError, match="'relu' of type ReLU overwrites"):
+        load_engine(net, "caffe", "cpu", 1)
+    # Cut down to what one of the two needs, it is a net like any other.
+    assert load_engine(load_net(saved(text, tmp_path, ("tanh",))), "auto", "cpu", 1).name == "caffe"
+
+
+def test_a_setting_that_names_a_file_never_reaches_caffe(tmp_path: Path) -> None:
+    """In a layer type that is harmless by itself, and in a block that our schema does not read."""
+    real_caffe()
+    evil = layer(
+        "ip", "InnerProduct", "data", 'inner_product_param { num_output: 4 } data_param { source: "/etc/x" }'
+    )
+    net = load_net(saved(input_layer(3, 8, 8) + evil, tmp_path, ("ip",)))
+    for engine in ("caffe", "auto"):
+        with pytest.raises(ModelError, match=r"'ip' sets data_param\.source"):
+            load_engine(net, engine, "cpu", 1)
+
+
+def test_in_another_thread_the_mode_is_set_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Caffe's mode is per thread."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    caffe = real_caffe()
+    net = load_net(ModelConfig())
+    engine = caffe_engine.CaffeEngine(net, "cpu", 1)
+    calls: list[str] = []
+    monkeypatch.setattr(caffe, "set_mode_cpu", lambda: calls.append("cpu"))
+    engine.forward(pictures(net, 1))
+    assert calls == []
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(engine.forward, pictures(net, 1)).result()
+    assert calls == ["cpu"]
+
+
+def test_nothing_but_errors_reaches_stderr(tmp_path: Path) -> None:
+    real_caffe()
+    code = (
+        "from featd.config import ModelConfig; from featd.net.load import load_net; "
+        "from featd.engines.select import load_engine; "
+        "e = load_engine(load_net(ModelConfig()), 'caffe', 'cpu', 1); print(e.name)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+    assert (done.stdout, done.stderr) == ("caffe\n", "")
+
+
+def test_importing_the_engines_imports_neither() -> None:
+    """The worker chooses; nothing that makes threads or loads CUDA may come in by an import before a fork."""
+    code = (
+        "import sys, featd.engines.select, featd.net.describe; "
+        "print(sorted({'caffe', 'onnxruntime'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
