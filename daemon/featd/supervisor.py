@@ -38,7 +38,8 @@ STEADY_SECONDS = 60.0
 """A child that lived this long after it was ready has paid off its earlier deaths."""
 ABORT_SECONDS = 5.0
 """Between SIGABRT, which leaves a stack dump, and SIGKILL."""
-WORDS_LINES = 40
+WORDS_LINES = 100
+"""Of a child's native stderr that are kept: enough for a stack dump."""
 
 
 class Why(enum.StrEnum):
@@ -399,7 +400,7 @@ class Supervisor:
             logs.setup(stream=os.fdopen(os.dup(2), "w", buffering=1, errors="backslashreplace"))
             os.dup2(stderr_fd, 2)
             os.close(stderr_fd)
-            faulthandler.enable()
+            faulthandler.enable(2)
             wakes = {name: other.wake_fd for name, other in self.children.items() if other.spec.essential}
             link = ChildLink(
                 child.spec.name,

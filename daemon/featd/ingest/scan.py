@@ -5,14 +5,13 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from itertools import islice
-from typing import TypeVar
 
 import sqlalchemy as sa
 
 from featd import clock, logs
+from featd.batched import batched
 from featd.catalog import connect, counters, enqueue
 from featd.catalog.enqueue import Enqueued, FoundFile, KnownFile
 from featd.config import RootConfig
@@ -20,8 +19,6 @@ from featd.ingest.globs import Globs
 from featd.ingest.walk import Walked, walk
 from featd.paths import RootState, from_catalog, root_state, to_catalog
 from featd.states import PRIORITY_BACKLOG
-
-T = TypeVar("T")
 
 log = logs.get("ingest")
 
@@ -145,13 +142,6 @@ def _note_scan(conn: sa.Connection, report: ScanReport) -> None:
     ingest = counters.get_value(conn, "ingest") or {"watching": 0, "overflows": 0}
     ingest["last_scan_at"] = clock.utcnow().isoformat()
     counters.set_value(conn, "ingest", ingest)
-
-
-def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    """`items` in lists of at most `size`."""
-    iterator = iter(items)
-    while batch := list(islice(iterator, size)):
-        yield batch
 
 
 def describe(report: ScanReport) -> str:

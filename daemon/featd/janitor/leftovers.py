@@ -15,12 +15,15 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from featd import logs
+from featd.batched import batched
 from featd.catalog import connect, leases, stats
 from featd.catalog.leases import Lease
 from featd.shards.layout import ShardName
 from featd.shards.store import shards_folder
 
 log = logs.get("janitor")
+
+BATCH_FILES = 500
 
 
 @dataclass(slots=True)
@@ -34,27 +37,35 @@ class Leftovers:
 def remove_leftovers(catalog: sa.Engine, store: Path) -> Leftovers:
     """Look through the store once; remove what ended leases left behind and report what is of nobody."""
     result = Leftovers()
-    for path, name in _files(shards_folder(store)):
+    over: dict[Lease, bool | None] = {}
+    for some in batched(_files(shards_folder(store)), BATCH_FILES):
         with connect.reading(catalog) as conn:
-            over = leases.is_over(conn, Lease(name.lease_id, name.token))
-        if over is False:
-            continue
+            for _, name in some:
+                lease = Lease(name.lease_id, name.token)
+                if not over.get(lease):
+                    over[lease] = leases.is_over(conn, lease)
+        # A new transaction: what an ended lease committed before it ended is seen now.
         with connect.reading(catalog) as conn:
-            known = bool(stats.known_shards(conn, [path.name]))
-        if known:
-            continue
-        if over is None:
-            result.unknown.append(path)
-            log.warning(
-                "unknown_file",
-                "no lease of this catalog made it; it is left alone (was the catalog restored from a backup?)",
-                file=path,
-            )
-            continue
+            known = stats.known_shards(conn, [path.name for path, _ in some])
+        for path, name in some:
+            if path.name not in known:
+                _judge(path, over[Lease(name.lease_id, name.token)], result)
+    return result
+
+
+def _judge(path: Path, over: bool | None, result: Leftovers) -> None:
+    """A file that no shard row names: `over` says whether its lease has ended (None: there is no such lease)."""
+    if over is None:
+        result.unknown.append(path)
+        log.warning(
+            "unknown_file",
+            "no lease of this catalog made it; it is left alone (was the catalog restored from a backup?)",
+            file=path,
+        )
+    elif over:
         path.unlink(missing_ok=True)
         result.removed.append(path)
         log.info("removed", "its lease ended before it was settled; its images are done again", file=path)
-    return result
 
 
 def _files(folder: Path) -> Iterator[tuple[Path, ShardName]]:

@@ -12,6 +12,7 @@ from featd.catalog.leases import Lease
 from featd.config import Settings
 from featd.errors import CatalogUnavailableError
 from featd.janitor import drain
+from featd.janitor.last_words import telling
 from featd.janitor.leftovers import remove_leftovers
 from featd.janitor.rescue import Death, Rescue
 from featd.link import ChildLink
@@ -26,8 +27,6 @@ MEND_EVERY_SECONDS = 60.0
 LEFTOVERS_EVERY_SECONDS = 600.0
 DRAIN_EVERY_SECONDS = 0.2
 BEAT_SECONDS = 300.0
-WORDS_KEPT = 800
-"""Characters of a dead process's last words that go on the row of the image it died of."""
 
 
 class Janitor:
@@ -78,6 +77,7 @@ class Janitor:
         if lease is None or record["why"] == "finished":
             return
         self._rescue.end(Lease(lease["id"], lease["token"]), death_of(record))
+        self._due["leftovers"] = 0.0  # it may have died with a shard in hand
         self._link.wake_others()
 
     def close(self) -> None:
@@ -89,11 +89,11 @@ def death_of(record: dict[str, Any]) -> Death:
     kinds = {"crash": Kind.CRASH, "killed": Kind.KILLED}
     message = record["what"]
     try:
-        words = Path(record["words"]).read_text(encoding="utf-8").strip()
+        words = telling(Path(record["words"]).read_text(encoding="utf-8"))
     except OSError:
         words = ""
     if words:
-        message += f"; its last words: {words[-WORDS_KEPT:]}"
+        message += f"; its last words: {words}"
     return Death(kinds.get(record["why"]), message)
 
 

@@ -1,0 +1,74 @@
+"""featd with an engine that misbehaves on one marked picture, for tests of what happens then.
+
+    python misbehaving.py MODE --config featd.toml run --drain
+
+Everything else is real: processes, catalog, decoders, shards. The mark is a picture of pure magenta.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from typing import Any
+
+import numpy as np
+
+from featd.engines import select
+from featd.engines.base import Batch, Vectors
+from featd.worker import pipeline
+
+
+class Misbehaving:
+    """The real engine, until it sees the mark."""
+
+    def __init__(self, engine: Any, mode: str) -> None:
+        self._engine = engine
+        self._mode = mode
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    def forward(self, batch: Batch) -> dict[str, Vectors]:
+        marked = marks(batch)
+        if marked.any():
+            match self._mode:
+                case "abort":
+                    os.write(2, b"F1124 syncedmem.hpp:22] Check failed: error == cudaSuccess\n")
+                    os.abort()
+                case "segfault":
+                    os.kill(os.getpid(), signal.SIGSEGV)
+                case "kill":
+                    os.kill(os.getpid(), signal.SIGKILL)
+                case "hang":
+                    time.sleep(3600)
+                case "error":
+                    raise RuntimeError("the marked picture makes this engine fail")
+        vectors: dict[str, Vectors] = self._engine.forward(batch)
+        if marked.any() and self._mode == "nan":
+            for values in vectors.values():
+                values[marked, 3] = np.nan
+        return vectors
+
+
+def marks(batch: Batch) -> Any:
+    """Which pictures are of one colour, and that one magenta: a mask (n,)."""
+    flat = batch.reshape(len(batch), batch.shape[1], -1)
+    one_colour = (flat.max(axis=2) - flat.min(axis=2) < 1e-3).all(axis=1)
+    return one_colour & (flat[:, 0, 0] - flat[:, 1, 0] > 0.5) & (abs(flat[:, 0, 0] - flat[:, 2, 0]) < 30)
+
+
+def main() -> None:
+    mode = sys.argv.pop(1)
+    real = select.load_engine
+    select.load_engine = lambda *args, **options: Misbehaving(real(*args, **options), mode)  # type: ignore[assignment]
+    if mode == "hang":
+        pipeline.MIN_HANG_SECONDS = pipeline.HANG_FACTOR = 1.5  # type: ignore[misc]
+    from featd_cli.main import main as featd
+
+    sys.exit(featd())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,225 @@
+"""The supervisor with real processes: it knows only names and functions, so the functions here are small."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from featd.link import ChildLink
+from featd.supervisor import MIN_BACKOFF_SECONDS, ChildSpec, Supervisor
+from running import wait_for
+
+Make = Callable[..., Supervisor]
+
+
+def sleeps(link: ChildLink) -> int:
+    """A child that works until it is told to stop."""
+    link.report("ready")
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    while True:
+        signal.pause()
+
+
+def ignores_term(link: ChildLink) -> int:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    link.report("lease", id=7, token="abc")
+    link.report("ready")
+    while True:
+        signal.pause()
+
+
+def hangs(link: ChildLink) -> int:
+    link.report("lease", id=7, token="abc")
+    link.report("ready")
+    link.beat(0.05)
+    while True:
+        time.sleep(60)
+
+
+def aborts(link: ChildLink) -> int:
+    link.report("lease", id=7, token="abc")
+    link.report("ready")
+    os.write(2, b"F1124 net.cpp:42] Check failed: nothing fits\n")
+    os.abort()
+
+
+def fails(link: ChildLink) -> int:
+    return 1
+
+
+def finishes(link: ChildLink) -> int:
+    return 0
+
+
+def bad_config(link: ChildLink) -> int:
+    return 78
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Iterator[Make]:
+    made: list[Supervisor] = []
+
+    def build(*specs: ChildSpec, **options: Any) -> Supervisor:
+        options = {"run_folder": tmp_path, "stop_seconds": 30.0, **options}
+        supervisor = Supervisor(specs, **options)
+        supervisor._signals.__enter__()
+        made.append(supervisor)
+        return supervisor
+
+    yield build
+    for supervisor in made:
+        for child in supervisor.children.values():
+            if child.pid is not None:
+                os.kill(child.pid, signal.SIGKILL)
+                os.waitpid(child.pid, 0)
+        supervisor._signals.__exit__(None, None, None)
+        supervisor._close()
+
+
+def turn_until(supervisor: Supervisor, condition: Callable[[], Any], seconds: float = 15.0) -> Any:
+    """Let the supervisor turn until `condition` holds."""
+    deadline = time.monotonic() + seconds
+    while True:
+        code = supervisor.step(time.monotonic())
+        if value := condition():
+            return value
+        assert code is None, f"it ended with {code} before"
+        assert time.monotonic() < deadline, "the condition did not come true"
+        supervisor._wait(0.05)
+
+
+def deaths(supervisor: Supervisor) -> list[dict[str, Any]]:
+    return list(supervisor.children["janitor"].inbox.receive())
+
+
+def test_a_child_that_dies_is_started_again_ever_later(make: Make) -> None:
+    supervisor = make(ChildSpec("worker", fails))
+    child = supervisor.children["worker"]
+    delays = []
+    for _ in range(4):
+        starts = child.started_at
+        child.start_at = 0.0
+        turn_until(supervisor, lambda before=starts: child.started_at > before and child.pid is None)
+        delays.append(child.start_at - time.monotonic())
+    for at, delay in enumerate(delays):
+        assert delay == pytest.approx(MIN_BACKOFF_SECONDS * 2**at, abs=MIN_BACKOFF_SECONDS / 2)
+
+
+def test_a_child_waits_for_those_it_comes_after(make: Make) -> None:
+    supervisor = make(ChildSpec("worker", sleeps, after=("janitor",)), ChildSpec("janitor", sleeps))
+    supervisor.step(time.monotonic())
+    assert supervisor.children["worker"].pid is None
+    turn_until(supervisor, lambda: supervisor.children["worker"].ready)
+    assert supervisor.children["janitor"].ready
+
+
+def test_the_janitor_hears_who_died_of_what_and_its_last_words(make: Make) -> None:
+    supervisor = make(ChildSpec("janitor", sleeps), ChildSpec("worker", aborts), deaths_to="janitor")
+    (death,) = turn_until(supervisor, lambda: deaths(supervisor))
+    assert (death["child"], death["why"]) == ("worker", "crash")
+    assert "SIGABRT" in death["what"]
+    assert death["lease"] == {"id": 7, "token": "abc"}
+    assert "Check failed: nothing fits" in Path(death["words"]).read_text()
+
+
+def test_a_kill_from_outside_is_no_crash(make: Make) -> None:
+    supervisor = make(ChildSpec("janitor", sleeps), ChildSpec("worker", sleeps), deaths_to="janitor")
+    worker = supervisor.children["worker"]
+    turn_until(supervisor, lambda: worker.ready)
+    assert worker.pid is not None
+    os.kill(worker.pid, signal.SIGKILL)
+    (death,) = turn_until(supervisor, lambda: deaths(supervisor))
+    assert death["why"] == "killed"
+
+
+def test_a_child_that_makes_no_progress_is_killed_with_a_stack_dump(make: Make) -> None:
+    supervisor = make(ChildSpec("janitor", sleeps), ChildSpec("worker", hangs), deaths_to="janitor")
+    (death,) = turn_until(supervisor, lambda: deaths(supervisor))
+    assert death["why"] == "crash"
+    assert "no progress" in death["what"]
+    assert "in hangs" in Path(death["words"]).read_text()
+
+
+def test_a_once_child_that_finished_is_over_and_a_new_janitor_hears_of_it_again(make: Make) -> None:
+    supervisor = make(
+        ChildSpec("janitor", sleeps), ChildSpec("ingest", finishes, once=True), deaths_to="janitor"
+    )
+    (death,) = turn_until(supervisor, lambda: deaths(supervisor))
+    assert (death["child"], death["why"]) == ("ingest", "finished")
+    janitor = supervisor.children["janitor"]
+    turn_until(supervisor, lambda: janitor.ready)
+    assert janitor.pid is not None
+    os.kill(janitor.pid, signal.SIGKILL)
+    (again,) = turn_until(supervisor, lambda: deaths(supervisor))
+    assert again["child"] == "ingest"
+
+
+def test_stopping_asks_first_those_that_are_not_last(make: Make) -> None:
+    supervisor = make(ChildSpec("janitor", sleeps, last=True), ChildSpec("worker", sleeps))
+    children = supervisor.children
+    turn_until(supervisor, lambda: all(child.ready for child in children.values()))
+    supervisor.handle_signal(signal.SIGTERM, time.monotonic())
+    supervisor.step(time.monotonic())
+    assert children["worker"].asked_at is not None
+    assert children["janitor"].asked_at is None
+    wait_for(lambda: supervisor.step(time.monotonic()) == 0, 10, "a clean end")
+
+
+def test_a_child_that_does_not_stop_is_excused_first_and_killed_then(make: Make) -> None:
+    excused: list[Any] = []
+    supervisor = make(
+        ChildSpec("janitor", sleeps, last=True),
+        ChildSpec("worker", ignores_term),
+        stop_seconds=0.2,
+        deaths_to="janitor",
+        on_escalate=excused.append,
+    )
+    turn_until(supervisor, lambda: all(child.ready for child in supervisor.children.values()))
+    supervisor.handle_signal(signal.SIGTERM, time.monotonic())
+    (death,) = turn_until(supervisor, lambda: deaths(supervisor))
+    assert excused == [{"id": 7, "token": "abc"}]
+    assert death["why"] == "stopped"
+    wait_for(lambda: supervisor.step(time.monotonic()) == 0, 10, "the end")
+
+
+def test_a_child_that_only_a_person_can_mend_ends_the_whole(make: Make) -> None:
+    supervisor = make(
+        ChildSpec("janitor", sleeps, last=True), ChildSpec("worker", bad_config, essential=True)
+    )
+    assert wait_for(lambda: supervisor.step(time.monotonic()), 15, "the end") == 78
+
+
+def test_a_drain_whose_workers_never_start_ends_with_an_error(make: Make) -> None:
+    supervisor = make(
+        ChildSpec("janitor", sleeps, last=True),
+        ChildSpec("worker", fails, essential=True),
+        max_boot_failures=2,
+    )
+    assert wait_for(lambda: supervisor.step(time.monotonic()), 15, "the end") == 1
+
+
+def test_children_die_with_a_supervisor_that_is_killed(tmp_path: Path) -> None:
+    script = f"""
+import sys; sys.path.insert(0, {str(Path(__file__).parents[1])!r}); sys.path.insert(0, {str(Path(__file__).parent)!r})
+from pathlib import Path
+from test_supervisor import sleeps
+from featd.supervisor import ChildSpec, Supervisor
+supervisor = Supervisor([ChildSpec("worker", sleeps)], run_folder=Path({str(tmp_path)!r}), stop_seconds=5)
+sys.exit(supervisor.run())
+"""
+    process = subprocess.Popen([sys.executable, "-c", script], start_new_session=True)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    try:
+        child = int(wait_for(lambda: children.read_text().split(), 15, "a child")[0])
+    finally:
+        process.kill()
+        process.wait()
+    wait_for(lambda: not Path(f"/proc/{child}").exists(), 10, "the child's death")

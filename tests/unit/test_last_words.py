@@ -1,0 +1,34 @@
+"""What of a dead process's last words stands on the row."""
+
+from __future__ import annotations
+
+from featd.janitor.last_words import KEPT, telling
+
+CAFFE = """\
+I1124 10:00:00.000000   100 net.cpp:58] Initializing net
+F1124 10:00:01.000000   100 syncedmem.hpp:22] Check failed: error == cudaSuccess (2 vs. 0)  out of memory
+*** Check failure stack trace: ***
+    @     0x7f0000000000  google::LogMessage::Fail()
+Fatal Python error: Aborted
+
+Current thread 0x00007f (most recent call first):
+  File "pycaffe.py", line 1 in forward
+"""
+
+
+def test_caffes_fatal_line_is_what_counts() -> None:
+    assert telling(CAFFE) == CAFFE.splitlines()[1]
+
+
+def test_of_a_stack_dump_the_newest_calls_are_kept() -> None:
+    depths = "".join(f'  File "deep.py", line {at} in f{at}\n' for at in range(200))
+    dump = f"loading\nFatal Python error: Aborted\n\nCurrent thread (most recent call first):\n{depths}"
+    told = telling(dump)
+    assert told.startswith("loading\nFatal Python error: Aborted")
+    assert "in f0" in told
+    assert "in f199" not in told
+
+
+def test_else_the_end_counts() -> None:
+    assert telling("first\n" + "x" * 5000 + "\nlast") == ("x" * 5000 + "\nlast")[-KEPT:]
+    assert telling("") == ""
