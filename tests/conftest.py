@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import os
-import pwd
-import shutil
-import subprocess
-import tempfile
 import threading
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,16 +11,7 @@ import pytest
 import sqlalchemy as sa
 
 from featd.catalog import connect, migrate
-
-CI = os.environ.get("CI", "").lower() == "true"
-PG_BIN = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name))
-
-
-def missing(what: str) -> None:
-    """What cannot be had is a skip on a laptop and a failure where CI runs."""
-    if CI:
-        pytest.fail(f"{what}: needed where CI=true")
-    pytest.skip(what)
+from postgres import PostgreSQL
 
 
 @pytest.fixture(autouse=True)
@@ -53,42 +39,13 @@ def _children() -> set[int]:
 
 
 @pytest.fixture(scope="session")
-def postgres_server() -> Iterator[str]:
-    """A throw-away PostgreSQL on a unix socket; yields the folder of the socket."""
-    if not PG_BIN:
-        missing("PostgreSQL's server programs are not installed (Debian: postgresql)")
-    home = Path(tempfile.mkdtemp(prefix="featd-pg-"))
-    home.chmod(0o755)  # a featd without root's powers must reach the socket
-    as_owner: list[str] = []
-    if os.geteuid() == 0:
-        owner = pwd.getpwnam("postgres")
-        os.chown(home, owner.pw_uid, owner.pw_gid)
-        as_owner = ["setpriv", f"--reuid={owner.pw_uid}", f"--regid={owner.pw_gid}", "--clear-groups"]
-    data = home / "data"
-    bin_folder = PG_BIN[-1]
-    initdb = [
-        *as_owner,
-        bin_folder / "initdb",
-        "-D",
-        data,
-        "-A",
-        "trust",
-        "-U",
-        "featd",
-        "-E",
-        "UTF8",
-        "--no-sync",
-    ]
-    subprocess.run(initdb, check=True, capture_output=True, cwd="/")
-    options = f"-c listen_addresses= -c unix_socket_directories={home} -c fsync=off -c max_connections=60"
-    control = [*as_owner, bin_folder / "pg_ctl", "-D", data, "-l", home / "log", "-w"]
-    # Not captured: the server inherits the pipes and would hold them open for its whole life.
-    subprocess.run([*control, "-o", options, "start"], check=True, stdout=subprocess.DEVNULL, cwd="/")
+def postgres() -> Iterator[PostgreSQL]:
+    """One throw-away server for the whole run."""
+    server = PostgreSQL()
     try:
-        yield str(home)
+        yield server
     finally:
-        subprocess.run([*control, "-m", "immediate", "stop"], check=True, stdout=subprocess.DEVNULL, cwd="/")
-        shutil.rmtree(home, ignore_errors=True)
+        server.close()
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -97,20 +54,12 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
     if request.param == "sqlite":
         yield f"sqlite:///{tmp_path / 'featd.db'}"
         return
-    socket = request.getfixturevalue("postgres_server")
-    name = f"test_{uuid.uuid4().hex}"
-    admin = sa.create_engine(
-        f"postgresql+psycopg://featd@/postgres?host={socket}",
-        isolation_level="AUTOCOMMIT",
-        poolclass=sa.NullPool,
-    )
-    with admin.connect() as conn:
-        conn.execute(sa.text(f"CREATE DATABASE {name}"))
+    server: PostgreSQL = request.getfixturevalue("postgres")
+    name = server.create()
     try:
-        yield f"postgresql+psycopg://featd@/{name}?host={socket}"
+        yield server.url(name)
     finally:
-        with admin.connect() as conn:
-            conn.execute(sa.text(f"DROP DATABASE {name} WITH (FORCE)"))
+        server.drop(name)
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,10 +12,10 @@ import numpy as np
 import pytest
 
 import nets
-from conftest import missing
 from corpus import Expected, write_corpus
 from featd.paths import from_catalog, to_catalog
 from featd.states import State
+from needs import need_caffe
 from photographs import SHARED, write_photographs
 from running import Instance, check_promise, live_vectors, make_instance
 
@@ -51,8 +50,7 @@ def caffenet(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 @pytest.fixture(scope="module")
 def reference(pictures: tuple[Path, dict[bytes, Expected]], caffenet: tuple[Path, Path]) -> Vectors:
     """A plain loop: one image decoded at a time, one image at a time through real Caffe."""
-    if importlib.util.find_spec("caffe") is None:
-        missing("real Caffe is not importable (script/build-caffe builds it)")
+    need_caffe()
     import caffe
 
     folder, expected = pictures
@@ -75,8 +73,8 @@ def reference(pictures: tuple[Path, dict[bytes, Expected]], caffenet: tuple[Path
 
 @pytest.fixture(params=["onnxruntime", "caffe"])
 def engine(request: pytest.FixtureRequest) -> Iterator[str]:
-    if request.param == "caffe" and importlib.util.find_spec("caffe") is None:
-        missing("real Caffe is not importable (script/build-caffe builds it)")
+    if request.param == "caffe":
+        need_caffe()
     return request.param
 
 

@@ -1,0 +1,141 @@
+"""Faults while it runs: stopped and silent workers, full disks, a database that restarts, signals."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from photographs import write_photographs
+from postgres import PostgreSQL
+from running import Instance, check_promise, kill_all, make_instance, wait_for
+
+PHOTOGRAPHS = 200
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    write_photographs(tmp_path / "images", PHOTOGRAPHS)
+    return tmp_path / "images"
+
+
+@pytest.fixture
+def started() -> Iterator[list[subprocess.Popen[str]]]:
+    """Processes to be gone at the end, whatever happens."""
+    processes: list[subprocess.Popen[str]] = []
+    yield processes
+    for process in processes:
+        kill_all(process)
+
+
+def slow(folder: Path, images: Path, url: str = "sqlite:///featd.db", **keys: object) -> Instance:
+    """An instance that takes some seconds for its images, so that there is time to interfere."""
+    keys = {
+        "workers__devices": ["cpu"],
+        "workers__batch": 2,
+        "workers__decoders": 1,
+        "store__shard_rows": 5,
+        **keys,
+    }
+    return make_instance(folder, images, url, **keys)
+
+
+def test_a_worker_that_was_stopped_beyond_its_lease_changes_nothing(
+    tmp_path: Path, images: Path, database_url: str, started: list[subprocess.Popen[str]]
+) -> None:
+    instance = slow(
+        tmp_path / "instance", images, database_url, workers__devices=["cpu", "cpu"], workers__lease_seconds=2
+    )
+    process = instance.start("run", "--drain")
+    started.append(process)
+    wait_for(lambda: len(instance.live_workers()) == 2 and instance.count("done") > 0, 60, "work")
+    stopped = instance.live_workers()[0]
+    os.kill(stopped["pid"], signal.SIGSTOP)
+    wait_for(
+        lambda: stopped["id"] not in {one["id"] for one in instance.live_workers()}, 60, "the lease's end"
+    )
+    os.kill(stopped["pid"], signal.SIGCONT)
+    assert process.wait(120) == 0
+    assert check_promise(instance) == {"done": PHOTOGRAPHS}
+
+
+def test_sigterm_seals_settles_and_gives_the_rest_back(
+    tmp_path: Path, images: Path, database_url: str, started: list[subprocess.Popen[str]]
+) -> None:
+    instance = slow(tmp_path / "instance", images, database_url, store__shard_rows=4096)
+    process = instance.start("run")
+    started.append(process)
+    wait_for(lambda: instance.count("claimed") > 0, 60, "work")
+    process.terminate()
+    assert process.wait(60) == 0
+    states = check_promise(instance)
+    assert states["claimed"] == 0
+    assert not instance.live_workers()
+    assert instance.run("run", "--drain").returncode == 0
+    assert check_promise(instance) == {"done": PHOTOGRAPHS}
+
+
+def test_a_drain_that_is_stopped_early_says_so_by_its_exit_code(
+    tmp_path: Path, images: Path, started: list[subprocess.Popen[str]]
+) -> None:
+    instance = slow(tmp_path / "instance", images)
+    process = instance.start("run", "--drain")
+    started.append(process)
+    wait_for(lambda: instance.count("claimed") > 0, 60, "work")
+    # As a terminal does it: the whole foreground group gets the Ctrl-C, the children are in groups of their own.
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(60) == 1
+    assert check_promise(instance)["claimed"] == 0
+
+
+def test_a_second_featd_on_the_same_store_is_told_so(
+    tmp_path: Path, images: Path, started: list[subprocess.Popen[str]]
+) -> None:
+    instance = slow(tmp_path / "instance", images)
+    process = instance.start("run")
+    started.append(process)
+    wait_for(instance.live_workers, 60, "a worker")
+    second = instance.run("run", "--drain")
+    assert second.returncode == 1
+    assert f"runs already on this store and host (pid {process.pid})" in second.stderr
+
+
+def test_postgresql_that_restarts_costs_nothing(
+    tmp_path: Path, images: Path, postgres: PostgreSQL, started: list[subprocess.Popen[str]]
+) -> None:
+    instance = slow(tmp_path / "instance", images, postgres.url(postgres.create()))
+    process = instance.start("run", "--drain")
+    started.append(process)
+    wait_for(lambda: instance.count("done") > 10, 60, "work")
+    postgres.restart_at_once()
+    assert process.wait(180) == 0
+    assert check_promise(instance) == {"done": PHOTOGRAPHS}
+
+
+def test_a_full_disk_costs_nothing(
+    tmp_path: Path, images: Path, started: list[subprocess.Popen[str]]
+) -> None:
+    store = tmp_path / "small-disk"
+    store.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(store)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("needs the right to mount a small disk")
+    try:
+        instance = slow(tmp_path / "instance", images, store__path=str(store), store__shard_rows=20)
+        process = instance.start("run", "--drain")
+        started.append(process)
+        log = instance.folder / "stderr"
+        wait_for(lambda: "No space left on device" in log.read_text(), 60, "a full disk")
+        assert process.poll() is None
+        subprocess.run(["mount", "-o", "remount,size=100m", str(store)], check=True)
+        assert process.wait(120) == 0
+        assert check_promise(instance) == {"done": PHOTOGRAPHS}
+        assert not list(store.rglob("*.part"))
+    finally:
+        for process in started:
+            kill_all(process)
+        subprocess.run(["umount", str(store)], check=False)

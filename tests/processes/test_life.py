@@ -1,0 +1,137 @@
+"""An image's life over several drains: replaced, touched, deleted, back, repaired; and what people see of it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from corpus import write_corpus
+from photographs import write_photographs
+from running import Instance, check_promise, live_vectors, make_instance
+
+PHOTOGRAPHS = 30
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    write_photographs(tmp_path / "images", PHOTOGRAPHS)
+    return tmp_path / "images"
+
+
+@pytest.fixture
+def instance(tmp_path: Path, images: Path, database_url: str) -> Iterator[Instance]:
+    return make_instance(
+        tmp_path / "instance",
+        images,
+        database_url,
+        workers__devices=["cpu"],
+        workers__batch=8,
+        retry__backoff_seconds=0.05,
+    )
+
+
+def drain(instance: Instance, code: int = 0) -> None:
+    result = instance.run("run", "--drain", plain_user=True)
+    assert result.returncode == code, result.stderr
+
+
+def test_a_replaced_file_gets_a_new_vector_and_a_touched_one_keeps_its_own(
+    instance: Instance, images: Path
+) -> None:
+    drain(instance)
+    before = live_vectors(instance)
+    rows = instance.status()["shards"]["rows"]
+    first, second, third, *_ = sorted(images.rglob("*.jpg"))
+    replaced, touched, renamed = (str(path.relative_to(images)) for path in (first, second, third))
+    shutil.copyfile(second, first)
+    os.utime(second)
+    third.rename(third.with_name("renamed.jpg"))
+    drain(instance)
+
+    after = live_vectors(instance)
+    root = str(images)
+    assert np.array_equal(after[root, replaced], before[root, touched])
+    assert np.array_equal(after[root, touched], before[root, touched])
+    assert (root, renamed) not in after
+    by_path = {row.path: row for row in instance.rows()}
+    assert by_path[touched].version == 2
+    assert by_path[renamed].state == "gone"
+    # A forward pass for the replaced and the renamed file, none for the touched one.
+    assert instance.status()["shards"]["rows"] == rows + 2
+    assert check_promise(instance) == {"done": PHOTOGRAPHS, "gone": 1}
+
+
+def test_a_deleted_file_that_comes_back_is_done_again_without_work(instance: Instance, images: Path) -> None:
+    drain(instance)
+    victim = min(images.rglob("*.jpg"))
+    aside = images.parent / "aside"
+    victim.rename(aside)
+    drain(instance)
+    assert check_promise(instance) == {"done": PHOTOGRAPHS - 1, "gone": 1}
+    aside.rename(victim)
+    drain(instance)
+    assert check_promise(instance) == {"done": PHOTOGRAPHS}
+    assert instance.status()["shards"]["rows"] == PHOTOGRAPHS
+
+
+def test_repaired_files_become_done_by_retry_failed(instance: Instance, images: Path) -> None:
+    expected = write_corpus(images / "odd", images.parent / "outside.jpg")
+    drain(instance, 4)
+    failed = {name for name, fate in expected.items() if fate.state == "failed"}
+    assert instance.count("failed") == len(failed)
+    whole = (images / "odd" / "whole.jpg").read_bytes()
+    for name in failed:
+        path = images / "odd" / os.fsdecode(name)
+        found = path.stat()
+        path.chmod(0o644)
+        if name == b"denied.jpg":
+            continue  # its content was right all along
+        path.write_bytes(whole)
+        os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns))
+
+    dry = instance.run("retry-failed", "--dry-run")
+    assert dry.returncode == 0
+    assert instance.count("failed") == len(failed)
+    one = instance.run("retry-failed", "--kind", "read.denied")
+    assert one.returncode == 0
+    assert instance.count("failed") == len(failed) - 1
+    assert instance.run("retry-failed").returncode == 0
+    drain(instance)
+    states = check_promise(instance)
+    assert states["failed"] == 0
+    assert states["done"] == PHOTOGRAPHS + sum(fate.state is not None for fate in expected.values())
+
+
+def test_an_offline_root_is_named_and_costs_nothing(tmp_path: Path, images: Path, database_url: str) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    cv2.imwrite(str(other / "x.png"), np.arange(48 * 48 * 3, dtype=np.uint8).reshape(48, 48, 3))
+    instance = make_instance(tmp_path / "instance", [images, other], database_url, workers__devices=["cpu"])
+    assert instance.run("scan").returncode == 0
+    other.rename(tmp_path / "unmounted")
+    result = instance.run("run", "--drain")
+    assert result.returncode == 1
+    assert f"{other} (missing)" in result.stderr
+    assert check_promise(instance) == {"done": PHOTOGRAPHS, "pending": 1}
+    (tmp_path / "unmounted").rename(other)
+    drain(instance)
+    assert check_promise(instance) == {"done": PHOTOGRAPHS + 1}
+
+
+def test_a_configuration_that_would_make_other_vectors_is_refused(instance: Instance) -> None:
+    drain(instance)
+    text = instance.config.read_text()
+    instance.config.write_text(text + '\n[preprocess]\ninterpolation = "cubic"\n')
+    result = instance.run("run", "--drain")
+    assert result.returncode == 78
+    assert "preprocess.interpolation" in result.stderr
+    assert "featd init" in result.stderr
+    assert "Traceback" not in result.stderr
+    instance.config.write_text(text)
+    drain(instance)

@@ -1,0 +1,216 @@
+"""The scan brings the catalog up to what is on disk: new, changed, vanished, excluded, back, offline."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from featd.catalog import connect, counters, schema
+from featd.config import RootConfig
+from featd.ingest import scan
+from featd.ingest.scan import ScanReport, scan_root
+from featd.paths import RootState, from_catalog
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    folder = tmp_path / "images"
+    for name in ("a.jpg", "b.JPEG", "sub/c.png", "sub/deep/d.jpg", "sub/notes.txt"):
+        write(folder / name, name.encode())
+    return folder
+
+
+def write(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    # Long ago, so that nothing has to settle.
+    os.utime(path, ns=(10**18, 10**18 + len(data)))
+
+
+def look(catalog: sa.Engine, root: Path, **options: Any) -> ScanReport:
+    return scan_root(catalog, RootConfig(path=root, **options))
+
+
+def states(catalog: sa.Engine) -> dict[str, str]:
+    with connect.reading(catalog) as conn:
+        return {row.path: row.state for row in conn.execute(sa.select(schema.images))}
+
+
+def row(catalog: sa.Engine, path: str) -> sa.Row[Any]:
+    with connect.reading(catalog) as conn:
+        return conn.execute(sa.select(schema.images).where(schema.images.c.path == path)).one()
+
+
+def set_done(catalog: sa.Engine) -> None:
+    """As if every pending row had been extracted."""
+
+    def work(conn: sa.Connection) -> None:
+        images = schema.images
+        changed = conn.execute(
+            sa.update(images)
+            .where(images.c.state == "pending")
+            .values(state="done", shard_id=1, shard_row=0, shard_version=images.c.version, content="x")
+            .returning(images.c.id)
+        ).all()
+        counters.apply(conn, counters.StateChanges({"pending": -len(changed), "done": len(changed)}))  # type: ignore[dict-item]
+
+    connect.transact(catalog, work)
+
+
+@pytest.fixture(autouse=True)
+def counters_agree(catalog: sa.Engine) -> Iterator[None]:
+    yield
+    with connect.reading(catalog) as conn:
+        grouped = sa.select(schema.images.c.state, sa.func.count()).group_by(schema.images.c.state)
+        counted = {state: count for state, count in conn.execute(grouped)}  # noqa: C416
+        assert {state: n for state, n in counters.counts(conn).items() if n} == counted
+
+
+def test_every_wanted_file_becomes_a_row_once(catalog: sa.Engine, root: Path) -> None:
+    report = look(catalog, root)
+    assert (report.files, report.enqueued.new, report.gone) == (4, 4, 0)
+    assert states(catalog) == dict.fromkeys(["a.jpg", "b.JPEG", "sub/c.png", "sub/deep/d.jpg"], "pending")
+    again = look(catalog, root)
+    assert (again.files, again.enqueued.new, again.enqueued.changed, again.gone) == (4, 0, 0, 0)
+
+
+def test_a_changed_file_is_pending_at_a_new_version(catalog: sa.Engine, root: Path) -> None:
+    look(catalog, root)
+    set_done(catalog)
+    write(root / "a.jpg", b"another picture")
+    assert look(catalog, root).enqueued.changed == 1
+    changed = row(catalog, "a.jpg")
+    assert (changed.state, changed.version, changed.size) == ("pending", 2, 15)
+    assert states(catalog)["sub/c.png"] == "done"
+
+
+def test_a_vanished_file_is_gone_and_back_when_it_returns(catalog: sa.Engine, root: Path) -> None:
+    look(catalog, root)
+    set_done(catalog)
+    (root / "a.jpg").unlink()
+    shutil.rmtree(root / "sub")
+    assert look(catalog, root).gone == 3
+    assert states(catalog) == {
+        "a.jpg": "gone",
+        "b.JPEG": "done",
+        "sub/c.png": "gone",
+        "sub/deep/d.jpg": "gone",
+    }
+    assert row(catalog, "a.jpg").error == scan.VANISHED
+
+    write(root / "a.jpg", b"a.jpg")
+    write(root / "sub/c.png", b"other content")
+    report = look(catalog, root)
+    assert report.enqueued.returned == 2
+    assert row(catalog, "a.jpg").state == "done"
+    back = row(catalog, "sub/c.png")
+    assert (back.state, back.version) == ("pending", 2)
+
+
+def test_what_the_configuration_excludes_now_is_gone(catalog: sa.Engine, root: Path) -> None:
+    look(catalog, root)
+    assert look(catalog, root, exclude=("SUB/deep/**",)).gone == 1
+    excluded = row(catalog, "sub/deep/d.jpg")
+    assert (excluded.state, excluded.error) == ("gone", scan.EXCLUDED)
+    assert look(catalog, root).enqueued.returned == 1
+    assert row(catalog, "sub/deep/d.jpg").state == "pending"
+
+
+@pytest.mark.parametrize("how", ["missing", "empty"])
+def test_an_offline_root_is_left_alone(catalog: sa.Engine, root: Path, how: str) -> None:
+    look(catalog, root)
+    root.rename(root.with_name("unmounted"))
+    if how == "empty":
+        root.mkdir()
+    report = look(catalog, root)
+    assert report.state is RootState(how)
+    assert set(states(catalog).values()) == {"pending"}
+
+
+def test_links_and_special_files_are_passed_over(catalog: sa.Engine, root: Path, tmp_path: Path) -> None:
+    write(tmp_path / "secret" / "x.jpg", b"x")
+    (root / "link.jpg").symlink_to(tmp_path / "secret" / "x.jpg")
+    (root / "folder").symlink_to(tmp_path / "secret")
+    (root / "inside.jpg").symlink_to("a.jpg")
+    os.mkfifo(root / "fifo.jpg")
+    assert look(catalog, root).files == 4
+    # Followed, a link still may not lead out of its root, nor round in circles.
+    (root / "sub" / "round").symlink_to("..")
+    assert look(catalog, root, follow_symlinks=True).enqueued.new == 1
+    assert states(catalog)["inside.jpg"] == "pending"
+
+
+def test_names_of_any_bytes_come_back_as_they_were(catalog: sa.Engine, root: Path) -> None:
+    names = [
+        b"not-\xff\xfeutf8.jpg",
+        b"new\nline.jpg",
+        b"back\\slash.jpg",
+        b"esc\x1b[31m.jpg",
+        "ünï.jpg".encode(),
+    ]
+    for name in names:
+        write(root / os.fsdecode(name), b"x")
+    look(catalog, root)
+    assert {from_catalog(path) for path in states(catalog)} >= set(names)
+    assert all(path.isprintable() for path in states(catalog))
+
+
+def test_a_folder_that_cannot_be_read_costs_its_images_nothing(
+    catalog: sa.Engine, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look(catalog, root)
+    real = os.scandir
+
+    def denied(path: Any) -> Any:
+        if os.fsencode(path).endswith(b"/deep"):
+            raise PermissionError(13, "Permission denied")
+        return real(path)
+
+    monkeypatch.setattr("featd.ingest.walk.os.scandir", denied)
+    report = look(catalog, root)
+    assert report.unreadable == ["sub/deep"]
+    assert states(catalog)["sub/deep/d.jpg"] == "pending"
+
+
+def test_a_part_of_a_root_can_be_scanned_alone(catalog: sa.Engine, root: Path) -> None:
+    look(catalog, root)
+    (root / "a.jpg").unlink()
+    write(root / "sub/e.jpg", b"e")
+    (root / "sub/c.png").unlink()
+    report = scan_root(catalog, RootConfig(path=root), start=b"sub")
+    assert (report.enqueued.new, report.gone) == (1, 1)
+    assert states(catalog)["a.jpg"] == "pending"
+
+
+def test_a_file_written_a_moment_ago_waits_until_it_has_settled(catalog: sa.Engine, root: Path) -> None:
+    (root / "fresh.jpg").write_bytes(b"still being written")
+    look(catalog, root, settle_seconds=50.0)
+    fresh, rested = row(catalog, "fresh.jpg"), row(catalog, "a.jpg")
+    assert (fresh.not_before - rested.not_before).total_seconds() == pytest.approx(50, abs=5)
+
+
+def test_a_time_in_the_future_delays_no_further(catalog: sa.Engine, root: Path) -> None:
+    (root / "future.jpg").write_bytes(b"x")
+    os.utime(root / "future.jpg", (5e9, 5e9))
+    look(catalog, root, settle_seconds=50.0)
+    distance = row(catalog, "future.jpg").not_before - row(catalog, "a.jpg").not_before
+    assert abs(distance.total_seconds()) < 5
+
+
+def test_memory_does_not_grow_with_the_number_of_files(catalog: sa.Engine, root: Path) -> None:
+    """Batches are bounded, so what a scan holds at once is bounded, whatever it finds."""
+    for at in range(3 * scan.BATCH_FILES // 1000):
+        folder = root / f"many-{at}"
+        folder.mkdir()
+        for number in range(1000):
+            (folder / f"{number}.jpg").touch()
+    sizes: list[int] = []
+    report = scan_root(catalog, RootConfig(path=root), on_batch=lambda one: sizes.append(one.new))
+    assert report.enqueued.new == 4 + 3 * scan.BATCH_FILES
+    assert max(sizes) <= scan.BATCH_FILES
