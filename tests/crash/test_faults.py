@@ -12,7 +12,7 @@ import pytest
 
 from photographs import write_photographs
 from postgres import PostgreSQL
-from running import Instance, check_promise, kill_all, make_instance, wait_for
+from running import Instance, check_promise, kill_all, make_instance, session_of, wait_for
 
 PHOTOGRAPHS = 200
 
@@ -139,3 +139,22 @@ def test_a_full_disk_costs_nothing(
         for process in started:
             kill_all(process)
         subprocess.run(["umount", str(store)], check=False)
+
+
+def test_a_second_sigterm_ends_everything_now(
+    tmp_path: Path, images: Path, started: list[subprocess.Popen[str]]
+) -> None:
+    instance = slow(tmp_path / "instance", images)
+    process = instance.start("run")
+    started.append(process)
+    wait_for(lambda: instance.count("claimed") > 0, 60, "work")
+    children = [pid for pid in session_of(process) if pid != process.pid]
+    for pid in children:
+        os.kill(pid, signal.SIGSTOP)  # nobody can drain now
+    process.terminate()
+    wait_for(lambda: "finishing the batches" in (instance.folder / "stderr").read_text(), 10, "the first")
+    process.terminate()
+    assert process.wait(10) == 1
+    wait_for(lambda: not session_of(process), 10, "the children's death")
+    assert instance.run("run", "--drain").returncode == 0
+    assert check_promise(instance) == {"done": PHOTOGRAPHS}

@@ -1,0 +1,35 @@
+"""Devices: names, and what a worker's engine is allowed to see."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from featd.worker import devices
+
+
+def test_without_a_gpu_auto_is_one_worker_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert devices.resolve("auto") == ["cpu"]
+
+
+def test_auto_takes_every_gpu_that_was_inherited(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
+    assert devices.resolve("auto") == ["cuda:0", "cuda:1"]
+    assert devices.isolate("cuda:1") == "cuda:0"
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "5"
+    assert os.environ["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+
+
+def test_a_worker_on_the_cpu_sees_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    assert devices.isolate("cpu") == "cpu"
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
+
+
+def test_workers_on_the_cpu_share_its_cores() -> None:
+    cores = len(os.sched_getaffinity(0))
+    assert devices.cpu_threads(["cpu"]) == cores
+    assert devices.cpu_threads(["cpu"] * 64) == 1
+    assert devices.labels(["cpu", "cuda:1", "cpu"]) == ["cpu:0", "cuda:1", "cpu:1"]

@@ -1,0 +1,36 @@
+"""Which files are images: include and exclude patterns."""
+
+from __future__ import annotations
+
+import pytest
+
+from featd.config import DEFAULT_INCLUDE
+from featd.ingest.globs import Globs
+
+
+@pytest.mark.parametrize(
+    ("path", "wanted"),
+    [
+        ("a.jpg", True),
+        ("A.JPG", True),
+        ("sub/deep/b.Jpeg", True),
+        ("notes.txt", False),
+        (".hidden.jpg", False),
+        ("sub/.trash/c.jpg", False),
+        ("no-suffix", False),
+        ("odd\\xff.tif", True),
+        ("jpg", False),
+    ],
+)
+def test_the_default_patterns(path: str, wanted: bool) -> None:
+    assert Globs(DEFAULT_INCLUDE).wants(path) is wanted
+
+
+def test_what_is_excluded_is_not_walked() -> None:
+    globs = Globs(["**/*.jpg"], ["Thumbs/**", "**/cache", "**/*-small.jpg"])
+    assert not globs.wants("thumbs/a.jpg")
+    assert not globs.wants("x/a-small.jpg")
+    assert globs.wants("x/thumbs/a.jpg")
+    assert globs.excludes_folder("thumbs")
+    assert globs.excludes_folder("x/cache")
+    assert not globs.excludes_folder("x")
