@@ -44,13 +44,20 @@ def main(vectors: Path, pictures: Path, sheet: Path) -> None:
     draw = ImageDraw.Draw(image)
     draw.text((MARGIN, 22), "featd: nearest neighbours", INK, ImageFont.load_default(24))
     summary = (
-        f"{len(names)} pictures, {features.shape[1]} numbers each. Left: a picture. Right: the {NEIGHBOURS} nearest to it, with "
-        f"their distance.  Green: of the same photograph ({right.mean():.1%} over all pictures)"
+        f"{len(names)} pictures, {features.shape[1]} numbers each. Left: a picture. Right: the {NEIGHBOURS} nearest"
+        f" to it, with their distance. Green: of the same photograph ({right.mean():.1%} over all pictures)"
     )
     draw.text((MARGIN, 54), summary, FAINT, ImageFont.load_default(13))
     for row, query in enumerate(queries):
         top = HEAD + row * row_height
-        tile(image, draw, pictures / names[query], (MARGIN, top), ASKED, names[query].replace("/", "  "))
+        tile(
+            image,
+            draw,
+            pictures / names[query],
+            (MARGIN, top),
+            ASKED,
+            f"{photo[query]}   {Path(names[query]).stem}",
+        )
         for column, at in enumerate(order[query, :NEIGHBOURS]):
             left = MARGIN + QUERY_GAP + (column + 1) * (TILE[0] + GAP)
             same = photo[at] == photo[query]
@@ -67,7 +74,9 @@ def tile(
 ) -> None:
     """One picture in its frame, whole, with a line of text under it."""
     left, top = at
-    draw.rectangle((left - 3, top - 3, left + TILE[0] + 2, top + TILE[1] + 2), fill="#e4e2dc", outline=frame, width=3)
+    draw.rectangle(
+        (left - 3, top - 3, left + TILE[0] + 2, top + TILE[1] + 2), fill="#e4e2dc", outline=frame, width=3
+    )
     with Image.open(path) as opened:
         picture = opened.convert("RGB")
     picture.thumbnail(TILE, Image.Resampling.LANCZOS)

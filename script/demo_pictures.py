@@ -1,6 +1,6 @@
 """Makes the demo's pictures: photographs that come with scikit-image, each cropped and re-encoded in some ways.
 
-    python script/demo_pictures.py FOLDER [FOLDER_WITH_MORE_PHOTOGRAPHS]
+python script/demo_pictures.py FOLDER [FOLDER_WITH_MORE_PHOTOGRAPHS]
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ from featd.shards import atomic
 from featd.shards.layout import ShardError
 from featd.shards.part_file import PartFile
 from featd.shards.read import ShardReader
-from featd.shards.store import check_store
+from featd.shards.store import MARKER, check_store
 
 CHUNK_BYTES = 32 * 1024 * 1024
 """Of vectors in memory at a time."""
@@ -99,7 +99,7 @@ def _export(catalog: sa.Engine, store: Path, blob: str | None, open_sink: Any) -
         fingerprint, spec = instance.fingerprint(conn), instance.spec(conn)
     if fingerprint is None or spec is None:
         raise NothingMatchedError("nothing to export: no image is done yet")
-    check_store(store, instance_id)
+    _require_store(store, instance_id)
     chosen = _choose(blob, list(spec["blobs"]))
     chunks = read_chunks(catalog, store, chosen, fingerprint)
     first = next(chunks, None)
@@ -129,6 +129,16 @@ def _export(catalog: sa.Engine, store: Path, blob: str | None, open_sink: Any) -
         sink.discard()
         raise
     return exported
+
+
+def _require_store(store: Path, instance_id: str) -> None:
+    """StoreUnavailableError where `store` is not this instance's. Whoever exports need not be able to write there."""
+    try:
+        found = json.loads((store / MARKER).read_bytes())["instance"]
+    except (OSError, ValueError, KeyError, TypeError):
+        found = None
+    if found != instance_id:
+        check_store(store, instance_id)
 
 
 def _choose(blob: str | None, blobs: Sequence[str]) -> str:

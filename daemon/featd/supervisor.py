@@ -306,6 +306,8 @@ class Supervisor:
             return Why.CRASH, "made no progress and was killed"
         if child.aborted_at is not None:
             return Why.STOPPED, f"did not stop within {self._stop_seconds:g} s and was killed"
+        if number == signal.SIGTERM and child.asked_at is not None:
+            return Why.FINISHED, "stopped before it had begun"
         if number in OWN_SIGNALS:
             return Why.CRASH, f"died of {name_of(number)}"
         if number == signal.SIGKILL:

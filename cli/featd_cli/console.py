@@ -1,0 +1,57 @@
+"""What commands print: data on standard output, everything else on standard error. Colour only on a terminal."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+import typer
+
+from featd.paths import for_terminal
+
+
+def say(text: str = "") -> None:
+    """One line of data. Text from outside (paths, messages) goes through `shown` first."""
+    typer.echo(text, color=_wants_colour())
+
+
+def note(text: str) -> None:
+    """One line about what happens, for people."""
+    typer.echo(text, err=True)
+
+
+def complain(text: str) -> None:
+    """What is wrong. Several lines stay several lines; what could steer a terminal is escaped."""
+    note("\n".join(shown(line) for line in f"featd: {text}".splitlines()))
+
+
+def document(value: Any) -> None:
+    """One JSON document."""
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def array(items: Iterable[Any]) -> int:
+    """One JSON array, written as its items come; returns how many."""
+    count = 0
+    for item in items:
+        typer.echo((",\n  " if count else "[\n  ") + json.dumps(item, ensure_ascii=False), nl=False)
+        count += 1
+    typer.echo("\n]" if count else "[]")
+    return count
+
+
+def shown(text: str) -> str:
+    """`text` on one line, harmless to a terminal."""
+    return for_terminal(" ".join(text.split("\n")))
+
+
+def styled(text: str, **style: Any) -> str:
+    """`text` in colour; `say` takes the colour out where it does not belong."""
+    return typer.style(text, **style)
+
+
+def _wants_colour() -> bool:
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"

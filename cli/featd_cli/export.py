@@ -1,0 +1,52 @@
+"""`featd export`: the live vectors in one file."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from featd_cli.console import note, shown
+from featd_cli.instance import ConfigOption, open_instance
+
+
+class Format(StrEnum):
+    """What `export` writes."""
+
+    NPY = "npy"
+    HDF5 = "hdf5"
+
+
+def export(
+    ctx: typer.Context,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="npy: a folder to make; hdf5: a file to make.")],
+    form: Annotated[
+        Format,
+        typer.Option(
+            "--format", help="npy: OUT/features.npy and OUT/names.txt; hdf5: feats and names in OUT."
+        ),
+    ] = Format.NPY,
+    blob: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Which of several blobs. Without it: the first.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace what is at OUT.")] = False,
+    config: ConfigOption = None,
+) -> None:
+    """Write the live vectors into one file.
+
+    In order of image, with the names beside them, and in little memory however many they are.
+
+    featd may go on working meanwhile: an image that changes or vanishes during the export is left out or has
+    the vector it had when its turn came.
+    """
+    from featd import export as exporting
+
+    with open_instance(ctx, config) as instance:
+        write = exporting.to_npy if form is Format.NPY else exporting.to_hdf5
+        exported = write(instance.catalog, instance.settings.store.path, out, blob=blob, force=force)
+    note(
+        f"{exported.rows:,} vectors of {exported.size:,} numbers ({exported.dtype}), blob {shown(exported.blob)}:"
+        f" {shown(str(out))}"
+    )

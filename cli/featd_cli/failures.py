@@ -1,0 +1,63 @@
+"""`featd failures`: the failed images with kind and message."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from featd.errors import EXIT_NOTHING_MATCHED, NothingMatchedError
+from featd_cli.console import array, note, say, shown
+from featd_cli.instance import ConfigOption, JsonOption, open_instance
+from featd_cli.selection import KindOption, PathOption, full_path, image_filter
+
+if TYPE_CHECKING:
+    from featd.catalog.retry import FailedImage
+
+
+def failures(
+    ctx: typer.Context,
+    kind: KindOption = None,
+    path: PathOption = None,
+    as_json: JsonOption = False,
+    config: ConfigOption = None,
+) -> None:
+    """List the failed images and why they failed.
+
+    One a line: kind, path, message. Exits 3 when a filter matches none.
+    """
+    single, wanted = image_filter(kind, path)
+    filtered = kind is not None or path is not None
+    from featd.catalog import retry
+
+    with open_instance(ctx, config) as instance:
+        batches = retry.walk_failed(instance.read, kind=single, wanted=wanted)
+        found = (image for batch in batches for image in batch)
+        if as_json:
+            count = array(_as_json(image) for image in found)
+        else:
+            count = 0
+            for image in found:
+                say(f"{image.kind:<18} {shown(full_path(image.root, image.path))}: {shown(image.message)}")
+                count += 1
+    if count:
+        return
+    if filtered and not as_json:
+        raise NothingMatchedError("no failed image matches")
+    if filtered:
+        raise typer.Exit(EXIT_NOTHING_MATCHED)
+    if not as_json:
+        note("no failed images")
+
+
+def _as_json(image: FailedImage) -> dict[str, Any]:
+    return {
+        "path": image.path,
+        "root": image.root,
+        "kind": image.kind,
+        "message": image.message,
+        "version": image.version,
+        "errors": image.errors,
+        "crashes": image.crashes,
+        "failed_at": image.failed_at.isoformat(),
+    }

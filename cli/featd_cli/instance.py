@@ -1,0 +1,67 @@
+"""What most commands begin with: the configuration and the catalog it names, both looked at before use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    import sqlalchemy as sa
+
+    from featd.config import Settings
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option("--config", metavar="PATH", help="The configuration file, as before the command."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """One featd: its settings and its open catalog."""
+
+    settings: Settings
+    catalog: sa.Engine
+
+    def read(self) -> AbstractContextManager[sa.Connection]:
+        """A transaction that only reads."""
+        from featd.catalog import connect
+
+        return connect.reading(self.catalog)
+
+
+def load_settings(ctx: typer.Context, config: Path | None) -> Settings:
+    """The configuration named after the command, else before it, else where it is looked for."""
+    from featd.config import load
+
+    return load(config or ctx.obj)
+
+
+@contextmanager
+def open_instance(ctx: typer.Context, config: Path | None, *, check: bool = True) -> Iterator[Instance]:
+    """Configuration and catalog; with `check`, a catalog of exactly this featd's schema."""
+    from featd.catalog import connect, migrate
+
+    settings = load_settings(ctx, config)
+    catalog = connect.open_catalog(settings.catalog.url, settings.workers.lease_seconds)
+    try:
+        if check:
+            migrate.check_schema(catalog)
+        yield Instance(settings, catalog)
+    finally:
+        catalog.dispose()
+
+
+def sqlite_file(url: str) -> Path | None:
+    """The file of a SQLite catalog; None where the catalog is on a server."""
+    if not url.startswith("sqlite"):
+        return None
+    return Path(url.partition(":///")[2].partition("?")[0])

@@ -1,0 +1,142 @@
+"""The way in: `featd`. Every command is imported when it runs, so that `featd --help` is quick."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from featd import __version__
+from featd.errors import EXIT_ERROR, EXIT_OUT_OF_REACH, FeatdError
+from featd_cli import db, export, failures, init, net, retry_failed, run, scan, status
+from featd_cli.console import complain
+
+INTERRUPTED = 130
+
+EPILOG = """\b
+Exit codes:
+  0   all is well
+  1   an error; or no worker could start, or a drain stopped early
+  2   wrong usage of the command line
+  3   nothing matched
+  4   drained, and failed images remain
+  75  the catalog or the store is out of reach: try again later
+  78  bad configuration: also a model that is missing or refused, a wrong blob,
+      another fingerprint or schema
+  130 interrupted
+"""
+
+app = typer.Typer(
+    name="featd",
+    help="Turns folders of images into CNN feature vectors with Caffe models, for as long as images keep arriving.",
+    epilog=EPILOG,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,  # a [folder] in a path is no markup
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"featd {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def featd(
+    ctx: typer.Context,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PATH",
+            help="The configuration file. Else FEATD_CONFIG, ./featd.toml, ~/.config/featd/featd.toml,"
+            " /etc/featd/featd.toml.",
+        ),
+    ] = None,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """What stands before the command."""
+    ctx.obj = config
+
+
+app.command("init")(init.init)
+app.command("run")(run.run)
+app.command("status")(status.status)
+app.command("failures")(failures.failures)
+app.command("retry-failed")(retry_failed.retry_failed)
+app.command("scan")(scan.scan)
+app.command("net")(net.net)
+app.command("export")(export.export)
+app.add_typer(db.app, name="db")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns its exit code. The border where every error becomes a message and a code."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, ValueError):
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    try:
+        app(arguments, prog_name="featd")
+        sys.stdout.flush()
+        return 0
+    except SystemExit as ended:
+        return _flushed(ended.code if isinstance(ended.code, int) else int(ended.code is not None))
+    except FeatdError as error:
+        complain(str(error))
+        return _flushed(error.exit_code)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        return _silenced()
+    except OSError as error:
+        if error.errno == errno.EPIPE:
+            return _silenced()
+        complain(str(error))
+        return EXIT_ERROR
+    except Exception as error:
+        if _is_database_error(error):
+            reason = str(getattr(error, "orig", error)).strip().partition("\n")[0]
+            complain(f"the catalog is out of reach: {reason}")
+            return EXIT_OUT_OF_REACH
+        traceback.print_exc()
+        complain("this is a bug in featd: please report it with the lines above")
+        return EXIT_ERROR
+
+
+def _flushed(code: int) -> int:
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return _silenced()
+    return code
+
+
+def _silenced() -> int:
+    """Whoever read our output has gone: say nothing more, also not when Python flushes at its end."""
+    with contextlib.suppress(OSError, ValueError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
+    return EXIT_ERROR
+
+
+def _is_database_error(error: Exception) -> bool:
+    if "sqlalchemy" not in sys.modules:
+        return False
+    from sqlalchemy.exc import DBAPIError
+
+    return isinstance(error, DBAPIError)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

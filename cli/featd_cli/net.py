@@ -1,0 +1,85 @@
+"""`featd net`: what a net is made of, and what can be asked of it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from featd.errors import EXIT_BAD_CONFIG
+from featd_cli.console import complain, document, say, shown
+from featd_cli.instance import JsonOption
+
+if TYPE_CHECKING:
+    from featd.net.describe import LayerReport, NetReport
+
+
+def net(
+    file: Annotated[
+        str, typer.Argument(metavar="FILE", help="A deploy.prototxt, or `gist`, the built-in net.")
+    ],
+    weights: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="Its .caffemodel, to see whether it fits.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show the layers and blobs of a net.
+
+    With their sizes, and which engine runs what. A blob of this list is what `blobs` in the
+    configuration asks for. Exits 78 where the weights do not fit.
+    """
+    from featd.net.describe import describe
+
+    report = describe(file, weights)
+    if as_json:
+        document(asdict(report))
+    else:
+        _print(report)
+    fit = report.weights
+    if fit is not None and (fit.problem or fit.missing):
+        complain(fit.problem or f"the weights lack layers: {', '.join(fit.missing)}")
+        raise typer.Exit(EXIT_BAD_CONFIG)
+
+
+def _print(report: NetReport) -> None:
+    say(shown(f"{report.name}  ({report.source})"))
+    say()
+    layers = [
+        (
+            layer.name,
+            layer.type,
+            " ".join(_shape(shape) for shape in layer.top_shapes),
+            "-" if layer.weights is None else f"{layer.weights:,}",
+            _runs_on(layer),
+        )
+        for layer in report.layers
+    ]
+    _table(("LAYER", "TYPE", "OUTPUT", "WEIGHTS", "RUNS ON"), layers)
+    say()
+    blobs = [(blob.name, _shape(blob.shape), f"{blob.size:,}" if blob.size else "?") for blob in report.blobs]
+    _table(("BLOB", "SHAPE", "SIZE"), blobs)
+    if report.weights is not None:
+        say()
+        fit = report.weights
+        say(
+            f"weights: {len(fit.matched)} layers matched, {len(fit.missing)} missing, {len(fit.unused)} unused"
+        )
+
+
+def _shape(shape: tuple[int, ...] | None) -> str:
+    return "?" if shape is None else "x".join(map(str, shape)) or "1"
+
+
+def _runs_on(layer: LayerReport) -> str:
+    if layer.problem is not None:
+        return f"nothing: {layer.problem}"
+    return "caffe, onnxruntime" if layer.onnxruntime else "caffe"
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
+    lines = [head, *([shown(str(cell)) for cell in row] for row in rows)]
+    widths = [max(len(line[at]) for line in lines) for at in range(len(head))]
+    for line in lines:
+        say("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())

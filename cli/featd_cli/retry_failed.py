@@ -1,0 +1,39 @@
+"""`featd retry-failed`: failed images become pending again."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Annotated
+
+import typer
+
+from featd_cli.console import say
+from featd_cli.instance import ConfigOption, open_instance
+from featd_cli.selection import KindOption, PathOption, SinceOption, image_filter, since_of
+
+
+def retry_failed(
+    ctx: typer.Context,
+    kind: KindOption = None,
+    path: PathOption = None,
+    since: SinceOption = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say how many it would be.")] = False,
+    config: ConfigOption = None,
+) -> None:
+    """Make failed images pending again.
+
+    They have fresh budgets then. Prints how many they are; without filters it is all of them.
+    """
+    single, wanted = image_filter(kind, path)
+    moment = since_of(since)
+    from featd.catalog import connect, retry
+
+    count = 0
+    with open_instance(ctx, config) as instance:
+        for batch in retry.walk_failed(instance.read, kind=single, since=moment, wanted=wanted):
+            ids = [image.id for image in batch]
+            count += (
+                len(ids) if dry_run else connect.transact(instance.catalog, partial(retry.retry, ids=ids))
+            )
+    images = "1 image" if count == 1 else f"{count} images"
+    say(f"{images} would be tried again" if dry_run else f"{images} pending again")

@@ -1,0 +1,60 @@
+"""`featd scan`: look again at the roots, without the daemon or beside it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from featd.errors import EXIT_ERROR, ConfigError, NothingMatchedError
+from featd_cli.console import say, shown
+from featd_cli.instance import ConfigOption, open_instance
+
+if TYPE_CHECKING:
+    from featd.config import RootConfig
+
+
+def scan(
+    ctx: typer.Context,
+    path: Annotated[
+        Path | None, typer.Argument(help="A root, or a folder in one. Without it: every root.")
+    ] = None,
+    config: ConfigOption = None,
+) -> None:
+    """Look again at the roots.
+
+    Brings the catalog up to what is on disk: new, changed, returned and vanished images. Reads no image
+    and removes nothing. An offline root is left alone, and makes the exit code 1.
+    """
+    from featd import logs
+    from featd.ingest.scan import describe, scan_root
+    from featd.paths import RootState
+
+    logs.setup("ERROR")  # the lines below say it all
+    offline = False
+    with open_instance(ctx, config) as instance:
+        if not instance.settings.roots:
+            raise ConfigError("roots: name at least one folder of images in a [[roots]] section")
+        for root, start in _chosen(instance.settings.roots, path):
+            report = scan_root(instance.catalog, root, start=start)
+            offline |= report.state is not RootState.ONLINE
+            say(shown(describe(report)))
+    if offline:
+        raise typer.Exit(EXIT_ERROR)
+
+
+def _chosen(roots: tuple[RootConfig, ...], path: Path | None) -> list[tuple[RootConfig, bytes]]:
+    """The roots to scan, each with the folder below it to start at (empty: all of it)."""
+    if path is None:
+        return [(root, b"") for root in roots]
+    if path.is_file():
+        raise typer.BadParameter(f"{path} is a file: scan takes a folder", param_hint="PATH")
+    for wanted in dict.fromkeys((Path(os.path.abspath(path)), Path(os.path.realpath(path)))):  # noqa: PTH100
+        for root in roots:
+            if wanted.is_relative_to(root.path):
+                below = os.fsencode(wanted.relative_to(root.path))
+                return [(root, b"" if below == b"." else below)]
+    names = ", ".join(str(root.path) for root in roots)
+    raise NothingMatchedError(f"{path} is not in any root of the configuration: {names}")

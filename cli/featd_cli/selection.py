@@ -1,0 +1,109 @@
+"""Which failed images a command means: --kind, --path and --since, checked and turned into predicates."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from featd import clock
+from featd.states import Kind
+
+if TYPE_CHECKING:
+    from featd.catalog.retry import FailedImage
+
+KindOption = Annotated[
+    str | None,
+    typer.Option(
+        "--kind",
+        metavar="KIND",
+        help="Of this kind; `decode` is every `decode.*`. docs/error-kinds.md lists them.",
+    ),
+]
+PathOption = Annotated[
+    str | None,
+    typer.Option(
+        "--path",
+        metavar="GLOB",
+        help="With this path: a pattern under the root, whatever the case ('2024/**/*.jpg'); without a slash it is"
+        " held against the file name; an absolute path is a file or a folder.",
+    ),
+]
+SinceOption = Annotated[
+    str | None,
+    typer.Option("--since", metavar="WHEN", help="Failed since then: 30m, 2h, 1d (ago), or an ISO moment."),
+]
+
+_AGO = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|h|d|w)")
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+_WILD = re.compile(r"[*?\[{]")
+
+
+def kinds_of(text: str | None) -> frozenset[Kind] | None:
+    """The kinds that `text` names; None for all. A usage error lists the kinds there are."""
+    if text is None:
+        return None
+    wanted = text.strip().lower().removesuffix("*").removesuffix(".")
+    chosen = frozenset(kind for kind in Kind if kind == wanted or kind.startswith(f"{wanted}."))
+    if not chosen:
+        raise typer.BadParameter(f"no kind {text!r}; there are: {', '.join(Kind)}", param_hint="--kind")
+    return chosen
+
+
+def since_of(text: str | None) -> datetime | None:
+    """The moment that `text` names. One without a time zone is in this machine's."""
+    if text is None:
+        return None
+    try:
+        if ago := _AGO.fullmatch(text.strip().lower()):
+            return clock.utcnow() - timedelta(**{_UNITS[ago[2]]: float(ago[1])})
+        return datetime.fromisoformat(text.strip()).astimezone()
+    except (ValueError, OverflowError):
+        raise typer.BadParameter(
+            f"{text!r} is no moment: write 30m, 2h, 1d (ago) or 2026-11-24T10:00", param_hint="--since"
+        ) from None
+
+
+def path_filter(pattern: str | None) -> Callable[[str, str], bool]:
+    """A predicate over (root, path in catalog form)."""
+    if pattern is None:
+        return lambda root, path: True
+    from featd.ingest.globs import Globs
+
+    folded = pattern.rstrip("/").casefold() or "/"
+    absolute = pattern.startswith("/")
+    wild = _WILD.search(pattern) is not None
+    globs = Globs([pattern]) if wild else None
+    name_only = wild and "/" not in pattern
+
+    def wanted(root: str, path: str) -> bool:
+        subject = full_path(root, path) if absolute else path
+        # As it is printed, or a folder: also where a character of a real name looks like a pattern's.
+        if (subject.casefold() + "/").startswith(folded.rstrip("/") + "/"):
+            return True
+        if globs is None:
+            return False
+        if absolute:
+            return globs.wants(subject)
+        return globs.wants(path) or (name_only and globs.wants(path.rpartition("/")[2]))
+
+    return wanted
+
+
+def full_path(root: str, path: str) -> str:
+    """Root and path together, in catalog form."""
+    from featd.paths import to_catalog
+
+    return f"{to_catalog(os.fsencode(root)).rstrip('/')}/{path}"
+
+
+def image_filter(kind: str | None, path: str | None) -> tuple[Kind | None, Callable[[FailedImage], bool]]:
+    """The one kind that the catalog can look for by its index, if it is one; and the rest as a predicate."""
+    kinds = kinds_of(kind)
+    matches = path_filter(path)
+    single = next(iter(kinds)) if kinds is not None and len(kinds) == 1 else None
+    return single, lambda row: (kinds is None or row.kind in kinds) and matches(row.root, row.path)

@@ -1,0 +1,115 @@
+"""The wheel stands alone: installed away from the checkout it has its commands and its migrations."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import sysconfig
+import venv
+import zipfile
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from needs import missing
+
+PROJECT = Path(__file__).resolve().parents[2]
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if find_spec("hatchling") is None:
+        missing("hatchling is not installed")
+    out = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(out)]
+    subprocess.run(command, cwd=PROJECT, check=True, capture_output=True, text=True)
+    (built,) = out.glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def featd(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Runs `featd` as the wheel installed it, in a folder away from the checkout."""
+    home = tmp_path_factory.mktemp("away")
+    venv.create(home / "venv", symlinks=True)
+    python = home / "venv/bin/python"
+    site = home / f"venv/lib/python{sys.version_info.major}.{sys.version_info.minor}/site-packages"
+    # featd's dependencies come from here, by name; featd itself must not.
+    there = Path(sysconfig.get_path("purelib"))
+    ours = {"featd", "featd_cli", "featd_migrations"}
+    for entry in there.iterdir():
+        name = entry.name.split(".")[0].split("-")[0].lower().lstrip("_")
+        if name not in ours and entry.suffix != ".pth" and name not in ("__pycache__", "pip"):
+            (site / entry.name).symlink_to(entry)
+    install = [
+        sys.executable,
+        "-m",
+        "pip",
+        "--python",
+        str(python),
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-index",
+    ]
+    subprocess.run([*install, str(wheel)], check=True, capture_output=True, text=True, cwd=home)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
+    def run(*arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            [home / "venv/bin/featd", *arguments],
+            cwd=home,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == code, done.stderr
+        return done
+
+    where = "import featd, featd_cli, featd_migrations as m; print(featd.__file__, featd_cli.__file__, m.__file__)"
+    found = subprocess.run(
+        [python, "-c", where], cwd=home, env=environment, capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert all(Path(file).is_relative_to(site) for file in found), found
+    return run
+
+
+def test_the_wheel_holds_three_packages_and_nothing_else(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+    tops = {name.split("/")[0] for name in names}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {
+        "featd",
+        "featd_cli",
+        "featd_migrations",
+    }
+    assert any(name.startswith("featd_migrations/versions/0001") for name in names)
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+
+
+def test_every_command_is_there(featd: Run) -> None:
+    out = featd("--help").stdout
+    for command in ("init", "run", "status", "failures", "retry-failed", "scan", "net", "export", "db"):
+        assert f"\n  {command} " in out
+    assert featd("--version").stdout.startswith("featd ")
+
+
+def test_migrations_come_from_the_wheel(featd: Run, tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    (images / "notes.txt").touch()
+    place = tmp_path / "instance"
+    featd("init", str(place), "--images", str(images))
+    config = ("--config", str(place / "featd.toml"))
+    revision = featd(*config, "db", "current").stdout.strip()
+    assert revision
+    assert revision != "empty"
+    assert featd(*config, "db", "upgrade").stdout == f"{revision} -> {revision}\n"
+    assert featd(*config, "scan").stdout.endswith("0 images, 0 new, 0 changed, 0 back, 0 gone\n")
+    assert "No image is known yet" in featd(*config, "status").stdout
+    assert featd(*config, "run", "--drain").returncode == 0

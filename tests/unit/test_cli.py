@@ -1,0 +1,368 @@
+"""The commands, run in this process against filled catalogs on both databases: what they print, and exit with."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from featd.states import Kind
+from featd_cli import selection
+from featd_cli.main import main
+from filled import Filled
+from postgres import PostgreSQL
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def filled(tmp_path: Path, database_url: str) -> Iterator[Filled]:
+    made = Filled(tmp_path / "instance", database_url, (tmp_path / "images",))
+    yield made
+    made.catalog.dispose()
+
+
+@pytest.fixture
+def featd(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run a command; returns exit code, standard output, standard error."""
+
+    def run(*arguments: str | Path) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = main([str(argument) for argument in arguments])
+        said = capsys.readouterr()
+        assert "Traceback" not in said.err
+        return code, said.out, said.err
+
+    return run
+
+
+def fill(filled: Filled) -> None:
+    filled.done(["a.jpg", "b.jpg"])
+    filled.failed("cut/Half.JPG", Kind.DECODE_TRUNCATED, "ends early")
+    filled.failed("cut/empty.jpg", Kind.DECODE_CORRUPT, "the file\nis empty")
+    filled.failed("odd\\xff\\x1b[31m.jpg", Kind.READ_IO, "bad \x1b[31mdisk")
+
+
+# The command line itself
+
+
+def test_config_is_taken_before_and_after_the_command(filled: Filled, featd: Run) -> None:
+    before = featd("--config", filled.config, "db", "current")
+    after = featd("db", "current", "--config", filled.config)
+    assert before == after
+    assert before[0] == 0
+    assert featd("db", "current")[0] == 78  # none is found without it
+
+
+@pytest.mark.parametrize(
+    "arguments", [["nonsense"], ["status", "--nonsense"], ["export"], ["failures", "--kind", "nonsense"], []]
+)
+def test_wrong_usage_is_2(featd: Run, arguments: list[str]) -> None:
+    code, out, err = featd(*arguments)
+    assert code == 2
+    assert out == ""
+    assert err
+
+
+def test_the_version(featd: Run) -> None:
+    code, out, _ = featd("--version")
+    assert code == 0
+    assert out.startswith("featd ")
+
+
+def test_help_says_the_exit_codes(featd: Run) -> None:
+    code, out, _ = featd("--help")
+    assert code == 0
+    for number in (0, 1, 2, 3, 4, 75, 78):
+        assert f"\n    {number} " in out
+
+
+def test_help_loads_no_database_and_no_engine() -> None:
+    loaded = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import sys; from featd_cli.main import main; main(['--help']); print(list(sys.modules), file=sys.stderr)",
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stderr
+    for heavy in ("sqlalchemy", "numpy", "h5py", "onnxruntime", "cv2", "pydantic", "rich"):
+        assert f"'{heavy}'" not in loaded
+
+
+def test_a_closed_pipe_is_quiet(filled: Filled) -> None:
+    for at in range(3):
+        filled.failed(f"{at}.jpg", Kind.DECODE_CORRUPT, "x" * 2000)
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    command = [sys.executable, "-m", "featd_cli.main", "--config", str(filled.config), "failures"]
+    done = subprocess.run(command, stdout=write_end, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write_end)
+    assert done.stderr == ""
+    assert done.returncode == 1
+
+
+def test_an_interrupt_is_130(featd: Run, filled: Filled, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("featd.catalog.migrate.check_schema", interrupt)
+    assert featd("--config", filled.config, "status") == (130, "", "")
+
+
+# What is out of reach or wrong
+
+
+@pytest.mark.parametrize(
+    ("url", "code"),
+    [
+        ("sqlite:////nowhere/at/all/featd.db", 75),
+        ("sqlite:///missing.db", 75),
+        ("sqlite:///damaged.db", 75),
+        ("postgresql+psycopg://featd@127.0.0.1:1/featd", 75),
+        ("postgresql+psycopg://featd:secret@127.0.0.1:1/featd", 75),
+        ("mysql://featd@127.0.0.1/featd", 78),
+        ("nonsense", 78),
+    ],
+)
+@pytest.mark.parametrize("command", [["status"], ["failures"], ["retry-failed"], ["db", "current"], ["run"]])
+def test_a_catalog_out_of_reach(tmp_path: Path, featd: Run, url: str, code: int, command: list[str]) -> None:
+    (tmp_path / "damaged.db").write_text("this is no database, " * 100)
+    (tmp_path / "images").mkdir()
+    (tmp_path / "featd.toml").write_text(f'[catalog]\nurl = "{url}"\n[[roots]]\npath = "images"\n')
+    got, out, err = featd("--config", tmp_path / "featd.toml", *command)
+    assert got == code
+    assert out == ""
+    assert err.startswith("featd: ")
+    assert "secret" not in err
+    assert not (tmp_path / "missing.db").exists()
+
+
+@pytest.mark.parametrize("who", ["nobody@/postgres", "featd@/no_such_database"])
+def test_a_server_that_refuses_is_out_of_reach(
+    tmp_path: Path, featd: Run, postgres: PostgreSQL, who: str
+) -> None:
+    url = f"postgresql+psycopg://{who}?host={postgres.home}"
+    (tmp_path / "featd.toml").write_text(f'[catalog]\nurl = "{url}"\n')
+    code, out, err = featd("--config", tmp_path / "featd.toml", "status")
+    assert (code, out) == (75, "")
+    assert "does not exist" in err
+
+
+@pytest.mark.parametrize("text", ["[catalog", "nonsense = 1", "[workers]\nbatch = 0", "[[roots]]\n"])
+def test_a_broken_configuration_is_78(tmp_path: Path, featd: Run, text: str) -> None:
+    (tmp_path / "featd.toml").write_text(text)
+    code, out, err = featd("--config", tmp_path / "featd.toml", "status")
+    assert (code, out) == (78, "")
+    assert "featd.toml" in err
+
+
+def test_an_empty_catalog_asks_for_init(tmp_path: Path, featd: Run) -> None:
+    (tmp_path / "featd.db").touch()
+    (tmp_path / "featd.toml").touch()
+    code, _, err = featd("--config", tmp_path / "featd.toml", "status")
+    assert code == 78
+    assert "featd init" in err
+
+
+def test_db_upgrade_and_current(tmp_path: Path, database_url: str, featd: Run) -> None:
+    config = tmp_path / "featd.toml"
+    config.write_text(f'[catalog]\nurl = "{database_url}"\n')
+    code, out, _ = featd("db", "upgrade", "--config", config)
+    assert code == 0
+    assert out.startswith("empty -> ")
+    head = out.split()[-1]
+    assert featd("db", "current", "--config", config)[:2] == (0, f"{head}\n")
+    assert featd("db", "upgrade", "--config", config)[:2] == (0, f"{head} -> {head}\n")
+    document = json.loads(featd("db", "current", "--json", "--config", config)[1])
+    assert document == {"current": head, "head": head, "up_to_date": True}
+
+
+# failures and retry-failed
+
+
+def test_failures_are_listed_one_a_line(filled: Filled, featd: Run) -> None:
+    fill(filled)
+    code, out, err = featd("--config", filled.config, "failures")
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    assert len(lines) == 3
+    assert lines[0].split() == ["decode.truncated", f"{filled.roots[0]}/cut/Half.JPG:", "ends", "early"]
+    assert lines[1].endswith("the file is empty")
+    assert "\x1b" not in out
+    assert "odd\\xff\\x1b[31m.jpg" in out
+
+
+def test_failures_as_json_are_one_document(filled: Filled, featd: Run) -> None:
+    assert featd("--config", filled.config, "failures", "--json")[:2] == (0, "[]\n")
+    fill(filled)
+    _, out, _ = featd("--config", filled.config, "failures", "--json")
+    found = json.loads(out)
+    assert [(one["path"], one["kind"], one["message"]) for one in found][:2] == [
+        ("cut/Half.JPG", "decode.truncated", "ends early"),
+        ("cut/empty.jpg", "decode.corrupt", "the file\nis empty"),
+    ]
+    assert found[0]["root"] == str(filled.roots[0])
+
+
+@pytest.mark.parametrize(
+    ("filters", "paths"),
+    [
+        (["--kind", "decode.corrupt"], ["cut/empty.jpg"]),
+        (["--kind", "decode"], ["cut/Half.JPG", "cut/empty.jpg"]),
+        (["--kind", "crash"], []),
+        (["--path", "half.jpg"], []),
+        (["--path", "CUT/half.jpg"], ["cut/Half.JPG"]),
+        (["--path", "*.jpg"], ["cut/Half.JPG", "cut/empty.jpg", "odd\\xff\\x1b[31m.jpg"]),
+        (["--path", "cut/*.jpg"], ["cut/Half.JPG", "cut/empty.jpg"]),
+        (["--path", "cut/"], ["cut/Half.JPG", "cut/empty.jpg"]),
+        (["--path", "cu"], []),
+        (["--path", "odd\\xff\\x1b[31m.jpg"], ["odd\\xff\\x1b[31m.jpg"]),
+        (["--path", "*.jpg", "--kind", "read.io"], ["odd\\xff\\x1b[31m.jpg"]),
+    ],
+)
+def test_filters(filled: Filled, featd: Run, filters: list[str], paths: list[str]) -> None:
+    fill(filled)
+    code, out, _ = featd("--config", filled.config, "failures", "--json", *filters)
+    assert [one["path"] for one in json.loads(out)] == paths
+    assert code == (0 if paths else 3)
+    assert featd("--config", filled.config, "failures", *filters)[0] == code
+    _, out, _ = featd("--config", filled.config, "retry-failed", "--dry-run", *filters)
+    assert out.split()[0] == str(len(paths))
+
+
+def test_absolute_paths_as_filters(filled: Filled, featd: Run, tmp_path: Path) -> None:
+    fill(filled)
+    root = filled.roots[0]
+    for pattern, count in (
+        (root, 3),
+        (root / "cut", 2),
+        (root / "cut/half.jpg", 1),
+        (f"{root}/**/e*", 1),
+        (tmp_path / "im", 0),
+    ):
+        _, out, _ = featd("--config", filled.config, "failures", "--json", "--path", pattern)
+        assert len(json.loads(out)) == count, pattern
+
+
+def test_retry_failed_makes_pending_what_matches(filled: Filled, featd: Run) -> None:
+    fill(filled)
+    assert featd("--config", filled.config, "retry-failed", "--path", "cut/")[:2] == (
+        0,
+        "2 images pending again\n",
+    )
+    assert featd("--config", filled.config, "retry-failed")[:2] == (0, "1 image pending again\n")
+    assert featd("--config", filled.config, "retry-failed")[:2] == (0, "0 images pending again\n")
+    counts = json.loads(featd("--config", filled.config, "status", "--json")[1])["images"]
+    assert (counts["pending"], counts["failed"]) == (3, 0)
+
+
+def test_since(filled: Filled, featd: Run) -> None:
+    fill(filled)
+    run = ("--config", filled.config, "retry-failed", "--dry-run", "--since")
+    assert featd(*run, "5m")[1].startswith("3 ")
+    assert featd(*run, "2020-01-01")[1].startswith("3 ")
+    assert featd(*run, "0s")[1].startswith("0 ")
+    assert featd(*run, "2999-01-01T10:00:00Z")[1].startswith("0 ")
+    assert featd(*run, "yesterday")[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("30m", 1800), ("2h", 7200), ("1d", 86400), ("1.5h", 5400), ("1w", 604800)]
+)
+def test_durations(text: str, seconds: float) -> None:
+    from featd import clock
+
+    moment = selection.since_of(text)
+    assert moment is not None
+    assert abs((clock.utcnow() - moment).total_seconds() - seconds) < 5
+
+
+def test_a_kind_that_is_none_lists_those_there_are(featd: Run) -> None:
+    _, _, err = featd("failures", "--kind", "corrupt")
+    for kind in Kind:
+        assert kind in err
+
+
+# scan, export, net
+
+
+def test_scan_brings_the_catalog_up_to_date(filled: Filled, featd: Run) -> None:
+    root = filled.roots[0]
+    (root / "below").mkdir()
+    for name in ("a.jpg", "below/b.png"):
+        (root / name).write_bytes(b"x")
+    assert featd("--config", filled.config, "scan")[:2] == (
+        0,
+        f"{root}: 2 images, 2 new, 0 changed, 0 back, 0 gone\n",
+    )
+    (root / "a.jpg").unlink()
+    (root / "below/b.png").unlink()
+    code, out, _ = featd("--config", filled.config, "scan", root / "below")
+    assert (code, out) == (0, f"{root}: 0 images, 0 new, 0 changed, 0 back, 1 gone\n")
+    assert featd("--config", filled.config, "scan")[1].endswith("1 gone\n")
+
+
+def test_scan_of_what_is_no_root(filled: Filled, featd: Run, tmp_path: Path) -> None:
+    code, _, err = featd("--config", filled.config, "scan", tmp_path)
+    assert code == 3
+    assert str(filled.roots[0]) in err
+    assert featd("--config", filled.config, "scan", filled.config)[0] == 2
+
+
+def test_scan_leaves_an_offline_root_alone(filled: Filled, featd: Run) -> None:
+    filled.done(["a.jpg"])
+    (filled.roots[0] / "notes.txt").unlink()  # what an unmounted disk looks like
+    code, out, _ = featd("--config", filled.config, "scan")
+    assert code == 1
+    assert "offline" in out
+    assert json.loads(featd("--config", filled.config, "status", "--json")[1])["images"]["done"] == 1
+
+
+def test_export(filled: Filled, featd: Run, tmp_path: Path) -> None:
+    assert featd("--config", filled.config, "export", tmp_path / "out")[0] == 3
+    fill(filled)
+    code, out, err = featd("--config", filled.config, "export", tmp_path / "out")
+    assert (code, out) == (0, "")
+    assert "2 vectors of 5 numbers" in err
+    assert (tmp_path / "out/names.txt").read_text() == "a.jpg\nb.jpg\n"
+    assert featd("--config", filled.config, "export", tmp_path / "out")[0] == 1
+    assert (
+        featd(
+            "--config",
+            filled.config,
+            "export",
+            tmp_path / "o.h5",
+            "--format",
+            "hdf5",
+            "--blob",
+            "pool5/7x7_s1",
+        )[0]
+        == 0
+    )
+    assert featd("--config", filled.config, "export", tmp_path / "x", "--blob", "fc8")[0] == 78
+    assert featd("--config", filled.config, "export", tmp_path / "x", "--format", "csv")[0] == 2
+    assert featd("--config", filled.config, "export", "/proc/out")[0] == 1
+
+
+def test_net_shows_layers_and_blobs(featd: Run) -> None:
+    code, out, _ = featd("net", "gist")
+    assert code == 0
+    assert "caffe, onnxruntime" in out
+    document: dict[str, Any] = json.loads(featd("net", "gist", "--json")[1])
+    assert document["blobs"][-1]["name"] == "gist"
+    assert document["weights"]["missing"] == []
+
+
+def test_net_that_cannot_be_read(featd: Run, tmp_path: Path) -> None:
+    (tmp_path / "bad.prototxt").write_text("layer {")
+    assert featd("net", tmp_path / "missing.prototxt")[0] == 78
+    assert featd("net", tmp_path / "bad.prototxt")[0] == 78

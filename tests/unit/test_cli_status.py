@@ -1,0 +1,220 @@
+"""`featd status`: the document that scripts rely on, and a screen that says what holds featd back."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from featd.catalog.stats import FailureLine, ShardTotals, WorkerLine
+from featd.states import Kind, State
+from featd_cli import status_screen
+from featd_cli.main import main
+from featd_cli.status_report import Report, holds_back
+from filled import FINGERPRINT, Filled
+
+
+@pytest.fixture
+def filled(tmp_path: Path, database_url: str) -> Iterator[Filled]:
+    made = Filled(tmp_path / "instance", database_url, (tmp_path / "images",))
+    yield made
+    made.catalog.dispose()
+
+
+def status(filled: Filled, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    capsys.readouterr()
+    assert main(["--config", str(filled.config), "status", "--json"]) == 0
+    return json.loads(capsys.readouterr().out)  # type: ignore[no-any-return]
+
+
+def test_the_document(filled: Filled, capsys: pytest.CaptureFixture[str]) -> None:
+    filled.done(["a.jpg", "b.jpg"])
+    filled.failed("c.jpg", Kind.DECODE_CORRUPT)
+    filled.enqueue(["d.jpg", "e.jpg"])
+    filled.claim(1)
+    share = {"wait": 0.0, "decode": 0.25, "forward": 0.7, "write": 0.05}
+    filled.renew({"state": "working", "images_per_second": 4.0, "share": share})
+    document = status(filled, capsys)
+    assert document["instance"] == filled.instance
+    assert document["fingerprint"] == FINGERPRINT
+    assert document["images"] == {
+        "total": 5, "pending": 1, "claimed": 1, "done": 2, "failed": 1, "gone": 0,
+    }  # fmt: skip
+    assert document["shards"]["count"] == 1
+    assert document["shards"]["rows"] == 2
+    assert document["shards"]["bytes"] > 0
+    assert document["rate"] == {"images_per_second": 4.0, "eta_seconds": 0.5}
+    (worker,) = document["workers"]
+    assert worker["device"] == "cpu:0"
+    assert worker["host"] == "here"
+    assert worker["pid"] == os.getpid()
+    assert worker["state"] == "working"
+    assert (worker["done"], worker["failed"], worker["images_per_second"]) == (2, 1, 4.0)
+    assert 50 < worker["lease_expires_in"] <= 60
+    assert worker["share"] == share
+    assert document["failures"] == [
+        {"kind": "decode.corrupt", "count": 1, "example": f"{filled.roots[0]}/c.jpg"}
+    ]
+    assert document["ingest"] == {"watching": 0, "last_scan_at": None, "overflows": 0}
+    assert document["warnings"] == []
+
+
+def test_an_empty_instance(filled: Filled, capsys: pytest.CaptureFixture[str]) -> None:
+    filled.end_lease()
+    document = status(filled, capsys)
+    assert document["fingerprint"] is None
+    assert document["workers"] == []
+    assert document["rate"] == {"images_per_second": 0.0, "eta_seconds": None}
+    assert "featd scan" in document["holds_back"]
+
+
+def test_a_dead_worker_is_not_shown(filled: Filled, capsys: pytest.CaptureFixture[str]) -> None:
+    filled.enqueue(["a.jpg"])
+    filled.end_lease()
+    document = status(filled, capsys)
+    assert document["workers"] == []
+    assert document["holds_back"] == "no worker is running: start `featd run`"
+
+
+def test_a_running_featd_without_workers_is_not_called_down(
+    filled: Filled, capsys: pytest.CaptureFixture[str]
+) -> None:
+    filled.enqueue(["a.jpg"])
+    filled.end_lease()
+    lock = filled.store / "run" / f"{socket.gethostname()}.lock"
+    lock.parent.mkdir()
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.write("4711")
+        file.flush()
+        assert "pid 4711" in status(filled, capsys)["holds_back"]
+    assert "start `featd run`" in status(filled, capsys)["holds_back"]
+
+
+def test_back_off_and_offline_roots_are_named(filled: Filled, capsys: pytest.CaptureFixture[str]) -> None:
+    filled.renew({"state": "idle"})
+    filled.enqueue(["a.jpg"], delay_seconds=25.0)
+    assert "next in 25 s" in status(filled, capsys)["holds_back"]
+    (filled.roots[0] / "notes.txt").unlink()
+    document = status(filled, capsys)
+    assert f"{filled.roots[0]} (empty)" in document["holds_back"]
+    assert any("offline" in warning for warning in document["warnings"])
+
+
+def test_a_store_that_is_not_mounted_is_a_warning(filled: Filled, capsys: pytest.CaptureFixture[str]) -> None:
+    filled.store.rename(filled.folder / "elsewhere")
+    (warning,) = status(filled, capsys)["warnings"]
+    assert "is the disk mounted?" in warning
+
+
+# The screen
+
+
+def report(**changes: Any) -> Report:
+    shares = {
+        "state": "working",
+        "images_per_second": 1234.5,
+        "share": {"wait": 0.0, "decode": 0.9, "forward": 0.1, "write": 0.0},
+    }
+    worker = WorkerLine(
+        "cuda:0", "a-rather-long-host-name.example.org", 4194304, "onnxruntime", 123_456_789, 98_765, datetime.now(UTC),
+        59.6, shares,
+    )  # fmt: skip
+    values: dict[str, Any] = {
+        "instance": "0b2d6c3e-0000-4000-8000-000000000000",
+        "catalog": "postgresql+psycopg://featd@a-rather-long-host-name.example.org/with-a-long-name-of-a-database",
+        "fingerprint": "f" * 64,
+        "counts": {
+            State.PENDING: 876_543_210,
+            State.CLAIMED: 96,
+            State.DONE: 123_456_789,
+            State.FAILED: 98_765,
+            State.GONE: 12,
+        },
+        "shards": ShardTotals(30_141, 123_500_000, 123_456_789, 2_023_424_000_000),
+        "workers": [worker, worker],
+        "failures": [
+            FailureLine("decode.unsupported", 98_765, "/data/" + "long/" * 40 + "漢字の\x1b[31m.jpg")
+        ],
+        "ingest": {"watching": 0, "last_scan_at": datetime.now(UTC).isoformat(), "overflows": 0},
+        "decoders": 2,
+        "warnings": ["root /data/" + "long/" * 20 + " is offline (empty): its images keep their state"],
+    }
+    return Report(**{**values, **changes})
+
+
+def screen(shown: Report) -> list[str]:
+    return list(status_screen.lines(shown, blocks=False))
+
+
+def plain(line: str) -> str:
+    for code in ("1", "0", "31", "32", "33", "36"):
+        line = line.replace(f"\x1b[{code}m", "")
+    return line
+
+
+def test_the_screen_fits_80_columns_whatever_it_shows() -> None:
+    from rich.cells import cell_len
+
+    lines = [plain(line) for line in screen(report())]
+    assert not [line for line in lines if "\x1b" in line]
+    unbroken = [line for line in lines if cell_len(line) > 80 and "long/long/" not in line]
+    assert unbroken == []
+    text = "\n".join(lines)
+    assert "123,456,789" in text
+    assert "about 4 d 2 h left" in text
+    assert "raise workers.decoders" in text
+
+
+def test_the_bar_is_full_only_when_all_is_done() -> None:
+    counts = dict.fromkeys(State, 0) | {State.DONE: 99_999, State.PENDING: 1}
+    (bar,) = [plain(line) for line in screen(report(counts=counts)) if "of 100,000 images" in line]
+    assert "99.9 %" in bar
+    assert "." in bar.split()[0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("decode", "raise workers.decoders"),
+        ("forward", "net is the limit"),
+        ("write", "disk"),
+        ("wait", "wait for images"),
+    ],
+)
+def test_the_largest_share_is_the_limit(kind: str, words: str) -> None:
+    shown = report()
+    shares = {
+        "state": "working",
+        "share": dict.fromkeys(("wait", "decode", "forward", "write"), 0.1) | {kind: 0.7},
+    }
+    worker = shown.workers[0]
+    busy = WorkerLine("cpu:0", "h", 1, "caffe", 0, 0, worker.started_at, 50.0, shares)
+    assert words in holds_back(report(workers=[busy]))
+
+
+def test_all_done_and_some_failed() -> None:
+    counts = dict.fromkeys(State, 0) | {State.DONE: 5, State.FAILED: 2}
+    assert "featd retry-failed" in holds_back(report(counts=counts))
+    assert holds_back(report(counts=dict.fromkeys(State, 0) | {State.DONE: 5})) == "nothing is left to do"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.2, "0 s"), (59.6, "1 min"), (200, "3 min 20 s"), (18_120, "5 h 2 min"), (86_400, "1 d")],
+)
+def test_durations_for_people(seconds: float, text: str) -> None:
+    assert status_screen.duration(seconds) == text
+
+
+def test_sizes_for_people() -> None:
+    assert [status_screen.size(n) for n in (0, 999, 81_940, 2_500_000, 3 * 10**15)] == [
+        "0 bytes", "999 bytes", "81.9 kB", "2.5 MB", "3,000.0 TB",
+    ]  # fmt: skip

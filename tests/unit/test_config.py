@@ -1,0 +1,133 @@
+"""The configuration: what init writes says the defaults, wrong values are named, paths are relative to the file."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from featd import config
+from featd.config import Settings
+from featd.errors import ConfigError
+from featd_cli.template import Choices, render
+
+TEMPLATE = render(Choices(("/data/images",)))
+
+
+def load(tmp_path: Path, text: str) -> Settings:
+    file = tmp_path / "featd.toml"
+    file.write_text(text)
+    return config.load(file)
+
+
+# The template
+
+
+def test_the_template_parses_to_the_defaults(tmp_path: Path) -> None:
+    written = load(tmp_path, TEMPLATE)
+    nothing = load(tmp_path, '[[roots]]\npath = "/data/images"\n')
+    assert written == nothing
+
+
+def sections() -> list[tuple[str, type[BaseModel]]]:
+    found: list[tuple[str, type[BaseModel]]] = []
+    for name, field in Settings.model_fields.items():
+        kind: Any = config.RootConfig if name == "roots" else field.annotation
+        found.append((name, kind))
+    return found
+
+
+@pytest.mark.parametrize(("name", "section"), sections())
+def test_every_key_stands_in_the_template_with_a_line_about_it(name: str, section: type[BaseModel]) -> None:
+    head = f"[[{name}]]" if name == "roots" else f"[{name}]"
+    body = TEMPLATE.split(f"\n{head}\n", 1)[1].split("\n[", 1)[0]
+    lines = body.splitlines()
+    for key in section.model_fields:
+        (at,) = [index for index, line in enumerate(lines) if re.match(rf"(# )?{key} = ", line)]
+        explained = at > 0 and lines[at - 1].startswith("# ")
+        assert explained or (name, key) in {("roots", "path"), ("web", "listen")}, key
+
+
+def test_keys_that_are_commented_out_say_the_defaults_of_a_caffe_net(tmp_path: Path) -> None:
+    from featd.net.net import caffe_defaults
+
+    text = re.sub(r"^# ((?:size|channels|mean|scale) = )", r"\1", TEMPLATE, flags=re.MULTILINE)
+    preprocess = load(tmp_path, text).preprocess
+    defaults = caffe_defaults((3, 227, 227))
+    assert (preprocess.size, preprocess.channels, preprocess.mean, preprocess.scale) == (
+        defaults.size,
+        defaults.channels,
+        defaults.mean,
+        defaults.scale,
+    )
+
+
+def test_the_template_is_valid_toml_for_several_roots() -> None:
+    document = tomllib.loads(render(Choices(("/a", "/b", "/c"))))
+    assert [root["path"] for root in document["roots"]] == ["/a", "/b", "/c"]
+    assert "include" in document["roots"][0]
+
+
+# Reading
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[workers]\nbatch = 0", "workers.batch"),
+        ("[workers]\nnonsense = 1", "workers.nonsense: unknown key"),
+        ("nonsense = 1", "nonsense: unknown key"),
+        ("[store]\ndtype = 'float64'", "store.dtype"),
+        ('[workers]\ndevices = ["gpu"]', "unknown device 'gpu'"),
+        ("[[roots]]\nwatch = true", "roots.0.path"),
+        ('[model]\nnet = "x.prototxt"', "needs `weights`"),
+        ('[model]\nnet = "x.prototxt"\nweights = "w"', "at least one blob"),
+        ('[model]\nweights = "w"', "has its own weights"),
+        ('[model]\nnet = "x"\nweights = "w"\nblobs = ["a", "a"]', "twice"),
+        ('[[roots]]\npath = "a"\n[[roots]]\npath = "a/b"', "must not nest"),
+        ('[catalog]\nurl = "mysql://x"', "catalog.url"),
+        ("[catalog", "featd.toml"),
+        ("[retry]\nbackoff_seconds = inf", "retry.backoff_seconds"),
+    ],
+)
+def test_what_is_wrong_is_named_with_its_key(tmp_path: Path, text: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(words)) as raised:
+        load(tmp_path, text)
+    assert raised.value.exit_code == 78
+
+
+def test_relative_paths_are_relative_to_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir("/")
+    settings = load(tmp_path, '[[roots]]\npath = "../images"\n[preprocess]\nmean = "mean.npy"\n')
+    assert settings.catalog.url == f"sqlite:///{tmp_path}/featd.db"
+    assert settings.store.path == tmp_path / "features"
+    assert settings.roots[0].path == tmp_path.parent / "images"
+    assert settings.preprocess.mean == tmp_path / "mean.npy"
+
+
+def test_the_environment_overrides_single_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEATD_WORKERS__BATCH", "8")
+    settings = load(tmp_path, "[workers]\nbatch = 16\ndecoders = 3\n")
+    assert (settings.workers.batch, settings.workers.decoders) == (8, 3)
+    monkeypatch.setenv("FEATD_WORKERS__BATCH", "many")
+    with pytest.raises(ConfigError, match=r"workers\.batch"):
+        load(tmp_path, "")
+
+
+def test_where_it_is_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "xdg"))
+    with pytest.raises(ConfigError, match="featd init"):
+        config.load(None)
+    (tmp_path / "xdg/featd").mkdir(parents=True)
+    (tmp_path / "xdg/featd/featd.toml").touch()
+    assert config.find(None) == tmp_path / "xdg/featd/featd.toml"
+    (tmp_path / "featd.toml").touch()
+    assert config.find(None) == Path("featd.toml")
+    monkeypatch.setenv("FEATD_CONFIG", "/elsewhere.toml")
+    assert config.find(None) == Path("/elsewhere.toml")
+    assert config.find(Path("named.toml")) == Path("named.toml")

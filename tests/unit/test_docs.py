@@ -1,0 +1,130 @@
+"""The documentation is true: commands, states, kinds, exit codes and paths that it names are those of the code."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from featd import errors
+from featd.states import Kind, State
+from featd_cli.main import EPILOG, app
+
+PROJECT = Path(__file__).resolve().parents[2]
+PAGES = sorted([*PROJECT.glob("*.md"), *(PROJECT / "docs").glob("*.md")])
+
+
+def page(name: str) -> str:
+    return (PROJECT / name).read_text(encoding="utf-8")
+
+
+def first_column(text: str, head: str) -> list[str]:
+    """The first cells of the table whose head begins with `| head |`, without backticks."""
+    lines = iter(text.splitlines())
+    for line in lines:
+        if line.startswith(f"| {head} |"):
+            break
+    next(lines)
+    cells = []
+    for line in lines:
+        if not line.startswith("|"):
+            break
+        cells.append(line.split("|")[1].strip().strip("`"))
+    return cells
+
+
+def commands(command: Any = None, path: str = "featd") -> Iterator[tuple[str, Any]]:
+    command = command or typer.main.get_command(app)
+    for name, below in getattr(command, "commands", {}).items():
+        yield f"{path} {name}", below
+        yield from commands(below, f"{path} {name}")
+
+
+@pytest.mark.parametrize(("name", "command"), list(commands()))
+def test_every_command_has_help_and_stands_in_the_readme(name: str, command: Any) -> None:
+    assert command.help
+    first = command.help.splitlines()[0]
+    assert first.endswith(".")
+    assert len(first) <= 60  # so that `featd --help` shows it whole
+    for parameter in command.params:
+        if parameter.param_type_name == "option" and parameter.name != "help":
+            assert parameter.help, f"{name} --{parameter.name}"
+    assert name in page("README.md")
+
+
+def test_every_option_of_the_readme_is_there() -> None:
+    known = {option for _, command in commands() for parameter in command.params for option in parameter.opts}
+    known |= {"--config", "--help", "--version"}
+    for line in page("README.md").splitlines():
+        if "featd " in line and "pip" not in line:
+            for option in re.findall(r"--[a-z-]+", line):
+                assert option in known, line
+
+
+def test_the_states_are_those_of_the_code() -> None:
+    assert first_column(page("docs/architecture.md"), "state") == [state.value for state in State]
+
+
+def test_the_kinds_are_those_of_the_code() -> None:
+    assert sorted(first_column(page("docs/error-kinds.md"), "kind")) == sorted(kind.value for kind in Kind)
+
+
+@pytest.mark.parametrize("kind", list(Kind))
+def test_what_happens_to_a_kind_is_what_the_table_says(kind: Kind) -> None:
+    from featd.states import OUTCOMES, Outcome
+
+    words = {
+        Outcome.FAIL: "fails it at once",
+        Outcome.BACK_OFF: "back-off; fails it after `retry.max_errors`",
+        Outcome.REQUEUE: "at no cost",
+        Outcome.GONE: "is gone",
+        Outcome.CRASH: "fails it after `retry.max_crashes`",
+        Outcome.KILLED: "as `crash` after four",
+    }
+    (row,) = [line for line in page("docs/error-kinds.md").splitlines() if line.startswith(f"| `{kind}` |")]
+    assert words[OUTCOMES[kind]] in row.split("|")[3]
+
+
+def test_the_exit_codes_are_those_of_the_code() -> None:
+    codes = {value for name, value in vars(errors).items() if name.startswith("EXIT_")}
+    assert {int(code) for code in first_column(page("README.md"), "exit code")} == codes
+    assert {int(code) for code in first_column(page("docs/error-kinds.md"), "code")} == codes | {130}
+    assert {int(code) for code in re.findall(r"^  (\d+) ", EPILOG, re.MULTILINE)} == codes | {130}
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_what_a_page_points_at_is_there(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert text.startswith("# ")
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
+        assert (path.parent / target).exists(), target
+    for named in re.findall(r"`((?:cli|daemon|migrations|script|docs)/[\w./-]+)`", text):
+        assert (PROJECT / named).exists(), named
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_a_page_speaks_of_the_project_alone(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    for pattern in (
+        r"/work/",
+        r"/root/",
+        r"\.\./shared",
+        r"\bissue \d",
+        r"#\d+\b",
+        r"\bsession\b",
+        r"pypi\.org",
+    ):
+        assert not re.search(pattern, text), pattern
+
+
+def test_the_way_into_the_code_is_in_the_readme() -> None:
+    text = page("README.md")
+    way = ["main.py", "daemon.py", "supervisor.py", "worker/process.py", "worker/pipeline.py", "worker/claims.py",
+           "catalog/claim.py", "worker/writer.py", "shards/write.py", "catalog/settle.py"]  # fmt: skip
+    section = text[text.index("## The way into the code") :]
+    places = [section.index(f"/{name}") for name in way]
+    assert places == sorted(places)

@@ -1,0 +1,223 @@
+"""The export: every live vector once, under its own name, in order, whatever the shards look like."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import sqlalchemy as sa
+
+from featd import export
+from featd.catalog import connect, enqueue
+from featd.catalog.schema import images
+from featd.errors import FeatdError, ModelError, NothingMatchedError, StoreUnavailableError
+from featd.shards.layout import ShardError
+from filled import Filled
+
+
+@pytest.fixture
+def filled(tmp_path: Path, database_url: str) -> Iterator[Filled]:
+    made = Filled(tmp_path / "instance", database_url, (tmp_path / "images",))
+    yield made
+    made.catalog.dispose()
+
+
+def names_of(out: Path) -> list[str]:
+    return (out / "names.txt").read_text(encoding="utf-8").split("\n")[:-1]
+
+
+def ids_by_path(filled: Filled) -> dict[str, int]:
+    with connect.reading(filled.catalog) as conn:
+        return dict(conn.execute(sa.select(images.c.path, images.c.id)).all())
+
+
+def test_npy_holds_every_live_vector_in_order_of_image(filled: Filled, tmp_path: Path) -> None:
+    filled.done(["b.jpg", "a.jpg", "ünï/ö.png"])
+    filled.done(["c\\xff.jpg", "d\\\\.jpg", "e\\x0a.jpg"])
+    filled.enqueue(["waiting.jpg"])
+    exported = export.to_npy(filled.catalog, filled.store, tmp_path / "out")
+    features = np.load(tmp_path / "out" / "features.npy", mmap_mode="r")
+    names = names_of(tmp_path / "out")
+    assert (exported.rows, exported.size, exported.dtype, exported.blob) == (6, 5, "float32", "fc7")
+    assert features.shape == (6, 5)
+    assert features.dtype == np.float32
+    ids = ids_by_path(filled)
+    assert sorted(names) == sorted(set(ids) - {"waiting.jpg"})
+    assert [ids[name] for name in names] == sorted(ids[name] for name in names)
+    np.testing.assert_array_equal(features, filled.vectors([ids[name] for name in names], 5))
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["features.npy", "names.txt"]
+
+
+def test_hdf5_holds_feats_and_names_as_raw_bytes(filled: Filled, tmp_path: Path) -> None:
+    filled.done(["a.jpg", "b\\xff.jpg"])
+    out = tmp_path / "vectors.h5"
+    export.to_hdf5(filled.catalog, filled.store, out, blob="pool5/7x7_s1")
+    ids = ids_by_path(filled)
+    with h5py.File(out) as file:
+        assert file["names"][:].tolist() == [b"a.jpg", b"b\xff.jpg"]
+        assert file["root"][0].decode() == str(filled.roots[0])
+        assert file["image_id"][:].tolist() == [ids["a.jpg"], ids["b\\xff.jpg"]]
+        np.testing.assert_array_equal(file["feats"][:], filled.vectors(sorted(ids.values()), 3))
+        assert file.attrs["instance"] == filled.instance
+    assert [path.name for path in tmp_path.glob("*.part")] == []
+
+
+def test_small_chunks_give_the_same_file(
+    filled: Filled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for start in range(0, 60, 7):
+        filled.done([f"{at:02}.jpg" for at in range(start, start + 7)])
+    export.to_npy(filled.catalog, filled.store, tmp_path / "whole")
+    monkeypatch.setattr(export, "CHUNK_BYTES", 60)  # three vectors
+    monkeypatch.setattr(export, "CATALOG_ROWS", 10)
+    monkeypatch.setattr(export, "OPEN_SHARDS", 2)
+    export.to_npy(filled.catalog, filled.store, tmp_path / "pieces")
+    export.to_hdf5(filled.catalog, filled.store, tmp_path / "pieces.h5")
+    for name in ("features.npy", "names.txt"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "pieces" / name).read_bytes()
+    with h5py.File(tmp_path / "pieces.h5") as file:
+        np.testing.assert_array_equal(file["feats"][:], np.load(tmp_path / "whole" / "features.npy"))
+
+
+def test_roots_are_named_where_there_are_several(tmp_path: Path, database_url: str) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    filled = Filled(tmp_path / "instance", database_url, (one, two))
+    filled.done(["a.jpg"], one)
+    filled.done(["a.jpg"], two)
+    export.to_npy(filled.catalog, filled.store, tmp_path / "out")
+    assert names_of(tmp_path / "out") == ["a.jpg", "a.jpg"]
+    assert (tmp_path / "out" / "roots.txt").read_text().splitlines() == [str(one), str(two)]
+    filled.catalog.dispose()
+
+
+def test_what_is_not_done_is_not_exported(filled: Filled, tmp_path: Path) -> None:
+    filled.done(["a.jpg", "b.jpg", "c.jpg"])
+    ids = ids_by_path(filled)
+    connect.transact(filled.catalog, lambda conn: enqueue.mark_gone(conn, [ids["b.jpg"]], "vanished"))
+    export.to_npy(filled.catalog, filled.store, tmp_path / "out")
+    assert names_of(tmp_path / "out") == ["a.jpg", "c.jpg"]
+
+
+def stale(filled: Filled, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
+    """The export sees its first chunk as it was before compaction moved the rows."""
+    with connect.reading(filled.catalog) as conn:
+        rows = export.stats.live_vectors(conn, 0, 1000)
+    before = [replace(row, **changes) for row in rows]
+    monkeypatch.setattr(export.stats, "walk_live", lambda read, batch: iter([before]))
+
+
+def test_rows_that_moved_to_another_shard_are_followed(
+    filled: Filled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled.done(["a.jpg", "b.jpg", "c.jpg"])
+    ids = ids_by_path(filled)
+    stale(filled, monkeypatch, shard_path="shards/2026-01-01/compacted-away.h5")
+    connect.transact(filled.catalog, lambda conn: enqueue.mark_gone(conn, [ids["b.jpg"]], "vanished"))
+    export.to_npy(filled.catalog, filled.store, tmp_path / "out")
+    assert names_of(tmp_path / "out") == ["a.jpg", "c.jpg"]
+    np.testing.assert_array_equal(
+        np.load(tmp_path / "out" / "features.npy"), filled.vectors([ids["a.jpg"], ids["c.jpg"]], 5)
+    )
+
+
+def test_a_vector_of_another_image_is_never_exported(
+    filled: Filled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled.done(["a.jpg", "b.jpg"])
+    stale(filled, monkeypatch, shard_row=0)
+    with pytest.raises(ShardError, match=r"\.h5: row 0 holds the vector of image"):
+        export.to_npy(filled.catalog, filled.store, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_export_that_fails_half_way_leaves_nothing(
+    filled: Filled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled.done(["a.jpg", "b.jpg"])
+    filled.done(["c.jpg"])
+    newest = max(filled.store.glob("shards/*/*.h5"), key=lambda path: path.name)
+    newest.unlink()
+    monkeypatch.setattr(export, "CHUNK_BYTES", 20)  # one vector
+    for write, out in ((export.to_npy, tmp_path / "out"), (export.to_hdf5, tmp_path / "out.h5")):
+        with pytest.raises(ShardError, match="missing"):
+            write(filled.catalog, filled.store, out)
+    assert list(tmp_path.glob("out*")) == []
+
+
+def test_a_missing_shard_is_named(filled: Filled, tmp_path: Path) -> None:
+    filled.done(["a.jpg"])
+    (shard,) = filled.store.glob("shards/*/*.h5")
+    shard.unlink()
+    with pytest.raises(ShardError, match=f"{shard.name}: missing"):
+        export.to_hdf5(filled.catalog, filled.store, tmp_path / "out.h5")
+    assert list(tmp_path.glob("out*")) == []
+
+
+def test_a_shard_of_another_fingerprint_is_refused(filled: Filled, tmp_path: Path) -> None:
+    filled.done(["a.jpg"])
+    (shard,) = filled.store.glob("shards/*/*.h5")
+    with h5py.File(shard, "r+") as file:
+        file.attrs["fingerprint"] = "0" * 64
+    with pytest.raises(ShardError, match="another fingerprint"):
+        export.to_npy(filled.catalog, filled.store, tmp_path / "out")
+
+
+def test_nothing_to_export(filled: Filled, tmp_path: Path) -> None:
+    with pytest.raises(NothingMatchedError):
+        export.to_npy(filled.catalog, filled.store, tmp_path / "out")
+    filled.done(["a.jpg"])
+    connect.transact(
+        filled.catalog, lambda conn: enqueue.mark_gone(conn, list(ids_by_path(filled).values()), "vanished")
+    )
+    with pytest.raises(NothingMatchedError):
+        export.to_hdf5(filled.catalog, filled.store, tmp_path / "out.h5")
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_a_blob_that_is_not_there_lists_those_that_are(filled: Filled, tmp_path: Path) -> None:
+    filled.done(["a.jpg"])
+    with pytest.raises(ModelError, match=r"fc7, pool5/7x7_s1"):
+        export.to_npy(filled.catalog, filled.store, tmp_path / "out", blob="fc8")
+
+
+def test_a_store_that_is_not_mounted_is_out_of_reach(filled: Filled, tmp_path: Path) -> None:
+    filled.done(["a.jpg"])
+    filled.store.rename(tmp_path / "elsewhere")
+    with pytest.raises(StoreUnavailableError):
+        export.to_npy(filled.catalog, filled.store, tmp_path / "out")
+
+
+def test_what_is_there_is_replaced_by_force_alone(filled: Filled, tmp_path: Path) -> None:
+    filled.done(["a.jpg"])
+    out, file = tmp_path / "out", tmp_path / "out.h5"
+    for _ in range(2):
+        with pytest.raises(FeatdError, match="there already") if out.exists() else contextlib.nullcontext():
+            export.to_npy(filled.catalog, filled.store, out)
+            export.to_hdf5(filled.catalog, filled.store, file)
+    with pytest.raises(FeatdError, match="there already"):
+        export.to_hdf5(filled.catalog, filled.store, file)
+    filled.done(["b.jpg"])
+    (out / "mine.txt").write_text("kept")
+    export.to_npy(filled.catalog, filled.store, out, force=True)
+    export.to_hdf5(filled.catalog, filled.store, file, force=True)
+    assert names_of(out) == ["a.jpg", "b.jpg"]
+    assert (out / "mine.txt").read_text() == "kept"
+    with h5py.File(file) as opened:
+        assert opened["feats"].shape == (2, 5)
+
+
+@pytest.mark.parametrize("rows", [0, 1, 10**12])
+def test_the_header_is_numpys(rows: int) -> None:
+    header = export.npy_header(np.dtype(np.float16), (rows, 4096))
+    assert len(header) == export.NPY_HEADER_BYTES
+    file = io.BytesIO(header)
+    assert np.lib.format.read_magic(file) == (1, 0)
+    assert np.lib.format.read_array_header_1_0(file) == ((rows, 4096), False, np.dtype(np.float16))
+    assert file.tell() == export.NPY_HEADER_BYTES
