@@ -97,12 +97,8 @@ def main() -> None:
         spec = resolve(config.PreprocessConfig(), net.input_shape, net.preprocess)
         engine.forward(np.zeros((BATCH, *spec.shape), np.float32))
 
-        print(
-            f"{options.net}, {engine.name}, {threads} threads, batch {BATCH}, {options.small} and {options.large} images"
-        )
-        print(
-            f"{'round':>5} {'featd':>9} {'start-up':>9} {'bare loop':>10} {'engine':>8} {'featd/loop':>11} {'featd/engine':>13}"
-        )
+        print(f"{options.net}, {engine.name}, {threads} threads, batch {BATCH}")
+        print("round     featd  start-up  bare loop    engine  featd/loop  featd/engine")
         ratios = []
         for number in range(options.rounds):
             small = drain(folder / "instance", folder / "small", model)

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from featd import clock, logs
+from featd.child import ChildSpec
 from featd.config import Settings
 from featd.errors import LockHeldError
 from featd.images.hands import mark_escalated
 from featd.link import ChildLink
 from featd.preflight import check_beforehand
 from featd.shards.store import run_folder
-from featd.supervisor import ChildSpec, Supervisor
+from featd.supervisor import Supervisor
 from featd.worker import devices
 
 log = logs.get("daemon")

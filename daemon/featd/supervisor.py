@@ -8,23 +8,20 @@ from __future__ import annotations
 
 import contextlib
 import enum
-import faulthandler
+import functools
 import os
 import selectors
 import signal
-import sys
-import traceback
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from featd import clock, logs
-from featd.errors import EXIT_BAD_CONFIG, EXIT_ERROR, EXIT_OK, FeatdError
-from featd.link import Channel, ChildLink, Heartbeat, Target, die_with_parent
+from featd.child import Child, ChildSpec
+from featd.errors import EXIT_BAD_CONFIG, EXIT_ERROR, EXIT_OK
+from featd.link import Channel, ChildLink
 from featd.oom import oom_kills
-from featd.signals import SignalQueue, name_of, reset_in_child
+from featd.signals import SignalQueue, name_of
 
 log = logs.get("supervisor")
 
@@ -38,8 +35,6 @@ STEADY_SECONDS = 60.0
 """A child that lived this long after it was ready has paid off its earlier deaths."""
 ABORT_SECONDS = 5.0
 """Between SIGABRT, which leaves a stack dump, and SIGKILL."""
-WORDS_LINES = 100
-"""Of a child's native stderr that are kept: enough for a stack dump."""
 
 
 class Why(enum.StrEnum):
@@ -50,51 +45,6 @@ class Why(enum.StrEnum):
     CRASH = "crash"  # its own signal, hanging, or out of memory
     KILLED = "killed"  # a SIGKILL that nobody here sent
     STOPPED = "stopped"  # the stop ladder
-
-
-@dataclass(frozen=True, slots=True)
-class ChildSpec:
-    """A child to run. `after` names the children that must be ready before it starts.
-
-    once: its exit with code 0 is its end. essential: without any of these featd has nothing to live for.
-    last: stopped when all others are gone.
-    """
-
-    name: str
-    target: Target
-    after: tuple[str, ...] = ()
-    once: bool = False
-    essential: bool = False
-    last: bool = False
-
-
-@dataclass(slots=True)
-class Child:
-    """A child's life, over all its processes."""
-
-    spec: ChildSpec
-    inbox: Channel
-    heartbeat: Heartbeat
-    wake_fd: int
-    pid: int | None = None
-    ready: bool = False
-    finished: bool = False
-    given_up: int | None = None
-    started_at: float = 0.0
-    start_at: float = 0.0
-    boot_failures: int = 0
-    deaths: int = 0
-    stderr_fd: int | None = None
-    words: deque[str] = field(default_factory=lambda: deque(maxlen=WORDS_LINES))
-    partial: bytes = b""
-    lease: dict[str, Any] | None = None
-    asked_at: float | None = None
-    aborted_at: float | None = None
-    hung: bool = False
-
-    @property
-    def over(self) -> bool:
-        return self.pid is None and (self.finished or self.given_up is not None)
 
 
 class Supervisor:
@@ -118,10 +68,7 @@ class Supervisor:
         self._on_escalate = on_escalate
         self._close_in_children = tuple(close_in_children)
         self._reports = Channel()
-        self.children = {
-            spec.name: Child(spec, Channel(), Heartbeat(), os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC))
-            for spec in specs
-        }
+        self.children = {spec.name: Child(spec) for spec in specs}
         self._signals = SignalQueue(SIGNALS)
         self._stopping_since: float | None = None
         self._exit_code = EXIT_OK
@@ -170,9 +117,7 @@ class Supervisor:
     def _close(self) -> None:
         self._reports.close()
         for child in self.children.values():
-            child.inbox.close()
-            child.heartbeat.close()
-            os.close(child.wake_fd)
+            child.close()
 
     # Signals
 
@@ -193,9 +138,7 @@ class Supervisor:
                 "stop", "asked to stop a second time: leaving now, the next start recovers what is open"
             )
             for child in self.children.values():
-                if child.pid is not None:
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(child.pid, signal.SIGKILL)
+                child.kill(signal.SIGKILL)
             os._exit(EXIT_ERROR)
         log.info("stop", "finishing the batches in flight and sealing their shards", signal=name_of(number))
         early = EXIT_ERROR if self._max_boot_failures is not None else EXIT_OK
@@ -211,7 +154,7 @@ class Supervisor:
 
     def _hear(self) -> None:
         for child in self.children.values():
-            self._read_stderr(child)
+            child.read_stderr()
         for record in self._reports.receive():
             child = self.children[record["child"]]
             if record["pid"] != child.pid:
@@ -227,24 +170,6 @@ class Supervisor:
                     log.info("stop", record["message"], asked_by=child.spec.name)
                     self.stop(int(record["code"]), clock.monotonic())
 
-    def _read_stderr(self, child: Child) -> None:
-        """Keep a child's last words, and pass what it says in native code on to our own stderr."""
-        while child.stderr_fd is not None:
-            try:
-                chunk = os.read(child.stderr_fd, 1 << 16)
-            except BlockingIOError:
-                return
-            if not chunk:
-                os.close(child.stderr_fd)
-                child.stderr_fd = None
-                return
-            with contextlib.suppress(OSError):
-                sys.stderr.buffer.write(chunk)
-                sys.stderr.buffer.flush()
-            *lines, child.partial = (child.partial + chunk).split(b"\n")
-            child.words.extend(line.decode(errors="replace") for line in lines)
-            child.partial = child.partial[-4096:]
-
     # Deaths
 
     def _reap(self, now: float) -> None:
@@ -256,13 +181,7 @@ class Supervisor:
                 self._bury(child, os.waitstatus_to_exitcode(status), now)
 
     def _bury(self, child: Child, code: int, now: float) -> None:
-        self._read_stderr(child)
-        if child.stderr_fd is not None:  # a grandchild still holds the other end
-            os.close(child.stderr_fd)
-            child.stderr_fd = None
-        if child.partial:
-            child.words.append(child.partial.decode(errors="replace"))
-            child.partial = b""
+        child.end_stderr()
         why, what = self._explain(child, code)
         fields = {"child": child.spec.name, "pid": child.pid, "why": what}
         if why is not Why.FINISHED and child.words:
@@ -270,8 +189,7 @@ class Supervisor:
         lived = now - child.started_at
         was_ready = child.ready
         self._tell_death(child, why, what)
-        child.pid, child.ready, child.lease, child.aborted_at, child.hung = None, False, None, None, False
-        child.heartbeat.clear()
+        child.forget_process()
         if why is Why.FINISHED and (child.spec.once or self._stopping_since is not None):
             child.finished = True
             log.info("finished", "it has done its work", **fields)
@@ -346,12 +264,12 @@ class Supervisor:
                 continue
             if child.aborted_at is not None:
                 if now - child.aborted_at > ABORT_SECONDS:
-                    self._kill(child, signal.SIGKILL)
+                    child.kill(signal.SIGKILL)
             elif child.heartbeat.overdue(now):
                 log.error("hung", "it makes no progress: killing it", child=child.spec.name, pid=child.pid)
                 child.hung = True
                 child.aborted_at = now
-                self._kill(child, signal.SIGABRT)
+                child.kill(signal.SIGABRT)
 
     def _stop_without_essentials(self, now: float) -> None:
         essential = [child for child in self.children.values() if child.spec.essential]
@@ -369,60 +287,19 @@ class Supervisor:
                 continue
             before = (self.children[name] for name in child.spec.after)
             if all(other.ready or other.finished for other in before):
-                self._start(child, now)
+                child.start(now, functools.partial(self._link, child), self._close_in_children)
 
-    def _start(self, child: Child, now: float) -> None:
-        read_fd, write_fd = os.pipe2(os.O_CLOEXEC)
-        os.set_blocking(read_fd, False)
-        child.words.clear()
-        child.heartbeat.clear()
-        child.started_at = now
-        supervisor = os.getpid()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        pid = os.fork()
-        if pid == 0:
-            os.close(read_fd)
-            self._run_child(child, supervisor, write_fd)
-        os.close(write_fd)
-        child.pid = pid
-        child.stderr_fd = read_fd
-
-    def _run_child(self, child: Child, supervisor: int, stderr_fd: int) -> None:
-        """The child's whole life; never returns."""
-        code = EXIT_ERROR
-        try:
-            reset_in_child()
-            # Its own group: a Ctrl-C in a terminal reaches the supervisor alone, and only that escalates.
-            os.setpgid(0, 0)
-            die_with_parent(supervisor)
-            for fd in self._close_in_children:
-                os.close(fd)
-            # Log lines go straight to our stderr; what native code writes to fd 2 is kept as last words.
-            logs.setup(stream=os.fdopen(os.dup(2), "w", buffering=1, errors="backslashreplace"))
-            os.dup2(stderr_fd, 2)
-            os.close(stderr_fd)
-            faulthandler.enable(2)
-            wakes = {name: other.wake_fd for name, other in self.children.items() if other.spec.essential}
-            link = ChildLink(
-                child.spec.name,
-                reports=self._reports,
-                inbox=child.inbox,
-                heartbeat=child.heartbeat,
-                wake_fd=child.wake_fd,
-                wake_fds=wakes,
-            )
-            code = child.spec.target(link)
-        except FeatdError as error:
-            print(error, file=sys.stderr)  # the last words: the supervisor passes them on
-            code = error.exit_code
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            with contextlib.suppress(Exception):
-                sys.stdout.flush()
-                sys.stderr.flush()
-            os._exit(code)
+    def _link(self, child: Child) -> ChildLink:
+        """What a fresh child talks through. Called in the child."""
+        wakes = {name: other.wake_fd for name, other in self.children.items() if other.spec.essential}
+        return ChildLink(
+            child.spec.name,
+            reports=self._reports,
+            inbox=child.inbox,
+            heartbeat=child.heartbeat,
+            wake_fd=child.wake_fd,
+            wake_fds=wakes,
+        )
 
     def _stop_ladder(self, now: float) -> None:
         """SIGTERM; after stop_seconds SIGABRT for a stack dump; then SIGKILL. Those marked `last` come last."""
@@ -431,16 +308,11 @@ class Supervisor:
         for child in first or alive:
             if child.asked_at is None:
                 child.asked_at = now
-                self._kill(child, signal.SIGTERM)
+                child.kill(signal.SIGTERM)
             if child.aborted_at is None and now - child.asked_at > self._stop_seconds:
                 log.error("stop", "it does not stop: killing it", child=child.spec.name, pid=child.pid)
                 if child.lease is not None:
                     # Into the hands file first: what is in hand must not be charged for our impatience.
                     self._on_escalate(child.lease)
                 child.aborted_at = now
-                self._kill(child, signal.SIGABRT)
-
-    def _kill(self, child: Child, number: signal.Signals) -> None:
-        if child.pid is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(child.pid, number)
+                child.kill(signal.SIGABRT)

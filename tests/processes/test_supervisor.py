@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
+from featd.child import ChildSpec
 from featd.link import ChildLink
-from featd.supervisor import MIN_BACKOFF_SECONDS, ChildSpec, Supervisor
+from featd.supervisor import MIN_BACKOFF_SECONDS, Supervisor
 from running import wait_for
 
 Make = Callable[..., Supervisor]
@@ -211,7 +212,7 @@ def test_children_die_with_a_supervisor_that_is_killed(tmp_path: Path) -> None:
 import sys; sys.path.insert(0, {str(Path(__file__).parents[1])!r}); sys.path.insert(0, {str(Path(__file__).parent)!r})
 from pathlib import Path
 from test_supervisor import sleeps
-from featd.supervisor import ChildSpec, Supervisor
+from featd.child import ChildSpec; from featd.supervisor import Supervisor
 supervisor = Supervisor([ChildSpec("worker", sleeps)], run_folder=Path({str(tmp_path)!r}), stop_seconds=5)
 sys.exit(supervisor.run())
 """
