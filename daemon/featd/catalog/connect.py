@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
 import sqlalchemy as sa
 
+from featd import clock
 from featd.catalog import dialects
 from featd.errors import CatalogUnavailableError, ConfigError
 
@@ -31,8 +31,14 @@ def open_catalog(url: str, lease_seconds: float = 60.0) -> sa.Engine:
         raise ConfigError(
             "catalog.url: not a database address: write sqlite:///FILE or postgresql+psycopg://user@host/db"
         ) from None
-    if parsed.drivername == "postgresql":
-        parsed = parsed.set(drivername="postgresql+psycopg")
+    if parsed.drivername not in dialects.DRIVERS:
+        raise ConfigError(
+            f"catalog.url: {parsed.drivername!r} is not a database featd knows: write sqlite:///FILE or"
+            " postgresql+psycopg://user@host/db"
+        )
+    if parsed.get_backend_name() == "sqlite" and parsed.database in (None, "", ":memory:"):
+        raise ConfigError("catalog.url: a catalog in memory would be lost: write sqlite:///FILE")
+    parsed = parsed.set(drivername=dialects.DRIVERS[parsed.drivername])
     engine = sa.create_engine(
         parsed,
         connect_args=dialects.connect_args(parsed, lease_seconds),
@@ -45,7 +51,8 @@ def open_catalog(url: str, lease_seconds: float = 60.0) -> sa.Engine:
 
 def shown_url(engine: sa.Engine) -> str:
     """The catalog's address without its password."""
-    return engine.url.render_as_string(hide_password=True)
+    secrets = {name: "***" for name in engine.url.query if "password" in name}
+    return engine.url.update_query_dict(secrets).render_as_string(hide_password=True)
 
 
 @contextmanager
@@ -64,7 +71,7 @@ def transact(engine: sa.Engine, work: Callable[[sa.Connection], T]) -> T:
     Tried again, from its start, while it loses to other transactions' locks. CommitUnknownError where the
     connection broke in COMMIT; CatalogUnavailableError for every other trouble with the database.
     """
-    deadline = time.monotonic() + RETRY_SECONDS
+    deadline = clock.monotonic() + RETRY_SECONDS
     while True:
         try:
             with engine.connect().execution_options(write=True) as conn:
@@ -84,14 +91,14 @@ def transact(engine: sa.Engine, work: Callable[[sa.Connection], T]) -> T:
                     ) from error
                 return result
         except sa.exc.DBAPIError as error:
-            if not dialects.is_transient(error) or time.monotonic() > deadline:
+            if not dialects.is_transient(error) or clock.monotonic() > deadline:
                 raise unavailable(engine, error) from error
-            time.sleep(random.uniform(0.001, 0.02))
+            clock.sleep(random.uniform(0.001, 0.02))
 
 
 def unavailable(engine: sa.Engine, error: sa.exc.DBAPIError) -> Exception:
     """What a database error means to featd: out of reach, or (a programming error) itself."""
-    if isinstance(error, (sa.exc.OperationalError, sa.exc.InterfaceError)):
+    if dialects.is_unreachable(error):
         return CatalogUnavailableError(f"catalog {shown_url(engine)} is out of reach: {_first_line(error)}")
     return error
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
@@ -12,7 +14,16 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.sql.elements import Grouping
 
 from featd import clock
-from featd.catalog.schema import Moment, images
+from featd.catalog.schema import Moment, images, in_state
+from featd.states import State
+
+DRIVERS = {
+    "sqlite": "sqlite",
+    "sqlite+pysqlite": "sqlite",
+    "postgresql": "postgresql+psycopg",
+    "postgresql+psycopg": "postgresql+psycopg",
+}
+"""The databases that featd knows, and the driver it takes for each."""
 
 LOCK_KEY = 0x66656174
 """Names featd's migrations among PostgreSQL's advisory locks ("feat")."""
@@ -29,6 +40,12 @@ def prepare_engine(engine: sa.Engine) -> None:
     """Make SQLite's transactions and durability what featd's promise needs."""
     if not is_sqlite(engine):
         return
+
+    @sa.event.listens_for(engine, "do_connect")
+    def _do_connect(*_: Any) -> None:
+        # SQLite would make an empty database where the catalog's disk is not mounted.
+        if not Path(str(engine.url.database)).exists():
+            raise sqlite3.OperationalError("there is no such file; `featd init` makes a new catalog")
 
     @sa.event.listens_for(engine, "connect")
     def _connect(connection: Any, _record: Any) -> None:
@@ -47,6 +64,12 @@ def prepare_engine(engine: sa.Engine) -> None:
     def _begin(conn: sa.Connection) -> None:
         write = conn.get_execution_options().get("write", False)
         conn.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+
+
+def create_database(engine: sa.Engine) -> None:
+    """Make SQLite's file where there is none yet: only a migration may. OSError where it cannot be made."""
+    if is_sqlite(engine):
+        Path(str(engine.url.database)).touch()
 
 
 def connect_args(url: sa.URL, lease_seconds: float) -> dict[str, Any]:
@@ -74,6 +97,16 @@ def is_transient(error: sa.exc.DBAPIError) -> bool:
     return getattr(cause, "sqlite_errorname", "").startswith(("SQLITE_BUSY", "SQLITE_LOCKED"))
 
 
+def is_unreachable(error: sa.exc.DBAPIError) -> bool:
+    """Whether the trouble lies with the database (away, full, read-only, damaged), not with the statement."""
+    if isinstance(error, (sa.exc.OperationalError, sa.exc.InterfaceError)):
+        return True
+    state = getattr(error.orig, "sqlstate", None) or ""
+    if state.startswith(("08", "53", "57", "58", "XX")) or state in ("25006", "42501"):
+        return True
+    return getattr(error.orig, "sqlite_errorname", "").startswith(("SQLITE_NOTADB", "SQLITE_CORRUPT"))
+
+
 # Time
 
 
@@ -82,6 +115,17 @@ def now(conn: sa.Connection) -> sa.ColumnElement[Any]:
     if is_sqlite(conn):
         return sa.literal(clock.utcnow(), Moment)
     return sa.func.clock_timestamp(type_=Moment)
+
+
+def now_once(conn: sa.Connection) -> sa.ColumnElement[Any]:
+    """The moment, read once per statement: PostgreSQL bounds no index walk by a clock that moves under it."""
+    return later_once(conn, 0.0)
+
+
+def later_once(conn: sa.Connection, seconds: float) -> sa.ColumnElement[Any]:
+    """The moment `seconds` from now, read once per statement."""
+    moment = later(conn, seconds)
+    return moment if is_sqlite(conn) else sa.select(moment).scalar_subquery()
 
 
 def later(conn: sa.Connection, seconds: float) -> sa.ColumnElement[Any]:
@@ -167,15 +211,65 @@ def lock_rows(conn: sa.Connection, statement: sa.Select[Any], *, skip_locked: bo
     return statement.with_for_update(skip_locked=skip_locked)
 
 
-def claim_rows(
-    conn: sa.Connection, due: sa.Select[Any], values: dict[str, Any], returning: Sequence[Any]
-) -> Any:
-    """UPDATE the images whose ids `due` selects, skipping those that another claim has locked."""
+def lock_images(conn: sa.Connection, *where: sa.ColumnElement[bool]) -> None:
+    """Lock images in order of id, before an UPDATE that would take them in any order."""
+    if not is_sqlite(conn):
+        conn.execute(sa.select(images.c.id).where(*where).order_by(images.c.id).with_for_update())
+
+
+def claim_first(
+    conn: sa.Connection,
+    queues: Sequence[sa.Select[Any]],
+    limit: int,
+    values: dict[str, Any],
+    returning: Sequence[Any],
+) -> list[Any]:
+    """UPDATE the first `limit` images of all `queues` together, skipping those that another claim has locked.
+
+    Each of `queues` selects id and not_before of pending rows and orders by them.
+    """
+    update = sa.update(images).values(**values).returning(*returning)
     if is_sqlite(conn):
-        return sa.update(images).where(images.c.id.in_(due)).values(**values).returning(*returning)
-    # MATERIALIZED: inlined, the planner may run the sub-select again and claim more than its LIMIT.
-    locked = due.with_for_update(skip_locked=True).cte("locked").prefix_with("MATERIALIZED")
-    return sa.update(images).where(images.c.id == locked.c.id).values(**values).returning(*returning)
+        first = _first(queues, limit)
+        return list(conn.execute(update.where(images.c.id.in_(sa.select(first.c.id)))).all())
+    if len(queues) == 1:
+        locked = queues[0].with_only_columns(images.c.id).limit(limit).with_for_update(skip_locked=True)
+        return list(
+            conn.execute(update.where(images.c.id == sa.any_(sa.func.array(locked.scalar_subquery()))))
+        )
+    # FOR UPDATE cannot stand over a UNION: look for the first, lock what is free of them, and look on behind
+    # them for what others had locked.
+    claimed: list[Any] = []
+    behind: list[sa.Select[Any]] = list(queues)
+    while (wanted := limit - len(claimed)) > 0:
+        first = _first(behind, wanted)
+        seen = conn.execute(sa.select(first.c.id, first.c.not_before)).all()
+        if not seen:
+            break
+        ids = [row.id for row in seen]
+        free = sa.select(images.c.id).where(
+            has_id(conn, ids), in_state(State.PENDING), images.c.not_before <= now_once(conn)
+        )
+        locked = free.order_by(images.c.id).with_for_update(skip_locked=True)
+        claimed += conn.execute(update.where(images.c.id == sa.any_(sa.func.array(locked.scalar_subquery()))))
+        if len(seen) < wanted:
+            break
+        place = sa.tuple_(sa.literal(seen[-1].not_before, Moment), sa.literal(seen[-1].id, sa.BigInteger))
+        behind = [queue.where(sa.tuple_(images.c.not_before, images.c.id) > place) for queue in queues]
+    return claimed
+
+
+def _first(queues: Sequence[sa.Select[Any]], limit: int) -> sa.FromClause:
+    """The first `limit` rows of all `queues`, by not_before and id. No queue is walked further than `limit`."""
+    parts = [queue.limit(limit).subquery() for queue in queues]
+    union = sa.union_all(*(sa.select(part.c.id, part.c.not_before) for part in parts)).subquery()
+    merged = parts[0] if len(parts) == 1 else union
+    return (
+        sa.select(merged.c.id, merged.c.not_before)
+        .order_by(merged.c.not_before, merged.c.id)
+        .limit(limit)
+        .subquery()
+    )
 
 
 def update_each(
@@ -184,13 +278,13 @@ def update_each(
     per_row: dict[str, sa.types.TypeEngine[Any]],
     rows: Sequence[tuple[int, *tuple[Any, ...]]],
     values: dict[str, Any],
-) -> list[int]:
+) -> int:
     """UPDATE images: `values` in every row, and per row the columns `per_row`; `rows` are (id, *those columns).
 
-    Returns the ids that were updated. One statement for any number of rows.
+    Returns how many were updated. One statement for any number of rows.
     """
     if not rows:
-        return []
+        return 0
     rows = sorted(rows)
     if is_sqlite(conn):
         given = rows_of(conn, "given", {"id": sa.BigInteger(), **per_row}, rows)
@@ -206,8 +300,16 @@ def update_each(
             listed = sa.bindparam(f"each_{column}", [row[index] for row in rows], postgresql.ARRAY(kind))
             own[column] = sa.type_coerce(Grouping(listed), postgresql.ARRAY(kind))[at]
         statement = sa.update(images).where(images.c.id == sa.any_(ids), where)
-    result = conn.execute(statement.values(**own, **values).returning(images.c.id))
-    return list(result.scalars())
+    return changed(conn, statement.values(**own, **values))
+
+
+def changed(conn: sa.Connection, statement: Any) -> int:
+    """Execute one INSERT or UPDATE; how many rows it wrote."""
+    result: sa.CursorResult[Any] = conn.execute(statement.execution_options(preserve_rowcount=True))
+    if is_sqlite(conn):
+        # Python's sqlite3 counts no rows of a statement that begins with WITH.
+        return int(conn.execute(sa.select(sa.func.changes())).scalar_one())
+    return result.rowcount
 
 
 def migration_lock(conn: sa.Connection) -> None:

@@ -62,8 +62,8 @@ def enqueue(
 ) -> Enqueued:
     """Bring the catalog up to `found`, files under `root`: new, changed and returned ones become pending.
 
-    A changed file of a claimed row only raises its version: the settle that follows sees it. Needs no lease.
-    Safe to repeat.
+    A changed file of a claimed row only raises its version: the settle that follows sees it. A row that is
+    pending at a lower priority moves up and waits no longer than `delay_seconds`. Needs no lease. Safe to repeat.
     """
     rows = dialects.rows_of(conn, "found", _FILE, [(file.path, file.size, file.mtime_ns) for file in found])
     known = images.alias("known")
@@ -75,11 +75,12 @@ def enqueue(
             | (known.c.size != rows.c.size)
             | (known.c.mtime_ns != rows.c.mtime_ns)
             | (known.c.state == State.GONE)
+            | ((known.c.state == State.PENDING) & (known.c.priority < priority))
         )
     )
     new: list[FoundFile] = []
     differ: dict[int, FoundFile] = {}
-    for path, size, mtime_ns, image_id in conn.execute(differing):
+    for path, size, mtime_ns, image_id in conn.execute(differing).all():
         file = FoundFile(path, size, mtime_ns)
         if image_id is None:
             new.append(file)
@@ -152,12 +153,13 @@ def _insert(
         "suspect": sa.false(),
         "errors": sa.literal(0),
         "crashes": sa.literal(0),
+        "kills": sa.literal(0),
         "updated_at": moment,
     }
     # WHERE true: without it SQLite takes ON CONFLICT for the ON of a join.
     source = sa.select(*(value.label(name) for name, value in columns.items())).where(sa.true())
     statement = dialects.insert_if_new(conn, images, ["root", "path"]).from_select(list(columns), source)
-    inserted = len(conn.execute(statement.returning(images.c.id)).all())
+    inserted = dialects.changed(conn, statement)
     changes.move(None, State.PENDING, inserted)
     return inserted
 
@@ -185,7 +187,8 @@ def _change(
     claimed: list[tuple[Any, ...]] = []
     again: list[tuple[Any, ...]] = []
     back: list[tuple[Any, ...]] = []
-    for row in conn.execute(dialects.lock_rows(conn, statement)):
+    sooner: list[int] = []
+    for row in conn.execute(dialects.lock_rows(conn, statement)).all():
         file = differ[row.id]
         same = (row.size, row.mtime_ns) == (file.size, file.mtime_ns)
         entry = (row.id, file.size, file.mtime_ns, row.version + 1)
@@ -205,6 +208,8 @@ def _change(
             result.changed += 1
             again.append(entry)
             changes.move(State(row.state), State.PENDING)
+        elif row.state == State.PENDING:
+            sooner.append(row.id)
     per_row: dict[str, sa.types.TypeEngine[Any]] = {
         "size": sa.BigInteger(),
         "mtime_ns": sa.BigInteger(),
@@ -216,6 +221,7 @@ def _change(
         "error": None,
         "errors": 0,
         "crashes": 0,
+        "kills": 0,
         "suspect": False,
         "updated_at": moment,
     }
@@ -228,6 +234,11 @@ def _change(
     dialects.update_each(conn, sa.true(), per_row, claimed, {})
     dialects.update_each(conn, sa.true(), per_row, again, fresh)
     dialects.update_each(conn, sa.true(), per_row, back, {**clean, "state": State.DONE})
+    if sooner:
+        asked = (dialects.has_id(conn, sooner), images.c.priority < priority)
+        due = dialects.later(conn, delay_seconds)
+        sooner_of = sa.case((images.c.not_before > due, due), else_=images.c.not_before)
+        conn.execute(sa.update(images).where(*asked).values(priority=priority, not_before=sooner_of))
 
 
 def walk_known(engine_read: Any, root: str, batch: int = 5000) -> Iterator[list[KnownFile]]:

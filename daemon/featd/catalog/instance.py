@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from typing import Any
 
@@ -16,7 +17,7 @@ from featd.states import State
 def create_instance(conn: sa.Connection) -> str:
     """Give a fresh catalog its instance id and its counters; on one that has them, change nothing."""
     rows = [{"name": counters.counter_name(state), "value": None, "number": 0} for state in State]
-    rows.append({"name": "instance", "value": f'"{uuid.uuid4()}"', "number": 0})
+    rows.append({"name": "instance", "value": json.dumps(str(uuid.uuid4())), "number": 0})
     conn.execute(dialects.insert_if_new(conn, settings, ["name"]), rows)
     return instance_id(conn)
 
@@ -45,13 +46,16 @@ def golden(conn: sa.Connection) -> dict[str, Any] | None:
 
 def fix_fingerprint(conn: sa.Connection, mine: str, spec: dict[str, Any], golden: dict[str, Any]) -> None:
     """Hold this transaction's vectors against the catalog's fingerprint; the first vectors set it."""
-    held = fingerprint(conn)
-    if held is None:
-        counters.set_value(conn, "fingerprint", mine)
-        counters.set_value(conn, "spec", spec)
-        counters.set_value(conn, "golden", golden)
-    else:
-        check_fingerprint(held, mine)
+    if fingerprint(conn) is None:
+        # Two workers may come with the first vectors at once: the second waits here and finds the first's.
+        given = {"fingerprint": mine, "golden": golden, "spec": spec}
+        rows = [
+            {"name": name, "value": json.dumps(value, sort_keys=True), "number": 0}
+            for name, value in given.items()
+        ]
+        for row in rows:
+            conn.execute(dialects.insert_if_new(conn, settings, ["name"]).values(**row))
+    check_fingerprint(fingerprint(conn), mine)
 
 
 def check_fingerprint(held: str | None, mine: str, differences: str = "") -> None:

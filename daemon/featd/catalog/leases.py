@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from featd.catalog import counters, dialects, verdicts
 from featd.catalog.counters import StateChanges
-from featd.catalog.schema import images, leases
+from featd.catalog.schema import attempts, images, in_state, leases
 from featd.errors import LeaseLostError
 from featd.states import Kind, RetryPolicy, State
 
@@ -117,20 +117,39 @@ def end_lease(
     changes = StateChanges()
     if in_hand is not None and in_hand.images:
         verdicts.charge_deaths(conn, lease.id, in_hand.images, in_hand.kind, in_hand.message, policy, changes)
-    freed = conn.execute(
-        sa.update(images)
-        .where(images.c.lease_id == lease.id, images.c.state == State.CLAIMED)
-        .values(state=State.PENDING, lease_id=None, updated_at=dialects.now(conn))
-        .returning(images.c.id)
-    ).all()
-    changes.move(State.CLAIMED, State.PENDING, len(freed))
+    changes.move(State.CLAIMED, State.PENDING, free_rows(conn, lease.id, in_state(State.CLAIMED)))
     conn.execute(
         sa.update(leases)
         .where(leases.c.id == lease.id)
-        .values(ended_at=dialects.now(conn), end_reason=reason)
+        .values(ended_at=dialects.now(conn), end_reason=verdicts.kept(reason))
     )
     counters.apply(conn, changes)
     return True
+
+
+def free_rows(conn: sa.Connection, lease_id: int, *which: sa.ColumnElement[bool]) -> int:
+    """Make those rows of a lease pending that are `which`; returns how many. The caller holds the lease.
+
+    Ingest may have raised a row's version while it was claimed: budgets spent on the version before are void.
+    """
+    mine = (images.c.lease_id == lease_id, *which)
+    dialects.lock_images(conn, *mine)
+    spent = (images.c.errors > 0) | (images.c.crashes > 0) | (images.c.kills > 0)
+    at_this_version = (
+        sa.exists().where(attempts.c.image_id == images.c.id, attempts.c.version == images.c.version)
+    ).correlate(images)
+    void = sa.case((spent, sa.not_(at_this_version)), else_=sa.false())
+    budgets = {
+        column.name: sa.case((void, cleared), else_=column)
+        for column, cleared in (
+            (images.c.errors, 0),
+            (images.c.crashes, 0),
+            (images.c.kills, 0),
+            (images.c.suspect, sa.false()),
+        )
+    }
+    values = {"state": State.PENDING, "lease_id": None, "updated_at": dialects.now(conn), **budgets}
+    return dialects.changed(conn, sa.update(images).where(*mine).values(**values))
 
 
 def is_over(conn: sa.Connection, lease: Lease) -> bool | None:

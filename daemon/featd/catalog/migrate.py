@@ -12,7 +12,7 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
 from featd.catalog import connect, dialects, instance
-from featd.errors import SchemaError
+from featd.errors import CatalogUnavailableError, SchemaError
 
 
 def _config() -> Config:
@@ -35,6 +35,12 @@ def current(conn: sa.Connection) -> str | None:
 
 def upgrade(engine: sa.Engine) -> tuple[str | None, str]:
     """Bring the catalog to this featd's schema, in one transaction, under a lock; returns (before, after)."""
+    try:
+        dialects.create_database(engine)
+    except OSError as error:
+        raise CatalogUnavailableError(
+            f"catalog {connect.shown_url(engine)} cannot be made: {error.strerror}"
+        ) from error
     _refuse_unknown(engine)
 
     def work(conn: sa.Connection) -> str | None:

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from featd.catalog import counters, dialects
 from featd.catalog.counters import StateChanges
-from featd.catalog.schema import images
+from featd.catalog.schema import images, in_state
 from featd.states import Kind, State
 
 
@@ -45,7 +45,7 @@ def failed_after(
         images.c.crashes,
         images.c.updated_at,
     )
-    statement = sa.select(*columns).where(images.c.state == State.FAILED, images.c.id > after_id)
+    statement = sa.select(*columns).where(in_state(State.FAILED), images.c.id > after_id)
     if kind is not None:
         statement = statement.where(images.c.error_kind == kind)
     if since is not None:
@@ -77,19 +77,22 @@ def walk_failed(
 def retry(conn: sa.Connection, ids: Sequence[int]) -> int:
     """Make those of `ids` pending that still are failed. Budgets start afresh; a suspect still runs alone."""
     moment = dialects.now(conn)
-    freed = conn.execute(
+    failed = (dialects.has_id(conn, ids), images.c.state == State.FAILED)
+    dialects.lock_images(conn, *failed)
+    freed = dialects.changed(
+        conn,
         sa.update(images)
-        .where(dialects.has_id(conn, sorted(ids)), images.c.state == State.FAILED)
+        .where(*failed)
         .values(
             state=State.PENDING,
             errors=0,
             crashes=0,
+            kills=0,
             error_kind=None,
             error=None,
             not_before=moment,
             updated_at=moment,
-        )
-        .returning(images.c.id)
-    ).all()
-    counters.apply(conn, StateChanges({State.FAILED: -len(freed), State.PENDING: len(freed)}))
-    return len(freed)
+        ),
+    )
+    counters.apply(conn, StateChanges({State.FAILED: -freed, State.PENDING: freed}))
+    return freed

@@ -70,6 +70,7 @@ images = sa.Table(
     sa.Column("suspect", sa.Boolean, nullable=False),
     sa.Column("errors", sa.Integer, nullable=False),
     sa.Column("crashes", sa.Integer, nullable=False),
+    sa.Column("kills", sa.Integer, nullable=False, server_default=sa.text("0")),
     sa.Column("error_kind", sa.Text),
     sa.Column("error", sa.Text),
     sa.Column("shard_id", sa.BigInteger),
@@ -82,9 +83,11 @@ images = sa.Table(
     _one_of("error_kind", Kind),
     sqlite_autoincrement=True,
 )
-# Claiming walks this one from its head, for one priority at a time, and stops at the first row not yet due.
+# Claiming walks this one from its head, for one root and priority at a time, and stops at the first row not yet
+# due. The root comes first: the backlog of one that is offline must not stand in the way of the others.
 sa.Index(
     "ix_images_claim",
+    images.c.root,
     images.c.priority,
     images.c.not_before,
     images.c.id,
@@ -99,8 +102,8 @@ sa.Index(
 )
 sa.Index(
     "ix_images_failed",
-    images.c.error_kind,
     images.c.id,
+    images.c.error_kind,
     sqlite_where=sa.text("state = 'failed'"),
     postgresql_where=sa.text("state = 'failed'"),
 )
@@ -170,3 +173,8 @@ settings = sa.Table(
     sa.Column("value", sa.Text),
     sa.Column("number", sa.BigInteger, nullable=False),
 )
+
+
+def in_state(state: State) -> sa.ColumnElement[bool]:
+    """`images.state` is `state`, written into the statement, where any planner sees a partial index's predicate."""
+    return images.c.state == sa.literal_column(f"'{state}'")

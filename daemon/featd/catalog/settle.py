@@ -102,6 +102,7 @@ def settle(
 ) -> Settled:
     """Record what became of rows claimed under `lease`. LeaseLostError changes nothing."""
     leases.hold(conn, lease)
+    instance.check_fingerprint(instance.fingerprint(conn), identity.fingerprint)
     changes = StateChanges()
     rows = _lock(conn, lease, settlement)
     if settlement.shard is not None:
@@ -145,6 +146,7 @@ def _lock(conn: sa.Connection, lease: Lease, settlement: Settlement) -> dict[int
         images.c.version,
         images.c.errors,
         images.c.crashes,
+        images.c.kills,
         images.c.shard_id,
         images.c.content,
     )
@@ -157,29 +159,31 @@ def _lock(conn: sa.Connection, lease: Lease, settlement: Settlement) -> dict[int
         )
         .order_by(images.c.id)
     )
-    return {row.id: row for row in conn.execute(dialects.lock_rows(conn, statement))}
+    return {row[0]: row for row in conn.execute(dialects.lock_rows(conn, statement)).all()}
+
+
+_CLEAN: dict[str, Any] = {
+    "suspect": False,
+    "errors": 0,
+    "crashes": 0,
+    "kills": 0,
+    "error_kind": None,
+    "error": None,
+}
+"""Budgets belong to a version: a vector or a new version clears them."""
 
 
 def _done_values(conn: sa.Connection) -> dict[str, Any]:
-    """A done row has its budgets back."""
-    return {
-        "state": State.DONE,
-        "lease_id": None,
-        "suspect": False,
-        "errors": 0,
-        "crashes": 0,
-        "error_kind": None,
-        "error": None,
-        "updated_at": dialects.now(conn),
-    }
+    return {**_CLEAN, "state": State.DONE, "lease_id": None, "updated_at": dialects.now(conn)}
 
 
-def _raised_values(conn: sa.Connection) -> dict[str, Any]:
+def _raised_values(conn: sa.Connection, delay_seconds: float = 0.0) -> dict[str, Any]:
     """The file changed while its vector was made: pending at the new version, no budget spent."""
     return {
+        **_CLEAN,
         "state": State.PENDING,
         "lease_id": None,
-        "not_before": dialects.now(conn),
+        "not_before": dialects.later(conn, delay_seconds),
         "updated_at": dialects.now(conn),
     }
 
@@ -221,7 +225,7 @@ def _settle_made(
             if (rows[one.image_id].version == one.version) is (state is State.DONE)
         ]
         updated = dialects.update_each(conn, claimed, per_row, chosen, {**values, "shard_id": shard_id})
-        changes.move(State.CLAIMED, state, len(updated))
+        changes.move(State.CLAIMED, state, updated)
     _leave_shards(conn, [rows[one.image_id].shard_id for one in mine])
 
 
@@ -257,12 +261,12 @@ def _settle_unchanged(
     done = dialects.update_each(
         conn, claimed, per_row, [(one.image_id, one.version) for one in same], _done_values(conn)
     )
-    again = sorted({one.image_id for one in mine} - set(done))
+    again = sorted({one.image_id for one in mine} - {one.image_id for one in same})
     if again:
         conn.execute(
             sa.update(images).where(dialects.has_id(conn, again), claimed).values(**_raised_values(conn))
         )
-    changes.move(State.CLAIMED, State.DONE, len(done))
+    changes.move(State.CLAIMED, State.DONE, done)
     changes.move(State.CLAIMED, State.PENDING, len(again))
 
 
@@ -274,29 +278,24 @@ def _settle_failure(
     policy: RetryPolicy,
     changes: StateChanges,
 ) -> None:
+    changed: dict[str, Any] = {}
+    if failure.kind is Kind.READ_CHANGED and failure.size is not None:
+        changed = {"size": failure.size, "mtime_ns": failure.mtime_ns}
     if row.version != failure.version:
-        # Another version of the file than the one that failed stands in the row: it starts afresh.
-        conn.execute(sa.update(images).where(images.c.id == row.id).values(**_raised_values(conn)))
+        # Ingest saw another version of the file than the one that failed: it starts afresh.
+        values = {**_raised_values(conn, failure.settle_seconds), **changed}
+        conn.execute(sa.update(images).where(images.c.id == row.id).values(**values))
         changes.move(State.CLAIMED, State.PENDING)
         return
-    extra: dict[str, object] = {}
-    if failure.kind is Kind.READ_CHANGED and failure.size is not None:
-        extra = {
-            "size": failure.size,
-            "mtime_ns": failure.mtime_ns,
-            "version": row.version + 1,
-            "suspect": False,
-            "errors": 0,
-            "crashes": 0,
-        }
-    kills = verdicts.kills_of(conn, [row.id]).get(row.id, 0) if failure.kind is Kind.KILLED else 0
+    if changed:
+        changed |= {**_CLEAN, "version": row.version + 1, "error": verdicts.kept(failure.message)}
     verdicts.apply_verdict(
         conn,
         lease.id,
         Attempt(row.id, failure.version, failure.kind, failure.message),
-        Budget(row.errors, row.crashes, kills),
+        Budget(row.errors, row.crashes, row.kills),
         policy,
         changes,
-        extra,
+        changed,
         failure.settle_seconds,
     )

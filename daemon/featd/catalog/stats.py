@@ -10,8 +10,11 @@ from typing import Any
 import sqlalchemy as sa
 
 from featd.catalog import dialects
-from featd.catalog.schema import images, leases, shards
+from featd.catalog.schema import images, in_state, leases, shards
 from featd.states import MAX_BACKOFF_SECONDS, PRIORITIES, State
+
+MEND_ROWS = 5000
+"""Rows that one statement of `mend_far_future` mends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +81,7 @@ def failures_by_kind(conn: sa.Connection) -> list[FailureLine]:
     """The kinds of failure, most frequent first."""
     grouped = (
         sa.select(images.c.error_kind, sa.func.count().label("n"), sa.func.max(images.c.id).label("example"))
-        .where(images.c.state == State.FAILED)
+        .where(in_state(State.FAILED))
         .group_by(images.c.error_kind)
         .subquery()
     )
@@ -92,17 +95,40 @@ def failures_by_kind(conn: sa.Connection) -> list[FailureLine]:
 
 def pending_roots(conn: sa.Connection) -> set[str]:
     """The roots that have pending or claimed rows."""
-    statement = sa.select(images.c.root).where(images.c.state.in_([State.PENDING, State.CLAIMED])).distinct()
-    return set(conn.execute(statement).scalars())
+    # By lease: for a DISTINCT over the claimed, SQLite would walk the unique index from end to end.
+    open_leases = sa.select(leases.c.id).where(leases.c.ended_at.is_(None))
+    claimed = sa.select(images.c.root).where(in_state(State.CLAIMED), images.c.lease_id.in_(open_leases))
+    return {*_queued_roots(conn), *conn.execute(claimed).scalars()}
+
+
+def _queued_roots(conn: sa.Connection) -> list[str]:
+    """The roots that have pending rows: one step into the claim index for each, however many rows wait."""
+    roots: list[str] = []
+    first = sa.select(images.c.root).where(in_state(State.PENDING)).order_by(images.c.root).limit(1)
+    statement = first
+    while (root := conn.scalar(statement)) is not None:
+        roots.append(root)
+        statement = first.where(images.c.root > root)
+    return roots
 
 
 def next_due_seconds(conn: sa.Connection) -> float | None:
     """Seconds until the next pending row is due; 0 where one is due now; None where none is pending."""
-    soonest = conn.scalar(sa.select(sa.func.min(images.c.not_before)).where(images.c.state == State.PENDING))
-    if soonest is None:
+    soonest: list[datetime] = []
+    for root in _queued_roots(conn):
+        for priority in PRIORITIES:
+            first = (
+                sa.select(images.c.not_before)
+                .where(in_state(State.PENDING), images.c.root == root, images.c.priority == priority)
+                .order_by(images.c.not_before, images.c.id)
+                .limit(1)
+            )
+            if (due := conn.scalar(first)) is not None:
+                soonest.append(due)
+    if not soonest:
         return None
-    moment = conn.scalar(sa.select(dialects.now(conn)))
-    return float(max(0.0, (soonest - moment).total_seconds())) if moment is not None else 0.0
+    moment: datetime = conn.execute(sa.select(dialects.now(conn))).scalar_one()
+    return max(0.0, (min(soonest) - moment).total_seconds())
 
 
 def mend_far_future(conn: sa.Connection) -> int:
@@ -110,17 +136,20 @@ def mend_far_future(conn: sa.Connection) -> int:
 
     A wall clock that was wrong for a while leaves such times behind. Called by the janitor; needs no lease.
     """
-    mended = conn.execute(
-        sa.update(images)
-        .where(
-            images.c.state == State.PENDING,
-            images.c.priority.in_(PRIORITIES),
-            images.c.not_before > dialects.later(conn, MAX_BACKOFF_SECONDS * 1.1),
-        )
-        .values(not_before=dialects.now(conn))
-        .returning(images.c.id)
-    ).all()
-    return len(mended)
+    mended = 0
+    horizon = dialects.later_once(conn, MAX_BACKOFF_SECONDS * 1.1)
+    for root in _queued_roots(conn):
+        for priority in PRIORITIES:
+            queue = (in_state(State.PENDING), images.c.root == root, images.c.priority == priority)
+            # From the far end of the claim index: mostly one step, and a walk of no more than what is mended.
+            far = sa.select(images.c.id).where(*queue, images.c.not_before > horizon)
+            last = far.order_by(images.c.not_before.desc(), images.c.id.desc()).limit(MEND_ROWS)
+            while ids := conn.execute(last).scalars().all():
+                these = (dialects.has_id(conn, ids), images.c.state == State.PENDING)
+                dialects.lock_images(conn, *these)
+                due = sa.update(images).where(*these).values(not_before=dialects.now(conn))
+                mended += dialects.changed(conn, due)
+    return mended
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,4 +198,6 @@ def walk_live(read: Any, batch: int = 4096) -> Iterator[Sequence[LiveVector]]:
 
 def known_shards(conn: sa.Connection, names: Sequence[str]) -> set[str]:
     """Those of `names` that are shards of this catalog."""
-    return set(conn.execute(sa.select(shards.c.name).where(shards.c.name.in_(names))).scalars())
+    given = dialects.rows_of(conn, "given", {"name": sa.Text()}, [(name,) for name in names])
+    statement = sa.select(shards.c.name).join(given, given.c.name == shards.c.name)
+    return set(conn.execute(statement).scalars())

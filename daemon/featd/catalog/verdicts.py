@@ -6,14 +6,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import sqlalchemy as sa
 
 from featd.catalog import dialects
 from featd.catalog.counters import StateChanges
 from featd.catalog.schema import attempts, images
-from featd.states import MAX_KILLS, OUTCOMES, PRIORITY_BACKLOG, Kind, Outcome, RetryPolicy, State
+from featd.states import MAX_KILLS, OUTCOMES, Kind, Outcome, RetryPolicy, State
 
 MAX_MESSAGE = 2000
 """Characters of an error that are kept: the net's and the decoder's messages have no bound of their own."""
@@ -25,7 +25,7 @@ class Budget:
 
     errors: int
     crashes: int
-    kills: int = 0
+    kills: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +33,7 @@ class Verdict:
     """What becomes of a row. `delay_seconds` None keeps its place in the queue."""
 
     state: State
-    errors: int
-    crashes: int
+    budget: Budget
     suspect: bool | None = None
     kind: Kind | None = None
     delay_seconds: float | None = None
@@ -42,33 +41,32 @@ class Verdict:
 
 def judge(kind: Kind, budget: Budget, policy: RetryPolicy) -> Verdict:
     """The rule for one failed attempt of `kind`, with `budget` as it stood before."""
-    errors, crashes = budget.errors, budget.crashes
     match OUTCOMES[kind]:
         case Outcome.FAIL:
-            return Verdict(State.FAILED, errors, crashes, kind=kind)
+            return Verdict(State.FAILED, budget, kind=kind)
         case Outcome.GONE:
-            return Verdict(State.GONE, errors, crashes)
+            return Verdict(State.GONE, budget)
         case Outcome.REQUEUE:
-            return Verdict(State.PENDING, errors, crashes, delay_seconds=0.0)
+            return Verdict(State.PENDING, budget, delay_seconds=0.0)
         case Outcome.BACK_OFF:
-            errors += 1
-            if errors >= policy.max_errors:
-                return Verdict(State.FAILED, errors, crashes, kind=kind)
-            return Verdict(State.PENDING, errors, crashes, kind=kind, delay_seconds=policy.backoff(errors))
+            budget = replace(budget, errors=budget.errors + 1)
+            if budget.errors >= policy.max_errors:
+                return Verdict(State.FAILED, budget, kind=kind)
+            return Verdict(State.PENDING, budget, kind=kind, delay_seconds=policy.backoff(budget.errors))
         case Outcome.CRASH:
-            crashes += 1
-            if crashes >= policy.max_crashes:
-                return Verdict(State.FAILED, errors, crashes, suspect=True, kind=Kind.CRASH)
-            return Verdict(State.PENDING, errors, crashes, suspect=True, kind=kind)
+            budget = replace(budget, crashes=budget.crashes + 1)
+            state = State.FAILED if budget.crashes >= policy.max_crashes else State.PENDING
+            return Verdict(state, budget, suspect=True, kind=kind)
         case Outcome.KILLED:
-            if budget.kills + 1 >= MAX_KILLS:
-                return Verdict(State.FAILED, errors, crashes, suspect=True, kind=Kind.CRASH)
-            return Verdict(State.PENDING, errors, crashes, suspect=True, kind=kind)
+            budget = replace(budget, kills=budget.kills + 1)
+            if budget.kills >= MAX_KILLS:
+                return Verdict(State.FAILED, budget, suspect=True, kind=Kind.CRASH)
+            return Verdict(State.PENDING, budget, suspect=True, kind=kind)
 
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """A failed attempt to be recorded and applied to the row `image_id`, which stood in `state`."""
+    """A failed attempt at one version of an image."""
 
     image_id: int
     version: int
@@ -88,17 +86,18 @@ def apply_verdict(
 ) -> State:
     """Record `attempt` and do to its claimed row what `judge` says. The caller holds the lease and the row."""
     verdict = judge(attempt.kind, budget, policy)
-    message = attempt.message[:MAX_MESSAGE]
+    message = attempt.message
     record(conn, lease_id, [attempt])
     if verdict.kind is Kind.CRASH and attempt.kind is Kind.KILLED:
         message = f"killed {MAX_KILLS} times while this image alone was in hand; the last time: {message}"
         record(conn, lease_id, [Attempt(attempt.image_id, attempt.version, Kind.CRASH, message)])
     values: dict[str, object] = {
         "state": verdict.state,
-        "errors": verdict.errors,
-        "crashes": verdict.crashes,
+        "errors": verdict.budget.errors,
+        "crashes": verdict.budget.crashes,
+        "kills": verdict.budget.kills,
         "error_kind": verdict.kind,
-        "error": message,
+        "error": kept(message),
         "lease_id": None,
         "updated_at": dialects.now(conn),
         **(extra or {}),
@@ -107,8 +106,6 @@ def apply_verdict(
         values["suspect"] = verdict.suspect
     if verdict.delay_seconds is not None:
         values["not_before"] = dialects.later(conn, verdict.delay_seconds or settle_seconds)
-        # A row in back-off waits with the backlog: among the arrivals it would be looked at by every claim.
-        values["priority"] = PRIORITY_BACKLOG
     conn.execute(sa.update(images).where(images.c.id == attempt.image_id).values(**values))
     changes.move(State.CLAIMED, verdict.state)
     return verdict.state
@@ -125,28 +122,15 @@ def record(conn: sa.Connection, lease_id: int | None, failed: Iterable[Attempt])
                 lease_id=lease_id,
                 at=moment,
                 kind=attempt.kind,
-                message=attempt.message[:MAX_MESSAGE],
+                message=kept(attempt.message),
             )
         )
 
 
-def kills_of(conn: sa.Connection, image_ids: Sequence[int]) -> dict[int, int]:
-    """Unexplained kills of each image, alone, at its version, since it was last failed for them."""
-    last_crash = (
-        sa.select(attempts.c.image_id, sa.func.max(attempts.c.id).label("id"))
-        .where(attempts.c.kind == Kind.CRASH, attempts.c.image_id.in_(image_ids))
-        .group_by(attempts.c.image_id)
-        .subquery()
-    )
-    statement = (
-        sa.select(attempts.c.image_id, sa.func.count().label("kills"))
-        .join(images, (images.c.id == attempts.c.image_id) & (images.c.version == attempts.c.version))
-        .outerjoin(last_crash, last_crash.c.image_id == attempts.c.image_id)
-        .where(attempts.c.kind == Kind.KILLED, attempts.c.image_id.in_(image_ids))
-        .where(attempts.c.id > sa.func.coalesce(last_crash.c.id, 0))
-        .group_by(attempts.c.image_id)
-    )
-    return {row.image_id: row.kills for row in conn.execute(statement)}
+def kept(message: str) -> str:
+    """What is stored of a message: bounded, and without what a database refuses in a text."""
+    text = message[:MAX_MESSAGE].encode("utf-8", "backslashreplace").decode()
+    return text.replace("\0", "\\x00")
 
 
 def charge_deaths(
@@ -159,13 +143,14 @@ def charge_deaths(
     changes: StateChanges,
 ) -> None:
     """A process died with `image_ids` in hand, claimed under `lease_id`: one is charged, several are suspects."""
-    mine = (images.c.lease_id == lease_id, images.c.state == State.CLAIMED, images.c.id.in_(image_ids))
+    mine = (images.c.lease_id == lease_id, images.c.state == State.CLAIMED, dialects.has_id(conn, image_ids))
     if len(image_ids) > 1:
+        dialects.lock_images(conn, *mine)
         conn.execute(sa.update(images).where(*mine).values(suspect=True))
         return
-    columns = (images.c.id, images.c.version, images.c.errors, images.c.crashes)
+    columns = (images.c.id, images.c.version, images.c.errors, images.c.crashes, images.c.kills)
     row = conn.execute(dialects.lock_rows(conn, sa.select(*columns).where(*mine))).first()
     if row is None:
         return
-    budget = Budget(row.errors, row.crashes, kills_of(conn, [row.id]).get(row.id, 0))
+    budget = Budget(row.errors, row.crashes, row.kills)
     apply_verdict(conn, lease_id, Attempt(row.id, row.version, kind, message), budget, policy, changes)

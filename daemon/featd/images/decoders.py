@@ -29,7 +29,6 @@ from featd import logs
 from featd.clock import monotonic
 from featd.errors import EngineError
 from featd.images.hands import HOLDS, Hands, Held
-from featd.oom import oom_kills
 from featd.images.preprocess import PreprocessSpec
 from featd.images.read import MAX_FILE_BYTES
 from featd.images.wire import (
@@ -45,6 +44,7 @@ from featd.images.wire import (
     unpack_answer,
     unpack_task,
 )
+from featd.oom import oom_kills
 from featd.states import Kind
 
 __all__ = ["DecodeTask", "Decoded", "DecoderPool", "NotDecoded", "Result", "Unchanged"]

@@ -37,6 +37,7 @@ def upgrade() -> None:
         sa.Column("suspect", sa.Boolean(), nullable=False),
         sa.Column("errors", sa.Integer(), nullable=False),
         sa.Column("crashes", sa.Integer(), nullable=False),
+        sa.Column("kills", sa.Integer(), nullable=False, server_default=sa.text("0")),
         sa.Column("error_kind", sa.Text(), nullable=True),
         sa.Column("error", sa.Text(), nullable=True),
         sa.Column("shard_id", sa.BigInteger(), nullable=True),
@@ -50,9 +51,9 @@ def upgrade() -> None:
         sa.UniqueConstraint("root", "path", name="uq_images_root_path"),
         sqlite_autoincrement=True,
     )
-    _partial_index("ix_images_claim", "images", ["priority", "not_before", "id"], "state = 'pending'")
+    _partial_index("ix_images_claim", "images", ["root", "priority", "not_before", "id"], "state = 'pending'")
     _partial_index("ix_images_lease_id", "images", ["lease_id"], "state = 'claimed'")
-    _partial_index("ix_images_failed", "images", ["error_kind", "id"], "state = 'failed'")
+    _partial_index("ix_images_failed", "images", ["id", "error_kind"], "state = 'failed'")
     op.create_table(
         "leases",
         sa.Column("id", BIG_ID, sa.Identity(), nullable=False),

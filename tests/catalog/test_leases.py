@@ -1,0 +1,181 @@
+"""Leases and fencing: only the holder of a live lease changes rows, and a clock that is set expires nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from featd.catalog import claim, leases, stats
+from featd.catalog.leases import Lease
+from featd.catalog.schema import images, shards
+from featd.catalog.schema import leases as lease_table
+from featd.catalog.settle import Failure, Unchanged
+from featd.errors import LeaseLostError
+from featd.states import Kind, RetryPolicy, State
+
+
+def _ended(desk: Any, lease: Lease) -> Lease:
+    """Ended, with its row claimed again under another's id in its name: the worst case."""
+    desk.execute(sa.update(lease_table).where(lease_table.c.id == lease.id).values(ended_at=sa.func.now()))
+    return lease
+
+
+def _expired(desk: Any, lease: Lease) -> Lease:
+    desk.expire(lease)
+    return lease
+
+
+def _foreign(desk: Any, lease: Lease) -> Lease:
+    return Lease(lease.id, "0" * 16)
+
+
+def _unknown(desk: Any, lease: Lease) -> Lease:
+    return Lease(lease.id + 1000, lease.token)
+
+
+DOINGS: dict[str, Callable[[Any, Lease, Any], object]] = {
+    "claim": lambda desk, lease, image: desk.claim(lease),
+    "renew": lambda desk, lease, image: desk.do(leases.renew, lease, 60.0, {}),
+    "release": lambda desk, lease, image: desk.do(claim.release, lease, [image.id]),
+    "release_unheld": lambda desk, lease, image: desk.do(claim.release_unheld, lease, []),
+    "settle made": lambda desk, lease, image: desk.settle(lease, [image]),
+    "settle failure": lambda desk, lease, image: desk.fail(lease, image, Kind.READ_IO),
+    "settle unchanged": lambda desk, lease, image: desk.settle(
+        lease, unchanged=[Unchanged(image.id, image.version, "hash of x.jpg 1")]
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    "spoil", [_ended, _expired, _foreign, _unknown], ids=lambda spoil: spoil.__name__[1:]
+)
+@pytest.mark.parametrize("doing", DOINGS)
+def test_a_lost_lease_changes_nothing(desk: Any, doing: str, spoil: Callable[[Any, Lease], Lease]) -> None:
+    desk.make_done("x.jpg")
+    desk.find("x.jpg", mtime_ns=2)
+    desk.find("later.jpg")
+    lease = desk.lease()
+    image = desk.claim(lease, 1)[0]
+    lost = spoil(desk, lease)
+    before = (desk.rows(images), desk.rows(shards), desk.rows(lease_table))
+    with pytest.raises(LeaseLostError, match=f"lease {lost.id}"):
+        DOINGS[doing](desk, lost, image)
+    assert (desk.rows(images), desk.rows(shards), desk.rows(lease_table)) == before
+
+
+@pytest.mark.parametrize("doing", DOINGS)
+def test_the_same_with_a_live_lease_does_something(desk: Any, doing: str) -> None:
+    """Without this the test above could pass for the wrong reason."""
+    desk.make_done("x.jpg")
+    desk.find("x.jpg", mtime_ns=2)
+    desk.find("later.jpg")
+    lease = desk.lease()
+    image = desk.claim(lease, 1)[0]
+    before = (desk.rows(images), desk.rows(lease_table))
+    DOINGS[doing](desk, lease, image)
+    assert (desk.rows(images), desk.rows(lease_table)) != before
+
+
+def test_settle_touches_only_rows_that_still_are_mine(desk: Any) -> None:
+    """A row that was released and claimed by another belongs to the other, though my lease lives."""
+    desk.find("x.jpg", "y.jpg")
+    mine, others = desk.lease(), desk.lease()
+    images_mine = desk.claim(mine)
+    desk.do(claim.release, mine, [images_mine[0].id])
+    desk.claim(others)
+    before = desk.row("x.jpg")
+    settled = desk.settle(mine, images_mine)
+    assert settled.states == {State.DONE: 1}
+    assert desk.row("x.jpg") == before
+    (shard,) = desk.rows(shards)
+    assert (shard.rows, shard.live_rows) == (2, 1)
+    settled = desk.settle(mine, failures=[Failure(images_mine[0].id, 1, Kind.DECODE_CORRUPT, "")])
+    assert settled.states == {}
+    assert desk.row("x.jpg") == before
+
+
+def test_renewing_keeps_a_lease(desk: Any, fake_clock: Any) -> None:
+    lease = desk.lease(seconds=60.0)
+    desk.do(leases.renew, lease, 600.0, {"decode": 0.5})
+    if desk.is_sqlite:
+        fake_clock.boot_seconds += 599.0
+        desk.claim(lease)
+        fake_clock.boot_seconds += 1.0
+        with pytest.raises(LeaseLostError):
+            desk.claim(lease)
+    else:
+        row = desk.rows(lease_table)[0]
+        assert 590 < row.expires_at - row.started_at.timestamp() < 605
+    assert desk.rows(lease_table)[0].shares == {"decode": 0.5}
+
+
+@pytest.mark.parametrize("step", [timedelta(days=1), timedelta(days=-1)])
+def test_a_wall_clock_that_is_set_expires_nothing(desk: Any, fake_clock: Any, step: timedelta) -> None:
+    lease = desk.lease()
+    desk.find("x.jpg")
+    image = desk.claim(lease)[0]
+    fake_clock.moment += step
+    assert desk.do(leases.expired_leases) == []
+    desk.do(leases.renew, lease, 60.0, {})
+    desk.settle(lease, [image])
+    assert desk.state("x.jpg") is State.DONE
+
+
+def test_another_boot_ends_every_lease_of_before(desk: Any, fake_clock: Any) -> None:
+    lease = desk.lease()
+    fake_clock.boot = "another"
+    if desk.is_sqlite:
+        fake_clock.boot_seconds = 1.0  # far earlier than the lease's end: only the boot tells
+        with pytest.raises(LeaseLostError):
+            desk.claim(lease)
+        assert [one.id for one in desk.do(leases.expired_leases)] == [lease.id]
+        assert desk.do(stats.workers) == []
+    else:
+        desk.claim(lease)  # several hosts, each with boots of its own
+        assert desk.do(leases.expired_leases) == []
+
+
+def test_expired_leases_are_those_that_nobody_ended(desk: Any) -> None:
+    live, expired, ended = desk.lease(), desk.lease(host="away"), desk.lease()
+    desk.expire(expired)
+    desk.expire(ended)
+    desk.end(ended)
+    (found,) = desk.do(leases.expired_leases)
+    assert (found.id, found.token, found.host) == (expired.id, expired.token, "away")
+    assert [one.id for one in desk.do(leases.open_leases, "h")] == [live.id]
+    assert [one.id for one in desk.do(leases.open_leases, "away")] == [expired.id]
+
+
+def test_whether_a_lease_is_over(desk: Any) -> None:
+    lease = desk.lease()
+    assert desk.do(leases.is_over, lease) is False
+    desk.expire(lease)
+    assert desk.do(leases.is_over, lease) is False, "it may still be settling; only its end is final"
+    desk.end(lease)
+    assert desk.do(leases.is_over, lease) is True
+    assert desk.do(leases.is_over, Lease(lease.id, "foreign")) is None
+    assert desk.do(leases.is_over, Lease(999, lease.token)) is None
+
+
+def test_ids_are_never_used_again(desk: Any) -> None:
+    first = desk.lease()
+    desk.execute(sa.delete(lease_table))
+    assert desk.lease().id > first.id
+
+
+def test_a_lease_counts_what_it_did(desk: Any) -> None:
+    desk.find("a.jpg", "b.jpg", "c.jpg")
+    lease = desk.lease()
+    a, b, c = desk.claim(lease)
+    desk.settle(lease, [a], failures=[Failure(b.id, 1, Kind.DECODE_CORRUPT, "")])
+    desk.settle(lease, [c])
+    row = desk.rows(lease_table)[0]
+    assert (row.done, row.failed) == (2, 1)
+
+
+def test_policy_is_a_value() -> None:
+    assert RetryPolicy() == RetryPolicy(3, 2, 30.0)

@@ -1,0 +1,181 @@
+"""Migrations: one schema on both databases, made once, whole or not at all, and no other accepted."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.migration import MigrationContext
+
+from featd.catalog import connect, instance, migrate, schema
+from featd.errors import EXIT_BAD_CONFIG, SchemaError
+
+NEXT = """
+import sqlalchemy as sa
+from alembic import op
+
+revision = "9999"
+down_revision = "{head}"
+branch_labels = None
+depends_on = None
+
+
+def upgrade():
+    op.add_column("shards", sa.Column("extra", sa.Text()))
+    {interruption}
+    op.add_column("attempts", sa.Column("extra", sa.Text()))
+"""
+
+
+@pytest.fixture
+def fresh(database_url: str) -> Iterator[sa.Engine]:
+    engine = connect.open_catalog(database_url)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def a_later_featd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """featd with one more revision; `interruption` is a line of it that runs half way."""
+    scripts = Path(migrate._config().get_main_option("script_location") or "")
+    head = migrate.head()
+
+    def install(interruption: str = "pass") -> None:
+        folder = tmp_path / "later"
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(scripts, folder, ignore=shutil.ignore_patterns("__pycache__"))
+        (folder / "versions" / "9999_next.py").write_text(NEXT.format(head=head, interruption=interruption))
+        config = Config()
+        config.set_main_option("script_location", str(folder))
+        config.set_main_option("path_separator", "os")
+        monkeypatch.setattr(migrate, "_config", lambda: config)
+
+    yield install
+    monkeypatch.undo()
+
+
+def _columns(engine: sa.Engine, table: str) -> set[str]:
+    return {column["name"] for column in sa.inspect(engine).get_columns(table)}
+
+
+def test_the_migrations_make_what_the_code_expects(catalog: sa.Engine) -> None:
+    with connect.reading(catalog) as conn:
+        context = MigrationContext.configure(conn, opts={"compare_type": True})
+        assert compare_metadata(context, schema.metadata) == []
+
+
+def test_the_migrations_make_the_same_as_create_all(catalog: sa.Engine) -> None:
+    """What Alembic does not compare: checks, predicates of indexes, AUTOINCREMENT."""
+
+    def predicate(index: Any) -> list[str]:
+        return [str(option) for option in index["dialect_options"].values()]
+
+    def shape(engine: sa.Engine) -> dict[str, Any]:
+        look = sa.inspect(engine)
+        return {
+            table: (
+                sorted(
+                    (str(check["name"]), "".join(check["sqltext"].split()))
+                    for check in look.get_check_constraints(table)
+                ),
+                sorted(
+                    (str(index["name"]), index["column_names"], predicate(index))
+                    for index in look.get_indexes(table)
+                ),
+                look.get_pk_constraint(table)["constrained_columns"],
+            )
+            for table in schema.metadata.tables
+        }
+
+    migrated = shape(catalog)
+    with catalog.begin() as conn:
+        schema.metadata.drop_all(conn)
+        schema.metadata.create_all(conn)
+    assert shape(catalog) == migrated
+    if catalog.dialect.name == "sqlite":
+        with connect.reading(catalog) as conn:
+            made = conn.exec_driver_sql("SELECT name FROM sqlite_master WHERE sql LIKE '%AUTOINCREMENT%'")
+            assert set(made.scalars()) == {"images", "leases", "shards", "attempts"}
+
+
+def test_an_upgrade_says_what_it_did_and_may_be_repeated(fresh: sa.Engine) -> None:
+    assert migrate.upgrade(fresh) == (None, migrate.head())
+    with connect.reading(fresh) as conn:
+        first = instance.instance_id(conn)
+    assert migrate.upgrade(fresh) == (migrate.head(), migrate.head())
+    migrate.check_schema(fresh)
+    with connect.reading(fresh) as conn:
+        assert instance.instance_id(conn) == first
+
+
+def test_upgrades_at_once_are_done_once(fresh: sa.Engine) -> None:
+    start = threading.Barrier(4)
+    befores: list[str | None] = []
+
+    def upgrade() -> None:
+        start.wait(30)
+        befores.append(migrate.upgrade(fresh)[0])
+
+    threads = [threading.Thread(target=upgrade) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert sorted(befores, key=str) == sorted([None, *[migrate.head()] * 3], key=str)
+
+
+def test_an_empty_catalog_is_refused(fresh: sa.Engine) -> None:
+    if fresh.dialect.name == "sqlite":
+        Path(str(fresh.url.database)).touch()
+    with pytest.raises(SchemaError, match="featd init") as raised:
+        migrate.check_schema(fresh)
+    assert raised.value.exit_code == EXIT_BAD_CONFIG
+
+
+def test_an_older_catalog_is_refused_and_upgraded(catalog: sa.Engine, a_later_featd: Any) -> None:
+    before = migrate.head()
+    a_later_featd()
+    with pytest.raises(SchemaError, match="featd db upgrade") as raised:
+        migrate.check_schema(catalog)
+    assert raised.value.exit_code == EXIT_BAD_CONFIG
+    assert migrate.upgrade(catalog) == (before, "9999")
+    migrate.check_schema(catalog)
+    assert "extra" in _columns(catalog, "attempts")
+
+
+def test_a_newer_catalog_is_refused_and_left_alone(catalog: sa.Engine) -> None:
+    with catalog.begin() as conn:
+        conn.execute(sa.text("UPDATE alembic_version SET version_num = 'f00d'"))
+    for refused in (migrate.check_schema, migrate.upgrade):
+        with pytest.raises(SchemaError, match="f00d, which is newer") as raised:
+            refused(catalog)
+        assert raised.value.exit_code == EXIT_BAD_CONFIG
+    with connect.reading(catalog) as conn:
+        assert migrate.current(conn) == "f00d"
+
+
+def test_an_upgrade_that_is_interrupted_leaves_the_old_schema(catalog: sa.Engine, a_later_featd: Any) -> None:
+    before = migrate.head()
+    a_later_featd("raise ZeroDivisionError")
+    with pytest.raises(ZeroDivisionError):
+        migrate.upgrade(catalog)
+    with connect.reading(catalog) as conn:
+        assert migrate.current(conn) == before
+    assert "extra" not in _columns(catalog, "shards")
+    a_later_featd()
+    assert migrate.upgrade(catalog) == (before, "9999")
+
+
+def test_the_migrations_import_no_featd_code() -> None:
+    """A revision must not change when featd does. The import contract says it too; this holds without it."""
+    folder = Path(migrate._config().get_main_option("script_location") or "")
+    for script in folder.rglob("*.py"):
+        imports = [line for line in script.read_text().splitlines() if line.startswith(("import ", "from "))]
+        assert not [line for line in imports if "featd" in line], script

@@ -1,0 +1,248 @@
+"""Settle: rows become done here and nowhere else, each version compared, each budget kept."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from featd.catalog import connect, settle
+from featd.catalog.schema import images, shards
+from featd.catalog.settle import Failure, Settlement, Unchanged
+from featd.states import OUTCOMES, Kind, Outcome, State
+
+
+def test_made_rows_are_done_and_name_their_vector(desk: Any) -> None:
+    desk.find("a.jpg", "b.jpg")
+    lease = desk.lease()
+    claimed = desk.claim(lease)
+    assert desk.settle(lease, claimed, shard="s.h5").states == {State.DONE: 2}
+    (shard,) = desk.rows(shards)
+    assert (shard.name, shard.rows, shard.live_rows, shard.lease_id) == ("s.h5", 2, 2, lease.id)
+    for at, image in enumerate(claimed):
+        row = desk.row(image.path)
+        assert (row.state, row.lease_id, row.shard_id, row.shard_row) == ("done", None, shard.id, at)
+        assert (row.shard_version, row.content) == (1, f"hash of {image.path} 1")
+
+
+def test_done_clears_suspect_and_budgets(desk: Any) -> None:
+    desk.find("x.jpg")
+    lease = desk.lease()
+    claimed = desk.claim(lease)
+    spent = {"errors": 2, "crashes": 1, "kills": 3, "suspect": True, "error_kind": Kind.READ_IO, "error": "e"}
+    desk.execute(sa.update(images).values(**spent))
+    desk.settle(lease, claimed)
+    row = desk.row("x.jpg")
+    assert (row.errors, row.crashes, row.kills, row.suspect, row.error_kind, row.error) == (
+        0,
+        0,
+        0,
+        False,
+        None,
+        None,
+    )
+
+
+def test_a_version_that_was_raised_is_pending_and_its_vector_kept(desk: Any) -> None:
+    desk.find("raised.jpg", "same.jpg")
+    lease = desk.lease()
+    claimed = desk.claim(lease)
+    desk.execute(sa.update(images).values(errors=1, suspect=True))
+    desk.find("raised.jpg", size=2)
+    settled = desk.settle(lease, claimed)
+    assert settled.states == {State.DONE: 1, State.PENDING: 1}
+    row = desk.row("raised.jpg")
+    (shard,) = desk.rows(shards)
+    assert (row.state, row.version, row.size, row.lease_id) == ("pending", 2, 2, None)
+    assert (row.shard_id, row.shard_version, row.content) == (shard.id, 1, "hash of raised.jpg 1")
+    assert (row.errors, row.suspect) == (0, False), "budgets are a version's"
+    assert desk.state("same.jpg") is State.DONE
+    assert shard.live_rows == 2
+
+
+def test_a_new_vector_leaves_the_old_shard(desk: Any) -> None:
+    desk.make_done("a.jpg", "b.jpg")
+    desk.find("a.jpg", size=2)
+    desk.make_done()
+    old, new = desk.rows(shards)
+    assert (old.live_rows, new.live_rows) == (1, 1)
+
+
+def test_a_touched_file_is_done_with_the_vector_that_is_there(desk: Any) -> None:
+    desk.make_done("x.jpg")
+    desk.find("x.jpg", mtime_ns=2)
+    lease = desk.lease()
+    (image,) = desk.claim(lease)
+    # Compaction moves the vector meanwhile: settle must not move it back.
+    desk.execute(sa.update(images).values(shard_row=77))
+    settled = desk.settle(lease, unchanged=[Unchanged(image.id, 2, image.known_content)])
+    assert settled.states == {State.DONE: 1}
+    row = desk.row("x.jpg")
+    assert (row.state, row.version, row.shard_version, row.shard_row) == ("done", 2, 2, 77)
+    assert len(desk.rows(shards)) == 1
+
+
+@pytest.mark.parametrize("how", ["other content", "no shard", "raised"])
+def test_a_touched_file_is_pending_where_that_vector_is_not_its_own(desk: Any, how: str) -> None:
+    desk.make_done("x.jpg")
+    desk.find("x.jpg", mtime_ns=2)
+    lease = desk.lease()
+    (image,) = desk.claim(lease)
+    content = image.known_content
+    if how == "other content":
+        content = "hash of something else"
+    if how == "no shard":  # repair found the shard bad
+        desk.execute(sa.update(images).values(shard_id=None, shard_row=None, shard_version=None))
+        desk.execute(sa.update(shards).values(live_rows=0))
+    if how == "raised":
+        desk.find("x.jpg", mtime_ns=3)
+    before = desk.row("x.jpg")
+    settled = desk.settle(lease, unchanged=[Unchanged(image.id, 2, content)])
+    assert settled.states == {State.PENDING: 1}
+    row = desk.row("x.jpg")
+    assert (row.state, row.lease_id) == ("pending", None)
+    assert (row.shard_id, row.shard_row, row.shard_version) == (
+        before.shard_id,
+        before.shard_row,
+        before.shard_version,
+    )
+    assert len(desk.claim(lease)) == 1, "due at once"
+
+
+@pytest.mark.parametrize("kind", [kind for kind, outcome in OUTCOMES.items() if outcome is Outcome.FAIL])
+def test_what_cannot_be_helped_fails_at_once(desk: Any, kind: Kind) -> None:
+    desk.find("x.jpg")
+    lease = desk.lease()
+    assert desk.fail(lease, desk.claim(lease)[0], kind, "the reason").states == {State.FAILED: 1}
+    row = desk.row("x.jpg")
+    assert (row.state, row.error_kind, row.error, row.lease_id) == ("failed", kind, "the reason", None)
+    assert desk.attempts("x.jpg") == [(kind, 1)]
+    assert desk.claim(lease) == []
+
+
+@pytest.mark.parametrize("kind", [kind for kind, outcome in OUTCOMES.items() if outcome is Outcome.BACK_OFF])
+def test_errors_back_off_twice_as_long_and_then_fail(desk: Any, kind: Kind) -> None:
+    desk.find("x.jpg")
+    lease = desk.lease()
+    for errors, wait in ((1, 30.0), (2, 60.0)):
+        desk.fail(lease, desk.claim(lease)[0], kind)
+        row = desk.row("x.jpg")
+        assert (row.state, row.errors, row.crashes, row.error_kind) == ("pending", errors, 0, kind)
+        assert abs((row.not_before - row.updated_at) - timedelta(seconds=wait)) < timedelta(seconds=2)
+        assert desk.claim(lease) == []
+        desk.make_due("x.jpg")
+    assert desk.fail(lease, desk.claim(lease)[0], kind).states == {State.FAILED: 1}
+    assert desk.attempts("x.jpg") == [(kind, 1)] * 3
+
+
+def test_read_missing_is_gone(desk: Any) -> None:
+    desk.make_done("x.jpg")
+    desk.find("x.jpg", size=2)
+    lease = desk.lease()
+    assert desk.fail(lease, desk.claim(lease)[0], Kind.READ_MISSING, "no such file").states == {State.GONE: 1}
+    row = desk.row("x.jpg")
+    assert (row.state, row.error_kind, row.errors, row.error) == ("gone", None, 0, "no such file")
+    assert row.shard_id is not None
+    assert desk.attempts("x.jpg") == [("read.missing", 2)]
+
+
+@pytest.mark.parametrize("raised", [False, True])
+def test_read_changed_writes_what_was_seen(desk: Any, raised: bool) -> None:
+    desk.find("x.jpg")
+    lease = desk.lease()
+    (image,) = desk.claim(lease)
+    desk.execute(sa.update(images).values(errors=2, crashes=1, suspect=True))
+    if raised:
+        desk.find("x.jpg", size=8, mtime_ns=8)
+    changed = {"size": 9, "mtime_ns": 9, "settle_seconds": 100.0}
+    assert desk.fail(lease, image, Kind.READ_CHANGED, **changed).states == {State.PENDING: 1}
+    row = desk.row("x.jpg")
+    assert (row.state, row.version, row.size, row.mtime_ns) == ("pending", 2, 9, 9)
+    assert (row.errors, row.crashes, row.suspect) == (0, 0, False)
+    assert timedelta(seconds=95) < row.not_before - row.updated_at < timedelta(seconds=105)
+
+
+@pytest.mark.parametrize("kind", [Kind.DECODE_CORRUPT, Kind.READ_IO, Kind.READ_MISSING])
+def test_a_failure_of_a_version_before_spends_nothing(desk: Any, kind: Kind) -> None:
+    desk.find("x.jpg")
+    lease = desk.lease()
+    (image,) = desk.claim(lease)
+    desk.find("x.jpg", size=2)
+    assert desk.fail(lease, image, kind).states == {State.PENDING: 1}
+    row = desk.row("x.jpg")
+    assert (row.state, row.version, row.errors, row.error_kind) == ("pending", 2, 0, None)
+    assert desk.attempts("x.jpg") == []
+
+
+def test_everything_in_one_settlement(desk: Any) -> None:
+    desk.make_done("touched.jpg")
+    desk.find("touched.jpg", mtime_ns=2)
+    desk.find("made.jpg", "bad.jpg", "late.jpg", "missing.jpg")
+    lease = desk.lease()
+    by_path = {image.path: image for image in desk.claim(lease)}
+    kinds = {"bad.jpg": Kind.DECODE_CORRUPT, "late.jpg": Kind.READ_IO, "missing.jpg": Kind.READ_MISSING}
+    touched = by_path["touched.jpg"]
+    settled = desk.settle(
+        lease,
+        [by_path["made.jpg"]],
+        [Unchanged(touched.id, touched.version, touched.known_content)],
+        [Failure(by_path[path].id, 1, kind, "") for path, kind in kinds.items()],
+    )
+    assert settled.states == {State.DONE: 2, State.FAILED: 1, State.PENDING: 1, State.GONE: 1}
+
+
+def test_a_message_may_hold_anything(desk: Any) -> None:
+    """Last words and decoders' messages come from native code."""
+    desk.find("x.jpg")
+    lease = desk.lease()
+    desk.fail(lease, desk.claim(lease)[0], Kind.DECODE_CORRUPT, "bad \0 and \udcff" + "x" * 5000)
+    row = desk.row("x.jpg")
+    assert row.error.startswith("bad \\x00 and \\udcff")
+    assert len(row.error) < 2100
+
+
+def test_a_shard_is_known_once_it_is_settled(desk: Any) -> None:
+    desk.find("x.jpg")
+    lease = desk.lease()
+    claimed = desk.claim(lease)
+    assert desk.do(settle.find_shard, lease, "s.h5") is False
+    desk.settle(lease, claimed, shard="s.h5")
+    assert desk.do(settle.find_shard, lease, "s.h5") is True
+    desk.end(lease)
+    assert desk.do(settle.find_shard, lease, "s.h5") is True, "also when the lease has ended meanwhile"
+
+
+def test_a_shard_is_settled_once(desk: Any) -> None:
+    """The name is unique: a second settle of the same shard is refused as a whole."""
+    desk.find("x.jpg")
+    lease = desk.lease()
+    claimed = desk.claim(lease)
+    desk.settle(lease, claimed, shard="s.h5")
+    before = desk.row("x.jpg")
+    with pytest.raises(sa.exc.IntegrityError):
+        desk.settle(lease, claimed, shard="s.h5")
+    assert desk.row("x.jpg") == before
+    assert len(desk.rows(shards)) == 1
+
+
+@pytest.mark.parametrize("stands", [True, False])
+def test_a_lost_answer_to_a_commit_is_said_to_be_unknown(
+    desk: Any, unknown_commit: Any, stands: bool
+) -> None:
+    """The connection breaks in COMMIT, after it was done or before: only a look at the catalog tells which."""
+    desk.find("x.jpg")
+    lease = desk.lease()
+    claimed = desk.claim(lease)
+    with unknown_commit(stands=stands), pytest.raises(connect.CommitUnknownError, match="connection lost"):
+        desk.settle(lease, claimed, shard="s.h5")
+    assert desk.do(settle.find_shard, lease, "s.h5") is stands
+    if not stands:
+        desk.settle(lease, claimed, shard="s.h5")
+    assert desk.state("x.jpg") is State.DONE
+
+
+def test_an_empty_settlement_is_false(desk: Any) -> None:
+    assert not Settlement()
+    assert Settlement(unchanged=[Unchanged(1, 1, "x")])
