@@ -61,6 +61,12 @@ class PostgreSQL:
             conn.execute(sa.text(f"CREATE DATABASE {name}"))
         return name
 
+    def copy(self, template: str, name: str) -> None:
+        """Make the database `name` anew, as a copy of `template`."""
+        self.drop(name)
+        with self._admin.connect() as conn:
+            conn.execute(sa.text(f"CREATE DATABASE {name} TEMPLATE {template}"))
+
     def drop(self, name: str) -> None:
         with self._admin.connect() as conn:
             conn.execute(sa.text(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)"))
