@@ -16,6 +16,7 @@ from featd.engines.base import Engine
 from featd.engines.caffe import CaffeEngine, CaffeUnavailableError, import_caffe
 from featd.engines.onnxruntime import OnnxRuntimeEngine
 from featd.net import caffemodel, prototxt
+from featd.net.batch import any_batch
 from featd.net.graph import Layer, Shape, trace
 from featd.net.load import load_net
 from featd.net.net import Net
@@ -52,13 +53,11 @@ def random_weights(net: Path | str, out: Path, seed: int = 0) -> dict[str, list[
     the size of pixels.
     """
     text = net.read_text() if isinstance(net, Path) else net
-    layers = upgrade(prototxt.parse(text, "test net"), "test net")
-    shapes = infer(trace(layers, "test net").steps, 1)
+    layers = any_batch(upgrade(prototxt.parse(text, "test net"), "test net"), "test net")
+    shapes = infer(trace(layers, "test net").steps, 1, tolerant=True)
     rng = np.random.default_rng(seed)
     arrays = {
-        layer.name: [
-            _array(layer, at, shape, rng) for at, shape in enumerate(shapes.params[layer.name] or [])
-        ]
+        layer.key: [_array(layer, at, shape, rng) for at, shape in enumerate(shapes.params[layer.key] or [])]
         for layer in layers
     }
     caffemodel.write_weights(out, "test net", arrays)
@@ -70,7 +69,7 @@ def _array(layer: Layer, at: int, shape: Shape, rng: np.random.Generator) -> npt
         # Mean, variance, and the factor both are divided by.
         values = [rng.normal(0, 30, shape), rng.uniform(100, 900, shape), np.full(shape, 0.5)][at]
         return np.asarray(values, np.float32)
-    if layer.type in ("Scale", "PReLU"):
+    if layer.type in ("Scale", "PReLU", "Bias", "Parameter", "Normalize"):
         return rng.uniform(0.1, 1.5, shape).astype(np.float32)
     if at == 1 or len(shape) < 2:
         return rng.standard_normal(shape, np.float32) * np.float32(0.1)
@@ -96,8 +95,12 @@ def pictures(net: Net, count: int, seed: int = 0) -> npt.NDArray[np.float32]:
 
 
 def distance(one: npt.NDArray[Any], other: npt.NDArray[Any]) -> float:
-    """Relative L2 distance; equal arrays, all-zero ones too, are 0 apart."""
+    """Relative L2 distance; equal arrays, all-zero ones too, are 0 apart, and so are numbers that are none in both."""
     assert one.shape == other.shape
+    if np.array_equal(one, other, equal_nan=True):
+        return 0.0
+    none = np.isnan(one) & np.isnan(other)
+    one, other = np.where(none, 0, one), np.where(none, 0, other)
     gap = float(np.linalg.norm((one - other).astype(np.float64)))
     return gap and gap / float(np.linalg.norm(other.astype(np.float64)))
 
@@ -117,6 +120,34 @@ def disagreement(model: ModelConfig, count: int = 2) -> float:
     for blob, size in net.blobs.items():
         assert reference[blob].shape == (count, size)
     return max(distance(lowered[blob], reference[blob]) for blob in net.blobs)
+
+
+def by_caffe(
+    model: ModelConfig, batch: npt.NDArray[np.float32], alone: bool = False
+) -> dict[str, npt.NDArray[np.float32]]:
+    """What straight pycaffe makes of the files as they are, without anything of featd between."""
+    caffe = real_caffe()
+    net = caffe.Net(model.net, caffe.TEST, weights=str(model.weights))
+    entry = net.inputs[0]
+    parts = []
+    for images in [batch[at : at + 1] for at in range(len(batch))] if alone else [batch]:
+        net.blobs[entry].reshape(*images.shape)
+        net.reshape()
+        net.blobs[entry].data[...] = images
+        net.forward()
+        parts.append({blob: net.blobs[blob].data.copy().reshape(len(images), -1) for blob in model.blobs})
+    return {blob: np.concatenate([part[blob] for part in parts]) for blob in model.blobs}
+
+
+def agree(model: ModelConfig, count: int = 2, alone: bool = False) -> None:
+    """Both engines give what straight pycaffe gives."""
+    net = load_net(model)
+    batch = pictures(net, count)
+    theirs = by_caffe(model, batch, alone)
+    for engine in both_engines(net):
+        ours = engine.forward(batch)
+        for blob in net.blobs:
+            assert distance(ours[blob], theirs[blob]) < TOLERANCE, (engine.name, blob)
 
 
 def caffenet_prototxt(size: int = 227, classes: int = 1000) -> str:

@@ -97,15 +97,6 @@ def test_layers_that_reach_outside_are_refused(tmp_path: Path, kind: str) -> Non
         (layer("a", "ReLU", "nowhere"), "'a' of type ReLU reads blob 'nowhere'"),
         (layer("a", "ReLU", "data") + layer("b", "ReLU", "data", top="a"), "'b' of type ReLU makes blob 'a'"),
         (
-            layer("a", "Reshape", "data", "reshape_param { shape { dim: 1 dim: -1 } }"),
-            "batch as its first axis",
-        ),
-        (
-            layer("a", "Reshape", "data", "reshape_param { shape { dim: -1 dim: 8 } }"),
-            "batch as its first axis",
-        ),
-        (layer("a", "Concat", "data data", "concat_param { axis: 0 }"), "batch as its first axis"),
-        (
             layer("a", "InnerProduct", "data", "inner_product_param { num_output: 2 axis: 4 }"),
             "axis 4 is out of range",
         ),
@@ -121,7 +112,7 @@ def test_layers_that_reach_outside_are_refused(tmp_path: Path, kind: str) -> Non
             layer("a", "Convolution", "data", "convolution_param { num_output: 2 kernel_size: 1 group: 2 }"),
             "group 2",
         ),
-        (layer("a", "DummyData", ""), "makes data by itself"),
+        (layer("a", "DummyData", ""), "one shape and filler"),
         (layer("a", "ReLU", "data ip"), "has 2 bottoms, the type takes 1"),
         (layer("a", "Eltwise", "data"), "has 1 bottoms, the type takes at least 2"),
         (
@@ -134,7 +125,7 @@ def test_layers_that_reach_outside_are_refused(tmp_path: Path, kind: str) -> Non
         ),
         (
             layer("a", "Convolution", "data", "convolution_param { num_output: 99999999 kernel_size: 1 }"),
-            "2,147,483,647",
+            "268,435,456",
         ),
     ],
 )

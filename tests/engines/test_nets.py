@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from featd.config import ModelConfig
-from featd.errors import ModelError
 from featd.net import prototxt
 from featd.net.load import load_net
 from featd.net.lower import to_onnx
@@ -115,9 +114,9 @@ def test_old_weights_of_real_caffe(tmp_path: Path) -> None:
     assert [one.stored.legacy for one in legacy.weights["ip"]] == [True, True]
     for engine in both_engines(legacy):
         assert distance(engine.forward(batch)["ip"], was) < TOLERANCE
-    # Caffe reads the weights by their path: bytes other than those that were checked and hashed are refused.
-    with pytest.raises(ModelError, match="changed while"):
-        both_engines(modern)
+    # Whatever the file holds by now: the engines compute with the bytes that were checked and hashed.
+    for engine in both_engines(modern):
+        assert distance(engine.forward(batch)["ip"], was) < TOLERANCE
 
 
 def test_weights_saved_by_real_caffe(tmp_path: Path) -> None:

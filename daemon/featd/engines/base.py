@@ -7,7 +7,11 @@ from typing import Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from featd import logs
 from featd.errors import EngineError, ModelError
+from featd.net.net import Net
+
+_log = logs.get("engine")
 
 Batch: TypeAlias = npt.NDArray[np.float32]
 """float32, (n, channels, height, width)."""
@@ -53,6 +57,23 @@ def as_batch(batch: Batch, input_shape: tuple[int, int, int]) -> Batch:
     return np.ascontiguousarray(batch, np.float32)
 
 
+def images_of(batch: Batch, alone: bool) -> list[Batch]:
+    """What is run at once: the batch, or each image of it."""
+    return [batch[at : at + 1] for at in range(len(batch))] if alone else [batch]
+
+
+def warn_if_alone(net: Net, engine: str) -> None:
+    """Say once per loaded engine that batches do not speed this net up, and why."""
+    if net.one_by_one is not None:
+        _log.warning(
+            "one_by_one",
+            "the net does not keep the images of a batch apart: each is run alone, which is slower",
+            net=net.source,
+            engine=engine,
+            reason=net.one_by_one,
+        )
+
+
 def as_vectors(blob: str, array: npt.NDArray[np.float32], images: int, size: int) -> Vectors:
     """Flatten an engine's array to (n, d) float32. EngineError where it has another count of numbers."""
     if array.size != images * size:
@@ -72,4 +93,4 @@ def cuda_index(device: str) -> int | None:
     raise ModelError(f'unknown device {device!r}: write "cpu" or "cuda:N"')
 
 
-__all__ = ["Batch", "Engine", "Vectors", "as_batch", "as_vectors", "cuda_index"]
+__all__ = ["Batch", "Engine", "Vectors", "as_batch", "as_vectors", "cuda_index", "images_of", "warn_if_alone"]

@@ -14,23 +14,25 @@ import sys
 import tempfile
 import threading
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
-from featd.engines.base import Batch, Vectors, as_batch, as_vectors, cuda_index
+from featd.engines.base import Batch, Vectors, as_batch, as_vectors, cuda_index, images_of, warn_if_alone
 from featd.errors import EngineError, ModelError
-from featd.net.caffemodel import write_weights
-from featd.net.graph import INPUT
-from featd.net.net import Net, file_stat
+from featd.net import schema
+from featd.net.caffemodel import StoredBlob
+from featd.net.graph import INPUT, Layer
+from featd.net.layers.table import TYPES
+from featd.net.net import Net
 
 NAME: Final = "caffe"
 _PLAIN_STRINGS: Final = frozenset({"name", "type", "bottom", "top", "stage", "not_stage"})
 """Strings that name things in a net. Any other string in a layer may name a file or a module."""
 _PROBE_SECONDS: Final = 120.0
+_ONE_SIZE: Final = frozenset({"Normalize"})
+"""Layers that size their memory by the batch they were loaded with and write past its end in a larger one."""
 
 
 class CaffeUnavailableError(ModelError):
@@ -114,31 +116,49 @@ def _definition(net: Net) -> Any:
     from caffe.proto import caffe_pb2
     from google.protobuf import text_format
 
+    theirs = caffe_pb2.NetParameter()
     message = caffe_pb2.NetParameter()
+    message.name = net.name
+    steps = [step.layer for step in net.layers if step.layer.type != INPUT]
     try:
-        text_format.Merge(net.prototxt, message)
+        text_format.Merge(net.prototxt, theirs)
+        anew = len(theirs.layers) > 0 and any(layer.rewritten for layer in steps)
+        for layer in steps:
+            if layer.rewritten or anew:
+                text_format.Merge(text_format.MessageToString(_current(layer)), message.layer.add())
+            elif theirs.layers:
+                message.layers.add().CopyFrom(theirs.layers[layer.index])
+            else:
+                message.layer.add().CopyFrom(theirs.layer[layer.index])
     except text_format.ParseError as error:
         raise CaffeUnavailableError(
             f"{net.source}: this build of Caffe does not read the net: {error}"
         ) from None
-    kept = {step.layer.index for step in net.layers if step.layer.type != INPUT}
-    for field in ("layer", "layers"):
-        layers = getattr(message, field)
-        for index in reversed(range(len(layers))):
-            if index not in kept:
-                del layers[index]
-            elif named := _foreign_string(layers[index]):
-                raise ModelError(
-                    f"{net.source}: layer {layers[index].name!r} sets {named}, which may name a file or code: refused"
-                )
-            else:
-                _calm(layers[index])
+    for layer in [*message.layer, *message.layers]:
+        if named := _foreign_string(layer):
+            raise ModelError(
+                f"{net.source}: layer {layer.name!r} sets {named}, which may name a file or code: refused"
+            )
+        _calm(layer)
     # One input, batch 1, in the form that goes with both old and new layers.
-    for field in ("input", "input_dim", "input_shape", "state", "force_backward", "debug_info"):
-        message.ClearField(field)
     message.input.append(net.input_blob)
     message.input_shape.add().dim.extend((1, *net.input_shape))
     return message
+
+
+def _current(layer: Layer) -> Any:
+    """A layer in the current form, as featd read it."""
+    if layer.type not in TYPES:
+        raise CaffeUnavailableError(
+            f"{layer}: featd does not bring this type from its old form to the current one"
+        )
+    param = schema.new("LayerParameter")
+    param.CopyFrom(layer.param)
+    param.name, param.type = layer.name, layer.type
+    del param.bottom[:], param.top[:]
+    param.bottom.extend(layer.bottoms)
+    param.top.extend(layer.tops)
+    return param
 
 
 def _calm(layer: Any) -> None:
@@ -154,7 +174,7 @@ def _calm(layer: Any) -> None:
         if field.name.endswith("_param"):
             for setting, _ in block.ListFields():
                 filler = setting.message_type and setting.message_type.name == "FillerParameter"
-                if filler or setting.name == "engine":
+                if (filler and setting.name != "data_filler") or setting.name == "engine":
                     block.ClearField(setting.name)
 
 
@@ -189,6 +209,8 @@ class CaffeEngine:
         self._net: Any = _load(self._caffe, net, message)
         self.blobs = {blob: int(self._net.blobs[blob].data.size) for blob in net.blobs}
         self._images = 1
+        self._alone = net.one_by_one is not None or any(step.layer.type in _ONE_SIZE for step in net.layers)
+        warn_if_alone(net, self.name)
 
     def _enter_thread(self) -> None:
         # Caffe keeps mode and device per thread: in a new thread it would silently compute on the CPU.
@@ -208,14 +230,21 @@ class CaffeEngine:
             raise EngineError("the engine is closed")
         batch = as_batch(batch, self.input_shape)
         self._enter_thread()
-        if len(batch) != self._images:
-            self._net.blobs[self._input].reshape(*batch.shape)
+        parts = [self._run(images) for images in images_of(batch, self._alone)]
+        return {
+            blob: parts[0][blob] if len(parts) == 1 else np.concatenate([part[blob] for part in parts])
+            for blob in self.blobs
+        }
+
+    def _run(self, images: Batch) -> dict[str, Vectors]:
+        if len(images) != self._images:
+            self._net.blobs[self._input].reshape(*images.shape)
             self._net.reshape()
-            self._images = len(batch)
-        self._net.blobs[self._input].data[...] = batch
+            self._images = len(images)
+        self._net.blobs[self._input].data[...] = images
         self._net.forward()
         return {
-            blob: as_vectors(blob, np.array(self._net.blobs[blob].data), len(batch), size)
+            blob: as_vectors(blob, np.array(self._net.blobs[blob].data), len(images), size)
             for blob, size in self.blobs.items()
         }
 
@@ -227,34 +256,55 @@ class CaffeEngine:
 def _load(caffe: Any, net: Net, message: Any) -> Any:
     from google.protobuf import text_format
 
-    with tempfile.TemporaryDirectory(prefix="featd-caffe-") as folder, _same_weights(net):
+    with tempfile.TemporaryDirectory(prefix="featd-caffe-") as folder:
         definition = Path(folder, "net.prototxt")
         definition.write_text(text_format.MessageToString(message), encoding="utf-8")
-        weights = net.weights_path
-        if weights is None:
-            weights = Path(folder, "net.caffemodel")
-            arrays = {name: [weight.array() for weight in found] for name, found in net.weights.items()}
-            write_weights(weights, net.name, arrays)
-        return caffe.Net(str(definition), caffe.TEST, weights=str(weights))
+        made = caffe.Net(str(definition), caffe.TEST)
+    _fill(made, net)
+    return made
 
 
-@contextmanager
-def _same_weights(net: Net) -> Iterator[None]:
-    """Caffe reads the weights by their path, again: they must be the ones that were checked and hashed."""
+def _fill(made: Any, net: Net) -> None:
+    """Hand Caffe its weights: the very bytes that were checked and hashed. Caffe itself reads no weights file, so
+    none can abort it, be over its limit of size, or change in between."""
+    names, layers = list(made._layer_names), made.layers
+    at = 0
+    for step in net.layers:
+        if step.layer.type == INPUT:
+            continue
+        # Caffe puts a Split wherever a blob has two readers.
+        while names[at] != step.layer.name or layers[at].type != step.layer.type:
+            at += 1
+        for place, (blob, array) in enumerate(
+            zip(layers[at].blobs, _arrays(net, step.layer, layers[at]), strict=True)
+        ):
+            if blob.data.shape != array.shape:
+                raise ModelError(
+                    f"{net.source}: {step.layer}: this build of Caffe wants shape {blob.data.shape} of weight array "
+                    f"{place}, not {array.shape}"
+                )
+            blob.data[...] = array
+        at += 1
 
-    def compare() -> None:
-        if net.weights_path is None:
-            return
-        try:
-            found = file_stat(net.weights_path)
-        except OSError as error:
-            raise ModelError(f"{net.weights_path}: cannot read the weights: {error.strerror}") from None
-        if found != net.weights_stat:
-            raise ModelError(f"{net.weights_path}: the weights changed while they were loaded: start again")
 
-    compare()
-    yield
-    compare()
+def _arrays(net: Net, layer: Layer, theirs: Any) -> list[Any]:
+    if layer.type in TYPES:
+        arrays = [weight.array() for weight in net.weights.get(layer.key, ())]
+    else:
+        stored = net.other_weights.get(layer.key)
+        found = [] if stored is None else [blob for blob in stored.blobs if blob is not None]
+        shapes = [tuple(blob.data.shape) for blob in theirs.blobs]
+        if len(found) != len(shapes) or not all(map(StoredBlob.fits, found, shapes)):
+            raise ModelError(
+                f"{net.source}: {layer} needs weight arrays of shapes {shapes}, the file holds "
+                f"{[blob.shape for blob in found]} for it: these weights belong to another net"
+            )
+        arrays = [blob.array(shape) for blob, shape in zip(found, shapes, strict=True)]
+    if len(arrays) != len(theirs.blobs):
+        raise ModelError(
+            f"{net.source}: {layer}: this build of Caffe wants {len(theirs.blobs)} weight arrays"
+        )
+    return arrays
 
 
 def _limit_blas(threads: int) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from featd.engines.base import Batch, Vectors, as_batch, as_vectors, cuda_index
+import numpy as np
+
+from featd.engines.base import Batch, Vectors, as_batch, as_vectors, cuda_index, images_of, warn_if_alone
 from featd.errors import EngineError, ModelError
 from featd.net.lower import output_name, to_onnx
 from featd.net.net import Net
@@ -23,7 +25,9 @@ class OnnxRuntimeEngine:
         self.input_shape = net.input_shape
         self.blobs = dict(net.blobs)
         self._outputs = [output_name(blob) for blob in net.blobs]
+        self._alone = net.one_by_one is not None
         self._session: Any = _session(net, device, threads)
+        warn_if_alone(net, self.name)
         self._input = self._session.get_inputs()[0].name
 
     def forward(self, batch: Batch) -> dict[str, Vectors]:
@@ -32,10 +36,14 @@ class OnnxRuntimeEngine:
             raise EngineError("the engine is closed")
         batch = as_batch(batch, self.input_shape)
         try:
-            arrays = self._session.run(self._outputs, {self._input: batch})
+            parts = [
+                self._session.run(self._outputs, {self._input: images})
+                for images in images_of(batch, self._alone)
+            ]
         except Exception as error:  # whatever the runtime throws: its classes are not a stable interface
             raise EngineError(f"ONNX Runtime failed on {self.device}: {_first_line(error)}") from error
         # ONNX Runtime hands out memory of its own making, one array per run: no copy is needed.
+        arrays = parts[0] if len(parts) == 1 else [np.concatenate(rows) for rows in zip(*parts, strict=True)]
         return {
             blob: as_vectors(blob, array, len(batch), size)
             for (blob, size), array in zip(self.blobs.items(), arrays, strict=True)

@@ -23,6 +23,9 @@ _NET_LAYER: Final = 100
 _NET_V1_LAYER: Final = 2
 _NAMES: Final = {_NET_LAYER: (1, 7), _NET_V1_LAYER: (4, 6)}
 """Field numbers of (name, blobs) in the two forms of a layer."""
+_V0_LAYER: Final = 1
+_V0_NAMES: Final = (1, 50)
+"""Field number of the form of 2013 inside V1, and its own (name, blobs)."""
 _MAX_AXES: Final = 32
 _HDF5: Final = b"\x89HDF\r\n\x1a\n"
 
@@ -57,7 +60,9 @@ class StoredLayer:
     """The arrays a file holds for one layer, in Caffe's order (weights, bias)."""
 
     name: str
-    blobs: tuple[StoredBlob, ...]
+    blobs: tuple[StoredBlob | None, ...]
+    """None: a place that an HDF5 file leaves out."""
+    hdf5: bool = False
 
 
 def read_weights(path: Path) -> tuple[bytes, list[StoredLayer]]:
@@ -67,7 +72,7 @@ def read_weights(path: Path) -> tuple[bytes, list[StoredLayer]]:
     """
     raw = _read(path, "weights", "check model.weights")
     if raw.startswith(_HDF5):
-        raise ModelError(f"{path}: weights in HDF5 form are not read: save them as .caffemodel (Net.save)")
+        return raw, _hdf5(raw, path)
     try:
         layers = list(_layers(memoryview(raw)))
     except (_WireError, UnicodeDecodeError) as error:
@@ -75,6 +80,21 @@ def read_weights(path: Path) -> tuple[bytes, list[StoredLayer]]:
     if not layers:
         raise ModelError(f"{path}: holds no layers: is this a .caffemodel?")
     return raw, layers
+
+
+def _hdf5(raw: bytes, path: Path) -> list[StoredLayer]:
+    from featd.net import hdf5_weights  # HDF5 only where it is needed
+
+    return [
+        StoredLayer(
+            name,
+            tuple(
+                None if array is None else StoredBlob(array.shape, False, array.ravel()) for array in arrays
+            ),
+            hdf5=True,
+        )
+        for name, arrays in hdf5_weights.read(raw, str(path))
+    ]
 
 
 def read_binaryproto(path: Path) -> Array:
@@ -137,16 +157,25 @@ def _fields(view: memoryview) -> Iterator[tuple[int, int, int, memoryview]]:
 
 def _layers(view: memoryview) -> Iterator[StoredLayer]:
     for number, wire, _, payload in _fields(view):
-        if number not in _NAMES or wire != _BYTES:
-            continue
-        name_number, blobs_number = _NAMES[number]
-        name, blobs = "", []
-        for field, field_wire, _, below in _fields(payload):
-            if field == name_number and field_wire == _BYTES:
-                name = bytes(below).decode()
-            elif field == blobs_number and field_wire == _BYTES:
-                blobs.append(_blob(below))
-        yield StoredLayer(name, tuple(blobs))
+        if number in _NAMES and wire == _BYTES:
+            old = _v0(payload) if number == _NET_V1_LAYER else None
+            yield _layer(payload, *_NAMES[number]) if old is None else _layer(old, *_V0_NAMES)
+
+
+def _v0(view: memoryview) -> memoryview | None:
+    return next(
+        (below for number, wire, _, below in _fields(view) if number == _V0_LAYER and wire == _BYTES), None
+    )
+
+
+def _layer(view: memoryview, name_number: int, blobs_number: int) -> StoredLayer:
+    name, blobs = "", []
+    for field, wire, _, below in _fields(view):
+        if field == name_number and wire == _BYTES:
+            name = bytes(below).decode()
+        elif field == blobs_number and wire == _BYTES:
+            blobs.append(_blob(below))
+    return StoredLayer(name, tuple(blobs))
 
 
 def _blob(view: memoryview) -> StoredBlob:

@@ -9,6 +9,7 @@ from pathlib import Path
 from featd.config import BUILT_IN_NETS
 from featd.errors import ModelError
 from featd.net import gist
+from featd.net.batch import any_batch
 from featd.net.caffemodel import StoredLayer, read_weights
 from featd.net.graph import Shape, trace
 from featd.net.layers.table import TYPES
@@ -79,13 +80,13 @@ def describe(net_path_or_builtin: str, weights: Path | None = None) -> NetReport
     else:
         _, message = read(Path(net_path_or_builtin))
         stored = read_weights(weights)[1] if weights is not None else None
-    layers = upgrade(message, net_path_or_builtin)
+    layers = any_batch(upgrade(message, net_path_or_builtin), net_path_or_builtin)
     graph = trace(layers, net_path_or_builtin)
     shapes = infer(graph.steps, 1, tolerant=True)
     reports = []
     for layer in layers:
-        params = shapes.params[layer.name]
-        problem = refusal(layer) or shapes.problems.get(layer.name)
+        params = shapes.params[layer.key]
+        problem = refusal(layer) or shapes.problems.get(layer.key)
         reports.append(
             LayerReport(
                 layer.name,
@@ -102,7 +103,7 @@ def describe(net_path_or_builtin: str, weights: Path | None = None) -> NetReport
     for blob in graph.blobs:
         shape = shapes.blobs[blob]
         blobs.append(BlobReport(blob, None if shape is None else shape[1:], flattened(shape)))
-    wanted = [Wanted(layer, shapes.params[layer.name]) for layer in layers]
+    wanted = [Wanted(layer, shapes.params[layer.key]) for layer in layers]
     source = str(weights or net_path_or_builtin)
     return NetReport(
         message.name or Path(net_path_or_builtin).stem,

@@ -13,8 +13,10 @@ from featd.errors import ModelError
 from featd.net.schema import Message
 
 INPUT: Final = "Input"
+CONSTANTS: Final = frozenset({"DummyData", "Parameter"})
+"""Layers that make blobs out of nothing, filled once when Caffe loads the net."""
 _SHARING: Final = frozenset({"Flatten", "Reshape", "Split"})
-"""Layers whose tops share memory with their bottom (Blob::ShareData); so does a Concat of one bottom."""
+"""Layers whose tops share memory with their bottom (Blob::ShareData); see `_shares` for those that may."""
 
 Shape: TypeAlias = tuple[int, ...]
 
@@ -31,6 +33,10 @@ class Layer:
     tops: tuple[str, ...]
     param: Message
     """The LayerParameter with this layer's settings."""
+    key: str = ""
+    """The name, made different where layers have the same one. Weights go by it."""
+    rewritten: bool = False
+    """Whether `param` says something else than the file: see featd.net.upgrade."""
 
     def __str__(self) -> str:
         return f"layer {self.name!r} of type {self.type}"
@@ -68,6 +74,7 @@ def trace(layers: tuple[Layer, ...], source: str) -> Graph:
     """Follow every blob through the layers. ModelError where a bottom is unknown or a top is made twice."""
     holds: dict[str, int] = {}
     shares: dict[str, set[str]] = {}
+    frozen: set[str] = set()
     steps: list[Step] = []
     count = 0
     for layer in layers:
@@ -80,10 +87,16 @@ def trace(layers: tuple[Layer, ...], source: str) -> Graph:
             in_place = at < len(layer.bottoms) and layer.bottoms[at] == top
             if top in holds and not in_place:
                 raise ModelError(f"{source}: {layer} makes blob {top!r}, which another layer made before it")
+            if in_place and top in frozen:
+                raise ModelError(
+                    f"{source}: {layer} overwrites a blob that is filled only once: in Caffe it would change with "
+                    "every image; give its top another name than its bottom"
+                )
             for name in shares.get(top, {top}):
                 holds[name] = count
-            sharing = layer.type in _SHARING or (layer.type == "Concat" and len(layer.bottoms) == 1)
-            if sharing and not in_place and layer.bottoms:
+            if layer.type in CONSTANTS or (_shares(layer) and layer.bottoms[0] in frozen):
+                frozen.add(top)
+            if _shares(layer) and not in_place:
                 family = shares.setdefault(layer.bottoms[0], {layer.bottoms[0]})
                 family.add(top)
                 shares[top] = family
@@ -93,6 +106,29 @@ def trace(layers: tuple[Layer, ...], source: str) -> Graph:
     return Graph(tuple(steps), holds)
 
 
+def _shares(layer: Layer) -> bool:
+    """Whether the layer's tops are its bottom's memory under other names and shapes."""
+    if len(layer.bottoms) != 1:
+        return False
+    if layer.type == "Permute":
+        order = list(layer.param.permute_param.order)
+        return order == list(range(len(order)))
+    return (
+        layer.type in _SHARING or layer.type == "Concat" or (layer.type == "Slice" and len(layer.tops) == 1)
+    )
+
+
+def varying(steps: tuple[Step, ...], inputs: set[str]) -> set[int]:
+    """The values that depend on the picture; all others are the same for every one."""
+    found: set[int] = set()
+    for step in steps:
+        if step.layer.type == INPUT:
+            found.update(v for v, top in zip(step.writes, step.layer.tops, strict=True) if top in inputs)
+        elif found.intersection(step.reads):
+            found.update(step.writes)
+    return found
+
+
 def clash(steps: tuple[Step, ...]) -> str | None:
     """Why real Caffe aborts on these steps although every value is plain here, or None.
 
@@ -100,7 +136,7 @@ def clash(steps: tuple[Step, ...]) -> str | None:
     """
     readers: dict[int, list[Layer]] = {}
     for step in steps:
-        for value in set(step.reads):
+        for value in step.reads:
             readers.setdefault(value, []).append(step.layer)
     for layers in readers.values():
         writer = next((layer for layer in layers if set(layer.bottoms) & set(layer.tops)), None)

@@ -10,12 +10,13 @@ from pathlib import Path
 from featd.config import ModelConfig
 from featd.errors import ModelError
 from featd.net import gist
+from featd.net.batch import any_batch, one_by_one
 from featd.net.caffemodel import StoredLayer, read_weights
-from featd.net.graph import INPUT, Graph, Shape, Step, clash, trace
+from featd.net.graph import CONSTANTS, INPUT, Graph, Shape, Step, clash, trace, varying
 from featd.net.layers.table import TYPES
-from featd.net.net import Net, caffe_defaults, file_stat, flattened
+from featd.net.net import Net, caffe_defaults, flattened
 from featd.net.prototxt import parse, read
-from featd.net.shapes import Shapes, infer
+from featd.net.shapes import infer
 from featd.net.upgrade import refuse, upgrade
 from featd.net.weights import Wanted, match
 
@@ -30,6 +31,7 @@ def load_net(model: ModelConfig) -> Net:
     raw, message = read(path)
     layers = upgrade(message, str(path))
     refuse(layers, str(path))
+    layers = any_batch(layers, str(path))
     graph = trace(layers, str(path))
     _check_blobs(graph, model.blobs, str(path))
     steps = graph.needed(model.blobs)
@@ -37,12 +39,6 @@ def load_net(model: ModelConfig) -> Net:
         require_lowered(steps, str(path))
     assert model.weights is not None  # the config says so
     weights_path = Path(model.weights)
-    try:
-        stat = file_stat(weights_path)
-    except OSError as error:
-        raise ModelError(
-            f"{weights_path}: cannot read the weights: {error.strerror}: check model.weights"
-        ) from None
     bytes_read, stored = read_weights(weights_path)
     identity = {
         "net": "sha256:" + hashlib.sha256(raw).hexdigest(),
@@ -62,8 +58,6 @@ def load_net(model: ModelConfig) -> Net:
         identity=identity,
         preprocess=caffe_defaults(net.input_shape),
         prototxt=raw.decode("utf-8-sig"),
-        weights_path=weights_path,
-        weights_stat=stat,
     )
 
 
@@ -109,7 +103,11 @@ def require_lowered(steps: Sequence[Step], source: str) -> None:
 def _input(steps: Sequence[Step], blobs: Sequence[str], source: str) -> str:
     read = {bottom for step in steps for bottom in step.layer.bottoms}.union(blobs)
     inputs = [top for step in steps if step.layer.type == INPUT for top in step.layer.tops if top in read]
-    sources = [step.layer for step in steps if not step.layer.bottoms and step.layer.type != INPUT]
+    sources = [
+        step.layer
+        for step in steps
+        if not step.layer.bottoms and step.layer.type != INPUT and step.layer.type not in CONSTANTS
+    ]
     if sources:
         raise ModelError(
             f"{source}: {sources[0]} makes data by itself; pictures come in by an Input layer: take the deploy.prototxt"
@@ -131,24 +129,6 @@ def _input_shape(blob: str, shape: Shape | None, source: str) -> tuple[int, int,
     return (shape[1], shape[2], shape[3])
 
 
-def _check_batch(one: Shapes, two: Shapes, source: str) -> None:
-    """Every blob must keep the batch as its first axis, or images would mix; no weight may depend on the batch."""
-    for layer, params in two.params.items():
-        if params != one.params[layer]:
-            raise ModelError(
-                f"{source}: layer {layer!r} has weights that depend on the batch size: look at its axis"
-            )
-    for blob, shape in two.blobs.items():
-        before = one.blobs[blob]
-        if shape is None or before is None:
-            continue
-        if shape[:1] != (2,) or before[:1] != (1,) or shape[1:] != before[1:]:
-            raise ModelError(
-                f"{source}: blob {blob!r} does not keep the batch as its first axis ({before} for one image, {shape} "
-                "for two): featd cannot tell its images apart; look for a Reshape with fixed dims, or axis: 0"
-            )
-
-
 def _assemble(
     *,
     name: str,
@@ -162,9 +142,17 @@ def _assemble(
     input_blob = _input(steps, blobs, source)
     one = infer(steps, 1)
     input_shape = _input_shape(input_blob, one.blobs[input_blob], source)
-    _check_batch(one, infer(steps, 2), source)
+    depends = varying(steps, {input_blob})
+    for blob in blobs:
+        if graph.blobs[blob] not in depends:
+            raise ModelError(
+                f"{source}: blob {blob!r} does not depend on the picture: it is the same for every one"
+            )
     matched = match(
-        [Wanted(step.layer, one.params[step.layer.name]) for step in steps], stored, weights_source
+        [Wanted(step.layer, one.params[step.layer.key]) for step in steps],
+        stored,
+        weights_source,
+        [step.layer for step in graph.steps],
     )
     if matched.missing:
         raise ModelError(
@@ -184,8 +172,9 @@ def _assemble(
         shapes=one.blobs,
         weights=matched.weights,
         unused_weights=matched.unused,
+        other_weights=matched.others,
         prototxt="",
-        weights_path=None,
-        weights_stat=None,
         clash=clash(steps),
+        one_by_one=one_by_one(steps, one, depends),
+        constants=frozenset(value for step in steps for value in step.writes if value not in depends),
     )

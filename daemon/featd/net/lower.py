@@ -11,8 +11,9 @@ import onnx
 from onnx import TensorProto, helper
 
 from featd.errors import ModelError
-from featd.net.graph import INPUT, Shape
-from featd.net.layers.registry import Lowered
+from featd.net.fold import fold
+from featd.net.graph import INPUT, Shape, Step
+from featd.net.layers.registry import Lowered, Weights
 from featd.net.layers.table import TYPES
 from featd.net.load import require_lowered
 from featd.net.net import Net
@@ -28,7 +29,7 @@ class _Graph:
     """The ONNX graph in the making (featd.net.layers.registry.Builder)."""
 
     def __init__(self) -> None:
-        self.nodes: list[Any] = []
+        self.made: list[Any] = []
         self.initializers: list[Any] = []
         self._scalars: dict[float, str] = {}
         self._count = 0
@@ -39,9 +40,15 @@ class _Graph:
         return f"tensor {self._count}"
 
     def node(self, op: str, inputs: Sequence[str], /, **attributes: Any) -> str:
-        output = self._fresh()
-        self.nodes.append(helper.make_node(op, list(inputs), [output], **attributes))
-        return output
+        return self._add(op, inputs, 1, attributes)[0]
+
+    def nodes(self, op: str, inputs: Sequence[str], outputs: int, /, **attributes: Any) -> list[str]:
+        return self._add(op, inputs, outputs, attributes)
+
+    def _add(self, op: str, inputs: Sequence[str], count: int, attributes: dict[str, Any]) -> list[str]:
+        outputs = [self._fresh() for _ in range(count)]
+        self.made.append(helper.make_node(op, list(inputs), outputs, **attributes))
+        return outputs
 
     def constant(self, array: npt.NDArray[Any]) -> str:
         name = self._fresh()
@@ -57,9 +64,10 @@ class _Graph:
             self._scalars[value] = self.constant(np.array(value, np.float32))
         return self._scalars[value]
 
-    def reshape(self, tensor: str, shape: Shape) -> str:
+    def reshape(self, tensor: str, shape: Shape, fixed: bool = False) -> str:
         # 0 copies the batch axis from the input.
-        return self.node("Reshape", [tensor, self.constant(np.array([0, *shape[1:]], np.int64))])
+        dims = shape if fixed else (0, *shape[1:])
+        return self.node("Reshape", [tensor, self.constant(np.array(dims, np.int64))])
 
 
 def to_onnx(net: Net) -> bytes:
@@ -68,35 +76,64 @@ def to_onnx(net: Net) -> bytes:
     require_lowered(net.layers, net.source)
     graph = _Graph()
     values: dict[int, tuple[str, Shape]] = {}
-    for step in net.layers:
+    folded = fold(net)
+    for at, step in enumerate(net.layers):
         layer = step.layer
+        if at in folded.absorbed:
+            # It is part of the layer before it.
+            values[step.writes[0]] = values[step.reads[0]]
+            continue
         tops = tuple(_known(net, top) for top in layer.tops)
         if layer.type == INPUT:
             tensors: Sequence[str] = [_input_name(top) for top in layer.tops]
         else:
-            bottoms, shapes = [], []
-            for value, bottom in zip(step.reads, layer.bottoms, strict=True):
-                bottoms.append(_as_named(graph, values[value], _known(net, bottom)))
-                shapes.append(_known(net, bottom))
-            weights = [weight.array() for weight in net.weights.get(layer.name, ())]
-            at = Lowered(layer, tuple(bottoms), tuple(shapes), tops, weights)
-            tensors = TYPES[layer.type].lower(graph, at)
-        for value, tensor, top in zip(step.writes, tensors, tops, strict=True):
+            at_layer = _lowered(net, graph, step, values, folded.weights.get(at))
+            affine = folded.affine.get(at)
+            lower = TYPES[layer.type].lower if affine is None else affine.lower
+            tensors = lower(graph, at_layer)
+        for value, tensor, top in zip(step.writes, tensors, tops, strict=False):
             values[value] = (tensor, top)
     outputs = []
+    batch = 1 if net.one_by_one else "n"
     for blob, size in net.blobs.items():
-        tensor, _ = values[net.values[blob]]
-        graph.nodes.append(helper.make_node("Flatten", [tensor], [output_name(blob)], axis=1))
-        outputs.append(helper.make_tensor_value_info(output_name(blob), TensorProto.FLOAT, ["n", size]))
+        tensor, _ = _made(net, values, net.values[blob], blob)
+        to_rows = graph.constant(np.array([-1, size], np.int64))
+        graph.made.append(helper.make_node("Reshape", [tensor, to_rows], [output_name(blob)]))
+        outputs.append(helper.make_tensor_value_info(output_name(blob), TensorProto.FLOAT, [batch, size]))
     name = _input_name(net.input_blob)
-    inputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", *net.input_shape])]
-    made = helper.make_graph(graph.nodes, net.name, inputs, outputs, graph.initializers)
+    inputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [batch, *net.input_shape])]
+    made = helper.make_graph(graph.made, net.name, inputs, outputs, graph.initializers)
     model = onnx.ModelProto(ir_version=IR_VERSION, producer_name="featd", graph=made)
     model.opset_import.append(helper.make_opsetid("", OPSET))
     if model.ByteSize() > MAX_BYTES:
         raise ModelError(f'{net.source}: larger than 2 GB, which ONNX cannot hold: set engine = "caffe"')
     serialized: bytes = model.SerializeToString()
     return serialized
+
+
+def _lowered(
+    net: Net, graph: _Graph, step: Step, values: dict[int, tuple[str, Shape]], weights: Weights | None
+) -> Lowered:
+    layer = step.layer
+    bottoms, shapes, fixed = [], [], []
+    for value, bottom in zip(step.reads, layer.bottoms, strict=True):
+        alone = net.one_by_one is not None or value in net.constants
+        bottoms.append(_as_named(graph, _made(net, values, value, bottom), _known(net, bottom), alone))
+        shapes.append(_known(net, bottom))
+        fixed.append(alone)
+    if weights is None:
+        weights = [weight.array() for weight in net.weights.get(layer.key, ())]
+    tops = tuple(_known(net, top) for top in layer.tops)
+    return Lowered(layer, tuple(bottoms), tuple(shapes), tops, weights, tuple(fixed))
+
+
+def _made(net: Net, values: dict[int, tuple[str, Shape]], value: int, blob: str) -> tuple[str, Shape]:
+    if value not in values:
+        raise ModelError(
+            f"{net.source}: the onnxruntime engine does not make blob {blob!r}: "
+            'set engine = "caffe" where real Caffe is installed'
+        )
+    return values[value]
 
 
 def output_name(blob: str) -> str:
@@ -114,7 +151,7 @@ def _known(net: Net, blob: str) -> Shape:
     return shape
 
 
-def _as_named(graph: _Graph, value: tuple[str, Shape], shape: Shape) -> str:
+def _as_named(graph: _Graph, value: tuple[str, Shape], shape: Shape, fixed: bool) -> str:
     """A value as the blob that names it: blobs that share memory may differ in shape."""
     tensor, made = value
-    return tensor if made == shape else graph.reshape(tensor, shape)
+    return tensor if made == shape else graph.reshape(tensor, shape, fixed)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
+from featd.net.caffemodel import StoredLayer
 from featd.net.graph import Shape, Step
 from featd.net.layers.table import TYPES
 from featd.net.weights import Weight
@@ -64,15 +64,18 @@ class Net:
     shapes: dict[str, Shape | None]
     """Blob -> shape with batch 1."""
     weights: Mapping[str, tuple[Weight, ...]]
+    """By the layers' keys."""
     unused_weights: tuple[str, ...]
+    other_weights: Mapping[str, StoredLayer]
+    """What the file holds for layers of types that featd does not know; by the layers' keys, unchecked."""
     prototxt: str
     """The whole definition as text, as it was read."""
-    weights_path: Path | None
-    """None: computed, see `weights`."""
-    weights_stat: tuple[int, ...] | None
-    """What stat said when the weights were read: a second reader must find the same."""
     clash: str | None
     """Why real Caffe cannot run this net although the lowering can, or None."""
+    one_by_one: str | None
+    """Why images must run one at a time, lest their vectors depend on their neighbours; None: any batch will do."""
+    constants: frozenset[int]
+    """The values that do not depend on the picture."""
 
     @property
     def unsupported(self) -> tuple[Step, ...]:
@@ -81,11 +84,5 @@ class Net:
 
 
 def flattened(shape: Shape | None) -> int:
-    """Numbers per image in a blob; 0 when unknown."""
-    return math.prod(shape[1:]) if shape else 0
-
-
-def file_stat(path: Path) -> tuple[int, ...]:
-    """What must not change while a file is read twice."""
-    found = path.stat()
-    return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+    """Numbers in a blob of one image; 0 when unknown."""
+    return 0 if shape is None else math.prod(shape)

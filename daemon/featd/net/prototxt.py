@@ -16,13 +16,14 @@ from typing import Final
 from featd.errors import ModelError
 from featd.net import schema
 
-MAX_BYTES: Final = 64 << 20
+MAX_BYTES: Final = 8 << 20
 """No definition is near this; a .caffemodel given in its place is."""
 MAX_DEPTH: Final = 50
 
 _TOKEN = re.compile(
     r"""(?P<blank>[ \t\r\n\f\v]+|\#[^\n]*)
-      | (?P<number>[-+]?(?:0[xX][0-9a-fA-F]+|(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?[fF]?|[iI]nf(?:inity)?\b|[nN]a[nN]\b))
+      | (?P<number>[-+]?(?:0[xX][0-9a-fA-F]+|(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?[fF]?
+          |[iI]nf(?:inity)?|[nN]a[nN])(?!\w))
       | (?P<word>[A-Za-z_][\w.]*)
       | (?P<string>"(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*')
       | (?P<mark>[{}<>\[\]:;,])""",

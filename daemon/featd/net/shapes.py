@@ -12,8 +12,10 @@ from featd.net.graph import INPUT, Layer, Shape, Step
 from featd.net.layers.registry import MANY
 from featd.net.layers.table import TYPES
 
-MAX_COUNT: Final = 2**31 - 1
-"""Caffe counts a blob's numbers in an int."""
+MAX_COUNT: Final = 2**28
+"""Most numbers in a blob of one image: 1 GiB. The widest published nets have some 64 million."""
+MAX_TOTAL: Final = 2**30
+"""Most numbers in all blobs of one image together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,9 +24,9 @@ class Shapes:
 
     blobs: dict[str, Shape | None]
     params: dict[str, list[Shape] | None]
-    """Layer name -> shapes of its weight arrays, in Caffe's order. None: unknown."""
+    """Layer key -> shapes of its weight arrays, in Caffe's order. None: unknown."""
     problems: dict[str, str]
-    """Layer name -> what is wrong with it (`infer` with tolerant=True only)."""
+    """Layer key -> what is wrong with it (`infer` with tolerant=True only)."""
 
 
 def infer(steps: Iterable[Step], batch: int, *, tolerant: bool = False) -> Shapes:
@@ -33,6 +35,7 @@ def infer(steps: Iterable[Step], batch: int, *, tolerant: bool = False) -> Shape
     ModelError where a known layer's settings do not fit its bottoms; with `tolerant` that is noted instead.
     """
     found = Shapes({}, {}, {})
+    total = 0
     for step in steps:
         layer = step.layer
         bottoms = [found.blobs[bottom] for bottom in layer.bottoms]
@@ -42,13 +45,16 @@ def infer(steps: Iterable[Step], batch: int, *, tolerant: bool = False) -> Shape
         if layer.type in TYPES and len(known) == len(bottoms):
             try:
                 tops, params = _one(layer, known, batch)
+                total += sum(math.prod(top) for top in tops)
+                if total > MAX_TOTAL * batch:
+                    raise ModelError(f"{layer}: with it the net's blobs hold more than {MAX_TOTAL:,} numbers")
             except ModelError as error:
                 if not tolerant:
                     raise
-                found.problems[layer.name] = str(error)
+                found.problems[layer.key] = str(error)
         for at, top in enumerate(layer.tops):
             found.blobs[top] = tops[at] if tops is not None else None
-        found.params[layer.name] = params
+        found.params[layer.key] = params
     return found
 
 
@@ -78,8 +84,6 @@ def _one(layer: Layer, bottoms: list[Shape], batch: int) -> tuple[list[Shape], l
         raise ModelError(f"{layer}: makes {len(tops)} blobs, its definition names {len(layer.tops)} tops")
     if any(dim < 1 for top in tops for dim in top):
         raise ModelError(f"{layer}: would make an empty blob")
-    if any(math.prod(top) > MAX_COUNT for top in tops):
-        raise ModelError(
-            f"{layer}: would make a blob of more than {MAX_COUNT:,} numbers, more than Caffe can hold"
-        )
+    if any(math.prod(top) > MAX_COUNT * batch for top in tops):
+        raise ModelError(f"{layer}: would make a blob of more than {MAX_COUNT:,} numbers for one image")
     return tops, kind.params(layer, bottoms)

@@ -5,11 +5,14 @@ The rules are Caffe's own (upgrade_proto.cpp, Net::FilterNet), written anew.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final
 
 from featd.errors import ModelError
 from featd.net import schema
 from featd.net.graph import INPUT, Layer
+from featd.net.v0 import from_v0, is_v0
 
 REFUSED: Final = frozenset(
     {
@@ -39,7 +42,8 @@ _TEST: Final = schema.ENUMS["NetState.Phase"]["TEST"]
 def upgrade(net: schema.Message, source: str) -> tuple[Layer, ...]:
     """The layers that run in the TEST phase, in order, with one Input layer per old-style `input` in front.
 
-    Layers keep the index they have in the file. Nothing is refused here: see `refuse`.
+    Layers keep the index they have in the file, unless the file is of the form of 2013. Nothing is refused here: see
+    `refuse`.
     """
     if net.layer and net.layers:
         raise ModelError(f"{source}: mixes `layer` and `layers` (old form): Caffe does not read this either")
@@ -48,11 +52,99 @@ def upgrade(net: schema.Message, source: str) -> tuple[Layer, ...]:
         layers += [
             _current(layer, index) for index, layer in enumerate(net.layer) if _runs(layer, net.state, source)
         ]
+    elif is_v0(net):
+        layers += [
+            replace(_v1(layer, index), rewritten=True) for index, layer in enumerate(from_v0(net, source))
+        ]
     else:
         layers += [
             _v1(layer, index) for index, layer in enumerate(net.layers) if _runs(layer, net.state, source)
         ]
-    return tuple(layers)
+    return _keyed(_fed(layers, source))
+
+
+def _fed(layers: Sequence[Layer], source: str) -> list[Layer]:
+    """Layers by which a program hands pictures to Caffe, as Input layers: MemoryData, and where a net has no other
+    input its first DummyData that looks like a picture (nets written to be timed)."""
+    made = []
+    has_input = any(layer.type in (INPUT, "MemoryData") for layer in layers)
+    for layer in layers:
+        if layer.type == "MemoryData":
+            made += _input_layers(layer, _memory_shapes(layer, source))
+        elif layer.type == "DummyData":
+            for top in _dummies(layer, source):
+                shape = tuple(int(dim) for dim in top.param.dummy_data_param.shape[0].dim)
+                if not has_input and len(shape) == 4 and shape[1] in (1, 3):
+                    has_input = True
+                    made += _input_layers(top, [shape])
+                else:
+                    made.append(top)
+        else:
+            made.append(layer)
+    return made
+
+
+def _input_layers(layer: Layer, shapes: Sequence[Sequence[int]]) -> list[Layer]:
+    made = []
+    for top, shape in zip(layer.tops, shapes, strict=True):
+        param = schema.new("LayerParameter")
+        param.name, param.type = layer.name, INPUT
+        param.top.append(top)
+        param.input_param.shape.add().dim.extend(shape)
+        made.append(Layer(layer.index, layer.name, INPUT, (), (top,), param, rewritten=True))
+    return made
+
+
+def _memory_shapes(layer: Layer, source: str) -> list[tuple[int, ...]]:
+    param = layer.param.memory_data_param
+    if len(layer.tops) != 2 or layer.bottoms:
+        raise ModelError(
+            f"{source}: {layer} has {len(layer.tops)} tops, the type takes 2: pictures and labels"
+        )
+    return [(param.batch_size, param.channels, param.height, param.width), (param.batch_size,)]
+
+
+def _dummies(layer: Layer, source: str) -> list[Layer]:
+    """A DummyData layer as one for each of its tops, with one `shape` and one filler."""
+    param, count = layer.param.dummy_data_param, len(layer.tops)
+    old = [list(getattr(param, name)) for name in ("num", "channels", "height", "width")]
+    if any(old):
+        fits = not param.shape and all(len(dims) in (1, count) for dims in old)
+        each = [dims * count if len(dims) == 1 else dims for dims in old]
+        shapes = [list(dims) for dims in zip(*each, strict=False)]
+    else:
+        shapes = [[int(dim) for dim in shape.dim] for shape in param.shape]
+        fits = len(shapes) in (1, count)
+        shapes = shapes * count if len(shapes) == 1 else shapes
+    fillers = list(param.data_filler)
+    if not fits or len(fillers) not in (0, 1, count) or layer.bottoms:
+        raise ModelError(
+            f"{source}: {layer}: needs no bottom, and one shape and filler for all of its {count} tops or one for each"
+        )
+    made = []
+    for at, (top, shape) in enumerate(zip(layer.tops, shapes, strict=True)):
+        one = schema.new("LayerParameter")
+        one.name, one.type = layer.name, layer.type
+        one.top.append(top)
+        one.dummy_data_param.shape.add().dim.extend(shape)
+        if fillers:
+            one.dummy_data_param.data_filler.add().CopyFrom(fillers[at if len(fillers) > 1 else 0])
+        made.append(Layer(layer.index, layer.name, layer.type, (), (top,), one, rewritten=True))
+    return made
+
+
+def _keyed(layers: Sequence[Layer]) -> tuple[Layer, ...]:
+    names = {layer.name for layer in layers}
+    seen: dict[str, int] = {}
+    made = []
+    for layer in layers:
+        seen[layer.name] = seen.get(layer.name, 0) + 1
+        key, count = layer.name, seen[layer.name]
+        while count > 1 and key in names:
+            key, count = f"{layer.name} ({count})", count + 1
+        names.add(key)
+        made.append(replace(layer, key=key))
+    return tuple(made)
 
 
 def refuse(layers: tuple[Layer, ...], source: str) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from featd.errors import ModelError
+from featd.net import schema
 from featd.net.caffemodel import StoredBlob, StoredLayer
 from featd.net.graph import Layer, Shape
 
@@ -40,55 +41,84 @@ class Match:
     """What came of matching."""
 
     weights: dict[str, tuple[Weight, ...]]
+    """By the layers' keys."""
     missing: tuple[str, ...]
-    """Names of layers that need weights and found none."""
+    """Keys of layers that need weights and found none."""
+    others: dict[str, StoredLayer]
+    """What the file holds for layers of types that featd does not know, by their keys."""
     unused: tuple[str, ...]
     """Names of layers that only the file has, or that no wanted blob needs."""
 
 
 _Key: TypeAlias = tuple[str, int]
+_SHARED: Final = -1
+_PERMISSIVE: Final = schema.ENUMS["ParamSpec.DimCheckMode"]["PERMISSIVE"]
 
 
-def match(wanted: Sequence[Wanted], stored: Sequence[StoredLayer], source: str) -> Match:
-    """Give each wanted layer its arrays. ModelError where number or shape differ; missing ones are listed.
+def match(
+    wanted: Sequence[Wanted],
+    stored: Sequence[StoredLayer],
+    source: str,
+    layers: Sequence[Layer] | None = None,
+) -> Match:
+    """Give each wanted layer its arrays. ModelError where number or shape differ or numbers are not finite; missing
+    ones are listed.
 
-    Arrays with the same `param { name }` are one array in Caffe: the last one read wins for all.
+    Where layers have one name, Caffe gives the file's arrays to the first of them (of an HDF5 file: to the last).
+    Arrays with the same `param { name }` are one array: the last one read wins for all. `layers`: all of the net's,
+    where `wanted` are not: they may own a name or a shared array too.
     """
-    by_name: dict[str, Wanted] = {}
-    for one in wanted:
-        # Caffe gives a doubled name's arrays to the first layer.
-        if one.layer.name not in by_name:
-            by_name[one.layer.name] = one
+    owners: dict[str, Layer] = {}
+    last = any(layer.hdf5 for layer in stored)
+    for owner in [one.layer for one in wanted] if layers is None else layers:
+        if last or owner.name not in owners:
+            owners[owner.name] = owner
+    by_key = {one.layer.key: one for one in wanted}
     values: dict[_Key, StoredBlob] = {}
+    others: dict[str, StoredLayer] = {}
     unused = []
     for layer in stored:
-        if not layer.blobs:
+        if not any(layer.blobs):
             continue
-        target = by_name.get(layer.name)
+        of = owners.get(layer.name)
+        target = None if of is None else by_key.get(of.key)
         if target is None:
             unused.append(layer.name)
-        elif target.shapes is not None:
+            if of is not None:
+                keyed = ((_key(of, at), blob) for at, blob in enumerate(layer.blobs) if blob is not None)
+                values |= {key: blob for key, blob in keyed if key[1] == _SHARED}
+        elif target.shapes is None:
+            others[target.layer.key] = layer
+        else:
             _check(target.layer, target.shapes, layer, source)
-            for at, blob in enumerate(layer.blobs):
-                values[_key(target.layer, at)] = blob
+            values |= {
+                _key(target.layer, at): blob for at, blob in enumerate(layer.blobs) if blob is not None
+            }
     weights, missing = {}, []
     for one in wanted:
         if not one.shapes:
             continue
-        blobs = [values.get(_key(one.layer, at)) for at in range(len(one.shapes))]
-        found = [blob for blob in blobs if blob is not None]
-        if len(found) < len(blobs):
-            missing.append(one.layer.name)
+        found = [values.get(_key(one.layer, at)) for at in range(len(one.shapes))]
+        blobs = [blob for blob in found if blob is not None]
+        if len(blobs) < len(found):
+            missing.append(one.layer.key)
             continue
-        for blob, shape in zip(found, one.shapes, strict=True):
-            if blob.data.size != math.prod(shape):
-                raise ModelError(
-                    f"{source}: {one.layer} shares an array of another size: {blob.shape}, not {shape}"
-                )
-        weights[one.layer.name] = tuple(
-            Weight(blob, shape) for blob, shape in zip(found, one.shapes, strict=True)
+        weights[one.layer.key] = tuple(
+            _weight(one.layer, at, blob, shape, source)
+            for at, (blob, shape) in enumerate(zip(blobs, one.shapes, strict=True))
         )
-    return Match(weights, tuple(missing), tuple(unused))
+    return Match(weights, tuple(missing), others, tuple(unused))
+
+
+def _weight(layer: Layer, at: int, blob: StoredBlob, shape: Shape, source: str) -> Weight:
+    """ModelError where an array that another layer owns does not fit this one (Net::AppendParam)."""
+    params = layer.param.param
+    permissive = at < len(params) and params[at].share_mode == _PERMISSIVE
+    if blob.data.size != math.prod(shape) or not (permissive or blob.fits(shape)):
+        raise ModelError(
+            f"{source}: {layer} shares an array of another shape: {_text(blob.shape)}, not {_text(shape)}"
+        )
+    return Weight(blob, shape)
 
 
 def _key(layer: Layer, at: int) -> _Key:
@@ -96,20 +126,28 @@ def _key(layer: Layer, at: int) -> _Key:
     # Old definitions give BatchNorm three `param` blocks for its learning rate; Caffe drops them, names and all.
     dropped = layer.type == "BatchNorm" and len(params) == 3
     shared = params[at].name if at < len(params) and not dropped else ""
-    return (f"shared {shared}", -1) if shared else (layer.name, at)
+    return (f"shared {shared}", _SHARED) if shared else (layer.key, at)
 
 
 def _check(layer: Layer, shapes: list[Shape], stored: StoredLayer, source: str) -> None:
-    if len(stored.blobs) != len(shapes):
+    # Of a shared array an HDF5 file holds one copy only, at its owner.
+    if len(stored.blobs) != len(shapes) and not (stored.hdf5 and len(stored.blobs) < len(shapes)):
         raise ModelError(
             f"{source}: {layer} needs {len(shapes)} weight arrays, the file holds {len(stored.blobs)} for it: "
             "these weights belong to another net"
         )
-    for at, (blob, shape) in enumerate(zip(stored.blobs, shapes, strict=True)):
+    for at, (blob, shape) in enumerate(zip(stored.blobs, shapes, strict=False)):
+        if blob is None:
+            continue
         if not blob.fits(shape):
             raise ModelError(
                 f"{source}: {layer}: weight array {at} has shape {_text(blob.shape)}, the net needs {_text(shape)}: "
                 "these weights belong to another net"
+            )
+        if not np.isfinite(blob.data).all():
+            raise ModelError(
+                f"{source}: {layer}: weight array {at} holds numbers that are not finite: "
+                "copy or download the file again"
             )
 
 

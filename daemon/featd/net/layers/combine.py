@@ -1,9 +1,12 @@
-"""Layers that bring several blobs together: Concat, Eltwise."""
+"""Layers that bring several blobs together or take them apart: Concat, Slice, Eltwise."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import reduce
+from itertools import pairwise
+
+import numpy as np
 
 from featd.errors import ModelError
 from featd.net import schema
@@ -35,8 +38,54 @@ def concat(onnx: Builder, at: Lowered) -> list[str]:
     return [onnx.node("Concat", at.bottoms, axis=_concat_axis(at.layer, len(at.shapes[0])))]
 
 
+def _slice_axis(layer: Layer, rank: int) -> int:
+    param = layer.param.slice_param
+    if param.HasField("axis") and param.HasField("slice_dim"):
+        raise ModelError(f"{layer}: write either axis or slice_dim")
+    return axis_of(layer, param.slice_dim if param.HasField("slice_dim") else param.axis, rank)
+
+
+def _slice_shapes(layer: Layer, bottoms: Sequence[Shape]) -> list[Shape]:
+    bottom, count = bottoms[0], len(layer.tops)
+    axis = _slice_axis(layer, len(bottom))
+    points = list(layer.param.slice_param.slice_point)
+    if not points:
+        if bottom[axis] % count:
+            raise ModelError(
+                f"{layer}: {count} tops do not divide the {bottom[axis]} entries of axis {axis} evenly"
+            )
+        points = [bottom[axis] // count * at for at in range(1, count)]
+    cuts = [0, *points, bottom[axis]]
+    if len(points) != count - 1 or any(one >= other for one, other in pairwise(cuts)):
+        raise ModelError(
+            f"{layer}: slice_point {points} does not cut the {bottom[axis]} entries of axis {axis} into {count}"
+        )
+    return [(*bottom[:axis], other - one, *bottom[axis + 1 :]) for one, other in pairwise(cuts)]
+
+
+@register("Slice", _slice_shapes, tops=(1, MANY))
+def slice_(onnx: Builder, at: Lowered) -> list[str]:
+    axis = _slice_axis(at.layer, len(at.shapes[0]))
+    if len(at.tops) == 1:
+        return [at.bottoms[0]]
+    tops, start = [], 0
+    for top in at.tops:
+        tops.append(cut(onnx, at.bottoms[0], {axis: (start, start + top[axis])}))
+        start += top[axis]
+    return tops
+
+
+def cut(onnx: Builder, tensor: str, ranges: Mapping[int, tuple[int, int]]) -> str:
+    """The part of a tensor within [start, end) of some axes."""
+    starts, ends = zip(*ranges.values(), strict=True)
+    arrays = [onnx.constant(np.array(values, np.int64)) for values in (starts, ends, tuple(ranges))]
+    return onnx.node("Slice", [tensor, *arrays])
+
+
 def _eltwise_shapes(layer: Layer, bottoms: Sequence[Shape]) -> list[Shape]:
     param = layer.param.eltwise_param
+    if param.operation not in _OPERATIONS:
+        raise ModelError(f"{layer}: unknown operation")
     if any(bottom != bottoms[0] for bottom in bottoms):
         raise ModelError(f"{layer}: its bottoms differ in shape: {', '.join(map(str, bottoms))}")
     if param.coeff and len(param.coeff) != len(bottoms):

@@ -1,13 +1,18 @@
-"""Convolution. Rules of sizes: base_conv_layer.cpp and conv_layer.cpp of Caffe 1.0."""
+"""Convolution and Deconvolution. Rules of sizes: base_conv_layer.cpp, conv_layer.cpp, deconv_layer.cpp of Caffe 1.0."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from featd.errors import ModelError
 from featd.net.graph import Layer, Shape
 from featd.net.layers.registry import MANY, Builder, Lowered, axis_of, cannot, register
+
+_MOST_COLUMNS: Final = 2**31 - 1
+_MOST_SETTING: Final = 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +52,8 @@ def window(layer: Layer, axes: int) -> Window:
     )
     if min(out.kernel + out.stride + out.dilation) < 1:
         raise ModelError(f"{layer}: kernel, stride and dilation must be at least 1")
+    if max(out.kernel + out.stride + out.pad + out.dilation) > _MOST_SETTING:
+        raise ModelError(f"{layer}: a kernel, stride, pad or dilation is larger than any picture")
     return out
 
 
@@ -59,21 +66,39 @@ def _geometry(layer: Layer, bottom: Shape) -> tuple[int, Window]:
 
 def _shapes(layer: Layer, bottoms: Sequence[Shape]) -> list[Shape]:
     outputs = layer.param.convolution_param.num_output
-    tops = []
-    for bottom in bottoms:
-        _, at = _geometry(layer, bottom)
-        if bottom[1:] != bottoms[0][1:]:
+    _, at = _geometry(layer, bottoms[0])
+    for bottom in bottoms[1:]:
+        if bottom != bottoms[0]:
             raise ModelError(f"{layer}: its bottoms differ in shape")
-        spatial = []
-        for size, kernel, stride, pad, dilation in zip(
-            bottom[2:], at.kernel, at.stride, at.pad, at.dilation, strict=True
-        ):
-            room = size + 2 * pad - (dilation * (kernel - 1) + 1)
-            if room < 0:
-                raise ModelError(f"{layer}: its kernel is larger than its padded bottom {bottom}")
-            spatial.append(room // stride + 1)
-        tops.append((bottom[0], outputs, *spatial))
-    return tops
+    bottom, spatial = bottoms[0], []
+    for size, kernel, stride, pad, dilation in zip(
+        bottom[2:], at.kernel, at.stride, at.pad, at.dilation, strict=True
+    ):
+        extent = dilation * (kernel - 1) + 1
+        if layer.type == "Deconvolution":
+            spatial.append(stride * (size - 1) + extent - 2 * pad)
+            if spatial[-1] < 1:
+                raise ModelError(f"{layer}: its pad is larger than what it makes of its bottom {bottom}")
+        elif size + 2 * pad < extent:
+            raise ModelError(f"{layer}: its kernel is larger than its padded bottom {bottom}")
+        else:
+            spatial.append((size + 2 * pad - extent) // stride + 1)
+    _check_room(layer, bottom, tuple(spatial), at)
+    return [(bottom[0], outputs, *spatial)] * len(bottoms)
+
+
+def _check_room(layer: Layer, bottom: Shape, spatial: Shape, at: Window) -> None:
+    """Caffe lays out every window of an image side by side, and counts in an int."""
+    deconvolution = layer.type == "Deconvolution"
+    channels = layer.param.convolution_param.num_output if deconvolution else bottom[1]
+    places = bottom[2:] if deconvolution else spatial
+    if channels * math.prod(at.kernel) * math.prod(places) > _MOST_COLUMNS:
+        raise ModelError(
+            f"{layer}: its windows {at.kernel} over {bottom} hold more numbers than Caffe can count"
+        )
+    padded = (size + 2 * pad for size, pad in zip(bottom[2:], at.pad, strict=True))
+    if not deconvolution and math.prod(padded) * bottom[1] > _MOST_COLUMNS:
+        raise ModelError(f"{layer}: its pad {at.pad} is far larger than its bottom {bottom}")
 
 
 def _params(layer: Layer, bottoms: Sequence[Shape]) -> list[Shape]:
@@ -83,17 +108,21 @@ def _params(layer: Layer, bottoms: Sequence[Shape]) -> list[Shape]:
         raise ModelError(
             f"{layer}: group {param.group} must divide {channels} input channels and {param.num_output} outputs"
         )
-    weight: Shape = (param.num_output, channels // param.group, *at.kernel)
+    outer, inner = param.num_output, channels
+    if layer.type == "Deconvolution":
+        outer, inner = inner, outer
+    weight: Shape = (outer, inner // param.group, *at.kernel)
     return [weight, (param.num_output,)] if param.bias_term else [weight]
 
 
+@register("Deconvolution", _shapes, _params, bottoms=(1, MANY), tops=(1, MANY))
 @register("Convolution", _shapes, _params, bottoms=(1, MANY), tops=(1, MANY))
 def lower(onnx: Builder, at: Lowered) -> list[str]:
     win = window(at.layer, len(at.shapes[0]) - 2)
     arrays = [onnx.constant(array) for array in at.weights]
     return [
         onnx.node(
-            "Conv",
+            "Conv" if at.layer.type == "Convolution" else "ConvTranspose",
             [bottom, *arrays],
             kernel_shape=win.kernel,
             strides=win.stride,

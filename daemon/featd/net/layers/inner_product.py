@@ -1,4 +1,4 @@
-"""InnerProduct (fully connected)."""
+"""InnerProduct (fully connected) and Embed."""
 
 from __future__ import annotations
 
@@ -36,9 +36,36 @@ def lower(onnx: Builder, at: Lowered) -> list[str]:
         flat = onnx.node("Flatten", [at.bottoms[0]], axis=1)
         arrays = [onnx.constant(array) for array in at.weights]
         return [onnx.node("Gemm", [flat, *arrays], transB=0 if param.transpose else 1)]
-    flat = onnx.reshape(at.bottoms[0], (*bottom[:axis], math.prod(bottom[axis:])))
+    flat = onnx.reshape(at.bottoms[0], (*bottom[:axis], math.prod(bottom[axis:])), at.fixed[0])
     weight = at.weights[0] if param.transpose else np.ascontiguousarray(at.weights[0].T)
     top = onnx.node("MatMul", [flat, onnx.constant(weight)])
     if param.bias_term:
+        top = onnx.node("Add", [top, onnx.constant(at.weights[1])])
+    return [top]
+
+
+def _embed_shapes(layer: Layer, bottoms: Sequence[Shape]) -> list[Shape]:
+    return [(*bottoms[0], layer.param.embed_param.num_output)]
+
+
+def _embed_params(layer: Layer, bottoms: Sequence[Shape]) -> list[Shape]:
+    param = layer.param.embed_param
+    if param.num_output < 1 or param.input_dim < 1:
+        raise ModelError(f"{layer}: num_output and input_dim must be at least 1")
+    weight: Shape = (param.input_dim, param.num_output)
+    return [weight, (param.num_output,)] if param.bias_term else [weight]
+
+
+@register("Embed", _embed_shapes, _embed_params)
+def embed(onnx: Builder, at: Lowered) -> list[str]:
+    """A row of the weights for each number, which is cut to a whole one. One that has no row is an error here; Caffe
+    reads what lies beside its weights."""
+    rows = onnx.node("Cast", at.bottoms, to=7)
+    # ONNX would count negative rows from the end.
+    negative = onnx.node("Less", [rows, onnx.constant(np.array(0))])
+    beyond = onnx.constant(np.array(at.layer.param.embed_param.input_dim))
+    rows = onnx.node("Where", [negative, beyond, rows])
+    top = onnx.node("Gather", [onnx.constant(at.weights[0]), rows], axis=0)
+    if len(at.weights) > 1:
         top = onnx.node("Add", [top, onnx.constant(at.weights[1])])
     return [top]

@@ -1,8 +1,10 @@
-"""Layers that look at one number at a time: activations, Power, Dropout (which does nothing in TEST)."""
+"""Layers that look at one number at a time: activations, Power, Exp, Log, Dropout (which does nothing in TEST)."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Final
 
 import numpy as np
 
@@ -10,13 +12,61 @@ from featd.errors import ModelError
 from featd.net.graph import Layer, Shape
 from featd.net.layers.registry import Builder, Lowered, register
 
+_FLOAT: Final = 1
+_DOUBLE: Final = 11
+"""Numbers of ONNX's types."""
+
 
 @register("ReLU", in_place=True)
 def relu(onnx: Builder, at: Lowered) -> list[str]:
-    slope = at.layer.param.relu_param.negative_slope
-    if slope == 0:
-        return [onnx.node("Relu", at.bottoms)]
-    return [onnx.node("LeakyRelu", at.bottoms, alpha=slope)]
+    return [_relu(onnx, at.bottoms[0], at.layer.param.relu_param.negative_slope)]
+
+
+def _relu(onnx: Builder, bottom: str, slope: float) -> str:
+    return onnx.node("LeakyRelu", [bottom], alpha=slope) if slope else onnx.node("Relu", [bottom])
+
+
+@register("ReLU6", in_place=True)
+def relu6(onnx: Builder, at: Lowered) -> list[str]:
+    """A ReLU cut off above, at 6 where its fork does not say otherwise."""
+    param = at.layer.param.relu6_param
+    top = _relu(onnx, at.bottoms[0], param.negative_slope)
+    return [onnx.node("Min", [top, onnx.scalar(param.threshold)])]
+
+
+@register("ELU", in_place=True)
+def elu(onnx: Builder, at: Lowered) -> list[str]:
+    return [onnx.node("Elu", at.bottoms, alpha=at.layer.param.elu_param.alpha)]
+
+
+@register("BNLL", in_place=True)
+def bnll(onnx: Builder, at: Lowered) -> list[str]:
+    """log(1 + exp(x)); the logarithm in double precision, as in Caffe."""
+    negative = onnx.node("Neg", [onnx.node("Abs", at.bottoms)])
+    wide = onnx.node("Cast", [onnx.node("Exp", [negative])], to=_DOUBLE)
+    log = onnx.node("Log", [onnx.node("Add", [wide, onnx.constant(np.array(1.0))])])
+    return [onnx.node("Add", [onnx.node("Relu", at.bottoms), onnx.node("Cast", [log], to=_FLOAT)])]
+
+
+def _clip_shapes(layer: Layer, bottoms: Sequence[Shape]) -> list[Shape]:
+    param = layer.param.clip_param
+    if not param.HasField("min") or not param.HasField("max"):
+        raise ModelError(f"{layer}: needs min and max")
+    return [bottoms[0]]
+
+
+@register("Clip", _clip_shapes, in_place=True)
+def clip(onnx: Builder, at: Lowered) -> list[str]:
+    """max(min, min(x, max)), in this order."""
+    param = at.layer.param.clip_param
+    below = onnx.node("Min", [at.bottoms[0], onnx.scalar(param.max)])
+    return [onnx.node("Max", [below, onnx.scalar(param.min)])]
+
+
+@register("Threshold", in_place=True)
+def threshold(onnx: Builder, at: Lowered) -> list[str]:
+    above = onnx.node("Greater", [at.bottoms[0], onnx.scalar(at.layer.param.threshold_param.threshold)])
+    return [onnx.node("Cast", [above], to=_FLOAT)]
 
 
 def _prelu_params(layer: Layer, bottoms: Sequence[Shape]) -> list[Shape]:
@@ -34,7 +84,21 @@ def prelu(onnx: Builder, at: Lowered) -> list[str]:
 
 @register("Sigmoid", in_place=True)
 def sigmoid(onnx: Builder, at: Lowered) -> list[str]:
-    return [onnx.node("Sigmoid", at.bottoms)]
+    return [_sigmoid(onnx, at.bottoms[0])]
+
+
+def _sigmoid(onnx: Builder, bottom: str) -> str:
+    # Not ONNX's Sigmoid: ONNX Runtime's ends at 1.5e-8 where Caffe's goes on towards zero.
+    one = onnx.scalar(1.0)
+    return onnx.node("Div", [one, onnx.node("Add", [one, onnx.node("Exp", [onnx.node("Neg", [bottom])])])])
+
+
+@register("Swish", in_place=True)
+def swish(onnx: Builder, at: Lowered) -> list[str]:
+    """x * sigmoid(beta * x)."""
+    bottom, beta = at.bottoms[0], at.layer.param.swish_param.beta
+    scaled = bottom if beta == 1 else onnx.node("Mul", [bottom, onnx.scalar(beta)])
+    return [onnx.node("Mul", [bottom, _sigmoid(onnx, scaled)])]
 
 
 @register("TanH", in_place=True)
@@ -42,7 +106,7 @@ def tanh(onnx: Builder, at: Lowered) -> list[str]:
     return [onnx.node("Tanh", at.bottoms)]
 
 
-@register("AbsVal", in_place=True)
+@register("AbsVal")
 def absval(onnx: Builder, at: Lowered) -> list[str]:
     return [onnx.node("Abs", at.bottoms)]
 
@@ -73,3 +137,52 @@ def power(onnx: Builder, at: Lowered) -> list[str]:
     if param.power != 1:
         top = onnx.node("Pow", [top, onnx.scalar(param.power)])
     return [top]
+
+
+def _log_base(layer: Layer, base: float) -> float:
+    """The logarithm of a base; -1 stands for e. ModelError where Caffe would abort."""
+    if base == -1:
+        return 1.0
+    log = math.log(base) if base > 0 and math.isfinite(base) else math.nan
+    if math.isnan(log):
+        raise ModelError(f"{layer}: base must be positive, is {base}")
+    return log
+
+
+def _exp_shapes(layer: Layer, bottoms: Sequence[Shape]) -> list[Shape]:
+    _log_base(layer, layer.param.exp_param.base)
+    return [bottoms[0]]
+
+
+@register("Exp", _exp_shapes, in_place=True)
+def exp(onnx: Builder, at: Lowered) -> list[str]:
+    """base ^ (shift + scale * x)."""
+    param = at.layer.param.exp_param
+    log = _log_base(at.layer, param.base)
+    with np.errstate(over="ignore"):
+        outer = float(np.exp(np.float32(log * param.shift)))
+    top = at.bottoms[0]
+    if log * param.scale != 1:
+        top = onnx.node("Mul", [top, onnx.scalar(log * param.scale)])
+    top = onnx.node("Exp", [top])
+    return [top if outer == 1 else onnx.node("Mul", [top, onnx.scalar(outer)])]
+
+
+def _log_shapes(layer: Layer, bottoms: Sequence[Shape]) -> list[Shape]:
+    if _log_base(layer, layer.param.log_param.base) == 0:
+        raise ModelError(f"{layer}: base 1 has no logarithm")
+    return [bottoms[0]]
+
+
+@register("Log", _log_shapes, in_place=True)
+def log(onnx: Builder, at: Lowered) -> list[str]:
+    """log(shift + scale * x) to a base."""
+    param = at.layer.param.log_param
+    top = at.bottoms[0]
+    if param.scale != 1:
+        top = onnx.node("Mul", [top, onnx.scalar(param.scale)])
+    if param.shift != 0:
+        top = onnx.node("Add", [top, onnx.scalar(param.shift)])
+    base = _log_base(at.layer, param.base)
+    top = onnx.node("Log", [top])
+    return [top if base == 1 else onnx.node("Mul", [top, onnx.scalar(1 / base)])]

@@ -1,7 +1,8 @@
-"""LRN, Softmax, BatchNorm (with stored statistics) and Scale."""
+"""LRN, Softmax, MVN and Normalize (of SSD)."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,16 +10,23 @@ import numpy as np
 from featd.errors import ModelError
 from featd.net import schema
 from featd.net.graph import Layer, Shape
-from featd.net.layers.registry import Builder, Lowered, axis_of, cannot, register
+from featd.net.layers.pooling import average_lrn
+from featd.net.layers.registry import Builder, Lowered, axis_of, register
 
 _WITHIN = schema.ENUMS["LRNParameter.NormRegion"]["WITHIN_CHANNEL"]
+_MOST_CHANNELS = 1 << 20
 
 
 def _lrn_shapes(layer: Layer, bottoms: Sequence[Shape]) -> list[Shape]:
-    if layer.param.lrn_param.local_size % 2 == 0:
+    size = layer.param.lrn_param.local_size
+    if size % 2 == 0:
         raise ModelError(f"{layer}: local_size must be odd")
     if len(bottoms[0]) != 4:
         raise ModelError(f"{layer}: needs a bottom of 4 axes, has {bottoms[0]}")
+    if size > _MOST_CHANNELS:
+        raise ModelError(f"{layer}: local_size {size} is wider than any blob")
+    if layer.param.lrn_param.norm_region == _WITHIN:
+        average_lrn(layer, bottoms[0], size)
     return [bottoms[0]]
 
 
@@ -26,20 +34,33 @@ def _lrn_shapes(layer: Layer, bottoms: Sequence[Shape]) -> list[Shape]:
 def lrn(onnx: Builder, at: Lowered) -> list[str]:
     param = at.layer.param.lrn_param
     bottom, size = at.bottoms[0], param.local_size
+    if param.norm_region != _WITHIN and (param.alpha <= 0 or param.beta <= 0):
+        return [_lrn_written_out(onnx, at)]
     if param.norm_region != _WITHIN:
-        return [onnx.node("LRN", [bottom], size=size, alpha=param.alpha, beta=param.beta, bias=param.k)]
+        # What lies beyond both ends is zeros: a window wider than all channels sums them all.
+        widest = 2 * at.shapes[0][1] + 1
+        width = min(size, widest)
+        return [
+            onnx.node(
+                "LRN", [bottom], size=width, alpha=param.alpha * width / size, beta=param.beta, bias=param.k
+            )
+        ]
     # As lrn_layer.cpp puts it together: x * (1 + alpha * mean of squares in the window)^-beta; k is not used.
-    pad = (size - 1) // 2
-    mean = onnx.node(
-        "AveragePool",
-        [onnx.node("Mul", [bottom, bottom])],
-        kernel_shape=(size, size),
-        strides=(1, 1),
-        pads=(pad,) * 4,
-        count_include_pad=1,
-    )
+    windows = average_lrn(at.layer, at.shapes[0], size)
+    mean = windows.average(onnx, onnx.node("Mul", [bottom, bottom]))
     scale = onnx.node("Add", [onnx.node("Mul", [mean, onnx.scalar(param.alpha)]), onnx.scalar(1.0)])
     return [onnx.node("Mul", [bottom, onnx.node("Pow", [scale, onnx.scalar(-param.beta)])])]
+
+
+def _lrn_written_out(onnx: Builder, at: Lowered) -> str:
+    """LRN ACROSS_CHANNELS for the settings that ONNX Runtime's own does not take."""
+    param, (_, channels, height, width) = at.layer.param.lrn_param, at.shapes[0]
+    rows = onnx.reshape(at.bottoms[0], (1, channels, height * width), at.fixed[0])
+    away = np.abs(np.subtract.outer(np.arange(channels), np.arange(channels)))
+    within = (away <= (param.local_size - 1) // 2) * (param.alpha / param.local_size)
+    sums = onnx.node("MatMul", [onnx.constant(within.astype(np.float32)), onnx.node("Mul", [rows, rows])])
+    scale = onnx.node("Pow", [onnx.node("Add", [sums, onnx.scalar(param.k)]), onnx.scalar(-param.beta)])
+    return onnx.reshape(onnx.node("Mul", [rows, scale]), at.shapes[0], at.fixed[0])
 
 
 def _softmax_shapes(layer: Layer, bottoms: Sequence[Shape]) -> list[Shape]:
@@ -47,73 +68,58 @@ def _softmax_shapes(layer: Layer, bottoms: Sequence[Shape]) -> list[Shape]:
     return [bottoms[0]]
 
 
-@register("Softmax", _softmax_shapes, in_place=True)
+def _softmax_mixes(layer: Layer, bottoms: Sequence[Shape]) -> str | None:
+    over_batch = axis_of(layer, layer.param.softmax_param.axis, len(bottoms[0])) == 0
+    return "it sums over the batch" if over_batch else None
+
+
+@register("Softmax", _softmax_shapes, in_place=True, mixes=_softmax_mixes)
 def softmax(onnx: Builder, at: Lowered) -> list[str]:
     return [onnx.node("Softmax", at.bottoms, axis=at.layer.param.softmax_param.axis)]
 
 
-def _batch_norm_params(layer: Layer, bottoms: Sequence[Shape]) -> list[Shape]:
-    channels = bottoms[0][1] if len(bottoms[0]) > 1 else 1
-    return [(channels,), (channels,), (1,)]
+def _four(layer: Layer, bottom: Shape) -> Shape:
+    """A blob as Caffe's old accessors (num, channels, height, width) see it."""
+    if len(bottom) > 4:
+        raise ModelError(f"{layer}: needs a bottom of at most 4 axes, has {bottom}")
+    return (*bottom, *(1,) * (4 - len(bottom)))
 
 
-@register("BatchNorm", params=_batch_norm_params, in_place=True)
-def batch_norm(onnx: Builder, at: Lowered) -> list[str]:
-    """(x - mean) / sqrt(variance + eps); the stored statistics are divided by the third array."""
-    param = at.layer.param.batch_norm_param
-    if param.HasField("use_global_stats") and not param.use_global_stats:
-        raise cannot(at.layer, "use_global_stats: false makes a vector depend on its neighbours in the batch")
-    if len(at.shapes[0]) < 2:
-        raise cannot(at.layer, "a bottom of one axis")
-    mean, variance, factor = (array.astype(np.float32) for array in at.weights)
-    scale = np.float32(0) if factor[0] == 0 else np.float32(1) / factor[0]
-    ones = np.ones_like(mean)
-    arrays = [onnx.constant(array) for array in (ones, np.zeros_like(mean), mean * scale, variance * scale)]
-    return [onnx.node("BatchNormalization", [at.bottoms[0], *arrays], epsilon=param.eps)]
+def _mvn_shapes(layer: Layer, bottoms: Sequence[Shape]) -> list[Shape]:
+    top = _four(layer, bottoms[0])
+    if top != bottoms[0] and set(layer.bottoms) & set(layer.tops):
+        raise ModelError(f"{layer}: changes its blob's shape: give its top another name than its bottom")
+    return [top]
 
 
-def _scale_span(layer: Layer, bottoms: Sequence[Shape]) -> tuple[int, Shape]:
-    """The first axis that is scaled, and the shape of the scale."""
-    param = layer.param.scale_param
-    axis = axis_of(layer, param.axis, len(bottoms[0]))
-    if len(bottoms) > 1:
-        span = bottoms[1]
-        # Caffe: a scale of no axes may stand anywhere.
-        axis = axis if span else 0
-    else:
-        end = len(bottoms[0]) if param.num_axes == -1 else axis + param.num_axes
-        span = bottoms[0][axis:end]
-        if end > len(bottoms[0]):
-            raise ModelError(f"{layer}: num_axes {param.num_axes} reaches past its bottom {bottoms[0]}")
-    if bottoms[0][axis : axis + len(span)] != span:
-        raise ModelError(
-            f"{layer}: a scale of shape {span} does not fit its bottom {bottoms[0]} from axis {axis}"
-        )
-    return axis, span
+@register("MVN", _mvn_shapes, in_place=True)
+def mvn(onnx: Builder, at: Lowered) -> list[str]:
+    """(x - mean) / (deviation + eps), of each channel of an image or of the whole image."""
+    param, top = at.layer.param.mvn_param, at.tops[0]
+    groups = 1 if param.across_channels else top[1]
+    rows = onnx.reshape(at.bottoms[0], (top[0], groups, math.prod(top[1:]) // groups), at.fixed[0])
+    out = onnx.node("Sub", [rows, onnx.node("ReduceMean", [rows], axes=[2], keepdims=1)])
+    if param.normalize_variance:
+        variance = onnx.node("ReduceMean", [onnx.node("Mul", [out, out])], axes=[2], keepdims=1)
+        deviation = onnx.node("Add", [onnx.node("Sqrt", [variance]), onnx.scalar(param.eps)])
+        out = onnx.node("Div", [out, deviation])
+    return [onnx.reshape(out, top, at.fixed[0])]
 
 
-def _scale_shapes(layer: Layer, bottoms: Sequence[Shape]) -> list[Shape]:
-    _scale_span(layer, bottoms)
-    return [bottoms[0]]
+def _normalize_params(layer: Layer, bottoms: Sequence[Shape]) -> list[Shape]:
+    if len(bottoms[0]) < 2:
+        raise ModelError(f"{layer}: needs a bottom of at least 2 axes, has {bottoms[0]}")
+    _four(layer, bottoms[0])
+    return [()] if layer.param.norm_param.channel_shared else [(bottoms[0][1],)]
 
 
-def _scale_params(layer: Layer, bottoms: Sequence[Shape]) -> list[Shape]:
-    _, span = _scale_span(layer, bottoms)
-    learned = 1 if len(bottoms) == 1 else 0
-    return [span] * (learned + (1 if layer.param.scale_param.bias_term else 0))
-
-
-@register("Scale", _scale_shapes, _scale_params, bottoms=(1, 2), in_place=True)
-def scale(onnx: Builder, at: Lowered) -> list[str]:
-    axis, span = _scale_span(at.layer, at.shapes)
-    spread = (*span, *(1,) * (len(at.shapes[0]) - axis - len(span)))
-    weights = [onnx.constant(array.reshape(spread)) for array in at.weights]
-    if len(at.bottoms) > 1:
-        if axis == 0 and span:
-            factor = onnx.reshape(at.bottoms[1], spread)
-        else:
-            raise cannot(at.layer, "a second bottom without a batch axis")
-    else:
-        factor = weights.pop(0)
-    top = onnx.node("Mul", [at.bottoms[0], factor])
-    return [onnx.node("Add", [top, weights[0]]) if weights else top]
+@register("Normalize", params=_normalize_params)
+def normalize(onnx: Builder, at: Lowered) -> list[str]:
+    """x / sqrt(sum of squares + eps) * scale; the sum over the image, or over the channels of each place."""
+    param, rank = at.layer.param.norm_param, len(at.shapes[0])
+    axes = list(range(1, rank)) if param.across_spatial else [1]
+    squares = onnx.node("Mul", [at.bottoms[0], at.bottoms[0]])
+    total = onnx.node("ReduceSum", [squares, onnx.constant(np.array(axes, np.int64))], keepdims=1)
+    length = onnx.node("Sqrt", [onnx.node("Add", [total, onnx.scalar(param.eps)])])
+    scale = onnx.constant(at.weights[0].reshape((-1,) + (1,) * (rank - 2)))
+    return [onnx.node("Mul", [onnx.node("Div", [at.bottoms[0], length]), scale])]

@@ -1,10 +1,12 @@
-"""Pooling. Sizes are rounded up, the last window is clipped, AVE divides by the window clipped to the padding.
+"""Pooling and SPP. Sizes are rounded up, the last window is clipped, AVE divides by the window clipped to the padding.
 
-All three are Caffe's own (pooling_layer.cpp) and differ from ONNX's; `geometry` is where they are decided.
+All three are Caffe's own (pooling_layer.cpp, spp_layer.cpp) and differ from ONNX's; `windows` is where they are
+decided.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,102 +18,181 @@ from featd.net.graph import Layer, Shape
 from featd.net.layers.registry import Builder, Lowered, cannot, register
 
 _METHODS = {number: name for name, number in schema.ENUMS["PoolingParameter.PoolMethod"].items()}
+_LOWEST = float(np.finfo(np.float32).min)
+_MOST_PADDED = 1 << 28
+
+Pair = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
-class Geometry:
-    """Two entries each, for height and width. `over`: by how much the last window passes the bottom's far edge
-    (negative where it stays inside)."""
+class Windows:
+    """Two entries each, for height and width."""
 
-    kernel: tuple[int, int]
-    stride: tuple[int, int]
-    pad: tuple[int, int]
-    out: tuple[int, int]
-    over: tuple[int, int]
-    empty: bool
-    """Whether a window lies wholly outside: Caffe then gives -FLT_MAX or a division by zero."""
+    size: Pair
+    kernel: Pair
+    stride: Pair
+    pad: Pair
+    out: Pair
+    over: Pair
+    """By how much the last window passes the bottom's far edge; negative where it stays inside."""
+    outside: tuple[bool, bool]
+    """Whether the last window lies wholly beyond the far edge. Only a pooling without pad has such."""
 
+    def max(self, onnx: Builder, bottom: str) -> str:
+        end = (max(self.over[0], 0), max(self.over[1], 0))
+        if any(self.outside) or any(over >= kernel for over, kernel in zip(end, self.kernel, strict=True)):
+            # Caffe leaves -FLT_MAX where a window holds nothing.
+            pads = np.array([0, 0, *self.pad, 0, 0, *end], np.int64)
+            bottom = onnx.node("Pad", [bottom, onnx.constant(pads), onnx.scalar(_LOWEST)])
+            return self._pool(onnx, "MaxPool", bottom, (0, 0), (0, 0))
+        return self._pool(onnx, "MaxPool", bottom, self.pad, end)
 
-def geometry(layer: Layer, bottom: Shape) -> Geometry:
-    """The windows over a bottom (n, c, h, w)."""
-    if len(bottom) != 4:
-        raise ModelError(f"{layer}: needs a bottom of 4 axes, has {bottom}")
-    param = layer.param.pooling_param
-
-    def pair(one: str) -> tuple[int, int]:
-        two = (f"{one.removesuffix('_size')}_h", f"{one.removesuffix('_size')}_w")
-        if param.HasField(two[0]) or param.HasField(two[1]):
-            if param.HasField(one):
-                raise ModelError(f"{layer}: write either {one} or {two[0]} and {two[1]}")
-            return (getattr(param, two[0]), getattr(param, two[1]))
-        return (getattr(param, one), getattr(param, one))
-
-    size = (bottom[2], bottom[3])
-    kernel = size if param.global_pooling else pair("kernel_size")
-    stride, pad = pair("stride"), pair("pad")
-    if min(kernel + stride) < 1:
-        raise ModelError(f"{layer}: kernel and stride must be at least 1")
-    if param.global_pooling and (pad != (0, 0) or stride != (1, 1)):
-        raise ModelError(f"{layer}: global_pooling allows neither pad nor stride")
-    if pad[0] >= kernel[0] or pad[1] >= kernel[1]:
-        raise ModelError(f"{layer}: its pad {pad} must be smaller than its kernel {kernel}")
-    floor = param.round_mode == schema.ENUMS["PoolingParameter.RoundMode"]["FLOOR"] or not param.ceil_mode
-    out, over, empty = [], [], False
-    for axis in (0, 1):
-        room = size[axis] + 2 * pad[axis] - kernel[axis]
-        if room < 0:
-            raise ModelError(f"{layer}: its kernel {kernel} is larger than its padded bottom {bottom}")
-        count = (room // stride[axis] if floor else -(-room // stride[axis])) + 1
-        # Only a padded pooling drops a last window that would start in the padding.
-        if pad != (0, 0) and (count - 1) * stride[axis] >= size[axis] + pad[axis]:
-            count -= 1
-        start = (count - 1) * stride[axis] - pad[axis]
-        empty = empty or start >= size[axis]
-        out.append(count)
-        over.append(start + kernel[axis] - size[axis])
-    return Geometry(kernel, stride, pad, (out[0], out[1]), (over[0], over[1]), empty)
-
-
-def _shapes(layer: Layer, bottoms: Sequence[Shape]) -> list[Shape]:
-    at = geometry(layer, bottoms[0])
-    top = (*bottoms[0][:2], *at.out)
-    return [top] * len(layer.tops)
-
-
-@register("Pooling", _shapes, tops=(1, 2))
-def lower(onnx: Builder, at: Lowered) -> list[str]:
-    method = _METHODS[at.layer.param.pooling_param.pool]
-    windows = geometry(at.layer, at.shapes[0])
-    if len(at.layer.tops) > 1:
-        raise cannot(at.layer, "a second top (the mask of MAX pooling)")
-    if method == "STOCHASTIC":
-        raise cannot(at.layer, "STOCHASTIC pooling")
-    if windows.empty:
-        raise ModelError(
-            f"{at.layer}: a window lies wholly outside its bottom {at.shapes[0]}: mend stride or kernel"
-        )
-    if windows.out == (1, 1) and windows.pad == (0, 0) and windows.over == (0, 0):
-        return [onnx.node("GlobalMaxPool" if method == "MAX" else "GlobalAveragePool", at.bottoms)]
-    bottom, begin = at.bottoms[0], windows.pad
-    end = (max(windows.over[0], 0), max(windows.over[1], 0))
-    extra: dict[str, int] = {}
-    if method == "AVE":
+    def average(self, onnx: Builder, bottom: str) -> str:
+        begin, inside = self.pad, self
+        if any(self.outside):
+            # A sum of nothing over a size that is not zero: zeros.
+            inside = self._without_outside()
+        end = (max(inside.over[0], 0), max(inside.over[1], 0))
         # Padding counts as zeros, what lies beyond it does not count: two kinds of padding in one window, of
         # which ONNX knows one at a time. So where windows pass the padding, the zeros are laid out first.
         passes = end[0] > begin[0] or end[1] > begin[1]
         if passes and begin != (0, 0):
             pads = np.array([0, 0, *begin, 0, 0, *begin], np.int64)
             bottom = onnx.node("Pad", [bottom, onnx.constant(pads)])
-            end = (max(windows.over[0] - begin[0], 0), max(windows.over[1] - begin[1], 0))
+            end = (max(inside.over[0] - begin[0], 0), max(inside.over[1] - begin[1], 0))
             begin = (0, 0)
-        extra["count_include_pad"] = 0 if passes else 1
-    return [
-        onnx.node(
-            "MaxPool" if method == "MAX" else "AveragePool",
-            [bottom],
-            kernel_shape=windows.kernel,
-            strides=windows.stride,
-            pads=begin + end,
-            **extra,
+        top = inside._pool(onnx, "AveragePool", bottom, begin, end, count_include_pad=0 if passes else 1)
+        if inside is self:
+            return top
+        more = [self.out[axis] - inside.out[axis] for axis in (0, 1)]
+        return onnx.node("Pad", [top, onnx.constant(np.array([0, 0, 0, 0, 0, 0, *more], np.int64))])
+
+    def _without_outside(self) -> Windows:
+        out = (self.out[0] - self.outside[0], self.out[1] - self.outside[1])
+        over = (
+            self.over[0] - self.stride[0] * self.outside[0],
+            self.over[1] - self.stride[1] * self.outside[1],
         )
-    ]
+        return Windows(self.size, self.kernel, self.stride, self.pad, out, over, (False, False))
+
+    def _pool(self, onnx: Builder, op: str, bottom: str, begin: Pair, end: Pair, **extra: int) -> str:
+        return onnx.node(
+            op, [bottom], kernel_shape=self.kernel, strides=self.stride, pads=begin + end, **extra
+        )
+
+
+def windows(layer: Layer, bottom: Shape, kernel: Pair, stride: Pair, pad: Pair, floor: bool) -> Windows:
+    """The windows over a bottom (n, c, h, w). ModelError where Caffe would abort."""
+    size = (bottom[2], bottom[3])
+    if min(kernel + stride) < 1:
+        raise ModelError(f"{layer}: kernel and stride must be at least 1")
+    if pad != (0, 0) and (pad[0] >= kernel[0] or pad[1] >= kernel[1]):
+        raise ModelError(f"{layer}: its pad {pad} must be smaller than its kernel {kernel}")
+    if bottom[1] * math.prod(s + 2 * p + k for s, p, k in zip(size, pad, kernel, strict=True)) > _MOST_PADDED:
+        raise ModelError(f"{layer}: its kernel {kernel} or pad {pad} is far larger than its bottom {bottom}")
+    out, over, outside = [], [], []
+    for axis in (0, 1):
+        room = size[axis] + 2 * pad[axis] - kernel[axis]
+        count = (room // stride[axis] if floor else -(-room // stride[axis])) + 1
+        # Only a padded pooling drops a last window that would start in the padding.
+        if pad != (0, 0) and (count - 1) * stride[axis] >= size[axis] + pad[axis]:
+            count -= 1
+        if count < 1:
+            raise ModelError(f"{layer}: its kernel {kernel} is larger than its padded bottom {bottom}")
+        start = (count - 1) * stride[axis] - pad[axis]
+        outside.append(start >= size[axis])
+        out.append(count)
+        over.append(start + kernel[axis] - size[axis])
+    return Windows(size, kernel, stride, pad, (out[0], out[1]), (over[0], over[1]), (outside[0], outside[1]))
+
+
+def average_lrn(layer: Layer, bottom: Shape, size: int) -> Windows:
+    """The windows of LRN WITHIN_CHANNEL."""
+    pad = (size - 1) // 2
+    return windows(layer, bottom, (size, size), (1, 1), (pad, pad), False)
+
+
+def _geometry(layer: Layer, bottom: Shape) -> Windows:
+    if len(bottom) != 4:
+        raise ModelError(f"{layer}: needs a bottom of 4 axes, has {bottom}")
+    param = layer.param.pooling_param
+
+    def pair(one: str) -> Pair:
+        two = (f"{one.removesuffix('_size')}_h", f"{one.removesuffix('_size')}_w")
+        held = [param.HasField(name) for name in two]
+        if any(held):
+            if param.HasField(one) or not all(held):
+                raise ModelError(f"{layer}: write either {one} or {two[0]} and {two[1]}")
+            return (getattr(param, two[0]), getattr(param, two[1]))
+        return (getattr(param, one), getattr(param, one))
+
+    stride, pad = pair("stride"), pair("pad")
+    if param.global_pooling:
+        if any(param.HasField(name) for name in ("kernel_size", "kernel_h", "kernel_w")):
+            raise ModelError(f"{layer}: global_pooling allows no kernel")
+        if pad != (0, 0) or stride != (1, 1):
+            raise ModelError(f"{layer}: global_pooling allows neither pad nor stride")
+    kernel = (bottom[2], bottom[3]) if param.global_pooling else pair("kernel_size")
+    floor = param.round_mode == schema.ENUMS["PoolingParameter.RoundMode"]["FLOOR"] or not param.ceil_mode
+    return windows(layer, bottom, kernel, stride, pad, floor)
+
+
+def _shapes(layer: Layer, bottoms: Sequence[Shape]) -> list[Shape]:
+    at = _geometry(layer, bottoms[0])
+    if _METHODS[layer.param.pooling_param.pool] == "AVE":
+        ends = [(at.out[axis] - 1) * at.stride[axis] == at.size[axis] for axis in (0, 1)]
+        if any(outside and end for outside, end in zip(at.outside, ends, strict=True)):
+            raise ModelError(
+                f"{layer}: its last window begins where its bottom {bottoms[0]} ends: Caffe divides zero by zero "
+                "there; mend stride or kernel"
+            )
+    top = (*bottoms[0][:2], *at.out)
+    return [top] * len(layer.tops)
+
+
+@register("Pooling", _shapes, tops=(1, 2))
+def lower(onnx: Builder, at: Lowered) -> list[str]:
+    """The mask of MAX pooling, a second top, is not made."""
+    method = _METHODS[at.layer.param.pooling_param.pool]
+    return [_pooled(onnx, at.layer, at.bottoms[0], _geometry(at.layer, at.shapes[0]), method)]
+
+
+def _pooled(onnx: Builder, layer: Layer, bottom: str, at: Windows, method: str) -> str:
+    if method == "STOCHASTIC":
+        raise cannot(layer, "STOCHASTIC pooling")
+    if at.out == (1, 1) and at.pad == (0, 0) and at.kernel[0] >= at.size[0] and at.kernel[1] >= at.size[1]:
+        return onnx.node("GlobalMaxPool" if method == "MAX" else "GlobalAveragePool", [bottom])
+    return at.max(onnx, bottom) if method == "MAX" else at.average(onnx, bottom)
+
+
+def _levels(layer: Layer, bottom: Shape) -> list[Windows]:
+    height = layer.param.spp_param.pyramid_height
+    if len(bottom) != 4:
+        raise ModelError(f"{layer}: needs a bottom of 4 axes, has {bottom}")
+    if not 1 <= height <= 16:
+        raise ModelError(f"{layer}: pyramid_height must be 1 to 16, is {height}")
+    levels = []
+    for level in range(height):
+        bins = 2**level
+        kernel = (-(-bottom[2] // bins), -(-bottom[3] // bins))
+        pad = ((kernel[0] * bins - bottom[2] + 1) // 2, (kernel[1] * bins - bottom[3] + 1) // 2)
+        levels.append(windows(layer, bottom, kernel, kernel, pad, False))
+    return levels
+
+
+def _spp_shapes(layer: Layer, bottoms: Sequence[Shape]) -> list[Shape]:
+    levels, (images, channels) = _levels(layer, bottoms[0]), bottoms[0][:2]
+    if len(levels) == 1:
+        return [(images, channels, *levels[0].out)]
+    return [(images, sum(channels * level.out[0] * level.out[1] for level in levels))]
+
+
+@register("SPP", _spp_shapes)
+def spp(onnx: Builder, at: Lowered) -> list[str]:
+    """Poolings over 1, 4, 16, ... windows, flattened and put in a row; a pyramid of height 1 is not flattened."""
+    method = _METHODS[at.layer.param.spp_param.pool]
+    levels = _levels(at.layer, at.shapes[0])
+    tops = [_pooled(onnx, at.layer, at.bottoms[0], level, method) for level in levels]
+    if len(tops) == 1:
+        return tops
+    return [onnx.node("Concat", [onnx.node("Flatten", [top], axis=1) for top in tops], axis=1)]

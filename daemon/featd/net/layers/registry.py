@@ -21,14 +21,18 @@ class Builder(Protocol):
     def node(self, op: str, inputs: Sequence[str], /, **attributes: Any) -> str:
         """Add a node of one output; returns the output's name."""
 
+    def nodes(self, op: str, inputs: Sequence[str], outputs: int, /, **attributes: Any) -> list[str]:
+        """Add a node of several outputs; returns their names."""
+
     def constant(self, array: npt.NDArray[Any]) -> str:
         """Add an array as an initializer; returns its name."""
 
     def scalar(self, value: float) -> str:
         """A float32 constant of rank 0."""
 
-    def reshape(self, tensor: str, shape: Shape) -> str:
-        """`tensor` with its batch axis kept and the others as in `shape` (whose first entry is not looked at)."""
+    def reshape(self, tensor: str, shape: Shape, fixed: bool = False) -> str:
+        """`tensor` with its batch axis kept and the others as in `shape` (whose first entry is not looked at), or,
+        if it is `fixed`, just as in `shape`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +45,14 @@ class Lowered:
     """Of the bottoms, with batch 1."""
     tops: tuple[Shape, ...]
     weights: Weights
+    fixed: tuple[bool, ...]
+    """Of each bottom, whether its shape is known in full: a constant, or one image at a time."""
 
 
 Shapes: TypeAlias = Callable[[Layer, Sequence[Shape]], list[Shape]]
 Params: TypeAlias = Callable[[Layer, Sequence[Shape]], list[Shape]]
 Lower: TypeAlias = Callable[[Builder, Lowered], Sequence[str]]
+Mixes: TypeAlias = Callable[[Layer, Sequence[Shape]], str | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +65,15 @@ class LayerType:
     params: Params
     """Shapes of the weights that the layer holds, in Caffe's order."""
     lower: Lower
-    """Writes the layer to an ONNX graph; returns one tensor per top."""
+    """Writes the layer to an ONNX graph; returns one tensor per top. The last tops may be left out: whoever reads
+    them is then told that the onnxruntime engine does not make them."""
     bottoms: tuple[int, int]
     """Fewest and most bottoms that Caffe takes: another number aborts it."""
     tops: tuple[int, int]
     in_place: bool
     """Whether Caffe computes right when a top is a bottom."""
+    mixes: Mixes
+    """Why an image's numbers depend on the others in its batch although every shape keeps them apart, or None."""
 
 
 MANY: Final = 1 << 30
@@ -82,6 +92,11 @@ def none(layer: Layer, bottoms: Sequence[Shape]) -> list[Shape]:
     return []
 
 
+def apart(layer: Layer, bottoms: Sequence[Shape]) -> str | None:
+    """A layer that keeps the images of a batch apart."""
+    return None
+
+
 def register(
     name: str,
     shapes: Shapes = same,
@@ -90,11 +105,12 @@ def register(
     bottoms: tuple[int, int] = (1, 1),
     tops: tuple[int, int] = (1, 1),
     in_place: bool = False,
+    mixes: Mixes = apart,
 ) -> Callable[[Lower], Lower]:
     """Put a layer type into the registry; decorates the function that lowers it."""
 
     def add(lower: Lower) -> Lower:
-        TYPES[name] = LayerType(name, shapes, params, lower, bottoms, tops, in_place)
+        TYPES[name] = LayerType(name, shapes, params, lower, bottoms, tops, in_place, mixes)
         return lower
 
     return add

@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
-from featd.net.layers import combine, convolution, inner_product, neuron, normalize, pooling, reshape
+from featd.net.layers import (
+    combine,
+    convolution,
+    inner_product,
+    move,
+    neuron,
+    normalize,
+    pooling,
+    reduce,
+    reshape,
+    scale,
+)
 from featd.net.layers.registry import TYPES
 
-FAMILIES = (combine, convolution, inner_product, neuron, normalize, pooling, reshape)
+FAMILIES = (combine, convolution, inner_product, move, neuron, normalize, pooling, reduce, reshape, scale)
 
 __all__ = ["FAMILIES", "TYPES"]

@@ -1,0 +1,120 @@
+"""Folds BatchNorm, Scale and Bias into the convolution or inner product before them, and runs of them into one.
+
+In double precision, and only where no wanted blob and no other layer sees the blobs between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from featd.net.graph import Step
+from featd.net.layers.affine import Affine, of_layer, then
+from featd.net.layers.registry import Weights
+from featd.net.net import Net
+
+Array = npt.NDArray[np.float32]
+_FOLDERS: Final = frozenset({"Convolution", "Deconvolution", "InnerProduct"})
+
+
+@dataclass(slots=True)
+class Folded:
+    """What lowering does otherwise than layer by layer; places are indexes into `Net.layers`."""
+
+    absorbed: set[int] = field(default_factory=set)
+    weights: dict[int, Weights] = field(default_factory=dict)
+    """New arrays of layers that took up what follows them."""
+    affine: dict[int, Affine] = field(default_factory=dict)
+    """Runs of BatchNorm, Scale and Bias, by their first layer."""
+
+
+def fold(net: Net) -> Folded:
+    """Plan the folding of a net of which every layer is lowered."""
+    found = Folded()
+    readers: dict[int, list[int]] = {}
+    for at, step in enumerate(net.layers):
+        for value in step.reads:
+            readers.setdefault(value, []).append(at)
+    for at, step in enumerate(net.layers):
+        if at in found.absorbed:
+            continue
+        takes = _takes(net, step)
+        affine = None if takes else _affine(net, step)
+        if not takes and affine is None:
+            continue
+        run, tail = _run(net, at, affine, readers)
+        if run is None:
+            continue
+        if takes:
+            weights = _taken_up(net, step, run)
+            if weights is None:
+                continue
+            found.weights[at] = weights
+        else:
+            found.affine[at] = run
+        found.absorbed.update(tail)
+    return found
+
+
+def _takes(net: Net, step: Step) -> bool:
+    """Whether the layer's own arrays can take up what is done to its channels."""
+    if step.layer.type not in _FOLDERS or len(step.writes) != 1:
+        return False
+    top = net.shapes[step.layer.tops[0]]
+    return step.layer.type != "InnerProduct" or (top is not None and len(top) == 2)
+
+
+def _affine(net: Net, step: Step) -> Affine | None:
+    """What a layer does per channel, if that is all it does."""
+    if any(value in net.constants for value in step.reads):
+        return None
+    weights = [weight.array() for weight in net.weights.get(step.layer.key, ())]
+    shapes = [net.shapes[bottom] for bottom in step.layer.bottoms]
+    return of_layer(step.layer, [shape for shape in shapes if shape is not None], weights)
+
+
+def _run(
+    net: Net, at: int, affine: Affine | None, readers: dict[int, list[int]]
+) -> tuple[Affine | None, list[int]]:
+    """The layers behind `at` that only go on with it, as one; None: there are none, and `at` is not one itself."""
+    tail: list[int] = []
+    wanted = set(net.values.values())
+    shape = net.shapes[net.layers[at].layer.tops[0]]
+    while True:
+        value = net.layers[at].writes[0]
+        behind = readers.get(value, [])
+        if value in wanted or len(behind) != 1:
+            return affine, tail
+        step = net.layers[behind[0]]
+        more = _affine(net, step)
+        if more is None or net.shapes[step.layer.bottoms[0]] != shape:
+            return affine, tail
+        affine = more if affine is None else then(affine, more)
+        at = behind[0]
+        tail.append(at)
+
+
+def _taken_up(net: Net, step: Step, run: Affine) -> Weights | None:
+    weights: Sequence[Array] = [weight.array() for weight in net.weights[step.layer.key]]
+    factor, shift = run.factor, run.shift - run.mean * run.factor
+    bias = weights[1].astype(np.float64) if len(weights) > 1 else np.zeros(len(factor))
+    with np.errstate(over="ignore", invalid="ignore"):
+        made = [_scaled(step, weights[0], factor), (bias * factor + shift).astype(np.float32)]
+    return made if all(np.isfinite(array).all() for array in made) else None
+
+
+def _scaled(step: Step, weight: Array, factor: npt.NDArray[np.float64]) -> Array:
+    """The weights with each output multiplied by its factor. Which axis that is, depends on the type."""
+    param = step.layer.param
+    if step.layer.type == "Deconvolution":
+        group = param.convolution_param.group
+        split = weight.reshape(group, weight.shape[0] // group, weight.shape[1], -1)
+        scaled = split * factor.reshape(group, 1, weight.shape[1], 1)
+        return scaled.reshape(weight.shape).astype(np.float32)
+    last = step.layer.type == "InnerProduct" and param.inner_product_param.transpose
+    along = factor if last else factor.reshape((-1,) + (1,) * (weight.ndim - 1))
+    return (weight * along).astype(np.float32)

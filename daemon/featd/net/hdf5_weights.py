@@ -1,0 +1,113 @@
+"""Reads .caffemodel.h5: Caffe's HDF5 layout, /data/LAYER/INDEX. Follows no link out of the file.
+
+External links, external storage and virtual datasets make a file read others (or give zeros where those are not);
+soft links may. Real Caffe follows them all, so featd reads these files itself and hands Caffe the numbers.
+"""
+
+from __future__ import annotations
+
+import io
+from typing import Any, Final
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from featd.errors import ModelError
+
+_MOST_LAYERS: Final = 100_000
+_MOST_BLOBS: Final = 64
+_EXPANDS: Final = 1100
+"""No filter of HDF5 packs better than deflate, which packs at most 1,032 times."""
+
+Array = npt.NDArray[Any]
+
+
+def read(raw: bytes, source: str) -> list[tuple[str, list[Array | None]]]:
+    """(layer, its arrays by index) of a file's bytes; None where an index is left out (a shared array).
+
+    ModelError names the file and what is wrong.
+    """
+    try:
+        with h5py.File(io.BytesIO(raw), "r") as file:
+            return _Reader(source, len(raw)).layers(file)
+    except ModelError:
+        raise
+    except (
+        Exception
+    ) as error:  # whatever h5py makes of a damaged file: OSError, KeyError, ValueError, RuntimeError
+        first = str(error).strip().partition("\n")[0]
+        raise ModelError(
+            f"{source}: not a whole .caffemodel.h5: {first}: copy or download it again"
+        ) from None
+
+
+class _Reader:
+    def __init__(self, source: str, size: int) -> None:
+        self._source = source
+        self._room = max(size, 1 << 16) * _EXPANDS
+
+    def _refuse(self, path: str, why: str) -> ModelError:
+        return ModelError(f"{self._source}: {path}: {why}")
+
+    def layers(self, file: Any) -> list[tuple[str, list[Array | None]]]:
+        data = self._member(file, "data", "/data")
+        if not isinstance(data, h5py.Group):
+            raise self._refuse("/data", "is no group: is this a .caffemodel.h5?")
+        if len(data) > _MOST_LAYERS:
+            raise self._refuse("/data", f"holds {len(data):,} layers")
+        # By name, as Caffe goes through them.
+        return [(name, self._layer(data, name)) for name in sorted(data)]
+
+    def _member(self, group: Any, name: str, path: str) -> Any:
+        link = group.get(name, getlink=True)
+        if link is None:
+            raise self._refuse(path, "is missing: is this a .caffemodel.h5?")
+        if not isinstance(link, h5py.HardLink):
+            raise self._refuse(
+                path,
+                "is a link, which featd does not follow: save the weights without links (h5repack, Net.save)",
+            )
+        return group[name]
+
+    def _layer(self, data: Any, name: str) -> list[Array | None]:
+        path = f"/data/{name}"
+        group = self._member(data, name, path)
+        if not isinstance(group, h5py.Group):
+            raise self._refuse(path, "is no group: is this a .caffemodel.h5?")
+        places: dict[int, Array] = {}
+        for key in group:
+            if not key.isdecimal() or str(int(key)) != key or int(key) >= _MOST_BLOBS:
+                raise self._refuse(f"{path}/{key}", "is no array's index")
+            places[int(key)] = self._array(group, key, f"{path}/{key}")
+        return [places.get(at) for at in range(max(places, default=-1) + 1)]
+
+    def _array(self, group: Any, key: str, path: str) -> Array:
+        found = self._member(group, key, path)
+        if not isinstance(found, h5py.Dataset):
+            raise self._refuse(path, "is no dataset")
+        if found.is_virtual or found.external:
+            raise self._refuse(path, "takes its numbers from other files, which featd refuses")
+        if found.dtype.kind not in "fiu" or found.dtype.itemsize > 8:
+            raise self._refuse(path, f"holds {found.dtype}, not numbers")
+        if found.shape is None:
+            raise self._refuse(path, "holds no numbers")
+        self._room -= int(found.size) * found.dtype.itemsize
+        if self._room < 0:
+            raise self._refuse(path, f"declares {found.shape}, more than the file can hold")
+        self._stored_in_full(found, path)
+        array: Array = found[()]
+        return np.ascontiguousarray(array, np.float32).reshape(found.shape)
+
+    def _stored_in_full(self, found: Any, path: str) -> None:
+        # What is not stored reads as the fill value: zeros that nobody wrote.
+        whole = found.id.get_storage_size() > 0 or found.size == 0
+        if found.chunks is not None and whole:
+            chunks = 1
+            for dim, chunk in zip(found.shape, found.chunks, strict=True):
+                chunks *= -(-dim // chunk)
+            whole = found.id.get_num_chunks() == chunks
+        elif found.chunks is None and whole:
+            whole = found.id.get_storage_size() >= found.size * found.dtype.itemsize
+        if not whole:
+            raise self._refuse(path, "is not stored in full: copy or download the file again")

@@ -1,0 +1,224 @@
+"""Layers and settings that the Caffe built here lacks, against a restatement of their forks' code, number by number."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engines.layer_case import Case, number, shaped
+from engines.layer_record import RESTATED, record
+from featd.engines.onnxruntime import OnnxRuntimeEngine
+from featd.errors import ModelError
+from featd.net.load import load_net
+from nets import TOLERANCE, distance, input_layer, layer, pictures, real_caffe, saved
+
+Array = npt.NDArray[np.float32]
+
+few = settings(max_examples=30, deadline=None, derandomize=True, database=None)
+sizes = st.tuples(st.sampled_from([1, 3]), st.integers(1, 9), st.integers(1, 9))
+
+
+def ran(case: Case, *blobs: str) -> list[Array]:
+    """Blobs of two pictures, as (2, ...) arrays."""
+    with tempfile.TemporaryDirectory() as folder:
+        net = load_net(
+            saved(input_layer(*case.dims) + case.text(), Path(folder), blobs, engine="onnxruntime")
+        )
+        assert net.one_by_one is None
+        vectors = OnnxRuntimeEngine(net, "cpu", 1).forward(pictures(net, 2))
+        shapes = [net.shapes[blob] or () for blob in blobs]
+        return [vectors[blob].reshape(2, *shape[1:]) for blob, shape in zip(blobs, shapes, strict=True)]
+
+
+def check(case: Case, ours: Array, theirs: Array) -> None:
+    error = distance(ours, theirs.astype(np.float32))
+    record(case.kind, case.settings, error, RESTATED)
+    assert error < TOLERANCE, case.text()
+
+
+def test_this_caffe_still_lacks_them() -> None:
+    """Else they belong into test_layers.py."""
+    have = set(real_caffe().layer_type_list())
+    assert not have & {"Clip", "Swish", "Interp", "Axpy", "ShuffleChannel"}
+
+
+@few
+@given(sizes, number(-2, 1), number(-1, 2), st.sampled_from(["out", "x"]))
+def test_clip(dims: tuple[int, int, int], low: float, high: float, top: str) -> None:
+    case = Case(
+        "Clip", {"min": low, "max": high}, dims, shaped(0.02, name="y") + layer("x", "Power", "y"), "x", top
+    )
+    before, after = ran(case, "y", top)
+    check(
+        case,
+        after,
+        np.array([max(np.float32(low), min(x, np.float32(high))) for x in before.ravel()]).reshape(
+            before.shape
+        ),
+    )
+
+
+@few
+@given(sizes, number(-2, 2), st.booleans())
+def test_swish(dims: tuple[int, int, int], beta: float, default: bool) -> None:
+    case = Case("Swish", {} if default else {"beta": beta}, dims, shaped(0.05), "x")
+    before, after = ran(case, "x", "out")
+    by = 1.0 if default else beta
+    check(
+        case,
+        after,
+        np.array([x / (1 + math.exp(-by * x)) for x in before.ravel().tolist()]).reshape(before.shape),
+    )
+
+
+@few
+@given(sizes, st.sampled_from(["f", "g"]))
+def test_axpy(dims: tuple[int, int, int], factor: str) -> None:
+    """SENet: a factor per channel, as (n, c) or (n, c, 1, 1)."""
+    pool = layer("g", "Pooling", "data", "pooling_param { pool: AVE global_pooling: true }") + layer(
+        "f", "Flatten", "g"
+    )
+    case = Case("Axpy", {}, dims, pool + shaped(0.3), f"{factor} data x")
+    a, x, y, after = ran(case, factor, "data", "x", "out")
+    want = np.empty_like(x)
+    for n in range(2):
+        for c in range(dims[0]):
+            want[n, c] = a.reshape(2, -1)[n, c] * x[n, c] + y[n, c]
+    check(case, after, want)
+
+
+@few
+@given(st.sampled_from([1, 2, 3, 4, 6, 12]), st.booleans())
+def test_shuffle_channel(group: int, rows: bool) -> None:
+    bottoms = "r" if rows else "x"
+    before = shaped(1) + layer("c", "Tile", "x", "tile_param { tiles: 12 }")
+    before += layer("r", "Flatten", "c", "flatten_param { axis: 2 }")
+    case = Case(
+        "ShuffleChannel",
+        {"group": group},
+        (1, 3, 4),
+        before,
+        "c" if not rows else bottoms,
+        block="shuffle_channel_param",
+    )
+    x, after = ran(case, case.bottoms, "out")
+    want = np.empty_like(x)
+    for at in range(group):
+        for within in range(12 // group):
+            want[:, within * group + at] = x[:, at * (12 // group) + within]
+    check(case, after, want)
+
+
+def bilinear(x: Array, height: int, width: int) -> Array:
+    """caffe_cpu_interp2 of DeepLab, written from its description: corners on corners."""
+    out = np.zeros((*x.shape[:2], height, width))
+    for h in range(height):
+        at_h = h * (x.shape[2] - 1) / (height - 1) if height > 1 else 0.0
+        top = min(int(at_h + 1e-6), x.shape[2] - 1)
+        below = min(top + 1, x.shape[2] - 1)
+        for w in range(width):
+            at_w = w * (x.shape[3] - 1) / (width - 1) if width > 1 else 0.0
+            left = min(int(at_w + 1e-6), x.shape[3] - 1)
+            right = min(left + 1, x.shape[3] - 1)
+            dh, dw = at_h - top, at_w - left
+            out[:, :, h, w] = (1 - dh) * ((1 - dw) * x[:, :, top, left] + dw * x[:, :, top, right]) + dh * (
+                (1 - dw) * x[:, :, below, left] + dw * x[:, :, below, right]
+            )
+    return out.astype(np.float32)
+
+
+@few
+@given(sizes, st.data())
+def test_interp(dims: tuple[int, int, int], data: st.DataObject) -> None:
+    begin, end = (data.draw(st.integers(-((min(dims[1:]) - 1) // 2), 0)) for _ in range(2))
+    inside = [size + begin + end for size in dims[1:]]
+    pad = {"pad_beg": begin, "pad_end": end} if begin or end else {}
+    form = data.draw(st.sampled_from(["size", "zoom", "shrink", "both"]))
+    factor = data.draw(st.integers(1, 4))
+    if form == "size":
+        out = [data.draw(st.integers(1, 14)) for _ in range(2)]
+        how = {"height": out[0], "width": out[1]}
+    elif form == "zoom":
+        out, how = [size + (size - 1) * (factor - 1) for size in inside], {"zoom_factor": factor}
+    elif form == "shrink":
+        out, how = [(size - 1) // factor + 1 for size in inside], {"shrink_factor": factor}
+    else:
+        out = [(size - 1) // 2 + 1 for size in inside]
+        out = [size + (size - 1) * (factor - 1) for size in out]
+        how = {"shrink_factor": 2, "zoom_factor": factor}
+    case = Case("Interp", how | pad, dims)
+    x, after = ran(case, "data", "out")
+    cut = x[:, :, -begin : dims[1] + end, -begin : dims[2] + end]
+    check(case, after, bilinear(cut, *out))
+
+
+def test_interp_to_the_size_of_another_blob() -> None:
+    case = Case(
+        "Interp",
+        {},
+        (3, 5, 7),
+        layer("p", "Pooling", "data", "pooling_param { kernel_size: 2 stride: 2 }"),
+        "p data",
+    )
+    small, after = ran(case, "p", "out")
+    check(case, after, bilinear(small, 5, 7))
+
+
+def pooled(x: Array, method: str, kernel: int, stride: int, pad: int) -> Array:
+    """Pooling with sizes rounded down."""
+    out = [(size + 2 * pad - kernel) // stride + 1 for size in x.shape[2:]]
+    top = np.zeros((*x.shape[:2], *out), np.float32)
+    for h in range(out[0]):
+        for w in range(out[1]):
+            start = [at * stride - pad for at in (h, w)]
+            end = [min(one + kernel, size + pad) for one, size in zip(start, x.shape[2:], strict=True)]
+            count = (end[0] - start[0]) * (end[1] - start[1])
+            part = x[:, :, max(start[0], 0) : end[0], max(start[1], 0) : end[1]]
+            top[:, :, h, w] = part.max((2, 3)) if method == "MAX" else part.sum((2, 3)) / count
+    return top
+
+
+@few
+@given(
+    st.sampled_from(["MAX", "AVE"]),
+    st.integers(1, 5),
+    st.integers(1, 4),
+    st.integers(0, 3),
+    st.tuples(st.just(3), st.integers(5, 12), st.integers(5, 12)),
+    st.sampled_from([{"round_mode": "FLOOR"}, {"ceil_mode": False}]),
+)
+def test_pooling_rounded_down(
+    method: str, kernel: int, stride: int, pad: int, dims: tuple[int, int, int], how: dict[str, Any]
+) -> None:
+    pad = min(pad, kernel - 1)
+    case = Case("Pooling", {"pool": method, "kernel_size": kernel, "stride": stride, "pad": pad} | how, dims)
+    x, after = ran(case, "data", "out")
+    error = distance(after, pooled(x, method, kernel, stride, pad))
+    record("Pooling", how, error)
+    assert error < TOLERANCE, case.text()
+
+
+@pytest.mark.parametrize(
+    ("case", "says"),
+    [
+        (Case("Clip", {"min": 1}), "needs min and max"),
+        (Case("ShuffleChannel", {"group": 2}, block="shuffle_channel_param"), "group 2 does not divide"),
+        (Case("Interp", {}), "needs height and width"),
+        (Case("Interp", {"height": 5, "width": 0}), "empty blob"),
+        (Case("Interp", {"zoom_factor": 2, "pad_beg": 1}), "must not be above zero"),
+        (Case("Axpy", {}, bottoms="data data data"), "needs a factor per channel"),
+    ],
+)
+def test_bad_settings(case: Case, says: str, tmp_path: Path) -> None:
+    model = saved(input_layer(*case.dims), tmp_path, ("out",))
+    Path(model.net).write_text(input_layer(*case.dims) + case.text())
+    with pytest.raises(ModelError, match=says):
+        load_net(model)
