@@ -19,7 +19,7 @@ def upgrade(ctx: typer.Context, config: ConfigOption = None) -> None:
     from featd.catalog import migrate
 
     with open_instance(ctx, config, check=False) as instance:
-        before, after = migrate.upgrade(instance.catalog)
+        before, after = migrate.upgrade(instance.catalog, create=False)
     note(f"the catalog has this featd's schema already: {after}" if before == after else "upgraded")
     say(f"{before or 'empty'} -> {after}")
 
@@ -37,5 +37,7 @@ def current(ctx: typer.Context, as_json: JsonOption = False, config: ConfigOptio
         document({"current": revision, "head": head, "up_to_date": revision == head})
         return
     say(revision or "empty")
-    if revision != head:
+    if revision is not None and not migrate.is_known(revision):
+        note(f"this is newer than this featd knows ({head}): install a newer featd")
+    elif revision != head:
         note(f"this featd needs {head}: run `featd db upgrade`")

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from featd.errors import FeatdError
 from featd_cli.console import note, shown
-from featd_cli.instance import ConfigOption, open_instance
+from featd_cli.instance import ConfigOption, open_instance, sqlite_file
+
+if TYPE_CHECKING:
+    from featd.config import Settings
 
 
 class Format(StrEnum):
@@ -17,6 +21,19 @@ class Format(StrEnum):
 
     NPY = "npy"
     HDF5 = "hdf5"
+
+
+def _refuse_own_files(out: Path, settings: Settings, config: Path) -> None:
+    """An export must not replace what featd itself lives of, whatever --force says."""
+    place = out.resolve()
+    catalog = sqlite_file(settings.catalog.url)
+    own = [config.resolve()]
+    if catalog is not None:
+        own += [catalog.with_name(catalog.name + end).resolve() for end in ("", "-wal", "-shm")]
+    if place in own or place.is_relative_to(settings.store.path.resolve()):
+        raise FeatdError(
+            f"{out} is a part of this instance (catalog, store or configuration): name another place"
+        )
 
 
 def export(
@@ -42,8 +59,10 @@ def export(
     the vector it had when its turn came.
     """
     from featd import export as exporting
+    from featd.config import find
 
     with open_instance(ctx, config) as instance:
+        _refuse_own_files(out, instance.settings, find(config or ctx.obj))
         write = exporting.to_npy if form is Format.NPY else exporting.to_hdf5
         exported = write(instance.catalog, instance.settings.store.path, out, blob=blob, force=force)
     note(

@@ -26,7 +26,10 @@ SYSTEM_FOLDER = Path("/var/lib/featd")
 
 def init(
     folder: Annotated[
-        Path, typer.Argument(metavar="DIR", show_default="this folder", help="Where featd.toml is to be.")
+        Path,
+        typer.Argument(
+            metavar="DIR", show_default="this folder", help="Where featd.toml is to be, or a NAME.toml."
+        ),
     ] = Path(),
     images: Annotated[
         list[Path] | None,
@@ -56,11 +59,13 @@ def init(
 
     folder = Path(os.path.abspath(folder))  # noqa: PTH100 - `resolve` would follow links in people's paths
     file = folder / FILE
+    if folder.suffix == ".toml":  # the file itself: one of several in /etc/featd
+        folder, file = folder.parent, folder
     if file.exists():
         note(f"{shown(str(file))} is there already: it is left as it is")
         settings = config.load(file)
     else:
-        choices = _choices(folder, images, net, weights, blob, database)
+        choices = _choices(file, images, net, weights, blob, database)
         settings = _check(folder, choices)
         if _catalog_exists(settings):
             note(
@@ -73,6 +78,11 @@ def init(
         settings = config.load(file)
     if _make(settings):
         say()
+        if file.is_relative_to("/etc"):
+            instance = "" if file.name == FILE else f" --instance {file.stem}"
+            say("Next:")
+            say(f"  featd service install{instance}")
+            return
         say("Next, in that folder:")
         say("  featd run --drain      extract everything that is there, and exit; or")
         say("  featd run              go on as images arrive, until stopped")
@@ -82,7 +92,7 @@ def init(
 
 
 def _choices(
-    folder: Path,
+    file: Path,
     images: list[Path] | None,
     net: str,
     weights: Path | None,
@@ -102,14 +112,15 @@ def _choices(
     built_in = net in BUILT_IN_NETS
     if not built_in and not Path(net).is_file():
         raise ConfigError(f"--net {net}: no such file, and no built-in net ({', '.join(BUILT_IN_NETS)})")
-    system = folder.is_relative_to("/etc")
+    system = file.is_relative_to("/etc")
+    state = SYSTEM_FOLDER if file.name == FILE else SYSTEM_FOLDER / file.stem
     return Choices(
         images=tuple(roots),
         net=net if built_in else _text(Path(net)),
         weights=None if weights is None else _text(weights),
         blobs=tuple(blobs or ()),
-        url=database or (f"sqlite:///{SYSTEM_FOLDER}/featd.db" if system else CATALOG_URL),
-        store=f"{SYSTEM_FOLDER}/features" if system else STORE,
+        url=database or (f"sqlite:///{state}/featd.db" if system else CATALOG_URL),
+        store=f"{state}/features" if system else STORE,
     )
 
 

@@ -14,7 +14,7 @@ import typer
 
 from featd import __version__
 from featd.errors import EXIT_ERROR, EXIT_OUT_OF_REACH, FeatdError
-from featd_cli import db, export, failures, init, net, retry_failed, run, scan, status
+from featd_cli import db, export, failures, init, net, retry_failed, run, scan, service, status
 from featd_cli.console import complain
 
 INTERRUPTED = 130
@@ -78,6 +78,7 @@ app.command("scan")(scan.scan)
 app.command("net")(net.net)
 app.command("export")(export.export)
 app.add_typer(db.app, name="db")
+app.add_typer(service.app, name="service")
 
 
 def main(arguments: list[str] | None = None) -> int:

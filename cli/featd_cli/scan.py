@@ -54,7 +54,12 @@ def _chosen(roots: tuple[RootConfig, ...], path: Path | None) -> list[tuple[Root
     for wanted in dict.fromkeys((Path(os.path.abspath(path)), Path(os.path.realpath(path)))):  # noqa: PTH100
         for root in roots:
             if wanted.is_relative_to(root.path):
-                below = os.fsencode(wanted.relative_to(root.path))
+                inside = wanted.relative_to(root.path)
+                if not root.follow_symlinks and wanted.resolve() != root.path.resolve() / inside:
+                    raise NothingMatchedError(
+                        f"{path} leads through a symbolic link, which this root does not follow"
+                    )
+                below = os.fsencode(inside)
                 return [(root, b"" if below == b"." else below)]
     names = ", ".join(str(root.path) for root in roots)
     raise NothingMatchedError(f"{path} is not in any root of the configuration: {names}")

@@ -140,4 +140,10 @@ backoff_seconds = 30.0
 # A status page and metrics.
 enabled = false
 listen = "127.0.0.1:8787"
+
+[log]
+# debug, info, warning or error.
+level = "info"
+# text, json (one object a line), journal (systemd's, with fields), or auto: journal under systemd, else text.
+format = "auto"
 """)

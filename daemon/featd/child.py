@@ -18,6 +18,8 @@ from featd.errors import EXIT_ERROR, FeatdError
 from featd.link import Channel, ChildLink, Heartbeat, Target, die_with_parent
 from featd.signals import reset_in_child
 
+READS_PER_TURN = 16
+"""A child that floods its stderr must not keep the supervisor from its other work."""
 WORDS_LINES = 100
 """Lines of a child's native stderr that are kept: enough for a stack dump."""
 
@@ -52,6 +54,9 @@ class Child:
     start_at: float = 0.0
     boot_failures: int = 0
     deaths: int = 0
+    restarting: bool = False
+    why: str = ""
+    last_words: str = ""
     # Of its process
     pid: int | None = None
     started_at: float = 0.0
@@ -74,12 +79,18 @@ class Child:
         read_fd, write_fd = os.pipe2(os.O_CLOEXEC)
         os.set_blocking(read_fd, False)
         self.words.clear()
+        self._partial = b""
         self.heartbeat.clear()
         self.started_at = now
         supervisor = os.getpid()
         sys.stdout.flush()
         sys.stderr.flush()
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError:
+            os.close(read_fd)
+            os.close(write_fd)
+            raise
         if pid == 0:
             _run(self.spec, link, supervisor, write_fd, (read_fd, *close_in_child))
         os.close(write_fd)
@@ -94,7 +105,9 @@ class Child:
 
     def read_stderr(self) -> None:
         """Keep its last words, and pass on what it says in native code to our own stderr."""
-        while self.stderr_fd is not None:
+        for _ in range(READS_PER_TURN):
+            if self.stderr_fd is None:
+                return
             try:
                 chunk = os.read(self.stderr_fd, 1 << 16)
             except BlockingIOError:

@@ -49,6 +49,14 @@ class StoreConfig(_Section):
 
 class RootConfig(_Section):
     path: Path
+
+    @field_validator("path", mode="before")
+    @classmethod
+    def _not_empty(cls, path: object) -> object:
+        if path == "":
+            raise ValueError("name a folder")
+        return path
+
     include: tuple[str, ...] = DEFAULT_INCLUDE
     exclude: tuple[str, ...] = ()
     watch: bool = True
@@ -102,6 +110,13 @@ class WorkersConfig(_Section):
     lease_seconds: Annotated[float, Field(ge=2)] = 60.0
     stop_seconds: PositiveFloat = 90.0
 
+    @field_validator("devices", mode="before")
+    @classmethod
+    def _listed(cls, devices: object) -> object:
+        if isinstance(devices, str) and devices != "auto":
+            raise ValueError(f'write a list, ["{devices}"], or "auto"')
+        return devices
+
     @field_validator("devices")
     @classmethod
     def _known(cls, devices: str | tuple[str, ...]) -> str | tuple[str, ...]:
@@ -131,6 +146,11 @@ class WebConfig(_Section):
     listen: str = "127.0.0.1:8787"
 
 
+class LogConfig(_Section):
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["auto", "text", "json", "journal"] = "auto"
+
+
 class Settings(BaseSettings):
     """The whole configuration. Paths are absolute after `load`."""
 
@@ -146,6 +166,7 @@ class Settings(BaseSettings):
     workers: WorkersConfig = WorkersConfig()
     retry: RetryConfig = RetryConfig()
     web: WebConfig = WebConfig()
+    log: LogConfig = LogConfig()
 
     @classmethod
     def settings_customise_sources(
@@ -186,12 +207,13 @@ def load(explicit: Path | None = None) -> Settings:
         raise ConfigError(f"{path}: no such file: make one with `featd init`") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{path}: {error}") from None
+    _refuse_unknown_variables()
     try:
         settings = Settings(**document)
     except ValidationError as error:
         raise ConfigError(_explain(path, error)) from None
     except Exception as error:  # pydantic-settings wraps what it cannot parse from the environment
-        raise ConfigError(f"environment over {path}: {error}") from None
+        raise ConfigError(f"environment: {error} (lists are written as in JSON: '[\"fc7\"]')") from None
     return _absolute(settings, path.absolute())
 
 
@@ -204,8 +226,25 @@ def _explain(path: Path, error: ValidationError) -> str:
         message = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
             message = "unknown key"
-        lines.append(f"{key or 'configuration'}: {message}")
-    return f"{path}: " + "; ".join(lines)
+        variable = ENV_PREFIX + "__".join(str(part) for part in problem["loc"][:2]).upper()
+        source = f"environment {variable}" if _in_environment(variable) else str(path)
+        lines.append(f"{source}: {key or 'configuration'}: {message}")
+    return "; ".join(lines)
+
+
+def _in_environment(variable: str) -> bool:
+    return variable in {name.upper() for name in os.environ}
+
+
+def _refuse_unknown_variables() -> None:
+    """A misspelled override would silently do nothing."""
+    for name in os.environ:
+        section, nested, _ = name.upper().removeprefix(ENV_PREFIX).partition("__")
+        if name.upper().startswith(ENV_PREFIX) and nested and section.lower() not in Settings.model_fields:
+            sections = ", ".join(Settings.model_fields)
+            raise ConfigError(
+                f"environment {name}: there is no section {section.lower()!r} (there are {sections})"
+            )
 
 
 def _absolute(settings: Settings, file: Path) -> Settings:

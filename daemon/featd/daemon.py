@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import fcntl
 import functools
 import os
@@ -17,8 +18,10 @@ from featd.errors import LockHeldError
 from featd.images.hands import mark_escalated
 from featd.link import ChildLink
 from featd.preflight import check_beforehand
+from featd.reload import ConfigReload
 from featd.shards.store import run_folder
 from featd.supervisor import Supervisor
+from featd.systemd import Notifier
 from featd.worker import devices
 
 log = logs.get("daemon")
@@ -29,13 +32,23 @@ MAX_BOOT_FAILURES = 5
 """Of a worker in a drain; the daemon itself tries for ever, ever more slowly."""
 
 
-def run(settings: Settings, *, drain: bool) -> int:
-    """Run featd until it is told to stop, or (drain) until nothing is left to do; returns the exit code."""
+def run(settings: Settings, *, drain: bool, config: Path | None = None) -> int:
+    """Run featd until it is told to stop, or (drain) until nothing is left to do; returns the exit code.
+
+    `config` is the file that `settings` came from: SIGHUP reads it again, but for a drain.
+    """
+    logs.configure(settings.log.level, settings.log.format)
     logs.setup()
+    faulthandler.enable(2)  # systemd's watchdog aborts a supervisor that hangs: leave its stack
+    notifier = Notifier()
     host = socket.gethostname()
-    check_beforehand(settings)
+    check_beforehand(settings, notifier)
     folder = run_folder(settings.store.path, host)
     lock_fd = take_lock(folder.parent / f"{host}.lock")
+    reload = None
+    if config is not None and not drain:
+        specs = functools.partial(child_specs, host=host, drain=False)
+        reload = ConfigReload(config, settings, specs, close=[lock_fd])
     try:
         supervisor = Supervisor(
             child_specs(settings, host, drain=drain),
@@ -45,6 +58,8 @@ def run(settings: Settings, *, drain: bool) -> int:
             max_boot_failures=MAX_BOOT_FAILURES if drain else None,
             on_escalate=functools.partial(_excuse, folder),
             close_in_children=[lock_fd],
+            notifier=notifier,
+            reload=reload,
         )
         return supervisor.run()
     finally:

@@ -84,6 +84,12 @@ class Heartbeat:
         (deadline,) = _DEADLINE.unpack_from(self._memory, 0)
         return bool(0.0 < deadline < now)
 
+    def postpone(self, seconds: float) -> None:
+        """Nobody ran for `seconds`: the promise holds so much longer."""
+        (deadline,) = _DEADLINE.unpack_from(self._memory, 0)
+        if deadline > 0.0:
+            _DEADLINE.pack_into(self._memory, 0, deadline + seconds)
+
     def clear(self) -> None:
         _DEADLINE.pack_into(self._memory, 0, 0.0)
 

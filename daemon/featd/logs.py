@@ -1,18 +1,34 @@
-"""Log lines: an event name plus fields, one record per line whatever a file is called.
+"""Log records: an event name plus fields, one record per line whatever a file is called.
 
 log = logs.get("worker")
 log.info("sealed", "a shard is on disk; its rows are done", shard=name, rows=n)
+
+On a terminal or in a file a record is a line of text; under systemd it goes to the journal with its fields
+(`journalctl FEATD_EVENT=sealed`); on request it is a JSON object. An event that floods is cut short and counted.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
+import socket
 import sys
 from typing import Any, TextIO
 
+from featd import clock
 from featd.clock import utcnow
+
+BURST = 50
+"""Records of one event that are written within WINDOW_SECONDS; the rest are counted."""
+WINDOW_SECONDS = 10.0
+JOURNAL = "/run/systemd/journal/socket"
+JOURNAL_BYTES = 64 * 1024
+"""Of one field: what a datagram surely takes."""
+
+_level = "info"
+_format = "auto"
 
 
 class Logger:
@@ -48,23 +64,152 @@ def get(name: str) -> Logger:
     return Logger(name)
 
 
+def configure(level: str, format: str) -> None:
+    """What `setup` does from now on, in this process and its children: the [log] section of the configuration."""
+    global _level, _format
+    _level, _format = level, format
+
+
+def setup(level: str | None = None, stream: TextIO | None = None) -> None:
+    """Send every featd record to `stream` (standard error), or to the journal, one record each."""
+    stream = stream or sys.stderr
+    handler: logging.Handler
+    if _format == "journal" or (_format == "auto" and goes_to_journal(stream)):
+        handler = JournalHandler(stream)
+    else:
+        handler = logging.StreamHandler(stream)
+        handler.setFormatter(JsonFormatter() if _format == "json" else LineFormatter())
+    handler.addFilter(Flood())
+    root = logging.getLogger("featd")
+    for old in root.handlers[:]:
+        root.removeHandler(old)
+        if isinstance(old, JournalHandler):
+            old.close()
+    root.addHandler(handler)
+    root.setLevel((level or _level).upper())
+    root.propagate = False
+
+
+def goes_to_journal(stream: TextIO) -> bool:
+    """Whether `stream` is the connection to the journal that systemd made for this service."""
+    with contextlib.suppress(OSError, ValueError):
+        is_at = os.fstat(stream.fileno())
+        return os.environ.get("JOURNAL_STREAM") == f"{is_at.st_dev}:{is_at.st_ino}"
+    return False
+
+
 class LineFormatter(logging.Formatter):
     """`2026-11-24T10:00:00Z INFO worker sealed: a shard is on disk shard="..." rows=4096`."""
 
     def format(self, record: logging.LogRecord) -> str:
-        fields = getattr(record, "fields", {})
-        event = getattr(record, "event", record.name)
         parts = [
-            utcnow().strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z",
+            _moment(),
             record.levelname,
-            f"{record.name.removeprefix('featd.')}[{os.getpid()}]",
-            f"{event}:",
+            f"{_room(record)}[{os.getpid()}]",
+            f"{_event(record)}:",
             _one_line(record.getMessage()),
-            *(f"{key}={_value(value)}" for key, value in fields.items()),
+            *(f"{key}={_value(value)}" for key, value in _fields(record).items()),
         ]
         if record.exc_info:
             parts.append("traceback=" + json.dumps(self.formatException(record.exc_info)))
         return " ".join(parts)
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object per line; `fields` stand in it beside time, level, logger, pid, event and message."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        document = {
+            **_fields(record),
+            "time": _moment(),
+            "level": record.levelname.lower(),
+            "logger": _room(record),
+            "pid": os.getpid(),
+            "event": _event(record),
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            document["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(document, default=str)
+
+
+class JournalHandler(logging.Handler):
+    """systemd's native protocol (systemd.io/JOURNAL_NATIVE_PROTOCOL): one datagram of fields per record.
+
+    Where the journal does not listen, the record is a line of text on `stream`.
+    """
+
+    def __init__(self, stream: TextIO, address: str = JOURNAL) -> None:
+        super().__init__()
+        self._address = address
+        self._fallback = logging.StreamHandler(stream)
+        self._fallback.setFormatter(LineFormatter())
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        fields = {
+            "MESSAGE": self._message(record),
+            "PRIORITY": {"DEBUG": 7, "INFO": 6, "WARNING": 4}.get(record.levelname, 3),
+            "SYSLOG_IDENTIFIER": "featd",
+            "FEATD_LOGGER": _room(record),
+            "FEATD_EVENT": _event(record),
+            **{f"FEATD_{key.upper()}": value for key, value in _fields(record).items()},
+        }
+        if record.exc_info:
+            fields["FEATD_TRACEBACK"] = logging.Formatter().formatException(record.exc_info)
+        try:
+            self._socket.sendto(b"".join(_journal_field(*field) for field in fields.items()), self._address)
+        except OSError:
+            self._fallback.handle(record)
+
+    def _message(self, record: logging.LogRecord) -> str:
+        """What `journalctl` shows: the fields stand in it too, in short."""
+        fields = " ".join(f"{key}={_value(value)[:200]}" for key, value in _fields(record).items())
+        return f"{_event(record)}: {_one_line(record.getMessage())} {fields}".rstrip()
+
+    def close(self) -> None:
+        self._socket.close()
+        super().close()
+
+
+class Flood(logging.Filter):
+    """Lets BURST records of one event through per window; the first of the next window says how many were not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._windows: dict[tuple[str, str], tuple[float, int]] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        key, now = (record.name, _event(record)), clock.monotonic()
+        since, seen = self._windows.get(key, (now, 0))
+        if now - since >= WINDOW_SECONDS:
+            if seen > BURST:
+                record.fields = {**_fields(record), "held_back": seen - BURST}
+            since, seen = now, 0
+        self._windows[key] = (since, seen + 1)
+        if seen == BURST - 1:
+            record.fields = {
+                **_fields(record),
+                "note": f"more of these are held back for {WINDOW_SECONDS:g} s",
+            }
+        return seen < BURST
+
+
+def _fields(record: logging.LogRecord) -> dict[str, Any]:
+    fields: dict[str, Any] = getattr(record, "fields", {})
+    return fields
+
+
+def _event(record: logging.LogRecord) -> str:
+    return str(getattr(record, "event", record.name))
+
+
+def _room(record: logging.LogRecord) -> str:
+    return record.name.removeprefix("featd.")
+
+
+def _moment() -> str:
+    return utcnow().strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
 
 
 def _one_line(text: str) -> str:
@@ -77,11 +222,9 @@ def _value(value: Any) -> str:
     return json.dumps(str(value), ensure_ascii=not str(value).isprintable())
 
 
-def setup(level: str = "INFO", stream: TextIO | None = None) -> None:
-    """Send every featd record to `stream` (standard error), one line each."""
-    handler = logging.StreamHandler(stream or sys.stderr)
-    handler.setFormatter(LineFormatter())
-    root = logging.getLogger("featd")
-    root.handlers[:] = [handler]
-    root.setLevel(level)
-    root.propagate = False
+def _journal_field(name: str, value: Any) -> bytes:
+    """`NAME=value`, or with a length where the value has more than one line."""
+    data = str(value).encode(errors="backslashreplace")[:JOURNAL_BYTES]
+    if b"\n" not in data:
+        return name.encode() + b"=" + data + b"\n"
+    return name.encode() + b"\n" + len(data).to_bytes(8, "little") + data + b"\n"

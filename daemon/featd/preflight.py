@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
+import select
+import signal
 import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
+from featd import clock
 from featd.config import Settings
 from featd.errors import (
     EXIT_BAD_CONFIG,
@@ -14,57 +21,131 @@ from featd.errors import (
     ConfigError,
     FeatdError,
 )
-from featd.signals import name_of
+from featd.link import die_with_parent
+from featd.signals import name_of, reset_in_child
+from featd.systemd import Notifier
 from featd.worker import devices
 
+CHECK_SECONDS = 900.0
+"""A net that takes longer than this to load and to run once hangs."""
 
-def check_beforehand(settings: Settings) -> None:
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """How a check ended. `text` is what it returned, or its error's message."""
+
+    code: int
+    text: str
+    last_words: str
+
+    def raise_error(self) -> None:
+        """Raise what went wrong, if anything did."""
+        if self.code == 0:
+            return
+        if -self.code in (signal.SIGKILL, signal.SIGTERM):
+            raise FeatdError(f"the check was ended by {name_of(-self.code)} (out of memory?): try again")
+        if self.code < 0:
+            # Caffe aborts on a bad model, which stays bad, and on CUDA errors, which may pass.
+            passing = "cuda" in self.last_words.lower()
+            raise (FeatdError if passing else ConfigError)(
+                f"the net cannot be loaded: its engine died of {name_of(-self.code)}; its last words:\n"
+                f"{self.last_words}"
+            )
+        error = {EXIT_BAD_CONFIG: ConfigError, EXIT_OUT_OF_REACH: CatalogUnavailableError}
+        raise error.get(self.code, FeatdError)(self.text or self.last_words)
+
+
+class Check:
+    """A throw-away process for what may abort or hang, or must not be loaded here. `poll` until it answers."""
+
+    def __init__(self, work: Callable[[], str], close: Sequence[int] = ()) -> None:
+        self._said = os.memfd_create("said", os.MFD_CLOEXEC)
+        self._stderr = os.memfd_create("stderr", os.MFD_CLOEXEC)
+        parent = os.getpid()
+        self.pid: int | None = os.fork()
+        if self.pid == 0:
+            _run(work, parent, self._said, self._stderr, close)
+
+    def poll(self) -> Answer | None:
+        """The answer, once it is there."""
+        if self.pid is None:
+            return None
+        pid, status = os.waitpid(self.pid, os.WNOHANG)
+        if not pid:
+            return None
+        self.pid = None
+        return Answer(
+            os.waitstatus_to_exitcode(status), _read(self._said), _read(self._stderr)[-2000:].strip()
+        )
+
+    def end(self) -> None:
+        """Kill it if it still runs, and forget it."""
+        if self.pid is not None:
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+            self.pid = None
+        for fd in (self._said, self._stderr):
+            with contextlib.suppress(OSError):
+                os.close(fd)
+
+
+def check_beforehand(settings: Settings, notifier: Notifier) -> None:
     """Everything that must be right before work starts, tried once in a throw-away process.
 
     Caffe aborts its process on a bad model, and CUDA does not survive a fork: neither may happen here.
     """
     if not settings.roots:
         raise ConfigError("roots: name at least one folder of images in a [[roots]] section")
-    said_read, said_write = os.pipe2(os.O_CLOEXEC)
-    native_stderr = os.memfd_create("stderr", os.MFD_CLOEXEC)
-    pid = os.fork()
-    if pid == 0:
-        _check_in_child(settings, said_write, native_stderr)
-    os.close(said_write)
-    with os.fdopen(said_read, encoding="utf-8") as said:
-        message = said.read()
-    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    with os.fdopen(native_stderr, "rb") as words:
-        words.seek(0)
-        last_words = words.read()[-2000:].decode(errors="replace").strip()
-    if code == 0:
-        return
-    if code < 0:
-        raise ConfigError(
-            f"the net cannot be loaded: its engine died of {name_of(-code)}; its last words:\n{last_words}"
-        )
-    error = {EXIT_BAD_CONFIG: ConfigError, EXIT_OUT_OF_REACH: CatalogUnavailableError}.get(code, FeatdError)
-    raise error(message or last_words)
+    notifier.status("starting: loading the net", clock.monotonic())
+    check = Check(functools.partial(_all_of_it, settings))
+    end = os.pidfd_open(check.pid or 0)
+    deadline = clock.monotonic() + CHECK_SECONDS
+    try:
+        while (answer := check.poll()) is None:
+            now = clock.monotonic()
+            notifier.still_starting(now)
+            if now > deadline:
+                raise FeatdError(f"the net does not load within {CHECK_SECONDS:g} s")
+            select.select([end], [], [], 1.0)
+    finally:
+        os.close(end)
+        check.end()
+    answer.raise_error()
 
 
-def _check_in_child(settings: Settings, said: int, native_stderr: int) -> None:
-    """The throw-away process: loads what a worker loads, says what is wrong, and never returns."""
+def _all_of_it(settings: Settings) -> str:
+    from featd.catalog import connect, migrate
+    from featd.worker import process as worker_process
+
+    chosen = devices.resolve(settings.workers.devices)
+    catalog = connect.open_catalog(settings.catalog.url, settings.workers.lease_seconds)
+    migrate.check_schema(catalog)
+    connect.transact(catalog, lambda _: None)  # a catalog that cannot be written to is out of reach
+    worker_process.boot(settings, catalog, devices.isolate(chosen[0]), devices.cpu_threads(chosen))
+    return ""
+
+
+def _run(work: Callable[[], str], parent: int, said: int, native_stderr: int, close: Sequence[int]) -> None:
+    """The throw-away process: does the work, says how it went, and never returns."""
     code = EXIT_ERROR
     try:
-        from featd.catalog import connect, migrate
-        from featd.worker import process as worker_process
-
+        reset_in_child()
+        die_with_parent(parent)
+        for fd in close:
+            os.close(fd)
         os.dup2(native_stderr, 2)
-        chosen = devices.resolve(settings.workers.devices)
-        catalog = connect.open_catalog(settings.catalog.url, settings.workers.lease_seconds)
-        migrate.check_schema(catalog)
-        worker_process.boot(settings, catalog, devices.isolate(chosen[0]), devices.cpu_threads(chosen))
+        os.write(said, work().encode())
         code = 0
     except FeatdError as error:
-        os.write(said, str(error).encode())
+        os.write(said, str(error).encode(errors="backslashreplace"))
         code = error.exit_code
     except BaseException as error:
-        os.write(said, f"{type(error).__name__}: {error}".encode())
+        os.write(said, f"{type(error).__name__}: {error}".encode(errors="backslashreplace"))
     finally:
         sys.stderr.flush()
         os._exit(code)
+
+
+def _read(fd: int) -> str:
+    size = os.lseek(fd, 0, os.SEEK_END)
+    return os.pread(fd, size, 0).decode(errors="replace")

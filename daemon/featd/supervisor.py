@@ -13,15 +13,18 @@ import os
 import selectors
 import signal
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from featd import clock, logs
 from featd.child import Child, ChildSpec
-from featd.errors import EXIT_BAD_CONFIG, EXIT_ERROR, EXIT_OK
+from featd.errors import EXIT_BAD_CONFIG, EXIT_ERROR, EXIT_OK, EXIT_OUT_OF_REACH
 from featd.link import Channel, ChildLink
 from featd.oom import oom_kills
 from featd.signals import SignalQueue, name_of
+from featd.supervisor_state import StateFile, trouble
+from featd.systemd import Notifier
 
 log = logs.get("supervisor")
 
@@ -33,8 +36,13 @@ MIN_BACKOFF_SECONDS = 0.5
 MAX_BACKOFF_SECONDS = 60.0
 STEADY_SECONDS = 60.0
 """A child that lived this long after it was ready has paid off its earlier deaths."""
+STANDSTILL_SECONDS = 5.0
+"""A turn that took longer than this was not ours to take: nobody ran."""
+OOM_LOOK_SECONDS = 5.0
 ABORT_SECONDS = 5.0
 """Between SIGABRT, which leaves a stack dump, and SIGKILL."""
+PATIENCE_BOOT_FAILURES = 3
+"""So many boots of a worker may fail before systemd's start timeout is no longer put off."""
 
 
 class Why(enum.StrEnum):
@@ -45,6 +53,34 @@ class Why(enum.StrEnum):
     CRASH = "crash"  # its own signal, hanging, or out of memory
     KILLED = "killed"  # a SIGKILL that nobody here sent
     STOPPED = "stopped"  # the stop ladder
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What a new configuration asks for: `specs` replace those of their names, whose children start anew, or are
+    new; the children of `without` end."""
+
+    specs: Sequence[ChildSpec]
+    stop_seconds: float
+    message: str
+    without: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a new configuration is not applied."""
+
+    reason: str
+
+
+class Reload(Protocol):
+    """Reads a new configuration, without making the supervisor wait."""
+
+    def begin(self) -> None: ...
+
+    def step(self) -> Change | Refusal | None: ...
+
+    def close(self) -> None: ...
 
 
 class Supervisor:
@@ -60,6 +96,8 @@ class Supervisor:
         max_boot_failures: int | None = None,
         on_escalate: Callable[[Mapping[str, Any]], None] = lambda lease: None,
         close_in_children: Sequence[int] = (),
+        notifier: Notifier | None = None,
+        reload: Reload | None = None,
     ) -> None:
         self._run_folder = run_folder
         self._stop_seconds = stop_seconds
@@ -67,12 +105,22 @@ class Supervisor:
         self._max_boot_failures = max_boot_failures
         self._on_escalate = on_escalate
         self._close_in_children = tuple(close_in_children)
+        self._notifier = notifier or Notifier()
+        self._reload = reload
+        self._reload_said = ""
+        self._reloading: set[str] | None = None
+        self._began = False
+        self._said = ""
+        self._state_file = StateFile(run_folder)
         self._reports = Channel()
         self.children = {spec.name: Child(spec) for spec in specs}
         self._signals = SignalQueue(SIGNALS)
         self._stopping_since: float | None = None
         self._exit_code = EXIT_OK
-        self._oom_kills = oom_kills()
+        # Two looks at the kernel's count, some seconds apart: a kill long ago does not explain today's death.
+        self._oom_seen = self._oom_before = oom_kills()
+        self._oom_look_due = 0.0
+        self._turned_at: float | None = None
 
     # The loop
 
@@ -88,16 +136,20 @@ class Supervisor:
 
     def step(self, now: float) -> int | None:
         """One turn: signals, news, deaths, hangs, starts, stops. The exit code when all is over."""
+        self._notice_standstill(now)
         for number in self._signals.take():
             self.handle_signal(number, now)
         self._hear()
         self._reap(now)
         self._abort_hung(now)
         if self._stopping_since is None:
+            self._turn_reload(now)
+            self._end_replaced(now)
             self._start_due(now)
             self._stop_without_essentials(now)
         else:
             self._stop_ladder(now)
+        self._tell(now)
         if all(child.pid is None for child in self.children.values()) and self._is_over():
             return self._exit_code
         return None
@@ -115,6 +167,9 @@ class Supervisor:
             selector.select(seconds)
 
     def _close(self) -> None:
+        if self._reload is not None:
+            self._reload.close()
+        self._state_file.remove()
         self._reports.close()
         for child in self.children.values():
             child.close()
@@ -126,9 +181,7 @@ class Supervisor:
             case signal.SIGTERM | signal.SIGINT:
                 self._handle_stop(number, now)
             case signal.SIGHUP:
-                log.warning(
-                    "reload", "a running featd keeps its configuration: restart it to apply a new one"
-                )
+                self._handle_reload()
             case _:
                 pass  # SIGCHLD: it has ended the wait, which is all it is for
 
@@ -138,6 +191,8 @@ class Supervisor:
                 "stop", "asked to stop a second time: leaving now, the next start recovers what is open"
             )
             for child in self.children.values():
+                if child.lease is not None:
+                    self._on_escalate(child.lease)  # what is in hand must not be charged for our haste
                 child.kill(signal.SIGKILL)
             os._exit(EXIT_ERROR)
         log.info("stop", "finishing the batches in flight and sealing their shards", signal=name_of(number))
@@ -149,6 +204,96 @@ class Supervisor:
         if self._stopping_since is None:
             self._stopping_since = now
             self._exit_code = code
+            self._notifier.stopping()
+            if self._reload is not None:
+                self._reload.close()
+
+    # A new configuration
+
+    def _handle_reload(self) -> None:
+        if self._reload is None or self._stopping_since is not None:
+            log.warning("reload", "a drain, and a featd that is stopping, keep their configuration")
+            return
+        log.info("reload", "reading the configuration; what runs goes on meanwhile")
+        self._reload.begin()
+        self._reloading = set()
+        if self._began:
+            self._notifier.reloading()
+
+    def _turn_reload(self, now: float) -> None:
+        if self._reload is None or self._reloading is None:
+            return
+        match self._reload.step():
+            case Refusal(reason):
+                log.error("reload", "the new configuration is refused, the old one stays", reason=reason)
+                self._reload_said = f"the new configuration is refused: {reason}"
+                self._end_reload()
+            case Change() as change:
+                log.info("reload", change.message, children=[spec.name for spec in change.specs])
+                self._reload_said = ""
+                self._apply(change, now)
+        if self._reloading and all(self._settled(self.children[name]) for name in self._reloading):
+            log.info("reload", "the new configuration is in force")
+            self._end_reload()
+
+    def _settled(self, child: Child) -> bool:
+        return not child.restarting and (child.ready or child.over or child.deaths > 0)
+
+    def _end_reload(self) -> None:
+        self._reloading = None
+        if self._began:
+            self._notifier.ready()
+
+    def _apply(self, change: Change, now: float) -> None:
+        self._stop_seconds = change.stop_seconds
+        for spec in change.specs:
+            if spec.name not in self.children:
+                self.children[spec.name] = Child(spec)
+            self._replace(self.children[spec.name], spec, now)
+        for name in change.without:
+            self._replace(self.children[name], replace(self.children[name].spec, once=True), now)
+        self._reloading = {spec.name for spec in change.specs}
+        if not self._reloading:
+            self._end_reload()
+
+    def _replace(self, child: Child, spec: ChildSpec, now: float) -> None:
+        child.spec = spec
+        child.finished, child.given_up = False, None
+        child.deaths = child.boot_failures = 0
+        child.start_at = now
+        child.restarting = child.pid is not None
+
+    def _end_replaced(self, now: float) -> None:
+        for child in self.children.values():
+            if child.restarting:
+                self._urge(child, now)
+
+    # What others are told
+
+    def _tell(self, now: float) -> None:
+        """systemd, and whoever reads the state file."""
+        essential = [child for child in self.children.values() if child.spec.essential]
+        began = self._began or not essential or any(child.ready for child in essential)
+        if self._stopping_since is not None:
+            status = "stopping: finishing the batches in flight"
+        else:
+            if not began and any(c.boot_failures < PATIENCE_BOOT_FAILURES for c in essential):
+                self._notifier.still_starting(now)
+            said = [self._said or ("working" if began else "starting: loading the net")]
+            said += [text for text in (trouble(self.children.values(), now), self._reload_said) if text]
+            status = "; ".join(said)
+        self._notifier.status(status, now)
+        if not any(self._neglected(child, now) for child in self.children.values()):
+            self._notifier.alive(now)
+        self._state_file.write(now, status, self._reload_said, self.children.values())
+        if began and not self._began and self._stopping_since is None:
+            self._began = True
+            self._notifier.ready()
+
+    def _neglected(self, child: Child, now: float) -> bool:
+        """It makes no progress and nobody here does anything about it: then we are not well ourselves."""
+        acted_on = child.aborted_at is not None or child.asked_at is not None
+        return child.pid is not None and not acted_on and child.heartbeat.overdue(now)
 
     # News from children
 
@@ -163,9 +308,12 @@ class Supervisor:
                 case "ready":
                     child.ready = True
                     child.boot_failures = 0
+                    child.why = child.last_words = ""
                     log.info("ready", "it is at work", child=child.spec.name, pid=child.pid)
                 case "lease":
                     child.lease = {"id": record["id"], "token": record["token"]}
+                case "status":
+                    self._said = record["text"]
                 case "stop":
                     log.info("stop", record["message"], asked_by=child.spec.name)
                     self.stop(int(record["code"]), clock.monotonic())
@@ -188,6 +336,7 @@ class Supervisor:
             fields["last_words"] = child.words[-1]
         lived = now - child.started_at
         was_ready = child.ready
+        replaced, child.restarting = child.restarting, False
         self._tell_death(child, why, what)
         child.forget_process()
         if why is Why.FINISHED and (child.spec.once or self._stopping_since is not None):
@@ -197,6 +346,11 @@ class Supervisor:
         if self._stopping_since is not None:
             log.warning("died", "it will not be started again: featd is stopping", **fields)
             return
+        if replaced and why in (Why.FINISHED, Why.STOPPED):
+            log.info("replaced", "it starts again with the new configuration", **fields)
+            child.start_at = now
+            return
+        child.why, child.last_words = what, child.words[-1] if child.words else ""
         if code == EXIT_BAD_CONFIG:
             child.given_up = code
             log.error("down", "only a person can mend this; it stays down", **fields)
@@ -205,18 +359,21 @@ class Supervisor:
             child.deaths = 0
         child.deaths += 1
         child.boot_failures += not was_ready
-        if self._max_boot_failures is not None and child.boot_failures >= self._max_boot_failures:
+        limit = self._max_boot_failures if child.spec.essential else None
+        if limit is not None and child.boot_failures >= limit:
             child.given_up = code if code > 0 else EXIT_ERROR
             log.error("down", "it died at every start; it stays down", starts=child.boot_failures, **fields)
             return
-        delay = min(MIN_BACKOFF_SECONDS * 2 ** (child.deaths - 1), MAX_BACKOFF_SECONDS)
+        delay = self._backoff(child)
         child.start_at = now + delay
         log.warning("died", "it will be started again", in_seconds=delay, **fields)
 
+    def _backoff(self, child: Child) -> float:
+        return float(min(MIN_BACKOFF_SECONDS * 2 ** min(child.deaths - 1, 20), MAX_BACKOFF_SECONDS))
+
     def _explain(self, child: Child, code: int) -> tuple[Why, str]:
         """Why a process died, as a word and as a sentence."""
-        kills = oom_kills()
-        out_of_memory, self._oom_kills = kills > self._oom_kills, kills
+        out_of_memory = oom_kills() > self._oom_before
         if code >= 0:
             return (Why.FINISHED, "finished") if code == 0 else (Why.EXITED, f"exit code {code}")
         number = -code
@@ -257,6 +414,16 @@ class Supervisor:
             }
         )
 
+    def _notice_standstill(self, now: float) -> None:
+        """Where everything stood still (a frozen container, a suspended host) the children get that time back."""
+        if self._turned_at is not None and now - self._turned_at > STANDSTILL_SECONDS:
+            for child in self.children.values():
+                child.heartbeat.postpone(now - self._turned_at)
+        self._turned_at = now
+        if now >= self._oom_look_due:
+            self._oom_look_due = now + OOM_LOOK_SECONDS
+            self._oom_before, self._oom_seen = self._oom_seen, oom_kills()
+
     def _abort_hung(self, now: float) -> None:
         """A child that did not come round in time is asked for its stack (SIGABRT), then killed."""
         for child in self.children.values():
@@ -272,12 +439,16 @@ class Supervisor:
                 child.kill(signal.SIGABRT)
 
     def _stop_without_essentials(self, now: float) -> None:
+        """Where no worker can ever start, or what workers wait for cannot, there is nothing to go on for."""
         essential = [child for child in self.children.values() if child.spec.essential]
-        if essential and all(child.given_up is not None for child in essential):
-            code = essential[0].given_up or EXIT_ERROR
-            bad = all(child.given_up == EXIT_BAD_CONFIG for child in essential)
+        needed = {name for child in essential for name in child.spec.after}
+        lost = {child.given_up for child in essential}
+        if None in lost or not essential:
+            lost = {self.children[name].given_up for name in needed} - {None}
+        if lost:
             log.error("stop", "no worker could start: see what each said above")
-            self.stop(code if bad else EXIT_ERROR, now)
+            telling = lost.pop() if len(lost) == 1 else None
+            self.stop(telling if telling in (EXIT_BAD_CONFIG, EXIT_OUT_OF_REACH) else EXIT_ERROR, now)
 
     # Starts and stops
 
@@ -286,8 +457,15 @@ class Supervisor:
             if child.pid is not None or child.over or now < child.start_at:
                 continue
             before = (self.children[name] for name in child.spec.after)
-            if all(other.ready or other.finished for other in before):
+            if not all(other.ready or other.finished for other in before):
+                continue
+            try:
                 child.start(now, functools.partial(self._link, child), self._close_in_children)
+            except OSError as error:
+                child.deaths += 1
+                child.why = f"no process can be made: {error.strerror}"
+                child.start_at = now + self._backoff(child)
+                log.error("not_started", "trying again", child=child.spec.name, error=str(error))
 
     def _link(self, child: Child) -> ChildLink:
         """What a fresh child talks through. Called in the child."""
@@ -306,13 +484,17 @@ class Supervisor:
         alive = [child for child in self.children.values() if child.pid is not None]
         first = [child for child in alive if not child.spec.last]
         for child in first or alive:
-            if child.asked_at is None:
-                child.asked_at = now
-                child.kill(signal.SIGTERM)
-            if child.aborted_at is None and now - child.asked_at > self._stop_seconds:
-                log.error("stop", "it does not stop: killing it", child=child.spec.name, pid=child.pid)
-                if child.lease is not None:
-                    # Into the hands file first: what is in hand must not be charged for our impatience.
-                    self._on_escalate(child.lease)
-                child.aborted_at = now
-                child.kill(signal.SIGABRT)
+            self._urge(child, now)
+
+    def _urge(self, child: Child, now: float) -> None:
+        """One turn of the ladder for one child."""
+        if child.asked_at is None:
+            child.asked_at = now
+            child.kill(signal.SIGTERM)
+        if child.aborted_at is None and now - child.asked_at > self._stop_seconds:
+            log.error("stop", "it does not stop: killing it", child=child.spec.name, pid=child.pid)
+            if child.lease is not None:
+                # Into the hands file first: what is in hand must not be charged for our impatience.
+                self._on_escalate(child.lease)
+            child.aborted_at = now
+            child.kill(signal.SIGABRT)

@@ -56,6 +56,12 @@ def fails(link: ChildLink) -> int:
     return 1
 
 
+def floods(link: ChildLink) -> int:
+    link.report("ready")
+    while True:
+        os.write(2, b"a warning of a layer\n" * 1000)
+
+
 def finishes(link: ChildLink) -> int:
     return 0
 
@@ -205,6 +211,29 @@ def test_a_drain_whose_workers_never_start_ends_with_an_error(make: Make) -> Non
         max_boot_failures=2,
     )
     assert wait_for(lambda: supervisor.step(time.monotonic()), 15, "the end") == 1
+
+
+def test_a_janitor_that_cannot_start_ends_the_whole_with_its_code(make: Make) -> None:
+    supervisor = make(
+        ChildSpec("janitor", bad_config, last=True),
+        ChildSpec("worker", sleeps, after=("janitor",), essential=True),
+    )
+    assert wait_for(lambda: supervisor.step(time.monotonic()), 15, "the end") == 78
+
+
+def test_a_standstill_of_everything_is_no_hang(make: Make) -> None:
+    supervisor = make(ChildSpec("janitor", sleeps), ChildSpec("worker", hangs), deaths_to="janitor")
+    worker = supervisor.children["worker"]
+    turn_until(supervisor, lambda: worker.ready)
+    supervisor.step(time.monotonic() + 3600)
+    assert not worker.hung
+
+
+def test_a_child_that_floods_its_stderr_does_not_keep_the_supervisor_busy(make: Make) -> None:
+    supervisor = make(ChildSpec("worker", floods), stop_seconds=1.0)
+    turn_until(supervisor, lambda: supervisor.children["worker"].ready)
+    supervisor.handle_signal(signal.SIGTERM, time.monotonic())
+    assert wait_for(lambda: supervisor.step(time.monotonic()) is not None, 20, "the end")
 
 
 def test_children_die_with_a_supervisor_that_is_killed(tmp_path: Path) -> None:

@@ -124,9 +124,21 @@ def test_odd_names_come_back_from_the_file(tmp_path: Path) -> None:
 
 
 def test_nothing_grows_under_etc() -> None:
-    choices = init._choices(Path("/etc/featd"), [Path("/tmp")], "gist", None, None, None)
+    choices = init._choices(Path("/etc/featd/featd.toml"), [Path("/tmp")], "gist", None, None, None)
     assert choices.url == "sqlite:////var/lib/featd/featd.db"
     assert choices.store == "/var/lib/featd/features"
+
+
+def test_one_of_several_has_its_own_catalog_and_store() -> None:
+    choices = init._choices(Path("/etc/featd/places.toml"), [Path("/tmp")], "gist", None, None, None)
+    assert choices.url == "sqlite:////var/lib/featd/places/featd.db"
+    assert choices.store == "/var/lib/featd/places/features"
+
+
+def test_the_file_may_have_another_name(tmp_path: Path) -> None:
+    assert main(["init", str(tmp_path / "new/places.toml"), "--images", str(tmp_path)]) == 0
+    assert config.load(tmp_path / "new/places.toml").roots[0].path == tmp_path
+    assert (tmp_path / "new/featd.db").exists()
 
 
 def test_a_caffe_net_of_ones_own(tmp_path: Path) -> None:

@@ -131,3 +131,14 @@ def test_where_it_is_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("FEATD_CONFIG", "/elsewhere.toml")
     assert config.find(None) == Path("/elsewhere.toml")
     assert config.find(Path("named.toml")) == Path("named.toml")
+
+
+def test_an_override_that_is_wrong_is_named_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "featd.toml").touch()
+    monkeypatch.setenv("FEATD_WORKERS__BATCH", "abc")
+    with pytest.raises(ConfigError, match=r"environment FEATD_WORKERS__BATCH: workers\.batch"):
+        config.load(tmp_path / "featd.toml")
+    monkeypatch.delenv("FEATD_WORKERS__BATCH")
+    monkeypatch.setenv("FEATD_WORKER__BATCH", "3")
+    with pytest.raises(ConfigError, match="no section 'worker'"):
+        config.load(tmp_path / "featd.toml")

@@ -14,6 +14,13 @@ def test_without_a_gpu_auto_is_one_worker_on_the_cpu(monkeypatch: pytest.MonkeyP
     assert devices.resolve("auto") == ["cpu"]
 
 
+def test_minus_one_hides_every_gpu_as_cuda_reads_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    assert devices.resolve("auto") == ["cpu"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,-1,1")
+    assert devices.resolve("auto") == ["cuda:0"]
+
+
 def test_auto_takes_every_gpu_that_was_inherited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
     assert devices.resolve("auto") == ["cuda:0", "cuda:1"]

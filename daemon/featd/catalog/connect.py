@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TypeVar
 
 import sqlalchemy as sa
 
 from featd import clock
 from featd.catalog import dialects
-from featd.errors import CatalogUnavailableError, ConfigError
+from featd.errors import CatalogUnavailableError, ConfigError, SchemaError
 
 T = TypeVar("T")
 
@@ -39,6 +41,8 @@ def open_catalog(url: str, lease_seconds: float = 60.0) -> sa.Engine:
     if parsed.get_backend_name() == "sqlite" and parsed.database in (None, "", ":memory:"):
         raise ConfigError("catalog.url: a catalog in memory would be lost: write sqlite:///FILE")
     parsed = parsed.set(drivername=dialects.DRIVERS[parsed.drivername])
+    if parsed.get_backend_name() == "postgresql" and parsed.password is None:
+        parsed = parsed.set(password=credential())
     engine = sa.create_engine(
         parsed,
         connect_args=dialects.connect_args(parsed, lease_seconds),
@@ -47,6 +51,19 @@ def open_catalog(url: str, lease_seconds: float = 60.0) -> sa.Engine:
     )
     dialects.prepare_engine(engine)
     return engine
+
+
+def credential() -> str | None:
+    """The database's password as systemd hands it over (LoadCredential=database-password:...), if it does."""
+    folder = os.environ.get("CREDENTIALS_DIRECTORY")
+    if not folder:
+        return None
+    try:
+        return (Path(folder) / "database-password").read_text(encoding="utf-8").strip() or None
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"the credential database-password cannot be read: {error}") from None
 
 
 def shown_url(engine: sa.Engine) -> str:
@@ -98,6 +115,11 @@ def transact(engine: sa.Engine, work: Callable[[sa.Connection], T]) -> T:
 
 def unavailable(engine: sa.Engine, error: sa.exc.DBAPIError) -> Exception:
     """What a database error means to featd: out of reach, or (a programming error) itself."""
+    if dialects.is_foreign_schema(error):
+        return SchemaError(
+            f"catalog {shown_url(engine)} does not have the tables that its revision says: {_first_line(error)}:"
+            " restore it from a backup"
+        )
     if dialects.is_unreachable(error):
         return CatalogUnavailableError(f"catalog {shown_url(engine)} is out of reach: {_first_line(error)}")
     return error

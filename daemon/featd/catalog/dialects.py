@@ -99,12 +99,23 @@ def is_transient(error: sa.exc.DBAPIError) -> bool:
 
 def is_unreachable(error: sa.exc.DBAPIError) -> bool:
     """Whether the trouble lies with the database (away, full, read-only, damaged), not with the statement."""
+    name = getattr(error.orig, "sqlite_errorname", "")
+    if name == "SQLITE_ERROR":  # a table that is missing, or there already: nothing to wait for
+        return False
     if isinstance(error, (sa.exc.OperationalError, sa.exc.InterfaceError)):
         return True
     state = getattr(error.orig, "sqlstate", None) or ""
     if state.startswith(("08", "53", "57", "58", "XX")) or state in ("25006", "42501"):
         return True
-    return getattr(error.orig, "sqlite_errorname", "").startswith(("SQLITE_NOTADB", "SQLITE_CORRUPT"))
+    return name.startswith(("SQLITE_NOTADB", "SQLITE_CORRUPT"))
+
+
+def is_foreign_schema(error: sa.exc.DBAPIError) -> bool:
+    """Whether a table or column is not as this featd's schema has it."""
+    state = getattr(error.orig, "sqlstate", None)
+    return state in ("42P01", "42P07", "42703", "42701") or (
+        getattr(error.orig, "sqlite_errorname", "") == "SQLITE_ERROR"
+    )
 
 
 # Time

@@ -36,6 +36,11 @@ class Enqueued:
         self.changed += other.changed
         self.returned += other.returned
 
+    @property
+    def any(self) -> bool:
+        """Whether there is work in it."""
+        return bool(self.new or self.changed or self.returned)
+
 
 @dataclass(frozen=True, slots=True)
 class KnownFile:
@@ -93,13 +98,27 @@ def enqueue(
     return result
 
 
-def known_files(conn: sa.Connection, root: str, after: str, limit: int) -> list[KnownFile]:
-    """The next rows of `root` that are not gone, in order of path, beginning behind `after`."""
+def known_files(conn: sa.Connection, root: str, after: str, limit: int, folder: str = "") -> list[KnownFile]:
+    """The next rows of `root` (or of its `folder`) that are not gone, in order of path, beginning behind `after`."""
     statement = (
         sa.select(images.c.id, images.c.path)
         .where(images.c.root == root, images.c.path > after, images.c.state != State.GONE)
         .order_by(images.c.path)
         .limit(limit)
+    )
+    if folder:
+        # Paths compare by their bytes on both databases: what is beneath a folder stands together.
+        statement = statement.where(images.c.path > f"{folder}/", images.c.path < f"{folder}0")
+    return [KnownFile(*row) for row in conn.execute(statement)]
+
+
+def known_at(conn: sa.Connection, root: str, paths: Sequence[str]) -> list[KnownFile]:
+    """Those of `paths` that have a row which is not gone."""
+    rows = dialects.rows_of(conn, "given", {"path": sa.Text()}, [(path,) for path in paths])
+    statement = (
+        sa.select(images.c.id, images.c.path)
+        .join(rows, rows.c.path == images.c.path)
+        .where(images.c.root == root, images.c.state != State.GONE)
     )
     return [KnownFile(*row) for row in conn.execute(statement)]
 
@@ -241,12 +260,16 @@ def _change(
         conn.execute(sa.update(images).where(*asked).values(priority=priority, not_before=sooner_of))
 
 
-def walk_known(engine_read: Any, root: str, batch: int = 5000) -> Iterator[list[KnownFile]]:
-    """Every row of `root` that is not gone, batch by batch; `engine_read` opens a reading transaction."""
-    after = ""
+def walk_known(
+    engine_read: Any, root: str, batch: int = 5000, *, folder: str = "", after: str = ""
+) -> Iterator[list[KnownFile]]:
+    """Every row of `root` (or of its `folder`) that is not gone, batch by batch, beginning behind `after`.
+
+    `engine_read` opens a reading transaction.
+    """
     while True:
         with engine_read() as conn:
-            known = known_files(conn, root, after, batch)
+            known = known_files(conn, root, after, batch, folder)
         if not known:
             return
         yield known

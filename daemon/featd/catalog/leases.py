@@ -63,6 +63,7 @@ def open_lease(
         "expires_at": dialects.lease_now(conn) + lease_seconds,
         "done": 0,
         "failed": 0,
+        "settles": 0,
         "shares": {},
     }
     lease_id = conn.execute(sa.insert(leases).values(**row).returning(leases.c.id)).scalar_one()

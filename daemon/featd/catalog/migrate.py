@@ -33,10 +33,14 @@ def current(conn: sa.Connection) -> str | None:
     return MigrationContext.configure(conn).get_current_revision()
 
 
-def upgrade(engine: sa.Engine) -> tuple[str | None, str]:
-    """Bring the catalog to this featd's schema, in one transaction, under a lock; returns (before, after)."""
+def upgrade(engine: sa.Engine, *, create: bool = True) -> tuple[str | None, str]:
+    """Bring the catalog to this featd's schema, in one transaction, under a lock; returns (before, after).
+
+    `create`: make SQLite's file where there is none. Without it that is an error: its disk may not be mounted.
+    """
     try:
-        dialects.create_database(engine)
+        if create:
+            dialects.create_database(engine)
     except OSError as error:
         raise CatalogUnavailableError(
             f"catalog {connect.shown_url(engine)} cannot be made: {error.strerror}"
@@ -71,11 +75,15 @@ def check_schema(engine: sa.Engine) -> None:
         )
 
 
+def is_known(revision: str) -> bool:
+    """Whether this featd has the migration that made `revision`."""
+    return revision in {script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()}
+
+
 def _refuse_unknown(engine: sa.Engine) -> None:
     with connect.reading(engine) as conn:
         revision = current(conn)
-    known = {script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()}
-    if revision is not None and revision not in known:
+    if revision is not None and not is_known(revision):
         raise SchemaError(
             f"catalog {connect.shown_url(engine)} has schema {revision}, which is newer than this featd knows"
             f" ({head()}): install a newer featd"

@@ -125,6 +125,7 @@ leases = sa.Table(
     sa.Column("end_reason", sa.Text),
     sa.Column("done", sa.BigInteger, nullable=False),
     sa.Column("failed", sa.BigInteger, nullable=False),
+    sa.Column("settles", sa.BigInteger, nullable=False),
     sa.Column("shares", sa.JSON, nullable=False),
     sqlite_autoincrement=True,
 )

@@ -119,6 +119,7 @@ def settle(
         .values(
             done=lease_table.c.done + settled.states[State.DONE],
             failed=lease_table.c.failed + settled.states[State.FAILED],
+            settles=lease_table.c.settles + 1,
         )
     )
     counters.apply(conn, changes)
@@ -132,6 +133,12 @@ def find_shard(conn: sa.Connection, lease: Lease, name: str) -> bool:
     """
     conn.execute(dialects.lock_rows(conn, sa.select(lease_table.c.id).where(lease_table.c.id == lease.id)))
     return conn.execute(sa.select(shards.c.id).where(shards.c.name == name)).first() is not None
+
+
+def count_settles(conn: sa.Connection, lease: Lease) -> int:
+    """How often this lease has settled: the look-up after a lost answer where no shard was settled."""
+    statement = sa.select(lease_table.c.settles).where(lease_table.c.id == lease.id)
+    return int(conn.execute(dialects.lock_rows(conn, statement)).scalar_one())
 
 
 def _lock(conn: sa.Connection, lease: Lease, settlement: Settlement) -> dict[int, sa.Row[Any]]:

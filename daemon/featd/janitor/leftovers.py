@@ -63,7 +63,13 @@ def _judge(path: Path, over: bool | None, result: Leftovers) -> None:
             file=path,
         )
     elif over:
-        path.unlink(missing_ok=True)
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            log.warning(
+                "not_removed", "a file of an ended lease stays behind", file=path, error=error.strerror
+            )
+            return
         result.removed.append(path)
         log.info("removed", "its lease ended before it was settled; its images are done again", file=path)
 
@@ -84,4 +90,7 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
         with os.scandir(folder) as entries:
             return sorted(entries, key=lambda entry: entry.name)
     except FileNotFoundError:
+        return []
+    except OSError as error:
+        log.warning("unreadable", "leftovers in it are not looked for", folder=folder, error=error.strerror)
         return []

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import select
+from collections import deque
 from pathlib import Path
 from typing import Any
 
 from featd import clock, logs
-from featd.catalog import connect, stats
+from featd.catalog import connect, counters, stats
 from featd.catalog.leases import Lease
 from featd.config import Settings
 from featd.errors import CatalogUnavailableError
@@ -18,11 +19,12 @@ from featd.janitor.rescue import Death, Rescue
 from featd.link import ChildLink
 from featd.shards.store import run_folder
 from featd.signals import StopFlag
-from featd.states import Kind
+from featd.states import Kind, State
 
 log = logs.get("janitor")
 
 EXPIRED_EVERY_SECONDS = 5.0
+STATUS_EVERY_SECONDS = 3.0
 MEND_EVERY_SECONDS = 60.0
 LEFTOVERS_EVERY_SECONDS = 600.0
 DRAIN_EVERY_SECONDS = 0.2
@@ -37,10 +39,11 @@ class Janitor:
         self._link = link
         self._draining = draining
         self._scanned = False
+        self._heard: deque[dict[str, Any]] = deque()
         self._store = settings.store.path
         self._catalog = connect.open_catalog(settings.catalog.url, settings.workers.lease_seconds)
         self._rescue = Rescue(self._catalog, run_folder(self._store, host), host, settings.retry.policy)
-        self._due = {"expired": 0.0, "mend": 0.0, "leftovers": 0.0, "drain": 0.0}
+        self._due = {"status": 0.0, "expired": 0.0, "mend": 0.0, "leftovers": 0.0, "drain": 0.0}
 
     def begin(self) -> None:
         """Before any worker claims."""
@@ -48,8 +51,13 @@ class Janitor:
 
     def step(self, now: float) -> None:
         """Hear of deaths, then do what is due."""
-        for record in self._link.inbox.receive():
-            self._hear(record)
+        # A record leaves the list once it is dealt with: an outage of the catalog must not lose those behind it.
+        self._heard.extend(self._link.inbox.receive())
+        while self._heard:
+            self._hear(self._heard[0])
+            self._heard.popleft()
+        if self._is_due("status", now, STATUS_EVERY_SECONDS):
+            self._link.report("status", text=self._status())
         if self._is_due("expired", now, EXPIRED_EVERY_SECONDS):
             self._rescue.end_expired()
         if self._is_due("mend", now, MEND_EVERY_SECONDS):
@@ -61,6 +69,10 @@ class Janitor:
             if drained is not None:
                 self._link.report("stop", code=drained.code, message=drained.message)
                 self._draining = False
+
+    def stop_draining(self) -> None:
+        """The drain is over, however it ended: say no more of it."""
+        self._draining = False
 
     def _is_due(self, duty: str, now: float, every_seconds: float) -> bool:
         if now < self._due[duty]:
@@ -79,6 +91,18 @@ class Janitor:
         self._rescue.end(Lease(lease["id"], lease["token"]), death_of(record))
         self._due["leftovers"] = 0.0  # it may have died with a shard in hand
         self._link.wake_others()
+
+    def _status(self) -> str:
+        """One line for `systemctl status`."""
+        with connect.reading(self._catalog) as conn:
+            counts = counters.counts(conn)
+            workers = stats.workers(conn)
+        open_rows = counts[State.PENDING] + counts[State.CLAIMED]
+        rate = sum(float(worker.shares.get("images_per_second", 0.0)) for worker in workers)
+        return (
+            f"{counts[State.DONE]:,} images done, {open_rows:,} to do, {counts[State.FAILED]:,} failed;"
+            f" {rate:,.1f} images/s by {len(workers)} {'worker' if len(workers) == 1 else 'workers'}"
+        )
 
     def close(self) -> None:
         self._catalog.dispose()
@@ -107,6 +131,8 @@ def run(link: ChildLink, settings: Settings, host: str, *, draining: bool) -> in
         link.beat(BEAT_SECONDS)
         # The workers' deaths are in the inbox before the supervisor asks the janitor to stop.
         last_turn = stop.stopping
+        if last_turn:
+            janitor.stop_draining()
         try:
             janitor.step(clock.monotonic())
         except CatalogUnavailableError as error:

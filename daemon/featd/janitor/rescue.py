@@ -6,6 +6,7 @@ dies, the next one does the same again.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,11 +47,16 @@ class Rescue:
         self._policy = policy
 
     def end_all_of_this_host(self) -> int:
-        """At start, before any worker claims: no worker of before is alive, its supervisor held the lock."""
+        """At start, before any worker claims: no worker of before is alive, its supervisor held the lock.
+
+        But a janitor that is started again finds workers of its own supervisor at work: those stay.
+        """
         with connect.reading(self._catalog) as conn:
             open_leases = leases.open_leases(conn, self._host)
-        ended = sum(self.end(_key(lease), EVERYTHING_DIED) for lease in open_leases)
-        self._remove_stale_hands()
+        alive = {lease.token for lease in open_leases if _is_sibling(lease.pid)}
+        dead = [lease for lease in open_leases if lease.token not in alive]
+        ended = sum(self.end(_key(lease), EVERYTHING_DIED) for lease in dead)
+        self._remove_stale_hands(alive)
         return ended
 
     def end_expired(self) -> int:
@@ -66,7 +72,7 @@ class Rescue:
         ended = connect.transact(
             self._catalog, lambda conn: leases.end_lease(conn, lease, death.message, self._policy, in_hand)
         )
-        hands.unlink(missing_ok=True)
+        _remove(hands)
         if ended:
             log.info(
                 "rescued",
@@ -78,10 +84,28 @@ class Rescue:
             )
         return ended
 
-    def _remove_stale_hands(self) -> None:
+    def _remove_stale_hands(self, alive: set[str]) -> None:
         """Hands files of leases that ended while nobody could remove them."""
         for path in self._run_folder.glob(f"*{HANDS_SUFFIX}"):
-            path.unlink(missing_ok=True)
+            if path.name.removesuffix(HANDS_SUFFIX) not in alive:
+                _remove(path)
+
+
+def _is_sibling(pid: int) -> bool:
+    """Whether `pid` is another child of this process's supervisor."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return False
+    return pid != os.getpid() and fields[0] != "Z" and int(fields[1]) == os.getppid()
+
+
+def _remove(path: Path) -> None:
+    """A hands file that cannot be removed is of an ended lease: it says nothing any more."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        log.warning("not_removed", "it stays behind and does no harm", file=path, error=error.strerror)
 
 
 def _key(lease: OpenLease) -> Lease:

@@ -34,13 +34,12 @@ def create_store(path: Path, instance: str) -> None:
 def check_store(path: Path, instance: str) -> None:
     """StoreUnavailableError where `path` is not the writable store of `instance`; says what to do."""
     if not path.is_dir():
-        raise StoreUnavailableError(
-            f"{path}: no store there: is the disk mounted? (`featd init` makes a new one)"
-        )
+        raise StoreUnavailableError(f"{path}: no store there: is the disk mounted?")
     marker = _marker(path)
     if marker is None:
         raise StoreUnavailableError(
-            f"{path}: the folder has no {MARKER}: is the disk mounted? (`featd init` makes a new store)"
+            f"{path}: the folder has no {MARKER}, which says whose store it is: is the right disk mounted? Where it"
+            f' was removed by mistake, put it back: {{"format": {FORMAT}, "instance": "{instance}"}}'
         )
     if marker.get("format") != FORMAT:
         raise StoreUnavailableError(

@@ -170,8 +170,10 @@ class Claims(threading.Thread):
         return len(claimed)
 
     def _release_returned(self) -> None:
-        ids = [self._returned.popleft() for _ in range(len(self._returned))]
+        ids = list(self._returned)
         connect.transact(self._catalog, lambda conn: claim.release(conn, self._lease, ids))
+        for _ in ids:
+            self._returned.popleft()
         self._held.drop(ids)
         self._roots.look_again()
 

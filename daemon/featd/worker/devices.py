@@ -39,7 +39,7 @@ def isolate(device: str) -> str:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
         return "cpu"
     os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
-    inherited = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    inherited = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
     at = int(index)
     os.environ["CUDA_VISIBLE_DEVICES"] = inherited[at] if at < len(inherited) else index
     return "cuda:0"
@@ -53,7 +53,9 @@ def cpu_threads(devices: list[str]) -> int:
 def _gpu_count() -> int:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
-        return len([name for name in visible.split(",") if name])
+        names = [name.strip() for name in visible.split(",")]
+        # As CUDA reads it: the list ends at the first entry that names no device ("-1" hides all).
+        return next((at for at, name in enumerate(names) if name in ("", "-1")), len(names))
     try:
         return len(list(_NVIDIA.iterdir()))
     except OSError:

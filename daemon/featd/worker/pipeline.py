@@ -65,7 +65,7 @@ class Pipeline:
         shares: Shares,
         *,
         dtype: str,
-        batch_seconds: float,
+        hang_seconds: float,
         settle_seconds: dict[str, float],
         check_golden: Callable[[], None],
     ) -> None:
@@ -79,7 +79,7 @@ class Pipeline:
         self._settle_seconds = settle_seconds
         self._check_golden = check_golden
         self._batch = pool.trays.shape[1]
-        self._hang_seconds = max(MIN_HANG_SECONDS, HANG_FACTOR * batch_seconds)
+        self._hang_seconds = hang_seconds
         self._free = [Tray(index) for index in range(pool.trays.shape[0])]
         self._filling: list[Tray] = []
         self._flushed = True
@@ -224,7 +224,7 @@ class Pipeline:
     def _one_by_one(
         self, images: Sequence[ClaimedImage], contents: Sequence[str], batch: Batch, error: Exception
     ) -> None:
-        """Find the images that make the engine fail. Where all do, the golden pictures tell who is sick."""
+        """Find the images that make the engine fail; the golden pictures tell whether it is the engine that is sick."""
         failures: list[Failure] = []
         for at, image in enumerate(images):
             try:
@@ -234,12 +234,13 @@ class Pipeline:
                 continue
             self._shares.count(1)
             self._emit([image], [contents[at]], vectors)
-        if len(failures) == len(images):
+        if failures:
+            # The device may have died between two of them: then nobody is charged.
             try:
                 self._check_device()
             except Exception as sick:
                 raise EngineError(
-                    f"the engine fails on every picture, the built-in ones too: {sick} (first: {error})"
+                    f"the engine fails on the built-in pictures too: {sick} (first: {error})"
                 ) from sick
         for failure in failures:
             self._put(failure)
@@ -281,6 +282,11 @@ class Pipeline:
     def _put(self, item: Failure | Unchanged) -> None:
         with self._shares.spend("write"):
             self._writer.put(item)
+
+
+def hang_limit(batch_seconds: float) -> float:
+    """Seconds after which a worker whose batches take `batch_seconds` has hung."""
+    return max(MIN_HANG_SECONDS, HANG_FACTOR * batch_seconds)
 
 
 def _of_one_colour(batch: Batch) -> npt.NDArray[np.bool_]:

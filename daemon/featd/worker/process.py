@@ -23,7 +23,7 @@ from featd.signals import StopFlag
 from featd.worker import devices, golden
 from featd.worker.claims import Claims, Held, OnlineRoots
 from featd.worker.model import Model, differences, load_model
-from featd.worker.pipeline import TRAYS, Pipeline
+from featd.worker.pipeline import TRAYS, Pipeline, hang_limit
 from featd.worker.renewal import Renewal
 from featd.worker.shares import Shares
 from featd.worker.writer import ShardKind, Writer
@@ -170,7 +170,17 @@ class Worker:
             lease_seconds=settings.workers.lease_seconds,
         )
         kind = ShardKind(booted.model.net.blobs, engine.name, booted.instance)
-        self._writer = Writer(catalog, lease, settings.store, kind, booted.identity, self._policy, held)
+        hang_seconds = hang_limit(booted.batch_seconds)
+        self._writer = Writer(
+            catalog,
+            lease,
+            settings.store,
+            kind,
+            booted.identity,
+            self._policy,
+            held,
+            beat=lambda: link.beat(hang_seconds),
+        )
         self._pipeline = Pipeline(
             engine,
             self._pool,
@@ -179,7 +189,7 @@ class Worker:
             link,
             shares,
             dtype=settings.store.dtype,
-            batch_seconds=booted.batch_seconds,
+            hang_seconds=hang_seconds,
             settle_seconds={str(root.path): root.settle_seconds for root in settings.roots},
             check_golden=self._check_golden,
         )

@@ -10,7 +10,7 @@ import contextlib
 import json
 import queue
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from featd.catalog.settle import Failure, Identity, Made, NewShard, Settlement, 
 from featd.config import StoreConfig
 from featd.errors import CatalogUnavailableError, StoreUnavailableError
 from featd.shards.layout import ShardName
+from featd.shards.store import check_store
 from featd.shards.write import ShardRow, ShardWriter
 from featd.states import RetryPolicy, State
 from featd.worker.claims import Held
@@ -82,6 +83,7 @@ class Writer(threading.Thread):
         identity: Identity,
         policy: RetryPolicy,
         held: Held,
+        beat: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__(name="writer", daemon=True)
         self.failure: Exception | None = None
@@ -92,6 +94,8 @@ class Writer(threading.Thread):
         self._identity = identity
         self._policy = policy
         self._held = held
+        self._beat = beat
+        self._settles = 0
         self._items: queue.Queue[Item] = queue.Queue(maxsize=QUEUED_BATCHES)
         self._shard: ShardWriter | None = None
         self._serial = 0
@@ -114,14 +118,16 @@ class Writer(threading.Thread):
                 self._items.put(item, timeout=0.5)
                 return
             except queue.Full:
-                continue
+                self._beat()  # a slow disk or database is no hang of the worker
 
     def finish(self) -> None:
         """Seal and settle everything handed over, and end the thread. Raises what ended it early."""
         with contextlib.suppress(Exception):
             if self.is_alive():
                 self.put(Stop())
-        self.join()
+        while self.is_alive():
+            self._beat()
+            self.join(0.5)
         if self.failure is not None:
             raise self.failure
 
@@ -209,6 +215,8 @@ class Writer(threading.Thread):
             "spec": json.dumps(self._identity.spec, sort_keys=True),
             "engine": self._kind.engine,
         }
+        # A store that was unmounted leaves an empty folder behind, which must not be written to.
+        check_store(self._store.path, self._kind.instance)
         try:
             self._shard = ShardWriter(
                 self._store.path,
@@ -229,6 +237,7 @@ class Writer(threading.Thread):
         except OSError as error:
             raise _store_error(self._store.path, error) from error
         self._shard = None
+        check_store(self._store.path, self._kind.instance)
         self._settle(
             NewShard(
                 sealed.name.file_name,
@@ -261,12 +270,14 @@ class Writer(threading.Thread):
         while True:
             try:
                 # A COMMIT whose answer was lost may stand: look before doing it again.
-                if unknown and settlement.shard is not None and self._is_known(settlement.shard.name):
+                if unknown and self._stands(settlement):
+                    self._settles += 1
                     return {}
                 settled = connect.transact(
                     self._catalog,
                     lambda conn: settle.settle(conn, self._lease, settlement, self._identity, self._policy),
                 )
+                self._settles += 1
                 return dict(settled.states)
             except CommitUnknownError as error:
                 unknown = True
@@ -275,8 +286,15 @@ class Writer(threading.Thread):
                 log.warning("not_settled", "the shard is safe on disk; trying again", error=str(error))
             clock.sleep(RETRY_SECONDS)
 
-    def _is_known(self, name: str) -> bool:
-        return connect.transact(self._catalog, lambda conn: settle.find_shard(conn, self._lease, name))
+    def _stands(self, settlement: Settlement) -> bool:
+        """Whether a settlement was committed: its shard is known, or the lease has settled once more."""
+        shard = settlement.shard
+        if shard is not None:
+            return connect.transact(
+                self._catalog, lambda conn: settle.find_shard(conn, self._lease, shard.name)
+            )
+        settles = connect.transact(self._catalog, lambda conn: settle.count_settles(conn, self._lease))
+        return settles > self._settles
 
 
 def _store_error(store: Path, error: OSError) -> StoreUnavailableError:

@@ -69,6 +69,7 @@ def upgrade() -> None:
         sa.Column("end_reason", sa.Text(), nullable=True),
         sa.Column("done", sa.BigInteger(), nullable=False),
         sa.Column("failed", sa.BigInteger(), nullable=False),
+        sa.Column("settles", sa.BigInteger(), nullable=False),
         sa.Column("shares", sa.JSON(), nullable=False),
         sa.PrimaryKeyConstraint("id", name="pk_leases"),
         sqlite_autoincrement=True,

@@ -1,0 +1,160 @@
+"""`featd service`: systemd units for the present install."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from featd_cli.console import note, say, shown
+
+if TYPE_CHECKING:
+    from featd.config import Settings
+
+ETC = Path("/etc/featd")
+UNITS = Path("/etc/systemd/system")
+SYSUSERS = Path("/etc/sysusers.d/featd.conf")
+TMPFILES = Path("/etc/tmpfiles.d/featd.conf")
+
+app = typer.Typer(help="Run featd as a systemd service.", no_args_is_help=True)
+
+InstanceOption = Annotated[
+    str | None,
+    typer.Option(
+        "--instance",
+        metavar="NAME",
+        help="One of several: featd@NAME.service, which reads /etc/featd/NAME.toml.",
+    ),
+]
+ConfigOption = Annotated[
+    Path | None, typer.Option("--config", metavar="PATH", help="The configuration, where it is another.")
+]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and do nothing.")]
+
+
+@app.command()
+def install(
+    ctx: typer.Context,
+    instance: InstanceOption = None,
+    config: ConfigOption = None,
+    dry_run: DryRunOption = False,
+) -> None:
+    """Write the units for this install and configuration.
+
+    The user featd, the unit, and a drop-in for what the configuration needs. Safe to repeat: after an
+    upgrade, or when store, roots or devices have changed. Prints each thing it does.
+    """
+    from featd import config as configuration
+    from featd_cli import units
+
+    _check_instance(instance)
+    default = ETC / f"{instance or 'featd'}.toml"
+    file = Path(os.path.abspath(config or ctx.obj or default))  # noqa: PTH100 - links in people's paths stay
+    settings = configuration.load(file)
+    present = units.Install.present()
+    work = _Work(dry_run)
+    work.write(SYSUSERS, units.SYSUSERS)
+    work.write(TMPFILES, units.TMPFILES)
+    unit = UNITS / ("featd@.service" if instance else "featd.service")
+    work.write(unit, units.service(present, template=instance is not None))
+    service = _service(instance)
+    folder = UNITS / f"{service}.d"
+    work.write_or_remove(
+        folder / "10-configuration.conf", units.drop_in(settings, present, file, default_config=default)
+    )
+    work.write_or_remove(folder / "20-gpu.conf", units.GPU if units.uses_gpu(settings) else "")
+    work.run("systemd-sysusers", str(SYSUSERS))
+    work.run("systemd-tmpfiles", "--create", str(TMPFILES))
+    _own(work, settings, file)
+    work.run("systemctl", "daemon-reload")
+    say(f"next: systemctl enable --now {service.removesuffix('.service')}")
+
+
+@app.command()
+def uninstall(instance: InstanceOption = None, dry_run: DryRunOption = False) -> None:
+    """Stop the service and remove its units.
+
+    The configuration, the catalog, the vectors and the user featd stay; the output says where.
+    """
+    _check_instance(instance)
+    work = _Work(dry_run)
+    service = _service(instance)
+    work.run("systemctl", "disable", "--now", service, may_fail=True)
+    folder = UNITS / f"{service}.d"
+    for name in ("10-configuration.conf", "20-gpu.conf"):
+        work.write_or_remove(folder / name, "")
+    if instance is None:
+        work.write_or_remove(UNITS / "featd.service", "")
+    elif not any(UNITS.glob("featd@*.service.d")) and not any(UNITS.glob("*.wants/featd@*.service")):
+        work.write_or_remove(UNITS / "featd@.service", "")
+    if not any(UNITS.glob("featd*.service")):
+        work.write_or_remove(SYSUSERS, "")
+        work.write_or_remove(TMPFILES, "")
+    work.run("systemctl", "daemon-reload")
+    say(f"kept: {ETC}, /var/lib/featd, the user featd")
+
+
+def _service(instance: str | None) -> str:
+    return f"featd@{instance}.service" if instance else "featd.service"
+
+
+def _check_instance(instance: str | None) -> None:
+    if instance is not None and not (instance.replace("_", "").isalnum() and instance.isascii()):
+        raise typer.BadParameter("letters, digits and _ only", param_hint="--instance")
+
+
+def _own(work: _Work, settings: Settings, file: Path) -> None:
+    """Catalog and store belong to the service's user, whoever made them; it may read its configuration."""
+    from featd_cli.instance import sqlite_file
+
+    catalog = sqlite_file(settings.catalog.url)
+    beside = [] if catalog is None else sorted(catalog.parent.glob(f"{catalog.name}*"))
+    for path in [*beside, settings.store.path]:
+        if path.exists():
+            work.run("chown", "-R", "featd:featd", str(path))
+    work.run("chgrp", "featd", str(file))
+    work.run("chmod", "g+r", str(file))
+
+
+class _Work:
+    """Does things, or (dry) only prints them."""
+
+    def __init__(self, dry: bool) -> None:
+        self._dry = dry
+
+    def write(self, path: Path, text: str) -> None:
+        if self._dry:
+            say(f"would write {shown(str(path))}:")
+            for line in text.splitlines():
+                say(f"    {line}")
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+        say(f"wrote {shown(str(path))}")
+
+    def write_or_remove(self, path: Path, text: str) -> None:
+        """Write `path`; where there is nothing to write, see that it is not there."""
+        if text:
+            self.write(path, text)
+        elif path.exists():
+            say(f"{'would remove' if self._dry else 'removed'} {shown(str(path))}")
+            if not self._dry:
+                path.unlink()
+                if path.parent.name.endswith(".d") and not any(path.parent.iterdir()):
+                    path.parent.rmdir()
+
+    def run(self, *command: str, may_fail: bool = False) -> None:
+        say(f"{'would run' if self._dry else 'ran'} {shown(' '.join(command))}")
+        if self._dry:
+            return
+        if shutil.which(command[0]) is None:
+            note(f"{command[0]} is not installed here: run it where the service is to run")
+            return
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        if result.returncode and not may_fail:
+            note(f"{command[0]} failed: {shown(result.stderr.strip())}")
+            raise typer.Exit(1)
