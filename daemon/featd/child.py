@@ -16,7 +16,7 @@ from typing import Any
 from featd import logs
 from featd.errors import EXIT_ERROR, FeatdError
 from featd.link import Channel, ChildLink, Heartbeat, Target, die_with_parent
-from featd.signals import reset_in_child
+from featd.signals import HANDLED, reset_in_child
 
 READS_PER_TURN = 16
 """A child that floods its stderr must not keep the supervisor from its other work."""
@@ -85,12 +85,17 @@ class Child:
         supervisor = os.getpid()
         sys.stdout.flush()
         sys.stderr.flush()
+        # A signal that arrives before the child has handlers of its own must wait for them.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)
         try:
             pid = os.fork()
         except OSError:
             os.close(read_fd)
             os.close(write_fd)
             raise
+        finally:
+            if os.getpid() == supervisor:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
         if pid == 0:
             _run(self.spec, link, supervisor, write_fd, (read_fd, *close_in_child))
         os.close(write_fd)
@@ -152,6 +157,7 @@ def _run(
     code = EXIT_ERROR
     try:
         reset_in_child()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)
         # Its own group: a Ctrl-C in a terminal reaches the supervisor alone, and only that escalates.
         os.setpgid(0, 0)
         die_with_parent(supervisor)

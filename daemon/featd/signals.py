@@ -11,6 +11,9 @@ from collections.abc import Iterable
 from types import FrameType, TracebackType
 from typing import Any, Self
 
+HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
+"""What a supervisor answers to."""
+
 
 class SignalQueue:
     """While open, the given signals arrive in `pending` and make `fileno()` readable."""

@@ -22,13 +22,12 @@ from featd.child import Child, ChildSpec
 from featd.errors import EXIT_BAD_CONFIG, EXIT_ERROR, EXIT_OK, EXIT_OUT_OF_REACH
 from featd.link import Channel, ChildLink
 from featd.oom import oom_kills
-from featd.signals import SignalQueue, name_of
+from featd.signals import HANDLED, SignalQueue, name_of
 from featd.supervisor_state import StateFile, trouble
 from featd.systemd import Notifier
 
 log = logs.get("supervisor")
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 OWN_SIGNALS = (signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGTRAP)
 """What a process dies of by its own doing."""
 
@@ -114,7 +113,7 @@ class Supervisor:
         self._state_file = StateFile(run_folder)
         self._reports = Channel()
         self.children = {spec.name: Child(spec) for spec in specs}
-        self._signals = SignalQueue(SIGNALS)
+        self._signals = SignalQueue(HANDLED)
         self._stopping_since: float | None = None
         self._exit_code = EXIT_OK
         # Two looks at the kernel's count, some seconds apart: a kill long ago does not explain today's death.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
+import errno
 import faulthandler
 import mmap
 import os
@@ -123,8 +124,10 @@ class Decoder:
         try:
             root_fd = os.open(task.root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
+            # Only a root that is not there makes its files missing; any other error is one of reading.
+            kind = Kind.READ_MISSING if error.errno in (errno.ENOENT, errno.ENOTDIR) else Kind.READ_IO
             raise ImageError(
-                Kind.READ_MISSING, f"its root {task.root} cannot be opened: {os.strerror(error.errno or 0)}"
+                kind, f"its root {task.root} cannot be opened: {os.strerror(error.errno or 0)}"
             ) from error
         try:
             image = read_image(

@@ -196,6 +196,7 @@ _TIFF_TYPES = {1: "B", 3: "H", 4: "I", 16: "Q"}
 _TIFF_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 16: 8, 17: 8, 18: 8}
 _REACH = -1  # beside the tags: how far any value of the directory reaches
 _WIDTH, _HEIGHT, _STRIPS, _STRIP_BYTES, _TILES, _TILE_BYTES = 256, 257, 273, 279, 324, 325
+_TIFF_TAGS = frozenset((_WIDTH, _HEIGHT, _STRIPS, _STRIP_BYTES, _TILES, _TILE_BYTES))
 
 
 def _tiff_directory(data: bytes) -> dict[int, tuple[int, ...]]:
@@ -217,7 +218,8 @@ def _tiff_directory(data: bytes) -> dict[int, tuple[int, ...]]:
         if size > inline:
             (value_at,) = struct.unpack_from(order + word, data, value_at)
             found[_REACH] = (max(found[_REACH][0], value_at + size),)
-        if kind not in _TIFF_TYPES or tag in found:
+        # Only what is asked for: thousands of tags may claim the same bytes, and each would be unpacked.
+        if kind not in _TIFF_TYPES or tag not in _TIFF_TAGS or tag in found:
             continue
         if value_at + size > len(data):  # before struct is asked for a format of that many items
             raise _EndsEarlyError

@@ -29,7 +29,7 @@ def look(catalog: sa.Engine, roots: Sequence[str]) -> Drained | None:
         open_rows = counts[State.PENDING] + counts[State.CLAIMED]
         waiting = stats.pending_roots(conn) if open_rows else set()
     if open_rows == 0:
-        return _finished(counts)
+        return _unseen(roots) or _finished(counts)
     offline = {root: root_state(Path(root)) for root in waiting}
     unreachable = {
         root for root, state in offline.items() if state is not RootState.ONLINE or root not in roots
@@ -42,6 +42,21 @@ def look(catalog: sa.Engine, roots: Sequence[str]) -> Drained | None:
     )
     return Drained(
         EXIT_ERROR, f"drained, but {counts[State.PENDING]} images wait for a root that is offline: {names}"
+    )
+
+
+def _unseen(roots: Sequence[str]) -> Drained | None:
+    """A root that could not be looked into: what is new there is not known."""
+    states = {root: root_state(Path(root)) for root in roots}
+    away = [
+        f"{root} ({state})"
+        for root, state in states.items()
+        if state in (RootState.MISSING, RootState.UNREADABLE)
+    ]
+    if not away:
+        return None
+    return Drained(
+        EXIT_ERROR, f"drained, but a root is offline, what is new in it is not known: {', '.join(away)}"
     )
 
 
