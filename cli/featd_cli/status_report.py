@@ -140,6 +140,8 @@ def _warnings(settings: Settings, report: Report) -> list[str]:
         state = root_state(root.path)
         if state is not RootState.ONLINE:
             found.append(f"root {root.path} is offline ({state}): its images keep their state")
+    if report.workers:
+        found.extend(f"root {root}: {note}" for root, note in sorted(report.ingest.get("notes", {}).items()))
     for worker in report.workers:
         if worker.expires_in_seconds < settings.workers.lease_seconds * LEASE_WARNING:
             found.append(

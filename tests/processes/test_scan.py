@@ -122,6 +122,14 @@ def test_what_the_configuration_excludes_now_is_gone(catalog: sa.Engine, root: P
     assert row(catalog, "sub/deep/d.jpg").state == "pending"
 
 
+def test_what_is_in_an_excluded_folder_is_gone_however_the_folder_is_named(
+    catalog: sa.Engine, root: Path
+) -> None:
+    look(catalog, root)
+    assert look(catalog, root, exclude=("sub",)).gone == 2
+    assert states(catalog)["sub/c.png"] == "gone"
+
+
 @pytest.mark.parametrize("how", ["missing", "empty"])
 def test_an_offline_root_is_left_alone(catalog: sa.Engine, root: Path, how: str) -> None:
     look(catalog, root)
@@ -142,6 +150,7 @@ def test_links_and_special_files_are_passed_over(catalog: sa.Engine, root: Path,
     assert look(catalog, root).files == 4
     # Followed, a link still may not lead out of its root, nor round in circles.
     (root / "sub" / "round").symlink_to("..")
+    (root / "self.jpg").symlink_to("self.jpg")
     assert look(catalog, root, follow_symlinks=True).enqueued.new == 1
     assert states(catalog)["inside.jpg"] == "pending"
 

@@ -17,10 +17,22 @@ class Globs:
         self._include = _compile(include, 0)
         # What is excluded is excluded with its dot files.
         self._exclude = _compile(exclude, glob.DOTGLOB)
+        self._excludes_any = bool(exclude)
 
     def wants(self, path: str) -> bool:
         """Whether a file of this path is an image of the root."""
         return self._include.match(path) is not None and self._exclude.match(path) is None
+
+    def takes(self, path: str) -> bool:
+        """Whether a walk of the root would come to the file `path` and want it."""
+        return self.wants(path) and self.takes_folder(path.rpartition("/")[0])
+
+    def takes_folder(self, path: str) -> bool:
+        """Whether a walk of the root would come into the folder `path`; the root itself is empty."""
+        if not self._excludes_any or not path:
+            return True
+        slashes = [at for at, letter in enumerate(path) if letter == "/"]
+        return not any(self.excludes_folder(path[:at]) for at in (*slashes, len(path)))
 
     def excludes_folder(self, path: str) -> bool:
         """Whether nothing below the folder `path` can be wanted, so that it need not be walked."""

@@ -1,89 +1,168 @@
-"""The ingest child: scans the roots at start and again every rescan_seconds, and wakes the workers."""
+"""The ingest child: watches and scans the roots, and wakes the workers. One turn for all roots is `step`."""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import select
+from typing import Any
 
 from featd import clock, logs
-from featd.catalog import connect
+from featd.catalog import connect, counters
 from featd.catalog.enqueue import Enqueued
-from featd.config import RootConfig, Settings
+from featd.config import Settings
 from featd.errors import CatalogUnavailableError
-from featd.ingest.scan import ScanReport, scan_root
+from featd.ingest.root import RootIngest
+from featd.ingest.scan import Scan, ScanReport
+from featd.ingest.watch import take_over_watchdogs_words
 from featd.link import ChildLink
+from featd.paths import to_catalog
 from featd.signals import StopFlag
 
 log = logs.get("ingest")
 
 SCAN_BEAT_SECONDS = 600.0
-"""A batch of files that takes longer than this to enqueue is a hang (a dead network mount)."""
+"""A turn that takes longer than this is a hang (a dead network mount)."""
+PUBLISH_SECONDS = 1.0
+"""Between two changes of what the status shows."""
 
 
 class Ingest:
-    """Scans each root when it is due."""
+    """All roots, a turn at a time. `once`: each is scanned one time and none is watched."""
 
-    def __init__(self, settings: Settings, link: ChildLink) -> None:
+    def __init__(self, settings: Settings, link: ChildLink, *, once: bool = False) -> None:
         self._catalog = connect.open_catalog(settings.catalog.url, settings.workers.lease_seconds)
         self._link = link
-        self._due: dict[RootConfig, float] = dict.fromkeys(settings.roots, 0.0)
+        self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._roots = [
+            RootIngest(self._catalog, root, watched=not once, wake=self._wake, on_batch=self._on_batch)
+            for root in settings.roots
+        ]
+        self._scanned: set[str] = set()
+        self._before: dict[str, int] | None = None
+        self._published: dict[str, Any] | None = None
+        self._publish_due = 0.0
+
+    @property
+    def all_scanned(self) -> bool:
+        """Whether each root was scanned since the start."""
+        return len(self._scanned) == len(self._roots)
+
+    def fileno(self) -> int:
+        """Readable when the watch has something to say."""
+        return self._wake_fd
 
     def step(self, now: float) -> list[ScanReport]:
-        """Scan the roots that are due."""
-        reports = []
-        for root, due in self._due.items():
-            if now < due:
-                continue
+        """One turn for each root; returns the scans of whole roots that ended in it."""
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self._wake_fd)
+        ended = []
+        for root in self._roots:
             self._link.beat(SCAN_BEAT_SECONDS)
-            report = scan_root(self._catalog, root, on_batch=self._on_batch)
-            self._due[root] = clock.monotonic() + root.rescan_seconds
-            reports.append(report)
-            log.info(
-                "scanned",
-                "its images stand in the catalog",
-                root=report.root,
-                files=report.files,
-                new=report.enqueued.new,
-                changed=report.enqueued.changed,
-                returned=report.enqueued.returned,
-                gone=report.gone,
-            )
-            self._link.wake_others()
-        return reports
+            for scan in root.step(now):
+                self._tell(scan)
+                if not scan.start:
+                    self._scanned.add(root.name)
+                    ended.append(scan.report)
+        self._publish(now)
+        return ended
 
     def seconds_to_next(self, now: float) -> float:
-        return max(0.0, min(self._due.values(), default=now + 60.0) - now)
+        """Until a turn is due although the watch says nothing."""
+        soonest = min((root.next_due(now) for root in self._roots), default=now + 60.0)
+        if self._standing() != self._published:
+            soonest = min(soonest, self._publish_due)
+        return max(0.0, soonest - now)
+
+    def close(self) -> None:
+        for root in self._roots:
+            root.close()
+        with contextlib.suppress(CatalogUnavailableError):
+            self._publish(float("inf"))
+        self._catalog.dispose()
+        os.close(self._wake_fd)
+
+    def _wake(self) -> None:
+        with contextlib.suppress(OSError):  # full: it is readable; closed: nobody listens
+            os.eventfd_write(self._wake_fd, 1)
 
     def _on_batch(self, enqueued: Enqueued) -> None:
         self._link.beat(SCAN_BEAT_SECONDS)
-        if enqueued.new or enqueued.changed or enqueued.returned:
+        if enqueued.any:
             self._link.wake_others()
 
-    def close(self) -> None:
-        self._catalog.dispose()
+    def _tell(self, scan: Scan) -> None:
+        report = scan.report
+        tell = log.debug if scan.start else log.info
+        tell(
+            "scanned",
+            "its images stand in the catalog",
+            root=report.root,
+            folder=to_catalog(scan.start),
+            files=report.files,
+            new=report.enqueued.new,
+            changed=report.enqueued.changed,
+            returned=report.enqueued.returned,
+            gone=report.gone,
+        )
+        if not scan.start:
+            self._link.wake_others()
+
+    # What the status shows
+
+    def _standing(self) -> dict[str, Any]:
+        before = self._before or {}
+        standing: dict[str, Any] = {
+            "watching": sum(root.watching for root in self._roots),
+            "notes": {root.name: root.note for root in self._roots if root.note is not None},
+        }
+        for name in ("overflows", "rewatched", "handler_errors"):
+            standing[name] = before.get(name, 0) + sum(getattr(root.counts, name) for root in self._roots)
+        return standing
+
+    def _publish(self, now: float) -> None:
+        """Write what changed into the catalog; counts go on from where the last process left them."""
+        if self._before is None:
+            with connect.reading(self._catalog) as conn:
+                self._before = counters.get_value(conn, "ingest") or {}
+        standing = self._standing()
+        if now < self._publish_due or standing == self._published:
+            return
+
+        def work(conn: Any) -> None:
+            value = counters.get_value(conn, "ingest") or {}
+            counters.set_value(conn, "ingest", {"last_scan_at": None, **value, **standing})
+
+        connect.transact(self._catalog, work)
+        self._published = standing
+        self._publish_due = now + PUBLISH_SECONDS
 
 
 def run(link: ChildLink, settings: Settings, *, once: bool) -> int:
     """The child's life: `once` scans every root one time and ends."""
+    take_over_watchdogs_words()
     stop = StopFlag()
-    ingest = Ingest(settings, link)
+    ingest = Ingest(settings, link, once=once)
     link.report("ready")
     while not stop.stopping:
         try:
             ingest.step(clock.monotonic())
         except CatalogUnavailableError as error:
-            log.warning("out_of_reach", "scanning again in 5 s", error=str(error))
+            log.warning("out_of_reach", "looking again in 5 s", error=str(error))
             _sleep(stop, link, 5.0)
             continue
-        if once:
+        if once and ingest.all_scanned:
             break
-        _sleep(stop, link, ingest.seconds_to_next(clock.monotonic()))
+        _sleep(stop, link, ingest.seconds_to_next(clock.monotonic()), ingest.fileno())
     ingest.close()
     return 0
 
 
-def _sleep(stop: StopFlag, link: ChildLink, seconds: float) -> None:
-    """Until `seconds` have passed or the child is told to stop; beats meanwhile."""
+def _sleep(stop: StopFlag, link: ChildLink, seconds: float, *wake_fds: int) -> None:
+    """Until `seconds` have passed, a descriptor is readable, or the child is told to stop; beats meanwhile."""
     end = clock.monotonic() + seconds
     while not stop.stopping and (left := end - clock.monotonic()) > 0:
         link.beat(60.0)
-        select.select([stop], [], [], min(left, 10.0))
+        awake, _, _ = select.select([stop.fileno(), *wake_fds], [], [], min(left, 10.0))
+        if awake:
+            return

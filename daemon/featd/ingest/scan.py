@@ -7,6 +7,7 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -16,13 +17,17 @@ from featd.catalog import connect, counters, enqueue
 from featd.catalog.enqueue import Enqueued, FoundFile, KnownFile
 from featd.config import RootConfig
 from featd.ingest.globs import Globs
-from featd.ingest.walk import Walked, walk
+from featd.ingest.walk import PORTION_FILES, Walked, walk
 from featd.paths import RootState, from_catalog, root_state, to_catalog
 from featd.states import PRIORITY_BACKLOG
 
 log = logs.get("ingest")
 
 BATCH_FILES = 2000
+SLICE_SECONDS = 0.2
+"""How long one step of a scan looks at the disk: what arrives meanwhile waits for it."""
+CURSOR_SECONDS = 2.0
+"""How much of a scan an interruption costs."""
 VANISHED = "vanished"
 EXCLUDED = "excluded by the configuration"
 
@@ -39,6 +44,179 @@ class ScanReport:
     unreadable: list[str] = field(default_factory=list)
 
 
+class Scan:
+    """One look at a root, or at its folder `start`: step by step, so that arrivals need not wait for its end.
+
+    First what is new, changed or back is enqueued, then what is missing is marked gone. An offline root is left
+    alone: its rows keep their state.
+
+    durable: where the scan is stands in the catalog (`scan.<root>`). The next one begins there and comes round
+    to the same place, so that one interruption after another does not keep it from any folder.
+    take_young: may take charge of a file that changed a moment ago and would have to settle.
+    """
+
+    def __init__(
+        self,
+        catalog: sa.Engine,
+        root: RootConfig,
+        *,
+        start: bytes = b"",
+        priority: int = PRIORITY_BACKLOG,
+        durable: bool = False,
+        on_batch: Callable[[Enqueued], None] = lambda enqueued: None,
+    ) -> None:
+        self.report = ScanReport(str(root.path), root_state(root.path))
+        self.start = start
+        self._catalog = catalog
+        self._root = root
+        self._globs = Globs(root.include, root.exclude)
+        self._priority = priority
+        # Where links are followed, the order of the walk decides under which name a folder is known.
+        self._durable = durable and not root.follow_symlinks
+        self._saved_at = clock.monotonic()
+        self._on_batch = on_batch
+        self.take_young: Callable[[FoundFile], bool] = lambda file: False
+        self._steps = self._all_steps()
+
+    def step(self) -> bool:
+        """Look on for a moment; whether the scan is over."""
+        return next(self._steps, None) is None
+
+    def _all_steps(self) -> Iterator[bool]:
+        if self.report.state is not RootState.ONLINE:
+            log.warning(
+                "offline",
+                "the root is left alone until it is back",
+                root=self.report.root,
+                state=self.report.state,
+            )
+            return
+        cursor = self._cursor()
+        if self._globs.takes_folder(to_catalog(self.start)):
+            yield from self._enqueue_found(cursor.get("folder"))
+        # A root that went offline under the walk has emptied it: nothing may be believed gone then.
+        if root_state(self._root.path) is RootState.ONLINE:
+            yield from self._mark_gone(cursor.get("gone_after") or "")
+        connect.transact(self._catalog, self._note)
+
+    # What is there
+
+    def _enqueue_found(self, cursor: str | None) -> Iterator[bool]:
+        seen = Walked()
+        at = None if cursor is None else from_catalog(cursor)
+        spans = [(None, None)] if at is None else [(at, None), (None, at)]
+        for after, upto in spans:
+            found: list[FoundFile] = []
+            finished: bytes | None = None
+            until = clock.monotonic() + SLICE_SECONDS
+            root = os.fsencode(self._root.path)
+            follow = self._root.follow_symlinks
+            for portion in walk(root, self._globs, follow, seen, self.start, after=after, upto=upto):
+                found += portion.files
+                finished = portion.folder if portion.last else finished
+                if len(found) > BATCH_FILES - PORTION_FILES or clock.monotonic() > until:
+                    self._enqueue(found)
+                    self._save({"folder": None if finished is None else to_catalog(finished)})
+                    found = []
+                    yield True
+                    until = clock.monotonic() + SLICE_SECONDS
+            self._enqueue(found)
+        self.report.files = seen.files
+        self.report.unreadable = seen.unreadable
+
+    def _enqueue(self, found: list[FoundFile]) -> None:
+        """Enqueue a batch; files that changed a moment ago may still be written and wait for settle_seconds.
+
+        A time in the future says nothing, and delays no further than that.
+        """
+        settle_seconds = self._root.settle_seconds
+        now_ns = clock.utcnow().timestamp() * 1e9
+        rested: list[FoundFile] = []
+        fresh: list[FoundFile] = []
+        for file in found:
+            if abs(now_ns - file.mtime_ns) >= settle_seconds * 1e9:
+                rested.append(file)
+            elif not self.take_young(file):
+                fresh.append(file)
+        enqueued = Enqueued()
+        for files, delay in ((rested, 0.0), (fresh, settle_seconds)):
+            if files:
+                enqueued.add(enqueue_files(self._catalog, self._root, files, self._priority, delay))
+        if found:
+            self.report.enqueued.add(enqueued)
+            self._on_batch(enqueued)
+
+    # What is not
+
+    def _mark_gone(self, cursor: str) -> Iterator[bool]:
+        """Look again at every path the catalog knows; only what is not there (ENOENT) is gone."""
+        try:
+            root_fd = os.open(self._root.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:
+            return
+        try:
+            for known in self._known(cursor):
+                missing: dict[str, list[int]] = {VANISHED: [], EXCLUDED: []}
+                for file in known:
+                    if not self._globs.takes(file.path):
+                        missing[EXCLUDED].append(file.id)
+                    elif is_missing(root_fd, from_catalog(file.path), self._root.follow_symlinks):
+                        missing[VANISHED].append(file.id)
+                if missing[VANISHED] and root_state(self._root.path) is not RootState.ONLINE:
+                    return
+                for reason, ids in missing.items():
+                    if ids:
+                        self.report.gone += mark_gone(self._catalog, ids, reason)
+                self._save({"gone_after": known[-1].path})
+                yield True
+        finally:
+            os.close(root_fd)
+
+    def _known(self, cursor: str) -> Iterator[list[KnownFile]]:
+        """The rows beneath `start` that are not gone: those behind the cursor, then the others."""
+
+        def rows(after: str) -> Iterator[list[KnownFile]]:
+            return enqueue.walk_known(
+                lambda: connect.reading(self._catalog),
+                str(self._root.path),
+                BATCH_FILES,
+                folder=to_catalog(self.start),
+                after=after,
+            )
+
+        yield from rows(cursor)
+        if cursor:
+            for known in rows(""):
+                yield known
+                if known[-1].path > cursor:
+                    return
+
+    # The cursor
+
+    def _cursor(self) -> dict[str, Any]:
+        if not self._durable:
+            return {}
+        with connect.reading(self._catalog) as conn:
+            return counters.get_value(conn, cursor_name(self._root)) or {}
+
+    def _save(self, cursor: dict[str, Any]) -> None:
+        now = clock.monotonic()
+        if self._durable and now - self._saved_at >= CURSOR_SECONDS and any(cursor.values()):
+            self._saved_at = now
+            connect.transact(
+                self._catalog, lambda conn: counters.set_value(conn, cursor_name(self._root), cursor)
+            )
+
+    def _note(self, conn: sa.Connection) -> None:
+        if self.start:
+            return
+        ingest = counters.get_value(conn, "ingest") or {"watching": 0, "overflows": 0}
+        ingest["last_scan_at"] = clock.utcnow().isoformat()
+        counters.set_value(conn, "ingest", ingest)
+        if self._durable:
+            counters.set_value(conn, cursor_name(self._root), {})
+
+
 def scan_root(
     catalog: sa.Engine,
     root: RootConfig,
@@ -47,101 +225,46 @@ def scan_root(
     priority: int = PRIORITY_BACKLOG,
     on_batch: Callable[[Enqueued], None] = lambda enqueued: None,
 ) -> ScanReport:
-    """Enqueue what is new, changed or back beneath `root` (or its folder `start`), then mark what is gone.
-
-    An offline root is left alone: its rows keep their state.
-    """
-    report = ScanReport(str(root.path), root_state(root.path))
-    if report.state is not RootState.ONLINE:
-        log.warning(
-            "offline", "the root is left alone until it is back", root=report.root, state=report.state
-        )
-        return report
-    globs = Globs(root.include, root.exclude)
-    seen = Walked()
-    found = walk(os.fsencode(root.path), globs, root.follow_symlinks, seen, start)
-    for batch in batched(found, BATCH_FILES):
-        enqueued = _enqueue_settled(catalog, root, batch, priority)
-        report.enqueued.add(enqueued)
-        on_batch(enqueued)
-    report.files = seen.files
-    report.unreadable = seen.unreadable
-    # A root that went offline under the walk has emptied it: nothing may be believed gone then.
-    if root_state(root.path) is RootState.ONLINE:
-        report.gone = _mark_gone(catalog, root, globs, start)
-    connect.transact(catalog, lambda conn: _note_scan(conn, report))
-    return report
+    """A whole scan at once."""
+    scan = Scan(catalog, root, start=start, priority=priority, on_batch=on_batch)
+    while not scan.step():
+        pass
+    return scan.report
 
 
-def _enqueue_settled(catalog: sa.Engine, root: RootConfig, batch: list[FoundFile], priority: int) -> Enqueued:
-    """Enqueue a batch; files that changed a moment ago may still be written and wait for settle_seconds.
+def cursor_name(root: RootConfig) -> str:
+    return f"scan.{to_catalog(os.fsencode(root.path))}"
 
-    A time in the future says nothing, and delays no further than that.
-    """
-    now_ns = clock.utcnow().timestamp() * 1e9
-    young_ns = root.settle_seconds * 1e9
-    fresh = [file for file in batch if abs(now_ns - file.mtime_ns) < young_ns]
-    rested = [file for file in batch if abs(now_ns - file.mtime_ns) >= young_ns]
+
+def enqueue_files(
+    catalog: sa.Engine, root: RootConfig, files: list[FoundFile], priority: int, delay_seconds: float = 0.0
+) -> Enqueued:
+    """Enqueue files of a root, some thousand in one transaction."""
     enqueued = Enqueued()
-    for files, delay in ((rested, 0.0), (fresh, root.settle_seconds)):
-        if files:
-            enqueued.add(
-                connect.transact(
-                    catalog,
-                    lambda conn, files=files, delay=delay: enqueue.enqueue(  # type: ignore[misc]
-                        conn, str(root.path), files, priority=priority, delay_seconds=delay
-                    ),
-                )
+    for batch in batched(files, BATCH_FILES):
+        enqueued.add(
+            connect.transact(
+                catalog,
+                lambda conn, batch=batch: enqueue.enqueue(  # type: ignore[misc]
+                    conn, str(root.path), batch, priority=priority, delay_seconds=delay_seconds
+                ),
             )
+        )
     return enqueued
 
 
-def _mark_gone(catalog: sa.Engine, root: RootConfig, globs: Globs, start: bytes) -> int:
-    """Look again at every path the catalog knows; only what is not there (ENOENT) is gone."""
-    gone = 0
-    root_fd = os.open(root.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        for known in _known(catalog, str(root.path), start):
-            missing: dict[str, list[int]] = {VANISHED: [], EXCLUDED: []}
-            for file in known:
-                if not globs.wants(file.path):
-                    missing[EXCLUDED].append(file.id)
-                elif _is_missing(root_fd, file, root.follow_symlinks):
-                    missing[VANISHED].append(file.id)
-            if missing[VANISHED] and root_state(root.path) is not RootState.ONLINE:
-                return gone
-            for reason, ids in missing.items():
-                if ids:
-                    gone += connect.transact(
-                        catalog,
-                        lambda conn, ids=ids, reason=reason: enqueue.mark_gone(conn, ids, reason),  # type: ignore[misc]
-                    )
-    finally:
-        os.close(root_fd)
-    return gone
+def mark_gone(catalog: sa.Engine, ids: list[int], reason: str) -> int:
+    """These rows' files are surely not there any more."""
+    return connect.transact(catalog, lambda conn: enqueue.mark_gone(conn, ids, reason))
 
 
-def _known(catalog: sa.Engine, root: str, start: bytes) -> Iterator[list[KnownFile]]:
-    prefix = to_catalog(start) + "/" if start else ""
-    for known in enqueue.walk_known(lambda: connect.reading(catalog), root):
-        beneath = [file for file in known if file.path.startswith(prefix)]
-        if beneath:
-            yield beneath
-
-
-def _is_missing(root_fd: int, file: KnownFile, follow_symlinks: bool) -> bool:
+def is_missing(root_fd: int, raw: bytes, follow_symlinks: bool) -> bool:
     """Whether there is surely no such file any more. A doubt (no permission, an I/O error) is not missing."""
     try:
-        found = os.stat(from_catalog(file.path), dir_fd=root_fd, follow_symlinks=follow_symlinks)
+        found = os.stat(raw, dir_fd=root_fd, follow_symlinks=follow_symlinks)
     except OSError as error:
         return error.errno in (errno.ENOENT, errno.ENOTDIR)
     return not stat.S_ISREG(found.st_mode)
-
-
-def _note_scan(conn: sa.Connection, report: ScanReport) -> None:
-    ingest = counters.get_value(conn, "ingest") or {"watching": 0, "overflows": 0}
-    ingest["last_scan_at"] = clock.utcnow().isoformat()
-    counters.set_value(conn, "ingest", ingest)
 
 
 def describe(report: ScanReport) -> str:

@@ -6,6 +6,7 @@ import os
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 
 from featd import logs
 from featd.catalog.enqueue import FoundFile
@@ -13,6 +14,9 @@ from featd.ingest.globs import Globs
 from featd.paths import for_terminal, to_catalog
 
 log = logs.get("ingest")
+
+PORTION_FILES = 1000
+"""Files of one folder that are handed on at once."""
 
 
 @dataclass(slots=True)
@@ -22,63 +26,116 @@ class Walked:
     files: int = 0
     folders: int = 0
     unreadable: list[str] = field(default_factory=list)
+    entered: set[tuple[int, int]] = field(default_factory=set)
+    """Folders that were looked into, where links are followed: each is walked once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Portion:
+    """Some of the wanted files of one folder; `last`: there are no more in it."""
+
+    folder: bytes
+    files: list[FoundFile]
+    last: bool
 
 
 def walk(
-    root: bytes, globs: Globs, follow_symlinks: bool, seen: Walked, start: bytes = b""
-) -> Iterator[FoundFile]:
-    """Every wanted regular file beneath `root` (or its folder `start`), folder by folder.
+    root: bytes,
+    globs: Globs,
+    follow_symlinks: bool,
+    seen: Walked,
+    start: bytes = b"",
+    *,
+    after: bytes | None = None,
+    upto: bytes | None = None,
+) -> Iterator[Portion]:
+    """Every wanted regular file beneath `root` (or its folder `start`), folder by folder, in order of name.
 
-    A symbolic link is followed only where `follow_symlinks`, and then only to what is beneath the root. A
-    folder that cannot be read is noted in `seen`: what is in it is not known to be gone.
+    A folder comes before those in it; only those behind `after` and not behind `upto` in this order are looked
+    into. A symbolic link is followed only where `follow_symlinks`, and then only to what is beneath the root.
+    A folder that cannot be read is noted in `seen`: what is in it is not known to be gone.
     """
     real_root = os.path.realpath(root)
+    first = None if after is None else _place(after)
+    last = None if upto is None else _place(upto)
     stack = [start]
-    entered: set[tuple[int, int]] = set()
     while stack:
         folder = stack.pop()
-        absolute = os.path.join(root, folder) if folder else root
+        place = _place(folder)
+        if last is not None and place > last:
+            return
+        passed = first is not None and place <= first
+        if passed and first is not None and first[: len(place)] != place:
+            continue  # it and all beneath it come before `after`
+        below: list[bytes] = []
         try:
-            entries = os.scandir(absolute)
+            yield from _look_into(root, real_root, folder, globs, follow_symlinks, seen, below, passed)
         except FileNotFoundError:
-            continue
+            pass
         except OSError as error:
             seen.unreadable.append(to_catalog(folder))
             log.warning(
                 "unreadable",
                 "a folder cannot be read; its images keep their state",
-                folder=for_terminal(to_catalog(absolute)),
+                folder=for_terminal(to_catalog(os.path.join(root, folder))),
                 error=error.strerror,
             )
-            continue
-        with entries:
-            if follow_symlinks:
-                here = os.stat(absolute)
-                if (here.st_dev, here.st_ino) in entered:
-                    continue
-                entered.add((here.st_dev, here.st_ino))
-            seen.folders += 1
-            below = []
-            for entry in entries:
+        # Names, not order of creation: a scan goes on where it was interrupted.
+        stack.extend(sorted(below, reverse=True))
+
+
+def _look_into(
+    root: bytes,
+    real_root: bytes,
+    folder: bytes,
+    globs: Globs,
+    follow_symlinks: bool,
+    seen: Walked,
+    below: list[bytes],
+    passed: bool,
+) -> Iterator[Portion]:
+    """The wanted files of one folder; the folders in it go to `below`. `passed`: those alone are asked for."""
+    absolute = os.path.join(root, folder) if folder else root
+    if follow_symlinks:
+        here = os.stat(absolute)
+        if (here.st_dev, here.st_ino) in seen.entered:
+            return
+        seen.entered.add((here.st_dev, here.st_ino))
+    with os.scandir(absolute) as entries:
+        seen.folders += 1
+        last = False
+        while not last:
+            some = list(islice(entries, PORTION_FILES))
+            last = len(some) < PORTION_FILES
+            files = []
+            for entry in some:
                 raw = os.path.join(folder, entry.name) if folder else entry.name
                 if entry.is_symlink() and not (follow_symlinks and _stays_beneath(entry.path, real_root)):
                     continue
-                if entry.is_dir(follow_symlinks=follow_symlinks):
+                try:
+                    is_folder = entry.is_dir(follow_symlinks=follow_symlinks)
+                except OSError:
+                    continue  # a link that leads round in a circle
+                if is_folder:
                     if not globs.excludes_folder(to_catalog(raw)):
                         below.append(raw)
                     continue
-                path = to_catalog(raw)
-                if not globs.wants(path):
+                if passed or not globs.wants(path := to_catalog(raw)):
                     continue
                 try:
                     found = entry.stat(follow_symlinks=follow_symlinks)
                 except OSError:
                     continue  # vanished since it was listed
                 if stat.S_ISREG(found.st_mode):
-                    seen.files += 1
-                    yield FoundFile(path, found.st_size, found.st_mtime_ns)
-            # Names, not order of creation: a scan that is watched goes where one expects it to go.
-            stack.extend(sorted(below, reverse=True))
+                    files.append(FoundFile(path, found.st_size, found.st_mtime_ns))
+            seen.files += len(files)
+            if not passed:
+                yield Portion(folder, files, last)
+
+
+def _place(folder: bytes) -> tuple[bytes, ...]:
+    """Where a folder stands in the order of a walk."""
+    return tuple(folder.split(b"/")) if folder else ()
 
 
 def _stays_beneath(path: bytes, real_root: bytes) -> bool:

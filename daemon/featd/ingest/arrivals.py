@@ -1,0 +1,122 @@
+"""Arrivals: files that the watch spoke of become rows as soon as they are complete; those that went away, gone."""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass, field
+
+import sqlalchemy as sa
+
+from featd import clock
+from featd.catalog import connect, enqueue
+from featd.catalog.enqueue import Enqueued, FoundFile
+from featd.config import RootConfig
+from featd.ingest.hints import MAX_PATHS, Hint
+from featd.ingest.scan import VANISHED, enqueue_files, is_missing, mark_gone
+from featd.ingest.settling import Settling
+from featd.paths import RootState, from_catalog, root_state, to_catalog
+from featd.states import PRIORITY_ARRIVAL
+
+BATCH_FILES = 2000
+PAUSE_SECONDS = 0.03
+"""Between two transactions: what arrives meanwhile shares the next."""
+
+
+@dataclass(slots=True)
+class Arrived:
+    """What became of the paths that were looked at. `offline`: nothing, for the root is not there."""
+
+    enqueued: Enqueued = field(default_factory=Enqueued)
+    gone: int = 0
+    offline: bool = False
+
+
+class Arrivals:
+    """The arrivals of one root."""
+
+    def __init__(self, catalog: sa.Engine, root: RootConfig, *, max_files: int = MAX_PATHS) -> None:
+        self._catalog = catalog
+        self._root = root
+        self._settling = Settling(root.settle_seconds, max_files=max_files)
+        self._pause_until = 0.0
+
+    def hear(self, path: bytes, hint: Hint, now: float) -> bool:
+        """Look at this file when it may be complete. False where too many wait already."""
+        if self._settling.full and path not in self._settling:
+            return False
+        self._settling.hear(path, hint, now)
+        return True
+
+    def take_young(self, file: FoundFile) -> bool:
+        """Take charge of a file that a scan found and that changed a moment ago."""
+        return self._settling.take_young(from_catalog(file.path), file.size, file.mtime_ns, clock.monotonic())
+
+    def step(self, now: float) -> Arrived:
+        """Look at what is due: complete files are enqueued ahead of the backlog, missing ones are gone."""
+        arrived = Arrived()
+        if now < self._pause_until:
+            return arrived
+        due = self._settling.due(now, BATCH_FILES)
+        if not due:
+            return arrived
+        try:
+            self._look(due, now, arrived)
+        except BaseException:
+            self._settling.again(due, now)
+            raise
+        return arrived
+
+    def next_due(self) -> float | None:
+        due = self._settling.next_due()
+        return None if due is None else max(due, self._pause_until)
+
+    def _look(self, due: list[bytes], now: float, arrived: Arrived) -> None:
+        try:
+            root_fd = os.open(self._root.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:
+            self._settling.clear()  # the scan that follows when it is back sees them all
+            arrived.offline = True
+            return
+        try:
+            found, missing, over = self._sort(root_fd, due, now)
+            if found:
+                arrived.enqueued = enqueue_files(self._catalog, self._root, found, PRIORITY_ARRIVAL)
+            if missing:
+                arrived.gone = self._mark_gone(root_fd, missing)
+        finally:
+            os.close(root_fd)
+        for path in over:
+            self._settling.drop(path)
+        if found or arrived.gone:
+            self._pause_until = clock.monotonic() + PAUSE_SECONDS
+
+    def _sort(
+        self, root_fd: int, due: list[bytes], now: float
+    ) -> tuple[list[FoundFile], list[bytes], list[bytes]]:
+        """The complete files, the paths where no file is, and all that need not be looked at again."""
+        found: list[FoundFile] = []
+        missing: list[bytes] = []
+        over: list[bytes] = []
+        for path in due:
+            now_ns = int(clock.utcnow().timestamp() * 1e9)
+            try:
+                seen = os.stat(path, dir_fd=root_fd, follow_symlinks=False)
+            except OSError:
+                seen = None
+            if seen is None or not stat.S_ISREG(seen.st_mode):
+                missing.append(path)
+                over.append(path)
+            elif self._settling.looked_at(path, seen.st_size, seen.st_mtime_ns, now, now_ns):
+                found.append(FoundFile(to_catalog(path), seen.st_size, seen.st_mtime_ns))
+                over.append(path)
+        return found, missing, over
+
+    def _mark_gone(self, root_fd: int, paths: list[bytes]) -> int:
+        """Look again at those that have a row; only what is not there (ENOENT), in a root that is, is gone."""
+        with connect.reading(self._catalog) as conn:
+            known = enqueue.known_at(conn, str(self._root.path), [to_catalog(path) for path in paths])
+        ids = [file.id for file in known if is_missing(root_fd, from_catalog(file.path), False)]
+        if not ids or root_state(self._root.path) is not RootState.ONLINE:
+            return 0
+        return mark_gone(self._catalog, ids, VANISHED)

@@ -1,0 +1,92 @@
+"""What the watch says: paths and folders to look at, merged and bounded. Its threads put, the loop takes."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+MAX_PATHS = 50_000
+MAX_FOLDERS = 1_000
+
+
+def folder_of(path: bytes) -> bytes:
+    """The folder that `path` is in, relative to the root as it is."""
+    return path.rpartition(b"/")[0]
+
+
+class Hint(StrEnum):
+    """What happened to a path. Whatever it was, the file is looked at: a hint says only how soon it is ready."""
+
+    CREATED = "created"  # perhaps still being written
+    CLOSED = "closed"  # written and closed, or moved here: complete
+    ATTRIB = "attrib"  # its times were set
+    GONE = "gone"  # deleted or moved away; perhaps another is there
+
+
+class Trouble(StrEnum):
+    """What may have kept events from us. Each is answered by a scan of the root."""
+
+    OVERFLOW = "overflow"  # the kernel's queue was full and events are lost; the watch goes on
+    OUT_OF_WATCHES = "out_of_watches"  # a part of the tree is not watched
+    UNMOUNTED = "unmounted"  # a disk beneath the root went away, and with it its watches
+    HANDLER = "handler"  # an event could not be understood
+    LOST = "lost"  # the root was deleted or moved away
+
+
+@dataclass(slots=True)
+class Taken:
+    """What was said since the last look."""
+
+    paths: dict[bytes, Hint] = field(default_factory=dict)
+    folders: set[bytes] = field(default_factory=set)
+    troubles: dict[Trouble, int] = field(default_factory=dict)
+
+
+class Hints:
+    """Paths are relative to the root; b"" is the root itself, that is: everything."""
+
+    def __init__(
+        self, wake: Callable[[], None], *, max_paths: int = MAX_PATHS, max_folders: int = MAX_FOLDERS
+    ) -> None:
+        self._wake = wake
+        self._max_paths = max_paths
+        self._max_folders = max_folders
+        self._lock = threading.Lock()
+        self._taken = Taken()
+
+    def put(self, path: bytes, hint: Hint) -> None:
+        """Look at this file. Where too many wait, look at its folder."""
+        with self._lock:
+            paths = self._taken.paths
+            before = paths.get(path)
+            if before is None and len(paths) >= self._max_paths:
+                self._add_folder(folder_of(path))
+            elif hint is not Hint.ATTRIB or before not in (Hint.CREATED, Hint.CLOSED):
+                paths[path] = hint
+        self._wake()
+
+    def doubt(self, folder: bytes) -> None:
+        """Look at this folder and all beneath it. Where too many wait, look at everything."""
+        with self._lock:
+            self._add_folder(folder)
+        self._wake()
+
+    def trouble(self, trouble: Trouble) -> None:
+        with self._lock:
+            self._taken.troubles[trouble] = self._taken.troubles.get(trouble, 0) + 1
+        self._wake()
+
+    def _add_folder(self, folder: bytes) -> None:
+        folders = self._taken.folders
+        if len(folders) >= self._max_folders or not folder:
+            folders.clear()
+            folders.add(b"")
+        elif b"" not in folders:
+            folders.add(folder)
+
+    def take(self) -> Taken:
+        with self._lock:
+            taken, self._taken = self._taken, Taken()
+        return taken

@@ -1,0 +1,125 @@
+"""When a file that was hinted at is complete. Pure bookkeeping: no disk, no catalog, no clock."""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import dataclass
+
+from featd.ingest.hints import Hint
+
+CLOSED_SECONDS = 0.02
+"""A file's time moves in steps of the kernel's tick: a write within one leaves it as it is."""
+
+
+@dataclass(slots=True)
+class Waiting:
+    """A file that is looked at again when it is due. `since`: its size and time stand still from then on."""
+
+    hint: Hint
+    due: float
+    size: int = -1
+    mtime_ns: int = -1
+    since: float = 0.0
+
+
+class Settling:
+    """The files of one root that wait to be complete, soonest due first.
+
+    Closed or moved here: ready when its mtime is 20 ms old. Otherwise: when size and mtime stood still for
+    settle_seconds on the monotonic clock, or mtime is older than that. A time in the future delays no further.
+    """
+
+    def __init__(self, settle_seconds: float, *, max_files: int) -> None:
+        self._settle_seconds = settle_seconds
+        self._max_files = max_files
+        self._waiting: dict[bytes, Waiting] = {}
+        self._queue: list[tuple[float, bytes]] = []
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def __contains__(self, path: bytes) -> bool:
+        return path in self._waiting
+
+    @property
+    def full(self) -> bool:
+        return len(self._waiting) >= self._max_files
+
+    def hear(self, path: bytes, hint: Hint, now: float) -> None:
+        """Something happened to `path`: it is looked at now."""
+        known = self._waiting.get(path)
+        if known is None:
+            self._waiting[path] = known = Waiting(hint, now)
+        elif hint is Hint.ATTRIB:
+            return  # it is looked at anyway
+        known.hint = hint
+        self._put_off(path, known, now)
+
+    def take_young(self, path: bytes, size: int, mtime_ns: int, now: float) -> bool:
+        """A scan found a file that changed a moment ago. False where it must take care of it itself."""
+        if path in self._waiting:
+            return True
+        if self.full:
+            return False
+        waiting = Waiting(Hint.CREATED, now, size, mtime_ns, now)
+        self._waiting[path] = waiting
+        self._put_off(path, waiting, now + self._settle_seconds)
+        return True
+
+    def due(self, now: float, limit: int) -> list[bytes]:
+        """Up to `limit` paths to look at now. Each must be answered with `looked_at` or `drop`."""
+        paths: dict[bytes, None] = {}
+        while self._queue and self._queue[0][0] <= now and len(paths) < limit:
+            due, path = heapq.heappop(self._queue)
+            waiting = self._waiting.get(path)
+            if waiting is not None and waiting.due == due:
+                paths[path] = None
+        return list(paths)
+
+    def looked_at(self, path: bytes, size: int, mtime_ns: int, now: float, now_ns: int) -> bool:
+        """Whether the file is complete; otherwise it is due again later. `now_ns`: the wall clock."""
+        waiting = self._waiting[path]
+        age = (now_ns - mtime_ns) / 1e9
+        if waiting.hint is Hint.CLOSED:
+            if not 0 <= age < CLOSED_SECONDS:
+                return True
+            self._put_off(path, waiting, now + CLOSED_SECONDS - age)
+            return False
+        if age >= self._settle_seconds:
+            return True
+        if (size, mtime_ns) != (waiting.size, waiting.mtime_ns):
+            waiting.size, waiting.mtime_ns, waiting.since = size, mtime_ns, now
+        still = now - waiting.since
+        if still >= self._settle_seconds:
+            return True
+        left = self._settle_seconds - still
+        if age >= 0:
+            left = min(left, self._settle_seconds - age)
+        self._put_off(path, waiting, now + left)
+        return False
+
+    def drop(self, path: bytes) -> None:
+        self._waiting.pop(path, None)
+
+    def again(self, paths: list[bytes], now: float) -> None:
+        """What was to become of these did not come about: they are due still."""
+        for path in paths:
+            if (waiting := self._waiting.get(path)) is not None:
+                self._put_off(path, waiting, now)
+
+    def clear(self) -> None:
+        self._waiting.clear()
+        self._queue.clear()
+
+    def next_due(self) -> float | None:
+        while self._queue:
+            due, path = self._queue[0]
+            waiting = self._waiting.get(path)
+            if waiting is not None and waiting.due == due:
+                return due
+            heapq.heappop(self._queue)
+        return None
+
+    def _put_off(self, path: bytes, waiting: Waiting, due: float) -> None:
+        waiting.due = due
+        heapq.heappush(self._queue, (due, path))

@@ -1,0 +1,213 @@
+"""The watch of one root: a hint where to look. It puts into `hints` and nothing else; it may die at any time."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from pathlib import Path
+
+from watchdog import events
+
+from featd import logs
+from featd.config import RootConfig
+from featd.ingest.globs import Globs
+from featd.ingest.hints import Hint, Hints, Trouble
+from featd.ingest.inotify import RootObserver
+from featd.paths import to_catalog
+
+log = logs.get("ingest")
+
+# fmt: off
+REMOTE_FILE_SYSTEMS = frozenset((
+    "9p", "afs", "beegfs", "ceph", "cifs", "coda", "fuse.ceph", "fuse.gcsfuse", "fuse.glusterfs",
+    "fuse.goofys", "fuse.rclone", "fuse.s3fs", "fuse.sshfs", "gfs2", "glusterfs", "gpfs", "lustre",
+    "nfs", "nfs4", "ocfs2", "orangefs", "smb3", "smbfs",
+))
+# fmt: on
+"""Where other hosts write too, and inotify does not tell of it."""
+
+
+class Watch:
+    """Opens, checks and closes the observer of one root. `problem` says why the scan alone must do."""
+
+    def __init__(self, root: RootConfig, hints: Hints) -> None:
+        self._root = root
+        self._hints = hints
+        self._globs = Globs(root.include, root.exclude)
+        self._observer: RootObserver | None = None
+        self._identity: tuple[str, int, int] | None = None
+        self.problem: str | None = None
+
+    @property
+    def is_open(self) -> bool:
+        return self._observer is not None
+
+    def open(self) -> bool:
+        """Watch the root as it is now; whether that came about. Takes a while in a large tree."""
+        self.close()
+        self.problem = None
+        try:
+            identity = identify(self._root.path)
+            if (kind := file_system(identity[0])) in REMOTE_FILE_SYSTEMS:
+                self.problem = f"{kind} tells nothing of what other hosts write"
+                return False
+            # The link that a root may be is followed once, here; the links beneath it are not.
+            raw = os.fsencode(identity[0])
+            observer = RootObserver(self._hints.trouble, Excluder(raw, self._globs))
+        except OSError as error:
+            self.problem = explain(error)
+            return False
+        self._observer = observer
+        self._identity = identity
+        try:
+            observer.watch(raw, Handler(raw, self._root, self._globs, self._hints))
+        except OSError as error:
+            self.close()
+            self.problem = explain(error)
+            return False
+        return True
+
+    def trouble(self) -> str | None:
+        """Why the watch is good for nothing any more, or None."""
+        if self._observer is None:
+            return None
+        try:
+            if identify(self._root.path) != self._identity:
+                return "another folder stands in its place"
+        except OSError as error:
+            return f"it is not there ({error.strerror})"
+        if not self._observer.at_work():
+            return "its threads ended"
+        return None
+
+    def close(self) -> None:
+        observer, self._observer = self._observer, None
+        if observer is not None:
+            try:
+                observer.close()
+            except Exception as error:
+                log.warning(
+                    "not_closed",
+                    "a watch left something behind",
+                    root=str(self._root.path),
+                    error=repr(error),
+                )
+
+
+class Excluder:
+    """Whether nothing beneath a folder, given by its absolute path, can be wanted."""
+
+    def __init__(self, root: bytes, globs: Globs) -> None:
+        self._skip = len(root.rstrip(b"/")) + 1
+        self._globs = globs
+
+    def __call__(self, folder: bytes) -> bool:
+        return self._globs.excludes_folder(to_catalog(folder[self._skip :]))
+
+
+class Handler(events.FileSystemEventHandler):
+    """Turns watchdog's events into hints, in watchdog's thread. An error here must not end that thread."""
+
+    def __init__(self, root: bytes, config: RootConfig, globs: Globs, hints: Hints) -> None:
+        self._root = root.rstrip(b"/")
+        self._follows_links = config.follow_symlinks
+        self._globs = globs
+        self._hints = hints
+
+    def dispatch(self, event: events.FileSystemEvent) -> None:
+        try:
+            self._hear(event)
+        except Exception:
+            self._hints.trouble(Trouble.HANDLER)
+
+    def _hear(self, event: events.FileSystemEvent) -> None:
+        source, target = self._relative(event.src_path), self._relative(event.dest_path)
+        if source == b"":
+            self._hints.trouble(Trouble.LOST)
+        elif self._follows_links:
+            # The same folder may be known under a link's name: only a scan of all says which.
+            self._hints.doubt(b"")
+        elif event.is_directory:
+            for folder in (source, target):
+                if folder is not None and self._globs.takes_folder(to_catalog(folder)):
+                    self._hints.doubt(folder)
+        else:
+            match event.event_type:
+                case events.EVENT_TYPE_CREATED:
+                    self._put(source, Hint.CREATED)
+                case events.EVENT_TYPE_CLOSED:
+                    self._put(source, Hint.CLOSED)
+                case events.EVENT_TYPE_ATTRIB:
+                    self._put(source, Hint.ATTRIB)
+                case events.EVENT_TYPE_DELETED:
+                    self._put(source, Hint.GONE)
+                case events.EVENT_TYPE_MOVED:
+                    self._put(source, Hint.GONE)
+                    self._put(target, Hint.CLOSED)
+                case _:
+                    pass
+
+    def _put(self, path: bytes | None, hint: Hint) -> None:
+        if path is not None and self._globs.takes(to_catalog(path)):
+            self._hints.put(path, hint)
+
+    def _relative(self, path: str | bytes) -> bytes | None:
+        """The path below the root; b"" for the root itself; None where there is none."""
+        if not path:
+            return None
+        raw = os.fsencode(path)
+        if raw == self._root:
+            return b""
+        if not raw.startswith(self._root + b"/"):
+            raise ValueError(f"not beneath {self._root!r}: {raw!r}")
+        return raw[len(self._root) + 1 :]
+
+
+def identify(root: Path) -> tuple[str, int, int]:
+    """Which folder a root is now: another disk or a remade folder under the same name is another."""
+    real = os.path.realpath(root)
+    found = Path(real).stat()
+    return real, found.st_dev, found.st_ino
+
+
+def file_system(path: str) -> str:
+    """The type of the file system that `path` is on, as the kernel calls it; empty where it cannot be told."""
+    try:
+        device = Path(path).stat().st_dev
+        lines = Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines()
+    except OSError:
+        return ""
+    wanted = f"{os.major(device)}:{os.minor(device)}"
+    for line in reversed(lines):
+        fields, _, rest = line.partition(" - ")
+        if fields.split()[2] == wanted:
+            return rest.split()[0]
+    return ""
+
+
+def explain(error: OSError) -> str:
+    """Why a root cannot be watched, and what raises the limit."""
+    match error.errno:
+        case errno.ENOSPC:
+            return "out of inotify watches (raise fs.inotify.max_user_watches)"
+        case errno.EMFILE:
+            return "out of inotify instances (raise fs.inotify.max_user_instances)"
+        case _:
+            return f"it cannot be watched: {error.strerror}"
+
+
+class _Words(logging.Handler):
+    """watchdog's own warnings as lines of ours."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if "overflowed" in record.msg:
+            return  # Trouble.OVERFLOW tells it, once and with the root
+        log.warning("watchdog", record.getMessage(), logger=record.name)
+
+
+def take_over_watchdogs_words() -> None:
+    """In the process that watches: once."""
+    logger = logging.getLogger("watchdog")
+    logger.handlers[:] = [_Words(logging.WARNING)]
+    logger.propagate = False
