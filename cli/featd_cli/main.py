@@ -14,7 +14,20 @@ import typer
 
 from featd import __version__
 from featd.errors import EXIT_ERROR, EXIT_OUT_OF_REACH, FeatdError
-from featd_cli import db, export, failures, init, net, retry_failed, run, scan, service, status
+from featd_cli import (
+    db,
+    enqueue,
+    explain,
+    export,
+    failures,
+    init,
+    net,
+    retry_failed,
+    run,
+    scan,
+    service,
+    status,
+)
 from featd_cli.console import complain
 
 INTERRUPTED = 130
@@ -75,6 +88,8 @@ app.command("status")(status.status)
 app.command("failures")(failures.failures)
 app.command("retry-failed")(retry_failed.retry_failed)
 app.command("scan")(scan.scan)
+app.command("enqueue")(enqueue.enqueue)
+app.command("explain")(explain.explain)
 app.command("net")(net.net)
 app.command("export")(export.export)
 app.add_typer(db.app, name="db")

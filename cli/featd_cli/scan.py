@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from featd.errors import EXIT_ERROR, ConfigError, NothingMatchedError
+from featd.errors import EXIT_ERROR, ConfigError
 from featd_cli.console import say, shown
+from featd_cli.files import locate
 from featd_cli.instance import ConfigOption, open_instance
 
 if TYPE_CHECKING:
@@ -51,15 +51,4 @@ def _chosen(roots: tuple[RootConfig, ...], path: Path | None) -> list[tuple[Root
         return [(root, b"") for root in roots]
     if path.is_file():
         raise typer.BadParameter(f"{path} is a file: scan takes a folder", param_hint="PATH")
-    for wanted in dict.fromkeys((Path(os.path.abspath(path)), Path(os.path.realpath(path)))):  # noqa: PTH100
-        for root in roots:
-            if wanted.is_relative_to(root.path):
-                inside = wanted.relative_to(root.path)
-                if not root.follow_symlinks and wanted.resolve() != root.path.resolve() / inside:
-                    raise NothingMatchedError(
-                        f"{path} leads through a symbolic link, which this root does not follow"
-                    )
-                below = os.fsencode(inside)
-                return [(root, b"" if below == b"." else below)]
-    names = ", ".join(str(root.path) for root in roots)
-    raise NothingMatchedError(f"{path} is not in any root of the configuration: {names}")
+    return [locate(roots, path)]

@@ -137,7 +137,7 @@ max_crashes = 2
 backoff_seconds = 30.0
 
 [web]
-# A status page and metrics.
+# Reserved for a status page and metrics; nothing reads it yet.
 enabled = false
 listen = "127.0.0.1:8787"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -370,3 +371,56 @@ def test_net_that_cannot_be_read(featd: Run, tmp_path: Path) -> None:
     (tmp_path / "bad.prototxt").write_text("layer {")
     assert featd("net", tmp_path / "missing.prototxt")[0] == 78
     assert featd("net", tmp_path / "bad.prototxt")[0] == 78
+
+
+# explain and enqueue
+
+
+def test_explain_tells_everything_of_a_done_image(filled: Filled, featd: Run) -> None:
+    fill(filled)
+    code, out, _ = featd("--config", filled.config, "explain", filled.roots[0] / "b.jpg")
+    assert code == 0
+    assert "state     done, version 1" in out
+    assert re.search(r"vector    shards/.*\.h5, row \d, of version 1\n", out)
+    assert "made by   cpu:0 on here" in out
+    code, out, _ = featd("--config", filled.config, "explain", filled.roots[0] / "b.jpg", "--json")
+    entry = json.loads(out)
+    assert set(entry) >= {
+        "path",
+        "root",
+        "state",
+        "version",
+        "content",
+        "shard",
+        "shard_row",
+        "attempts",
+        "next",
+    }
+    assert (entry["state"], entry["shard_version"], entry["attempts"]) == ("done", 1, [])
+
+
+def test_explain_tells_the_attempts_of_a_failed_one(filled: Filled, featd: Run) -> None:
+    fill(filled)
+    code, out, _ = featd("--config", filled.config, "explain", filled.roots[0] / "cut" / "empty.jpg")
+    assert code == 0
+    assert "decode.corrupt: the file is empty (cpu:0 on here" in out
+    assert "retry-failed" in out.splitlines()[-1]
+
+
+@pytest.mark.parametrize("command", ["explain", "enqueue"])
+def test_what_is_not_known_is_3(filled: Filled, featd: Run, command: str) -> None:
+    for path in (filled.roots[0] / "nowhere.jpg", filled.folder / "outside.jpg"):
+        code, out, err = featd("--config", filled.config, command, path)
+        assert (code, out) == (3, "")
+        assert path.name in err
+
+
+def test_enqueue_takes_a_file_ahead_of_all(filled: Filled, featd: Run) -> None:
+    filled.enqueue(["old.jpg"])
+    (filled.roots[0] / "new.jpg").write_bytes(b"new")
+    (filled.roots[0] / "link.jpg").symlink_to("new.jpg")
+    assert featd("--config", filled.config, "enqueue", filled.roots[0] / "notes.txt")[0] == 3
+    assert featd("--config", filled.config, "enqueue", filled.roots[0] / "link.jpg")[0] == 3
+    code, out, _ = featd("--config", filled.config, "enqueue", filled.roots[0] / "new.jpg")
+    assert (code, out) == (0, "1\n")
+    assert [image.path for image in filled.claim(1)] == ["new.jpg"]

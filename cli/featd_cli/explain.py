@@ -1,0 +1,119 @@
+"""`featd explain`: everything known of one image."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from featd.errors import NothingMatchedError
+from featd.paths import to_catalog
+from featd.states import MAX_KILLS, State
+from featd_cli.console import document, say, shown
+from featd_cli.files import locate
+from featd_cli.instance import ConfigOption, JsonOption, open_instance
+
+if TYPE_CHECKING:
+    from featd.catalog.explain import Explained
+    from featd.config import Settings
+
+
+def explain(
+    ctx: typer.Context,
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="An image file under one of the roots.")],
+    as_json: JsonOption = False,
+    config: ConfigOption = None,
+) -> None:
+    """Tell everything that is known of one image.
+
+    Its state and versions, its attempts, the worker, its shard and row, and what happens next. Exit code 3
+    where the catalog does not know it.
+    """
+    from featd.catalog import explain as catalog_explain
+
+    with open_instance(ctx, config) as instance:
+        root, raw = locate(instance.settings.roots, path)
+        with instance.read() as conn:
+            found = catalog_explain.explain(conn, str(root.path), to_catalog(raw))
+        settings = instance.settings
+    if found is None:
+        raise NothingMatchedError(
+            f"{path}: the catalog does not know it: `featd scan` looks for it, if the root's `include` and"
+            " `exclude` want it"
+        )
+    following = next_of(found, settings)
+    if as_json:
+        document(as_document(found, following))
+        return
+    for name, value in lines(found, following):
+        say(f"{name:<10}{shown(value)}")
+
+
+def as_document(found: Explained, following: str) -> dict[str, Any]:
+    """The document of `featd explain --json`."""
+    entry = asdict(found)
+    entry["updated_at"] = found.updated_at.isoformat()
+    entry["attempts"] = [{**asdict(one), "at": one.at.isoformat()} for one in found.attempts]
+    entry["next"] = following
+    return entry
+
+
+def lines(found: Explained, following: str) -> list[tuple[str, str]]:
+    """What is shown, line by line."""
+    shown_lines = [
+        ("path", found.path),
+        ("root", found.root),
+        ("state", f"{found.state}, version {found.version}, since {moment(found.updated_at)}"),
+        ("file", f"{found.size:,} bytes, content {found.content or 'not read yet'}"),
+    ]
+    if found.shard is not None:
+        stale = "" if found.shard_version == found.version and found.state == State.DONE else ", not live"
+        shown_lines.append(
+            ("vector", f"{found.shard}, row {found.shard_row}, of version {found.shard_version}{stale}")
+        )
+        shown_lines.append(("made by", found.made_by or "unknown"))
+    if found.worker is not None:
+        shown_lines.append(("worker", found.worker))
+    if found.error:
+        shown_lines.append(("error", f"{found.error_kind or ''} {found.error}".strip()))
+    shown_lines += [
+        (
+            "attempt",
+            f"{moment(one.at)}, version {one.version}, {one.kind}: {one.message}"
+            + (f" ({one.worker})" if one.worker else ""),
+        )
+        for one in found.attempts
+    ]
+    shown_lines.append(("next", following))
+    return shown_lines
+
+
+def moment(at: Any) -> str:
+    return f"{at:%Y-%m-%d %H:%M:%S} UTC"
+
+
+def next_of(found: Explained, settings: Settings) -> str:
+    """One sentence: what will become of it, and what it has left of its budgets."""
+    retry = settings.retry
+    match found.state:
+        case State.DONE:
+            return "nothing, until the file changes or vanishes"
+        case State.CLAIMED:
+            return "its worker settles it, or it is pending again when the worker's lease ends"
+        case State.FAILED:
+            return "nothing, until `featd retry-failed` or a new version of the file"
+        case State.GONE:
+            return "nothing, until the file is back"
+        case _:
+            alone = " alone in the net, for a process died with it" if found.suspect else ""
+            when = (
+                f"in {found.due_in_seconds:.0f} s"
+                if found.due_in_seconds >= 1
+                else "as soon as a worker is free"
+            )
+            return (
+                f"it is tried{alone} {when}; it has failed after {retry.max_errors - found.errors} more errors,"
+                f" {retry.max_crashes - found.crashes} crashes or {MAX_KILLS - found.kills} kills"
+            )

@@ -1,0 +1,34 @@
+"""Files that people name on the command line, as the catalog names them: a root and a path in it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from featd.errors import NothingMatchedError
+
+if TYPE_CHECKING:
+    from featd.config import RootConfig
+
+
+def locate(roots: Sequence[RootConfig], path: Path) -> tuple[RootConfig, bytes]:
+    """The root that holds `path`, and the path's bytes below it (empty: the root itself).
+
+    NothingMatchedError where no root holds it, or it leads through a link that its root does not follow.
+    """
+    absolute = Path(os.path.abspath(path))  # noqa: PTH100  (a link at the end stays a link)
+    for wanted in dict.fromkeys((absolute, absolute.parent.resolve() / absolute.name)):
+        for root in roots:
+            if not wanted.is_relative_to(root.path):
+                continue
+            inside = wanted.relative_to(root.path)
+            if not root.follow_symlinks and wanted.resolve() != root.path.resolve() / inside:
+                raise NothingMatchedError(
+                    f"{path} leads through a symbolic link, which this root does not follow"
+                )
+            raw = os.fsencode(inside)
+            return root, b"" if raw == b"." else raw
+    names = ", ".join(str(root.path) for root in roots)
+    raise NothingMatchedError(f"{path} is not in any root of the configuration: {names}")
