@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -103,8 +104,8 @@ def _service(instance: str | None) -> str:
 
 
 def _check_instance(instance: str | None) -> None:
-    if instance is not None and not (instance.replace("_", "").isalnum() and instance.isascii()):
-        raise typer.BadParameter("letters, digits and _ only", param_hint="--instance")
+    if instance is not None and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]*", instance):
+        raise typer.BadParameter("letters, digits, - and _ only", param_hint="--instance")
 
 
 def _own(work: _Work, settings: Settings, file: Path) -> None:

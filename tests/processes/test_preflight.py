@@ -1,0 +1,78 @@
+"""A throw-away process that checks something: its answer, and what its death means."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+from featd.errors import CatalogUnavailableError, ConfigError, FeatdError, ModelError, StoreUnavailableError
+from featd.preflight import Answer, Check
+from running import wait_for
+
+
+def answer_of(check: Check) -> Answer:
+    try:
+        answer: Answer = wait_for(check.poll, 15, "an answer")
+        return answer
+    finally:
+        check.end()
+
+
+def refuses(error: Exception) -> NoReturn:
+    raise error
+
+
+def dies(number: int, words: bytes = b"") -> NoReturn:
+    os.write(2, words)
+    os.kill(os.getpid(), number)
+    raise AssertionError
+
+
+def test_an_answer_of_any_length_comes_back() -> None:
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    answer = answer_of(Check(lambda: "x" * 1_000_000))
+    answer.raise_error()
+    assert len(answer.text) == 1_000_000
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (ModelError("no blob"), ConfigError),
+        (StoreUnavailableError("no disk"), CatalogUnavailableError),
+        (FeatdError("odd"), FeatdError),
+        (ValueError("a bug"), FeatdError),
+    ],
+)
+def test_an_error_is_raised_here_with_its_exit_code(error: Exception, kind: type[FeatdError]) -> None:
+    with pytest.raises(kind, match=str(error)) as raised:
+        answer_of(Check(lambda: refuses(error))).raise_error()
+    assert raised.value.exit_code == getattr(error, "exit_code", 1)
+
+
+@pytest.mark.parametrize(
+    ("number", "words", "code"),
+    [
+        (signal.SIGABRT, b"Check failed: unknown layer", 78),
+        (signal.SIGABRT, b"Check failed: error == cudaSuccess", 1),  # it may pass: systemd tries again
+        (signal.SIGKILL, b"", 1),
+    ],
+)
+def test_a_death_is_explained(number: int, words: bytes, code: int) -> None:
+    with pytest.raises(FeatdError) as raised:
+        answer_of(Check(lambda: dies(number, words))).raise_error()
+    assert raised.value.exit_code == code
+    assert words.decode() in str(raised.value)
+    assert signal.Signals(number).name in str(raised.value)
+
+
+def test_one_that_hangs_can_be_ended() -> None:
+    check = Check(lambda: str(signal.pause()))
+    assert check.poll() is None
+    check.end()
+    assert check.poll() is None

@@ -1,0 +1,272 @@
+"""SIGHUP: what a new configuration changes, what it may not change, and that a bad one changes nothing."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from featd import config, daemon, reload
+from featd.child import ChildSpec
+from featd.link import ChildLink
+from featd.supervisor import Change, Refusal, Supervisor
+from photographs import write_photographs
+from running import Instance, check_promise, kill_all, make_instance, wait_for
+
+BASE = '[[roots]]\npath = "{folder}"\n'
+
+
+def load(folder: Path, text: str) -> config.Settings:
+    file = folder / "featd.toml"
+    file.write_text(text.format(folder=folder))
+    return config.load(file)
+
+
+@pytest.mark.parametrize(
+    ("more", "kinds"),
+    [
+        ("[workers]\nbatch = 3\n", {"worker"}),
+        ("[workers]\ndecoders = 3\n", {"worker"}),
+        ("[workers]\nstop_seconds = 3\n", set()),
+        ("[workers]\nlease_seconds = 3\n", {"worker", "ingest", "janitor"}),
+        ("[store]\nshard_rows = 3\n", {"worker"}),
+        ("[retry]\nmax_errors = 9\n", {"worker", "ingest", "janitor"}),
+        ('[log]\nlevel = "debug"\n', {"worker", "ingest", "janitor", "web"}),
+        ('[[roots]]\npath = "/elsewhere"\n', {"worker", "ingest"}),
+        ("", set()),
+    ],
+)
+def test_a_key_concerns_certain_children(tmp_path: Path, more: str, kinds: set[str]) -> None:
+    changed = reload.changed_keys(load(tmp_path, BASE), load(tmp_path, BASE + more))
+    assert not reload.refused_keys(changed)
+    assert reload.concerned(changed) == kinds
+
+
+@pytest.mark.parametrize(
+    ("more", "key"),
+    [
+        ('[catalog]\nurl = "sqlite:///other.db"\n', "catalog.url"),
+        ('[store]\npath = "other"\n', "store.path"),
+        ('[store]\ndtype = "float16"\n', "store.dtype"),
+        ('[model]\nengine = "onnxruntime"\n', "model.engine"),
+        ('[preprocess]\nchannels = "rgb"\n', "preprocess.channels"),
+        ('[workers]\ndevices = ["cpu"]\n', "workers.devices"),
+    ],
+)
+def test_what_decides_the_vectors_needs_a_restart(tmp_path: Path, more: str, key: str) -> None:
+    changed = reload.changed_keys(load(tmp_path, BASE), load(tmp_path, BASE + more))
+    assert reload.refused_keys(changed) == [key]
+
+
+def test_every_key_is_either_fixed_or_concerns_somebody(tmp_path: Path) -> None:
+    settings = load(tmp_path, BASE)
+    for section, values in settings.model_dump().items():
+        keys = [f"{section}.{key}" for key in values] if isinstance(values, dict) else [section]
+        for key in keys:
+            assert reload.refused_keys([key]) or reload.concerned([key]) or key in reload.CONCERNS, key
+
+
+# The supervisor's part
+
+
+@dataclass
+class Answers:
+    """A Reload that answers what it is told."""
+
+    answer: Change | Refusal | None = None
+    begun: int = 0
+    closed: list[str] = field(default_factory=list)
+
+    def begin(self) -> None:
+        self.begun += 1
+
+    def step(self) -> Change | Refusal | None:
+        answer, self.answer = self.answer, None
+        return answer
+
+    def close(self) -> None:
+        self.closed.append("closed")
+
+
+def works(link: ChildLink, says: str = "") -> int:
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    link.report("status", text=says)
+    link.report("ready")
+    while True:
+        signal.pause()
+
+
+def ignores_term(link: ChildLink) -> int:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    link.report("ready")
+    while True:
+        signal.pause()
+
+
+def bad_config(link: ChildLink) -> int:
+    return 78
+
+
+Make = Callable[..., tuple[Supervisor, Answers]]
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Iterator[Make]:
+    made = []
+
+    def build(*specs: ChildSpec) -> tuple[Supervisor, Answers]:
+        answers = Answers()
+        supervisor = Supervisor(specs, run_folder=tmp_path, stop_seconds=5.0, reload=answers)
+        supervisor._signals.__enter__()
+        made.append(supervisor)
+        return supervisor, answers
+
+    yield build
+    for supervisor in made:
+        for child in supervisor.children.values():
+            if child.pid is not None:
+                os.kill(child.pid, signal.SIGKILL)
+                os.waitpid(child.pid, 0)
+        supervisor._signals.__exit__(None, None, None)
+        supervisor._close()
+
+
+def turn_until(supervisor: Supervisor, condition: Callable[[], Any]) -> Any:
+    def turn() -> Any:
+        supervisor.step(time.monotonic())
+        supervisor._wait(0.02)
+        return condition()
+
+    return wait_for(turn, 15)
+
+
+def hang_up(supervisor: Supervisor, answers: Answers, answer: Change | Refusal) -> None:
+    supervisor.handle_signal(signal.SIGHUP, time.monotonic())
+    answers.answer = answer
+
+
+def test_children_that_are_concerned_start_anew_at_once_and_without_blame(make: Make) -> None:
+    supervisor, answers = make(ChildSpec("worker", works, essential=True), ChildSpec("ingest", works))
+    worker, ingest = supervisor.children["worker"], supervisor.children["ingest"]
+    turn_until(supervisor, lambda: worker.ready and ingest.ready)
+    before, other = worker.pid, ingest.pid
+    spec = ChildSpec("worker", functools.partial(works, says="new"), essential=True)
+    hang_up(supervisor, answers, Change([spec], 7.0, "applying x"))
+    turn_until(supervisor, lambda: worker.ready and worker.pid != before and supervisor._said == "new")
+    assert (worker.deaths, worker.boot_failures, worker.why) == (0, 0, "")
+    assert ingest.pid == other
+    assert supervisor._stop_seconds == 7.0
+    assert supervisor._reloading is None
+
+
+def test_a_refusal_changes_nothing_and_shows(make: Make, tmp_path: Path) -> None:
+    supervisor, answers = make(ChildSpec("worker", works, essential=True))
+    worker = supervisor.children["worker"]
+    turn_until(supervisor, lambda: worker.ready)
+    before = worker.pid
+    hang_up(supervisor, answers, Refusal("store.path: restart featd to change it"))
+    state = tmp_path / "supervisor.json"
+    turn_until(supervisor, lambda: json.loads(state.read_text())["reload"])
+    assert "restart featd" in json.loads(state.read_text())["status"]
+    assert worker.pid == before
+
+
+def test_one_that_does_not_stop_for_a_new_configuration_is_killed(make: Make) -> None:
+    supervisor, answers = make(ChildSpec("worker", ignores_term, essential=True))
+    worker = supervisor.children["worker"]
+    turn_until(supervisor, lambda: worker.ready)
+    before = worker.pid
+    hang_up(supervisor, answers, Change([ChildSpec("worker", works, essential=True)], 0.1, "applying x"))
+    turn_until(supervisor, lambda: worker.ready and worker.pid != before)
+    assert worker.deaths == 0
+
+
+def test_what_was_down_has_another_chance(make: Make) -> None:
+    supervisor, answers = make(
+        ChildSpec("bad", bad_config, essential=True), ChildSpec("worker", works, essential=True)
+    )
+    bad = supervisor.children["bad"]
+    turn_until(supervisor, lambda: bad.given_up == 78)
+    hang_up(supervisor, answers, Change([ChildSpec("bad", works, essential=True)], 5.0, "applying x"))
+    turn_until(supervisor, lambda: bad.ready)
+
+
+def test_children_come_and_go(make: Make) -> None:
+    supervisor, answers = make(ChildSpec("worker", works, essential=True), ChildSpec("web", works))
+    turn_until(supervisor, lambda: supervisor.children["web"].ready)
+    hang_up(supervisor, answers, Change([ChildSpec("other", works)], 5.0, "applying x", without=["web"]))
+    turn_until(supervisor, lambda: supervisor.children["web"].over and supervisor.children["other"].ready)
+    hang_up(supervisor, answers, Change([ChildSpec("web", works)], 5.0, "applying x"))
+    turn_until(supervisor, lambda: supervisor.children["web"].ready)
+
+
+# The whole of it
+
+
+@pytest.fixture
+def running(tmp_path: Path) -> Iterator[tuple[Instance, subprocess.Popen[str]]]:
+    write_photographs(tmp_path / "images", 12)
+    write_photographs(tmp_path / "more", 6)
+    instance = make_instance(
+        tmp_path / "instance", tmp_path / "images", workers__devices=["cpu"], workers__batch=4
+    )
+    process = instance.start("run")
+    try:
+        wait_for(lambda: instance.count("done") == 12, 60, "the first root")
+        yield instance, process
+    finally:
+        kill_all(process)
+
+
+def said(instance: Instance) -> str:
+    return (instance.folder / "stderr").read_text()
+
+
+def test_a_root_is_added_while_it_runs(running: tuple[Instance, subprocess.Popen[str]]) -> None:
+    instance, process = running
+    text = instance.config.read_text()
+    instance.config.write_text(
+        text + f'\n[[roots]]\npath = "{instance.folder.parent}/more"\nsettle_seconds = 0\n'
+    )
+    process.send_signal(signal.SIGHUP)
+    wait_for(lambda: instance.count("done") == 18, 60, "the second root")
+    wait_for(lambda: "the new configuration is in force" in said(instance), 60, "the reload's end")
+    process.terminate()
+    assert process.wait(60) == 0
+    assert check_promise(instance) == {"done": 18}
+
+
+def test_a_bad_configuration_changes_nothing(running: tuple[Instance, subprocess.Popen[str]]) -> None:
+    instance, process = running
+    text = instance.config.read_text()
+    workers = [worker["pid"] for worker in instance.live_workers()]
+    bad = {
+        "workers.batch: Input should be a valid integer": text.replace("batch = 4", 'batch = "x"'),
+        "no such folder": text + '\n[[roots]]\npath = "/nowhere/at/all"\n',
+        "store.path: restart featd": text.replace("[catalog]", '[store]\npath = "x"\n[catalog]'),
+        "Expected": text + "[[roots]",
+    }
+    for reason, content in bad.items():
+        instance.config.write_text(content)
+        process.send_signal(signal.SIGHUP)
+        wait_for(lambda reason=reason: reason in said(instance), 60, reason)
+    instance.config.write_text(text)
+    assert said(instance).count("the old one stays") == len(bad)
+    assert [worker["pid"] for worker in instance.live_workers()] == workers
+    assert process.poll() is None
+
+
+def test_the_specs_of_every_child_have_a_kind_that_a_key_can_concern(tmp_path: Path) -> None:
+    kinds = {
+        spec.name.partition("-")[0] for spec in daemon.child_specs(load(tmp_path, BASE), "host", drain=False)
+    }
+    assert kinds <= {reload.WORKERS, reload.INGEST, reload.JANITOR, reload.WEB}
