@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sqlite3
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -54,13 +55,31 @@ def test_a_worker_that_was_stopped_beyond_its_lease_changes_nothing(
     started.append(process)
     wait_for(lambda: len(instance.live_workers()) == 2 and instance.count("done") > 0, 60, "work")
     stopped = instance.live_workers()[0]
-    os.kill(stopped["pid"], signal.SIGSTOP)
+    wait_for(lambda: stop_outside_a_transaction(stopped["pid"], database_url), 60, "a moment to stop it")
     wait_for(
         lambda: stopped["id"] not in {one["id"] for one in instance.live_workers()}, 60, "the lease's end"
     )
     os.kill(stopped["pid"], signal.SIGCONT)
     assert process.wait(120) == 0
     assert check_promise(instance) == {"done": PHOTOGRAPHS}
+
+
+def stop_outside_a_transaction(pid: int, url: str) -> bool:
+    """SIGSTOP a worker; let it go on if it holds SQLite's write lock, which stops everybody (until it is found
+    hanging and killed)."""
+    os.kill(pid, signal.SIGSTOP)
+    if not url.startswith("sqlite"):
+        return True
+    connection = sqlite3.connect(url.removeprefix("sqlite:///"), timeout=0.5, isolation_level=None)
+    try:
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute("ROLLBACK")
+    except sqlite3.OperationalError:
+        os.kill(pid, signal.SIGCONT)
+        return False
+    finally:
+        connection.close()
+    return True
 
 
 def test_sigterm_seals_settles_and_gives_the_rest_back(
