@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import socket
 from dataclasses import dataclass, field
@@ -117,6 +118,30 @@ def running_supervisor(store: Path) -> int | None:
     return None
 
 
+def supervisor_says(store: Path) -> dict[str, Any]:
+    """What a running supervisor of this host tells of its children and of the last reload; empty if none runs."""
+    if running_supervisor(store) is None:
+        return {}
+    try:
+        found = json.loads(
+            (store / "run" / socket.gethostname() / "supervisor.json").read_text(encoding="utf-8")
+        )
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _troubles(said: dict[str, Any]) -> list[str]:
+    """One line for each child that is not at work, and for a configuration that was refused."""
+    found = [
+        f"{child['name']} is {child['state'].replace('_', ' ')}: {child['why']}"
+        + (f" ({child['last_words']})" if child.get("last_words") else "")
+        for child in said.get("children", [])
+        if child.get("why") and child["state"] not in ("ready", "finished")
+    ]
+    return [*found, said["reload"]] if said.get("reload") else found
+
+
 def _waiting_roots(settings: Settings, pending: set[str]) -> dict[str, str]:
     from featd.paths import RootState, root_state
 
@@ -136,6 +161,7 @@ def _warnings(settings: Settings, report: Report) -> list[str]:
         check_store(settings.store.path, report.instance)
     except StoreUnavailableError as error:
         found.append(f"store {error}")
+    found.extend(_troubles(supervisor_says(settings.store.path)))
     for root in settings.roots:
         state = root_state(root.path)
         if state is not RootState.ONLINE:
