@@ -31,6 +31,8 @@ ln -s pts/ptmx dev/ptmx
 mount -t tmpfs -o mode=755 tmpfs run
 mount -t tmpfs -o mode=1777 tmpfs tmp
 rm -rf var/log/journal etc/featd var/lib/featd
+mkdir -p "./$4"
+mount --bind "$3" "./$4"
 : > etc/machine-id
 printf '[Unit]\\nRequires=systemd-journald.service\\nAfter=systemd-journald.service\\nAllowIsolate=yes\\n' \
   > etc/systemd/system/featd-test.target
@@ -40,6 +42,10 @@ umount -l /featd-old
 mount --make-rshared /
 exec env -i container=featd-test PATH=/usr/sbin:/usr/bin:/sbin:/bin "$2" --unit=featd-test.target --show-status=no
 """
+
+PROJECT = Path(__file__).resolve().parents[1]
+CHECKOUT = "/opt/featd-checkout"
+"""Where the project stands inside, wherever it is outside: a unit may not see /tmp, for one."""
 
 NAMESPACES = ("--mount", "--pid", "--uts", "--ipc", "--cgroup")
 
@@ -76,7 +82,7 @@ class SystemdHost:
         script = join.format(BOOT.replace("'", "'\\''"))
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
-                ["sh", "-c", script, "sh", str(self._folder / "base"), systemd],
+                ["sh", "-c", script, "sh", str(self._folder / "base"), systemd, str(PROJECT), CHECKOUT],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
         deadline = time.monotonic() + 15

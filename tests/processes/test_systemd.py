@@ -8,7 +8,6 @@ import re
 import socket
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,9 +15,8 @@ import pytest
 from needs import missing
 from postgres import PROGRAMS
 from running import wait_for
-from systemd_host import SystemdHost
+from systemd_host import CHECKOUT, PROJECT, SystemdHost
 
-PROJECT = Path(__file__).resolve().parents[2]
 PHOTOGRAPHS = 24
 IMPATIENT = (
     f"{sys.executable} -c 'import sys; from featd.worker import pipeline; pipeline.MIN_HANG_SECONDS = 4.0;"
@@ -40,6 +38,7 @@ class Host(SystemdHost):
 
     def featd(self, arguments: str, *, before: str = "") -> str:
         path = ":".join(one for one in (os.environ.get("PYTHONPATH"), *sys.path) if one)
+        path = path.replace(str(PROJECT), CHECKOUT)
         command = f"{before} PYTHONPATH={path} {sys.executable} -m featd_cli.main {arguments}"
         return self.run(command).stdout
 
@@ -65,7 +64,7 @@ def host() -> Iterator[Host]:
         raise
     try:
         host.run(
-            f"cd {PROJECT}/tests && mkdir -p /srv/photos && {sys.executable} -c 'from photographs import *;"
+            f"cd {CHECKOUT}/tests && mkdir -p /srv/photos && {sys.executable} -c 'from photographs import *;"
             f' write_photographs(Path("/srv/photos"), {PHOTOGRAPHS})\''
         )
         host.featd("init /etc/featd --images /srv/photos")
