@@ -354,6 +354,9 @@ def test_a_queue_that_overflows(watch: Callable[..., Watched], root: Path) -> No
         for path in (root / f"{number}.jpg", root / f"{number}" / "deep" / "a.jpg"):
             path.write_bytes(b"x")
             expected[str(path.relative_to(root))] = "pending"
+    # From another process, for this one's threads wait for each other: faster than anybody reads events.
+    flood = "i=0; while [ $i -lt 20000 ]; do : > flood-$i.txt; i=$((i+1)); done"
+    subprocess.run(["sh", "-c", flood], cwd=root, check=True)
     watched.until(lambda: watched.ingest.counts.overflows, "the overflow")
     watched.until_states(expected)
     watched.until(lambda: watched.ingest.note is None, "the scan that answers it")
