@@ -246,3 +246,12 @@ def test_a_lost_answer_to_a_commit_is_said_to_be_unknown(
 def test_an_empty_settlement_is_false(desk: Any) -> None:
     assert not Settlement()
     assert Settlement(unchanged=[Unchanged(1, 1, "x")])
+
+
+def test_a_settlement_without_a_shard_is_counted_for_the_look_up_after_a_lost_answer(desk: Any) -> None:
+    lease = desk.lease()
+    desk.find("x")
+    (image,) = desk.claim(lease)
+    assert desk.do(settle.count_settles, lease) == 0
+    desk.settle(lease, failures=[Failure(image.id, image.version, Kind.CRASH, "died")])
+    assert desk.do(settle.count_settles, lease) == 1

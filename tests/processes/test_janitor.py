@@ -1,0 +1,101 @@
+"""The janitor's duties, one turn at a time: what it hears, and what it must live through."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from featd.catalog import connect, leases
+from featd.errors import CatalogUnavailableError
+from featd.janitor.leftovers import remove_leftovers
+from featd.janitor.process import Janitor
+from featd.link import Channel, ChildLink, Heartbeat
+from running import Instance, make_instance
+
+
+@pytest.fixture
+def instance(tmp_path: Path) -> Instance:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "notes.txt").touch()
+    return make_instance(tmp_path / "instance", tmp_path / "images")
+
+
+@pytest.fixture
+def make(instance: Instance) -> Iterator[Callable[[], tuple[Janitor, Channel, Channel]]]:
+    """A janitor in this process, its inbox, and what it reports."""
+    made: list[tuple[Janitor, Channel, Channel, Heartbeat, int]] = []
+
+    def build() -> tuple[Janitor, Channel, Channel]:
+        inbox, reports, heartbeat = Channel(), Channel(), Heartbeat()
+        wake = os.eventfd(0, os.EFD_NONBLOCK)
+        link = ChildLink(
+            "janitor", reports=reports, inbox=inbox, heartbeat=heartbeat, wake_fd=wake, wake_fds={}
+        )
+        janitor = Janitor(instance.settings, link, "here", draining=True)
+        made.append((janitor, inbox, reports, heartbeat, wake))
+        return janitor, inbox, reports
+
+    yield build
+    for janitor, inbox, reports, heartbeat, wake in made:
+        janitor.close()
+        inbox.close()
+        reports.close()
+        heartbeat.close()
+        os.close(wake)
+
+
+def test_an_outage_of_the_catalog_loses_no_record(
+    make: Callable[[], tuple[Janitor, Channel, Channel]], instance: Instance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    janitor, inbox, reports = make()
+    janitor.begin()
+    lease = {"id": 1, "token": "a" * 16}
+    inbox.send(
+        {"event": "death", "child": "worker-0", "why": "crash", "what": "x", "lease": lease, "words": "/x"}
+    )
+    inbox.send(
+        {"event": "death", "child": "ingest", "why": "finished", "what": "x", "lease": None, "words": "/x"}
+    )
+    monkeypatch.setattr(connect, "RETRY_SECONDS", 0.1)
+    other = sqlite3.connect(instance.folder / "featd.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(CatalogUnavailableError):
+        janitor.step(1e6)
+    other.execute("ROLLBACK")
+    other.close()
+    janitor.step(2e6)
+    assert [record["code"] for record in reports.receive() if record["event"] == "stop"] == [0]
+
+
+def test_a_leftover_that_cannot_be_removed_costs_nothing_else(
+    instance: Instance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = instance.settings
+    catalog = connect.open_catalog(settings.catalog.url)
+    lease = connect.transact(
+        catalog,
+        lambda conn: leases.open_lease(conn, host="h", pid=1, device="cpu", engine="x", lease_seconds=60),
+    )
+    connect.transact(catalog, lambda conn: leases.end_lease(conn, lease, "over", settings.retry.policy))
+    day = settings.store.path / "shards" / "2026-01-01"
+    day.mkdir(parents=True)
+    stuck, other = (day / f"20260101T00000000000{n}-{lease.id}-{lease.token}-{n}.h5.part" for n in (0, 1))
+    stuck.touch()
+    other.touch()
+    real = Path.unlink
+
+    def unlink(path: Path, missing_ok: bool = False) -> None:
+        if path == stuck:
+            raise PermissionError(1, "Operation not permitted")
+        real(path, missing_ok=missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", unlink)
+    try:
+        assert remove_leftovers(catalog, settings.store.path).removed == [other]
+        assert stuck.exists()
+    finally:
+        catalog.dispose()
