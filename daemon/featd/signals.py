@@ -15,6 +15,20 @@ HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 """What a supervisor answers to."""
 
 
+OWN = frozenset(
+    {
+        signal.SIGABRT,
+        signal.SIGSEGV,
+        signal.SIGBUS,
+        signal.SIGILL,
+        signal.SIGFPE,
+        signal.SIGSYS,
+        signal.SIGTRAP,
+    }
+)
+"""What a process dies of by its own doing."""
+
+
 class SignalQueue:
     """While open, the given signals arrive in `pending` and make `fileno()` readable."""
 

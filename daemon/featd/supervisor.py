@@ -22,14 +22,11 @@ from featd.child import Child, ChildSpec
 from featd.errors import EXIT_BAD_CONFIG, EXIT_ERROR, EXIT_OK, EXIT_OUT_OF_REACH
 from featd.link import Channel, ChildLink
 from featd.oom import oom_kills
-from featd.signals import HANDLED, SignalQueue, name_of
+from featd.signals import HANDLED, OWN, SignalQueue, name_of
 from featd.supervisor_state import StateFile, trouble
 from featd.systemd import Notifier
 
 log = logs.get("supervisor")
-
-OWN_SIGNALS = (signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGTRAP)
-"""What a process dies of by its own doing."""
 
 MIN_BACKOFF_SECONDS = 0.5
 MAX_BACKOFF_SECONDS = 60.0
@@ -382,7 +379,7 @@ class Supervisor:
             return Why.STOPPED, f"did not stop within {self._stop_seconds:g} s and was killed"
         if number == signal.SIGTERM and child.asked_at is not None:
             return Why.FINISHED, "stopped before it had begun"
-        if number in OWN_SIGNALS:
+        if number in OWN:
             return Why.CRASH, f"died of {name_of(number)}"
         if number == signal.SIGKILL:
             if out_of_memory:

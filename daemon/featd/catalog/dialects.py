@@ -215,11 +215,11 @@ def has_id(conn: sa.Connection, ids: Sequence[int]) -> sa.ColumnElement[bool]:
     )
 
 
-def lock_rows(conn: sa.Connection, statement: sa.Select[Any], *, skip_locked: bool = False) -> sa.Select[Any]:
+def lock_rows(conn: sa.Connection, statement: sa.Select[Any]) -> sa.Select[Any]:
     """Lock what `statement` selects until the transaction ends. SQLite's writer holds everything already."""
     if is_sqlite(conn):
         return statement
-    return statement.with_for_update(skip_locked=skip_locked)
+    return statement.with_for_update()
 
 
 def lock_images(conn: sa.Connection, *where: sa.ColumnElement[bool]) -> None:

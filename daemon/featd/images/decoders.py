@@ -45,6 +45,7 @@ from featd.images.wire import (
     unpack_task,
 )
 from featd.oom import oom_kills
+from featd.signals import OWN
 from featd.states import Kind
 
 __all__ = ["DecodeTask", "Decoded", "DecoderPool", "NotDecoded", "Result", "Unchanged"]
@@ -57,17 +58,6 @@ _CLOSE_SECONDS = 1.0
 _LOOK_SECONDS = 0.25
 _OOM_SECONDS = 1.0
 _BLOCKED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-_OWN_SIGNALS = frozenset(
-    {
-        signal.SIGSEGV,
-        signal.SIGABRT,
-        signal.SIGBUS,
-        signal.SIGILL,
-        signal.SIGFPE,
-        signal.SIGSYS,
-        signal.SIGTRAP,
-    }
-)
 
 log = logs.get("decoders")
 
@@ -404,7 +394,7 @@ class DecoderPool:
             return self._give_up(
                 held.ticket, Kind.KILLED, f"its decoder was killed from outside (SIGKILL){said}"
             )
-        if status < 0 and -status not in _OWN_SIGNALS:
+        if status < 0 and -status not in OWN:
             return self._give_up(held.ticket, Kind.KILLED, f"its decoder was killed by {_how(status)}{said}")
         return self._give_up(held.ticket, Kind.CRASH, f"its decoder died: {_how(status)}{said}")
 
