@@ -73,6 +73,9 @@ def window(draw: Draw, spatial: int) -> dict[str, Any]:
 
 def convolution(kind: str) -> Any:
     def made(draw: Draw) -> Case:
+        along = draw(st.sampled_from([1, 1, 1, 1, 0, 2]))
+        if along != 1:
+            return other_axis(kind, along, draw)
         spatial = draw(st.sampled_from([1, 2, 2, 2, 3]))
         settings = window(draw, spatial) | {"num_output": draw(st.sampled_from([3, 6]))}
         settings |= some(
@@ -93,6 +96,18 @@ def convolution(kind: str) -> Any:
         return Case(kind, settings, dims, before, bottoms, tops, "convolution_param")
 
     return made
+
+
+def other_axis(kind: str, along: int, draw: Draw) -> Case:
+    """Channels that do not lie along axis 1; along axis 0 they are the images of the batch."""
+    settings = window(draw, 3 - along) | {"num_output": draw(st.sampled_from([3, 6]))}
+    settings |= {"axis": draw(st.sampled_from([along, along - 4]))} | some(draw, bias_term=flags)
+    if kind == "Deconvolution":
+        # It would take away more than there is.
+        settings.pop("pad", None)
+    if along == 2:
+        settings |= some(draw, group=st.sampled_from([1, 3]))
+    return Case(kind, settings, (3, 6, 7), block="convolution_param")
 
 
 def pooling(draw: Draw) -> Case:
@@ -199,7 +214,8 @@ def eltwise(draw: Draw) -> Case:
     )
     if settings.get("operation", "SUM") == "SUM" and draw(flags):
         settings["coeff"] = [draw(number(-2, 2)) for _ in range(count)]
-    return Case("Eltwise", settings, draw(pictures), before, bottoms)
+    in_place = settings.get("operation") == "PROD" and draw(flags)
+    return Case("Eltwise", settings, draw(pictures), before, bottoms, "e0" if in_place else "out")
 
 
 def concat(draw: Draw) -> Case:

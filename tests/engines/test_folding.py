@@ -55,6 +55,14 @@ def test_folding(tmp_path: Path) -> None:
     agree(seen)
 
 
+def test_channels_along_another_axis_are_not_folded(tmp_path: Path) -> None:
+    conv = "convolution_param { axis: 2 num_output: 3 kernel_size: 2 }"
+    text = input_layer(3, 8, 8) + layer("c", "Convolution", "data", conv) + layer("n", "BatchNorm", "c")
+    model = saved(text, tmp_path, ("n",))
+    assert "BatchNormalization" in operations(model)
+    agree(model)
+
+
 @pytest.mark.parametrize("far", [0.5, 3e3])
 def test_a_mean_far_from_zero(tmp_path: Path, far: float) -> None:
     """x * factor + shift would lose what x and the mean have in common."""

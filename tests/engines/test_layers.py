@@ -20,7 +20,7 @@ from nets import TOLERANCE, by_caffe, distance, input_layer, pictures, saved
 ALONE = ("Normalize", "Reshape")
 """Caffe as it is cannot take these to another batch than the file's: the first writes past its memory, the second
 may name the batch. featd's engine `caffe` can."""
-EXAMPLES = {"Pooling": 120, "Convolution": 60, "Deconvolution": 60, "Scale": 50, "Bias": 50}
+EXAMPLES = {"Pooling": 120, "Convolution": 100, "Deconvolution": 100, "Scale": 50, "Bias": 50}
 
 
 def compared(case: Case, folder: Path) -> float:

@@ -120,6 +120,10 @@ def test_layers_that_reach_outside_are_refused(tmp_path: Path, kind: str) -> Non
             "cannot work in place",
         ),
         (
+            layer("p", "Sigmoid", "data", top="a") + layer("q", "Eltwise", "a data", top="a"),
+            "loses its first bottom",
+        ),
+        (
             layer("a", "ReLU", "data", "include { phase: TEST } exclude { phase: TRAIN }"),
             "either include or exclude",
         ),

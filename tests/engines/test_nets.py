@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from featd.config import ModelConfig
+from featd.engines.onnxruntime import OnnxRuntimeEngine
 from featd.net import prototxt
 from featd.net.load import load_net
 from featd.net.lower import to_onnx
@@ -166,6 +169,32 @@ def test_any_batch_and_fresh_arrays(tmp_path: Path) -> None:
 def test_lowering_is_deterministic(tmp_path: Path) -> None:
     model = saved(V1_TEXT, tmp_path, ("ip",))
     assert to_onnx(load_net(model)) == to_onnx(load_net(model))
+
+
+def test_every_node_has_a_name_of_its_own(tmp_path: Path) -> None:
+    """onnxruntime 1.19 does not load a net of which it fuses two nodes without."""
+    halves = layer("s", "Slice", "data", "slice_param { axis: 2 }", "a b")
+    text = input_layer(3, 8, 8) + halves + layer("t", "Slice", "a", "slice_param { axis: 2 }", "c d")
+    model = saved(text, tmp_path, ("b", "c", "d"))
+    nodes = onnx.load_from_string(to_onnx(load_net(model))).graph.node
+    names = [node.name for node in nodes if node.op_type == "Slice"]
+    assert len(set(names)) == 4
+    assert "" not in names
+    assert disagreement(model) < TOLERANCE
+
+
+def test_weights_outlive_the_net(tmp_path: Path) -> None:
+    """ONNX Runtime reads them where they lie, even when nothing but its session holds them."""
+    net = load_net(saved(caffenet_prototxt(size=67, classes=10), tmp_path, ("fc7",)))
+    batch = pictures(net, 1)
+    engine = OnnxRuntimeEngine(net, "cpu", 1)
+    was = engine.forward(batch)["fc7"]
+    del net
+    gc.collect()
+    others = [np.full(1 << 20, np.nan, np.float32) for _ in range(60)]
+    np.testing.assert_array_equal(engine.forward(batch)["fc7"], was)
+    del others
+    engine.close()
 
 
 def test_only_the_needed_layers_are_run(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from engines.layer_case import Case, number, shaped
 from engines.layer_record import RESTATED, record
 from featd.engines.onnxruntime import OnnxRuntimeEngine
+from featd.engines.select import load_engine
 from featd.errors import ModelError
 from featd.net.load import load_net
 from nets import TOLERANCE, distance, input_layer, layer, pictures, real_caffe, saved
@@ -206,6 +207,45 @@ def test_pooling_rounded_down(
     assert error < TOLERANCE, case.text()
 
 
+def expected(x: Array, kernel: int, stride: int) -> Array:
+    """StoPoolForwardTest, which Caffe has for GPUs only: what STOCHASTIC pooling expects, sizes rounded up."""
+    out = [-(-(size - kernel) // stride) + 1 for size in x.shape[2:]]
+    top = np.zeros((*x.shape[:2], *out), np.float32)
+    for h in range(out[0]):
+        for w in range(out[1]):
+            part = x[:, :, h * stride : h * stride + kernel, w * stride : w * stride + kernel]
+            weights = part.sum((2, 3), np.float64) + np.finfo(np.float32).tiny
+            top[:, :, h, w] = (part.astype(np.float64) ** 2).sum((2, 3)) / weights
+    return top
+
+
+@few
+@given(st.integers(1, 5), st.integers(1, 7), st.tuples(st.just(3), st.integers(5, 12), st.integers(5, 12)))
+def test_stochastic_pooling(kernel: int, stride: int, dims: tuple[int, int, int]) -> None:
+    case = Case(
+        "Pooling",
+        {"pool": "STOCHASTIC", "kernel_size": kernel, "stride": stride},
+        dims,
+        layer("x", "ReLU", "data", top="x"),
+        "x",
+    )
+    x, after = ran(case, "x", "out")
+    error = distance(after, expected(x, kernel, stride))
+    record("Pooling", case.settings, error)
+    assert error < TOLERANCE, case.text()
+
+
+@pytest.mark.parametrize("kind", ["Pooling", "SPP"])
+def test_stochastic_pooling_is_not_given_to_real_caffe(kind: str, tmp_path: Path) -> None:
+    """It would abort in the middle of a forward."""
+    block = "pooling_param { kernel_size: 2" if kind == "Pooling" else "spp_param { pyramid_height: 1"
+    text = input_layer(3, 4, 4) + layer("out", kind, "data", block + " pool: STOCHASTIC }")
+    model = saved(text, tmp_path, ("out",))
+    assert load_engine(load_net(model), "auto", "cpu").name == "onnxruntime"
+    with pytest.raises(ModelError, match="not do on the CPU"):
+        load_engine(load_net(model), "caffe", "cpu")
+
+
 @pytest.mark.parametrize(
     ("case", "says"),
     [
@@ -215,6 +255,8 @@ def test_pooling_rounded_down(
         (Case("Interp", {"height": 5, "width": 0}), "empty blob"),
         (Case("Interp", {"zoom_factor": 2, "pad_beg": 1}), "must not be above zero"),
         (Case("Axpy", {}, bottoms="data data data"), "needs a factor per channel"),
+        (Case("Pooling", {"pool": "STOCHASTIC", "kernel_size": 3, "pad": 1}), "allows no pad"),
+        (Case("SPP", {"pool": "STOCHASTIC", "pyramid_height": 2}, (3, 5, 7)), "allows no pad"),
     ],
 )
 def test_bad_settings(case: Case, says: str, tmp_path: Path) -> None:

@@ -26,7 +26,8 @@ class OnnxRuntimeEngine:
         self.blobs = dict(net.blobs)
         self._outputs = [output_name(blob) for blob in net.blobs]
         self._alone = net.one_by_one is not None
-        self._session: Any = _session(net, device, threads)
+        self._arrays: dict[str, Any] = {}
+        self._session: Any = _session(net, device, threads, self._arrays)
         warn_if_alone(net, self.name)
         self._input = self._session.get_inputs()[0].name
 
@@ -52,9 +53,11 @@ class OnnxRuntimeEngine:
     def close(self) -> None:
         """Drop the session and its threads."""
         self._session = None
+        self._arrays.clear()
 
 
-def _session(net: Net, device: str, threads: int) -> Any:
+def _session(net: Net, device: str, threads: int, arrays: dict[str, Any]) -> Any:
+    """`arrays` takes the weights: the session reads them where they lie, so they must live as long as it does."""
     import onnxruntime
 
     providers: list[Any] = ["CPUExecutionProvider"]
@@ -75,7 +78,12 @@ def _session(net: Net, device: str, threads: int) -> Any:
     # Idle threads must not burn the cores that the decoders need.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
-        session = onnxruntime.InferenceSession(to_onnx(net), options, providers=providers)
+        model = to_onnx(net, arrays)
+        # Beside the model, not in it: each weight would be copied four times, and all could not be over 2 GB.
+        for name in arrays:
+            arrays[name] = onnxruntime.OrtValue.ortvalue_from_numpy(arrays[name])
+        options.add_external_initializers(list(arrays), list(arrays.values()))
+        session = onnxruntime.InferenceSession(model, options, providers=providers)
     except ModelError:
         raise
     except Exception as error:  # as in `forward`

@@ -65,7 +65,11 @@ def _takes(net: Net, step: Step) -> bool:
     if step.layer.type not in _FOLDERS or len(step.writes) != 1:
         return False
     top = net.shapes[step.layer.tops[0]]
-    return step.layer.type != "InnerProduct" or (top is not None and len(top) == 2)
+    if top is None:
+        return False
+    if step.layer.type == "InnerProduct":
+        return len(top) == 2
+    return bool(step.layer.param.convolution_param.axis % len(top) == 1)
 
 
 def _affine(net: Net, step: Step) -> Affine | None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 from featd.errors import ModelError
+from featd.net import schema
 from featd.net.schema import Message
 
 INPUT: Final = "Input"
@@ -133,9 +134,16 @@ def clash(steps: tuple[Step, ...]) -> str | None:
     """Why real Caffe aborts on these steps although every value is plain here, or None.
 
     Where a blob has two readers Caffe splits it; a reader that works in place then makes its top a second time.
+    STOCHASTIC pooling it has on GPUs only, and finds out in the middle of a forward.
     """
     readers: dict[int, list[Layer]] = {}
     for step in steps:
+        if step.layer.type in ("Pooling", "SPP"):
+            param = (
+                step.layer.param.pooling_param if step.layer.type == "Pooling" else step.layer.param.spp_param
+            )
+            if param.pool == schema.ENUMS["PoolingParameter.PoolMethod"]["STOCHASTIC"]:
+                return f"{step.layer}: STOCHASTIC pooling, which Caffe does not do on the CPU"
         for value in step.reads:
             readers.setdefault(value, []).append(step.layer)
     for layers in readers.values():

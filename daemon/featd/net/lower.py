@@ -21,16 +21,22 @@ from featd.net.net import Net
 OPSET: Final = 13
 IR_VERSION: Final = 8
 """Both older than the oldest onnxruntime featd allows."""
-MAX_BYTES: Final = 2**31 - 1
-"""A protobuf message cannot be larger."""
+_APART_BYTES: Final = 1 << 16
+"""Smaller arrays are always in the bytes: shapes among them, which ONNX Runtime must see while it loads."""
 
 
 class _Graph:
-    """The ONNX graph in the making (featd.net.layers.registry.Builder)."""
+    """The ONNX graph in the making (featd.net.layers.registry.Builder).
 
-    def __init__(self) -> None:
-        self.made: list[Any] = []
-        self.initializers: list[Any] = []
+    Written right into the model's own message: weights are hundreds of megabytes, and each message that is put into
+    another is a copy.
+    """
+
+    def __init__(self, name: str, apart: dict[str, npt.NDArray[Any]] | None) -> None:
+        self._apart = apart
+        self.model = onnx.ModelProto(ir_version=IR_VERSION, producer_name="featd")
+        self.model.opset_import.append(helper.make_opsetid("", OPSET))
+        self.model.graph.name = name
         self._scalars: dict[float, str] = {}
         self._count = 0
 
@@ -47,16 +53,23 @@ class _Graph:
 
     def _add(self, op: str, inputs: Sequence[str], count: int, attributes: dict[str, Any]) -> list[str]:
         outputs = [self._fresh() for _ in range(count)]
-        self.made.append(helper.make_node(op, list(inputs), outputs, **attributes))
+        # Named, because onnxruntime 1.19 names the nodes that it fuses after those it takes, and two may not be alike.
+        self.model.graph.node.append(
+            helper.make_node(op, list(inputs), outputs, name=outputs[0], **attributes)
+        )
         return outputs
 
     def constant(self, array: npt.NDArray[Any]) -> str:
         name = self._fresh()
-        tensor = TensorProto(
+        tensor = self.model.graph.initializer.add(
             name=name, dims=array.shape, data_type=helper.np_dtype_to_tensor_dtype(array.dtype)
         )
-        tensor.raw_data = np.ascontiguousarray(array).tobytes()
-        self.initializers.append(tensor)
+        if self._apart is None or array.nbytes < _APART_BYTES:
+            tensor.raw_data = array.tobytes()
+        else:
+            tensor.data_location = TensorProto.EXTERNAL
+            tensor.external_data.add(key="location", value=name)
+            self._apart[name] = np.ascontiguousarray(array)
         return name
 
     def scalar(self, value: float) -> str:
@@ -70,11 +83,13 @@ class _Graph:
         return self.node("Reshape", [tensor, self.constant(np.array(dims, np.int64))])
 
 
-def to_onnx(net: Net) -> bytes:
+def to_onnx(net: Net, apart: dict[str, npt.NDArray[Any]] | None = None) -> bytes:
     """The serialized ModelProto of `net`: input `net.input_blob` float32 (n, C, H, W), outputs (n, d) in the
-    order of `net.blobs`, named as `output_name` says. ModelError names a layer that cannot be lowered."""
+    order of `net.blobs`, named as `output_name` says. ModelError names a layer that cannot be lowered.
+
+    `apart`: takes large arrays by their names, which then are not in the bytes (ONNX calls them external)."""
     require_lowered(net.layers, net.source)
-    graph = _Graph()
+    graph = _Graph(net.name, apart)
     values: dict[int, tuple[str, Shape]] = {}
     folded = fold(net)
     for at, step in enumerate(net.layers):
@@ -93,21 +108,16 @@ def to_onnx(net: Net) -> bytes:
             tensors = lower(graph, at_layer)
         for value, tensor, top in zip(step.writes, tensors, tops, strict=False):
             values[value] = (tensor, top)
-    outputs = []
     batch = 1 if net.one_by_one else "n"
+    made = graph.model.graph
     for blob, size in net.blobs.items():
         tensor, _ = _made(net, values, net.values[blob], blob)
         to_rows = graph.constant(np.array([-1, size], np.int64))
-        graph.made.append(helper.make_node("Reshape", [tensor, to_rows], [output_name(blob)]))
-        outputs.append(helper.make_tensor_value_info(output_name(blob), TensorProto.FLOAT, [batch, size]))
+        made.node.append(helper.make_node("Reshape", [tensor, to_rows], [output_name(blob)]))
+        made.output.append(helper.make_tensor_value_info(output_name(blob), TensorProto.FLOAT, [batch, size]))
     name = _input_name(net.input_blob)
-    inputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [batch, *net.input_shape])]
-    made = helper.make_graph(graph.made, net.name, inputs, outputs, graph.initializers)
-    model = onnx.ModelProto(ir_version=IR_VERSION, producer_name="featd", graph=made)
-    model.opset_import.append(helper.make_opsetid("", OPSET))
-    if model.ByteSize() > MAX_BYTES:
-        raise ModelError(f'{net.source}: larger than 2 GB, which ONNX cannot hold: set engine = "caffe"')
-    serialized: bytes = model.SerializeToString()
+    made.input.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, [batch, *net.input_shape]))
+    serialized: bytes = graph.model.SerializeToString()
     return serialized
 
 

@@ -92,10 +92,15 @@ def _eltwise_shapes(layer: Layer, bottoms: Sequence[Shape]) -> list[Shape]:
         raise ModelError(f"{layer}: {len(param.coeff)} coeff for {len(bottoms)} bottoms")
     if param.coeff and _OPERATIONS[param.operation] == "PROD":
         raise ModelError(f"{layer}: coeff belongs to SUM, not to PROD")
+    if _OPERATIONS[param.operation] != "PROD" and set(layer.bottoms) & set(layer.tops):
+        # Caffe sets the top to a constant before it reads.
+        raise ModelError(
+            f"{layer}: in place Caffe loses its first bottom, except with PROD: give its top another name"
+        )
     return [bottoms[0]]
 
 
-@register("Eltwise", _eltwise_shapes, bottoms=(2, MANY))
+@register("Eltwise", _eltwise_shapes, bottoms=(2, MANY), in_place=True)
 def eltwise(onnx: Builder, at: Lowered) -> list[str]:
     param = at.layer.param.eltwise_param
     operation = _OPERATIONS[param.operation]

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+import numpy as np
+
 from featd.errors import ModelError
 from featd.net.graph import Layer, Shape
 from featd.net.layers.registry import MANY, Builder, Lowered, axis_of, cannot, register
@@ -58,21 +60,22 @@ def window(layer: Layer, axes: int) -> Window:
 
 
 def _geometry(layer: Layer, bottom: Shape) -> tuple[int, Window]:
+    """The axis of the channels and the window over all axes behind it. What stands before are images, so to say."""
     axis = axis_of(layer, layer.param.convolution_param.axis, len(bottom))
-    if axis != 1 or len(bottom) < 3:
+    if axis == len(bottom) - 1:
         raise cannot(layer, f"a convolution along axis {axis} of a blob of {len(bottom)} axes")
-    return bottom[1], window(layer, len(bottom) - 2)
+    return axis, window(layer, len(bottom) - axis - 1)
 
 
 def _shapes(layer: Layer, bottoms: Sequence[Shape]) -> list[Shape]:
     outputs = layer.param.convolution_param.num_output
-    _, at = _geometry(layer, bottoms[0])
+    axis, at = _geometry(layer, bottoms[0])
     for bottom in bottoms[1:]:
         if bottom != bottoms[0]:
             raise ModelError(f"{layer}: its bottoms differ in shape")
     bottom, spatial = bottoms[0], []
     for size, kernel, stride, pad, dilation in zip(
-        bottom[2:], at.kernel, at.stride, at.pad, at.dilation, strict=True
+        bottom[axis + 1 :], at.kernel, at.stride, at.pad, at.dilation, strict=True
     ):
         extent = dilation * (kernel - 1) + 1
         if layer.type == "Deconvolution":
@@ -83,27 +86,28 @@ def _shapes(layer: Layer, bottoms: Sequence[Shape]) -> list[Shape]:
             raise ModelError(f"{layer}: its kernel is larger than its padded bottom {bottom}")
         else:
             spatial.append((size + 2 * pad - extent) // stride + 1)
-    _check_room(layer, bottom, tuple(spatial), at)
-    return [(bottom[0], outputs, *spatial)] * len(bottoms)
+    _check_room(layer, bottom[axis:], tuple(spatial), at)
+    return [(*bottom[:axis], outputs, *spatial)] * len(bottoms)
 
 
 def _check_room(layer: Layer, bottom: Shape, spatial: Shape, at: Window) -> None:
-    """Caffe lays out every window of an image side by side, and counts in an int."""
+    """Caffe lays out every window of an image side by side, and counts in an int. `bottom`: from the channels on."""
     deconvolution = layer.type == "Deconvolution"
-    channels = layer.param.convolution_param.num_output if deconvolution else bottom[1]
-    places = bottom[2:] if deconvolution else spatial
+    channels = layer.param.convolution_param.num_output if deconvolution else bottom[0]
+    places = bottom[1:] if deconvolution else spatial
     if channels * math.prod(at.kernel) * math.prod(places) > _MOST_COLUMNS:
         raise ModelError(
             f"{layer}: its windows {at.kernel} over {bottom} hold more numbers than Caffe can count"
         )
-    padded = (size + 2 * pad for size, pad in zip(bottom[2:], at.pad, strict=True))
-    if not deconvolution and math.prod(padded) * bottom[1] > _MOST_COLUMNS:
+    padded = (size + 2 * pad for size, pad in zip(bottom[1:], at.pad, strict=True))
+    if not deconvolution and math.prod(padded) * bottom[0] > _MOST_COLUMNS:
         raise ModelError(f"{layer}: its pad {at.pad} is far larger than its bottom {bottom}")
 
 
 def _params(layer: Layer, bottoms: Sequence[Shape]) -> list[Shape]:
     param = layer.param.convolution_param
-    channels, at = _geometry(layer, bottoms[0])
+    axis, at = _geometry(layer, bottoms[0])
+    channels = bottoms[0][axis]
     if param.num_output < 1 or param.group < 1 or channels % param.group or param.num_output % param.group:
         raise ModelError(
             f"{layer}: group {param.group} must divide {channels} input channels and {param.num_output} outputs"
@@ -118,17 +122,25 @@ def _params(layer: Layer, bottoms: Sequence[Shape]) -> list[Shape]:
 @register("Deconvolution", _shapes, _params, bottoms=(1, MANY), tops=(1, MANY))
 @register("Convolution", _shapes, _params, bottoms=(1, MANY), tops=(1, MANY))
 def lower(onnx: Builder, at: Lowered) -> list[str]:
-    win = window(at.layer, len(at.shapes[0]) - 2)
+    axis, win = _geometry(at.layer, at.shapes[0])
     arrays = [onnx.constant(array) for array in at.weights]
-    return [
-        onnx.node(
-            "Conv" if at.layer.type == "Convolution" else "ConvTranspose",
-            [bottom, *arrays],
+    op = "Conv" if at.layer.type == "Convolution" else "ConvTranspose"
+    tops = []
+    for bottom, shape, top in zip(at.bottoms, at.shapes, at.tops, strict=True):
+        # ONNX has its channels along axis 1.
+        images = bottom if axis == 1 else _reshaped(onnx, bottom, (-1, *shape[axis:]))
+        made = onnx.node(
+            op,
+            [images, *arrays],
             kernel_shape=win.kernel,
             strides=win.stride,
             pads=win.pad * 2,
             dilations=win.dilation,
             group=at.layer.param.convolution_param.group,
         )
-        for bottom in at.bottoms
-    ]
+        tops.append(made if axis == 1 else _reshaped(onnx, made, (-1, *top[1:])))
+    return tops
+
+
+def _reshaped(onnx: Builder, tensor: str, dims: Shape) -> str:
+    return onnx.node("Reshape", [tensor, onnx.constant(np.array(dims, np.int64))])

@@ -15,10 +15,11 @@ import numpy as np
 from featd.errors import ModelError
 from featd.net import schema
 from featd.net.graph import Layer, Shape
-from featd.net.layers.registry import Builder, Lowered, cannot, register
+from featd.net.layers.registry import Builder, Lowered, register
 
 _METHODS = {number: name for name, number in schema.ENUMS["PoolingParameter.PoolMethod"].items()}
 _LOWEST = float(np.finfo(np.float32).min)
+_LEAST = float(np.finfo(np.float32).tiny)
 _MOST_PADDED = 1 << 28
 
 Pair = tuple[int, int]
@@ -48,24 +49,37 @@ class Windows:
         return self._pool(onnx, "MaxPool", bottom, self.pad, end)
 
     def average(self, onnx: Builder, bottom: str) -> str:
-        begin, inside = self.pad, self
-        if any(self.outside):
-            # A sum of nothing over a size that is not zero: zeros.
-            inside = self._without_outside()
-        end = (max(inside.over[0], 0), max(inside.over[1], 0))
-        # Padding counts as zeros, what lies beyond it does not count: two kinds of padding in one window, of
-        # which ONNX knows one at a time. So where windows pass the padding, the zeros are laid out first.
-        passes = end[0] > begin[0] or end[1] > begin[1]
-        if passes and begin != (0, 0):
-            pads = np.array([0, 0, *begin, 0, 0, *begin], np.int64)
-            bottom = onnx.node("Pad", [bottom, onnx.constant(pads)])
-            end = (max(inside.over[0] - begin[0], 0), max(inside.over[1] - begin[1], 0))
-            begin = (0, 0)
-        top = inside._pool(onnx, "AveragePool", bottom, begin, end, count_include_pad=0 if passes else 1)
-        if inside is self:
-            return top
+        if not any(self.outside):
+            return self._average(onnx, bottom)
+        # A sum of nothing over a size that is not zero: zeros.
+        inside = self._without_outside()
         more = [self.out[axis] - inside.out[axis] for axis in (0, 1)]
-        return onnx.node("Pad", [top, onnx.constant(np.array([0, 0, 0, 0, 0, 0, *more], np.int64))])
+        pads = np.array([0, 0, 0, 0, 0, 0, *more], np.int64)
+        return onnx.node("Pad", [inside._average(onnx, bottom), onnx.constant(pads)])
+
+    def _average(self, onnx: Builder, bottom: str) -> str:
+        end = (max(self.over[0], 0), max(self.over[1], 0))
+        top = self._pool(onnx, "AveragePool", bottom, self.pad, end, count_include_pad=1)
+        # Padding counts as zeros, what lies beyond it does not count: two kinds of padding in one window, of which
+        # ONNX knows one at a time. (A Pad in front would do, if onnxruntime 1.19 did not fuse the two wrongly.)
+        if end[0] <= self.pad[0] and end[1] <= self.pad[1]:
+            return top
+        high, wide = (self._counted(axis) for axis in (0, 1))
+        share = math.prod(self.kernel) / np.outer(high, wide)
+        return onnx.node("Mul", [top, onnx.constant(share.astype(np.float32))])
+
+    def _counted(self, axis: int) -> list[int]:
+        """How many rows or columns of each window lie within the padding."""
+        pad, edge = self.pad[axis], self.size[axis] + self.pad[axis]
+        starts = (at * self.stride[axis] - pad for at in range(self.out[axis]))
+        return [min(start + self.kernel[axis], edge) - start for start in starts]
+
+    def weighted(self, onnx: Builder, bottom: str) -> str:
+        """What STOCHASTIC pooling expects in the TEST phase: the mean of a window, its numbers their own weights
+        (StoPoolForwardTest; over means instead of sums, which divide by the same). A window of zeros gives 0."""
+        squares = self.average(onnx, onnx.node("Mul", [bottom, bottom]))
+        weights = onnx.node("Add", [self.average(onnx, bottom), onnx.scalar(_LEAST)])
+        return onnx.node("Div", [squares, weights])
 
     def _without_outside(self) -> Windows:
         out = (self.out[0] - self.outside[0], self.out[1] - self.outside[1])
@@ -133,8 +147,14 @@ def _geometry(layer: Layer, bottom: Shape) -> Windows:
         if pad != (0, 0) or stride != (1, 1):
             raise ModelError(f"{layer}: global_pooling allows neither pad nor stride")
     kernel = (bottom[2], bottom[3]) if param.global_pooling else pair("kernel_size")
+    _no_pad_if_stochastic(layer, param, pad)
     floor = param.round_mode == schema.ENUMS["PoolingParameter.RoundMode"]["FLOOR"] or not param.ceil_mode
     return windows(layer, bottom, kernel, stride, pad, floor)
+
+
+def _no_pad_if_stochastic(layer: Layer, param: schema.Message, pad: Pair) -> None:
+    if _METHODS[param.pool] == "STOCHASTIC" and pad != (0, 0):
+        raise ModelError(f"{layer}: STOCHASTIC pooling allows no pad")
 
 
 def _shapes(layer: Layer, bottoms: Sequence[Shape]) -> list[Shape]:
@@ -154,12 +174,12 @@ def _shapes(layer: Layer, bottoms: Sequence[Shape]) -> list[Shape]:
 def lower(onnx: Builder, at: Lowered) -> list[str]:
     """The mask of MAX pooling, a second top, is not made."""
     method = _METHODS[at.layer.param.pooling_param.pool]
-    return [_pooled(onnx, at.layer, at.bottoms[0], _geometry(at.layer, at.shapes[0]), method)]
+    return [_pooled(onnx, at.bottoms[0], _geometry(at.layer, at.shapes[0]), method)]
 
 
-def _pooled(onnx: Builder, layer: Layer, bottom: str, at: Windows, method: str) -> str:
+def _pooled(onnx: Builder, bottom: str, at: Windows, method: str) -> str:
     if method == "STOCHASTIC":
-        raise cannot(layer, "STOCHASTIC pooling")
+        return at.weighted(onnx, bottom)
     if at.out == (1, 1) and at.pad == (0, 0) and at.kernel[0] >= at.size[0] and at.kernel[1] >= at.size[1]:
         return onnx.node("GlobalMaxPool" if method == "MAX" else "GlobalAveragePool", [bottom])
     return at.max(onnx, bottom) if method == "MAX" else at.average(onnx, bottom)
@@ -176,6 +196,7 @@ def _levels(layer: Layer, bottom: Shape) -> list[Windows]:
         bins = 2**level
         kernel = (-(-bottom[2] // bins), -(-bottom[3] // bins))
         pad = ((kernel[0] * bins - bottom[2] + 1) // 2, (kernel[1] * bins - bottom[3] + 1) // 2)
+        _no_pad_if_stochastic(layer, layer.param.spp_param, pad)
         levels.append(windows(layer, bottom, kernel, kernel, pad, False))
     return levels
 
@@ -192,7 +213,7 @@ def spp(onnx: Builder, at: Lowered) -> list[str]:
     """Poolings over 1, 4, 16, ... windows, flattened and put in a row; a pyramid of height 1 is not flattened."""
     method = _METHODS[at.layer.param.spp_param.pool]
     levels = _levels(at.layer, at.shapes[0])
-    tops = [_pooled(onnx, at.layer, at.bottoms[0], level, method) for level in levels]
+    tops = [_pooled(onnx, at.bottoms[0], level, method) for level in levels]
     if len(tops) == 1:
         return tops
     return [onnx.node("Concat", [onnx.node("Flatten", [top], axis=1) for top in tops], axis=1)]
