@@ -25,6 +25,7 @@ SYSTEM_FOLDER = Path("/var/lib/featd")
 
 
 def init(
+    ctx: typer.Context,
     folder: Annotated[
         Path,
         typer.Argument(
@@ -43,6 +44,14 @@ def init(
         list[str] | None,
         typer.Option("--blob", metavar="NAME", help="A blob to extract; may be given again."),
     ] = None,
+    preset: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="How pictures are brought to the net: `fast`, or to agree with published features"
+            " `caffe-transform` (Caffe's tools) or `pycaffe` (its Python).",
+        ),
+    ] = "fast",
     database: Annotated[
         str | None,
         typer.Option(
@@ -62,10 +71,10 @@ def init(
     if folder.suffix == ".toml":  # the file itself: one of several in /etc/featd
         folder, file = folder.parent, folder
     if file.exists():
-        note(f"{shown(str(file))} is there already: it is left as it is")
+        note(f"{shown(str(file))} is there already: it is left as it is" + _not_applied(ctx))
         settings = config.load(file)
     else:
-        choices = _choices(file, images, net, weights, blob, database)
+        choices = _choices(file, images, net, weights, blob, preset, database)
         settings = _check(folder, choices)
         if _catalog_exists(settings):
             note(
@@ -91,12 +100,20 @@ def init(
         note("catalog and store are there already: nothing was changed")
 
 
+def _not_applied(ctx: typer.Context) -> str:
+    """The options that were given, although the file stays as it is."""
+    sources = {name: ctx.get_parameter_source(name) for name in ctx.params if name != "folder"}
+    given = [f"--{name}" for name, source in sources.items() if source and source.name == "COMMANDLINE"]
+    return f"; {', '.join(given)} changed nothing in it" if given else ""
+
+
 def _choices(
     file: Path,
     images: list[Path] | None,
     net: str,
     weights: Path | None,
     blobs: list[str] | None,
+    preset: str,
     database: str | None,
 ) -> Choices:
     """What the file will say, checked as far as can be seen without reading the net."""
@@ -119,6 +136,7 @@ def _choices(
         net=net if built_in else _text(Path(net)),
         weights=None if weights is None else _text(weights),
         blobs=tuple(blobs or ()),
+        preset=preset,
         url=database or (f"sqlite:///{state}/featd.db" if system else CATALOG_URL),
         store=f"{state}/features" if system else STORE,
     )

@@ -18,6 +18,7 @@ class Choices:
     net: str = "gist"
     weights: str | None = None
     blobs: tuple[str, ...] = ()
+    preset: str = "fast"
     url: str = CATALOG_URL
     store: str = STORE
 
@@ -38,6 +39,7 @@ def render(choices: Choices) -> str:
         if choices.weights
         else '# weights = "model.caffemodel"',
         blobs=f"blobs = [{blobs}]" if choices.blobs else '# blobs = ["fc7"]',
+        preset=toml_string(choices.preset),
     )
 
 
@@ -79,7 +81,7 @@ path = $store
 shard_rows = 4096
 # or so many bytes,
 shard_bytes = 268_435_456
-# or is so many seconds old, or when nothing is left to do. A crash repeats at most what was not sealed.
+# or its first images have waited so many seconds, or nothing is left to do. A crash repeats at most what is unsealed.
 shard_seconds = 30.0
 # none, gzip, or zstd (whose readers need the package hdf5plugin).
 compression = "none"
@@ -98,16 +100,23 @@ $weights
 $blobs
 
 [preprocess]
-# Turn pictures as their EXIF says: apply or ignore.
-orientation = "apply"
-# warp: to size, whatever the shape. short_side: the shorter side to size. Then the centre is cropped.
-resize = "warp"
-# linear, area, cubic or nearest.
-interpolation = "linear"
+# How other vectors were made that yours are to be compared with: fast (featd's own way), caffe-transform (Caffe's
+# tools, C++) or pycaffe (caffe.io.Transformer, Python). It decides the keys below that are commented out.
+preset = $preset
+# center, or ten: the mean of the vectors of four corners, the centre and their mirror images; ten times the work.
+crops = "center"
 # A picture of more pixels is not decoded: decode.too_large.
 max_pixels = 100_000_000
-# The next four are the net's own unless set; these are a Caffe net's.
-# Height and width before the crop to the net's input.
+# The rest is the preset's and the net's own unless set; these are a Caffe net's with preset fast.
+# Turn pictures as their EXIF says: apply or ignore (caffe-transform, pycaffe).
+# orientation = "apply"
+# warp: to size, whatever the shape. short_side: the shorter side to size. Then the centre is cropped.
+# resize = "warp"
+# linear, area, cubic or nearest.
+# interpolation = "linear"
+# opencv: resize whole grey levels. skimage: in floats, as pycaffe does.
+# arithmetic = "opencv"
+# Height and width before the crop to the net's input (pycaffe: straight to the net's input).
 # size = [256, 256]
 # bgr, rgb or gray.
 # channels = "bgr"

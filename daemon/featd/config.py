@@ -22,7 +22,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from featd.errors import ConfigError
+from featd.errors import ConfigError, reason
 from featd.states import RetryPolicy
 
 DEFAULT_INCLUDE = tuple(f"**/*.{ext}" for ext in ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "gif"))
@@ -91,12 +91,16 @@ class ModelConfig(_Section):
 
 
 class PreprocessConfig(_Section):
-    """What is None is the net's own default: gist brings its own, a Caffe net gets 256x256, BGR, ImageNet's mean."""
+    """What is None is the preset's value or the net's own: gist brings its own, a Caffe net gets 256x256, BGR,
+    ImageNet's mean."""
 
-    orientation: Literal["apply", "ignore"] = "apply"
-    resize: Literal["warp", "short_side"] = "warp"
+    preset: Literal["fast", "caffe-transform", "pycaffe"] = "fast"
+    orientation: Literal["apply", "ignore"] | None = None
+    resize: Literal["warp", "short_side"] | None = None
     size: tuple[PositiveInt, PositiveInt] | None = None
-    interpolation: Literal["linear", "area", "cubic", "nearest"] = "linear"
+    interpolation: Literal["linear", "area", "cubic", "nearest"] | None = None
+    arithmetic: Literal["opencv", "skimage"] | None = None
+    crops: Literal["center", "ten"] = "center"
     channels: Literal["bgr", "rgb", "gray"] | None = None
     mean: tuple[float, ...] | Path | None = None
     scale: float | None = None
@@ -206,7 +210,7 @@ def load(explicit: Path | None = None) -> Settings:
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file: make one with `featd init`") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"{path}: {error}") from None
+        raise ConfigError(f"{path}: {reason(error)}") from None
     _refuse_unknown_variables()
     try:
         settings = Settings(**document)

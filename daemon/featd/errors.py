@@ -18,6 +18,11 @@ EXIT_BAD_CONFIG = 78
 """EX_CONFIG: only a person can mend it. systemd must not restart."""
 
 
+def reason(error: Exception) -> str:
+    """What an error says, without the number and the path that the message around it has."""
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
+
+
 class FeatdError(Exception):
     """Something featd cannot go on with; the message says what and what to do."""
 

@@ -39,8 +39,11 @@ def test_what_is_there_stays(tmp_path: Path, images: Path, capsys: pytest.Captur
     }
     capsys.readouterr()
     assert main(["init", str(tmp_path), "--images", str(tmp_path), "--blob", "nonsense"]) == 0
-    assert "nothing was changed" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "nothing was changed" in said
+    assert "--images, --blob changed nothing in it" in said
     assert main(["init", str(tmp_path)]) == 0
+    assert "changed nothing in it" not in capsys.readouterr().err
     assert before == {
         path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".db-shm"
     }
@@ -89,6 +92,7 @@ def test_a_store_that_is_not_mounted_is_not_made_anew(tmp_path: Path, images: Pa
         (["--images", "images", "--net", "net.prototxt"], 78, "weights"),
         (["--images", "images", "--net", "net.prototxt", "--weights", "w", "--blob", "x"], 78, ""),
         (["--images", "images", "--database", "mysql://x"], 78, "not a database"),
+        (["--images", "images", "--preset", "caffe"], 78, "preprocess.preset: Input should be 'fast'"),
         (
             ["--images", "images", "--database", "postgresql+psycopg://featd@127.0.0.1:1/x"],
             75,
@@ -124,13 +128,13 @@ def test_odd_names_come_back_from_the_file(tmp_path: Path) -> None:
 
 
 def test_nothing_grows_under_etc() -> None:
-    choices = init._choices(Path("/etc/featd/featd.toml"), [Path("/tmp")], "gist", None, None, None)
+    choices = init._choices(Path("/etc/featd/featd.toml"), [Path("/tmp")], "gist", None, None, "fast", None)
     assert choices.url == "sqlite:////var/lib/featd/featd.db"
     assert choices.store == "/var/lib/featd/features"
 
 
 def test_one_of_several_has_its_own_catalog_and_store() -> None:
-    choices = init._choices(Path("/etc/featd/places.toml"), [Path("/tmp")], "gist", None, None, None)
+    choices = init._choices(Path("/etc/featd/places.toml"), [Path("/tmp")], "gist", None, None, "fast", None)
     assert choices.url == "sqlite:////var/lib/featd/places/featd.db"
     assert choices.store == "/var/lib/featd/places/features"
 
@@ -139,6 +143,13 @@ def test_the_file_may_have_another_name(tmp_path: Path) -> None:
     assert main(["init", str(tmp_path / "new/places.toml"), "--images", str(tmp_path)]) == 0
     assert config.load(tmp_path / "new/places.toml").roots[0].path == tmp_path
     assert (tmp_path / "new/featd.db").exists()
+
+
+@pytest.mark.parametrize("preset", ["fast", "caffe-transform", "pycaffe"])
+def test_a_preset(tmp_path: Path, preset: str) -> None:
+    assert main(["init", str(tmp_path), "--images", str(tmp_path), "--preset", preset]) == 0
+    written = config.load(tmp_path / "featd.toml").preprocess
+    assert written == config.PreprocessConfig(preset=preset)  # and no key that would beat it
 
 
 def test_a_caffe_net_of_ones_own(tmp_path: Path) -> None:

@@ -53,17 +53,16 @@ def test_every_key_stands_in_the_template_with_a_line_about_it(name: str, sectio
 
 
 def test_keys_that_are_commented_out_say_the_defaults_of_a_caffe_net(tmp_path: Path) -> None:
+    from featd.images.preprocess import resolve
     from featd.net.net import caffe_defaults
 
-    text = re.sub(r"^# ((?:size|channels|mean|scale) = )", r"\1", TEMPLATE, flags=re.MULTILINE)
-    preprocess = load(tmp_path, text).preprocess
-    defaults = caffe_defaults((3, 227, 227))
-    assert (preprocess.size, preprocess.channels, preprocess.mean, preprocess.scale) == (
-        defaults.size,
-        defaults.channels,
-        defaults.mean,
-        defaults.scale,
-    )
+    section = TEMPLATE.split("\n[preprocess]\n", 1)[1].split("\n[", 1)[0]
+    text = "[preprocess]\n" + re.sub(r"^# (\w+ = )", r"\1", section, flags=re.MULTILINE)
+    written = load(tmp_path, text).preprocess
+    assert None not in written.model_dump().values()
+    net = (3, 227, 227)
+    silent = resolve(config.PreprocessConfig(), net, caffe_defaults(net))
+    assert resolve(written, net, caffe_defaults(net)).to_bytes() == silent.to_bytes()
 
 
 def test_the_template_is_valid_toml_for_several_roots() -> None:
@@ -92,6 +91,9 @@ def test_the_template_is_valid_toml_for_several_roots() -> None:
         ('[catalog]\nurl = "mysql://x"', "catalog.url"),
         ("[catalog", "featd.toml"),
         ("[retry]\nbackoff_seconds = inf", "retry.backoff_seconds"),
+        ('[preprocess]\npreset = "caffe"', "preprocess.preset: Input should be 'fast', 'caffe-transform' or"),
+        ('[preprocess]\ncrops = "five"', "preprocess.crops"),
+        ('[preprocess]\narithmetic = "float"', "preprocess.arithmetic"),
     ],
 )
 def test_what_is_wrong_is_named_with_its_key(tmp_path: Path, text: str, words: str) -> None:

@@ -7,6 +7,7 @@ import json
 import struct
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import cv2
 import numpy as np
@@ -18,6 +19,7 @@ from featd.config import PreprocessConfig
 from featd.errors import ConfigError
 from featd.images.golden import golden_pictures
 from featd.images.preprocess import PreprocessSpec, apply, resolve
+from featd.images.presets import PRESETS
 
 SHARED_MEAN = Path(__file__).parents[3] / "shared" / "data" / "ilsvrc_2012_mean.npy"
 
@@ -120,6 +122,10 @@ def test_defaults_are_the_nets() -> None:
     )  # height, width
 
 
+def test_every_preset_has_its_name_in_the_configuration() -> None:
+    assert set(get_args(PreprocessConfig.model_fields["preset"].annotation)) == set(PRESETS)
+
+
 @pytest.mark.parametrize(
     ("config", "shape", "said"),
     [
@@ -149,6 +155,8 @@ def test_identity_is_json_and_tells_what_counts() -> None:
         "mean": (104.0, 117.0, 124.0),
         "scale": 0.5,
         "crop": (224, 227),
+        "arithmetic": "skimage",
+        "crops": "ten",
     }
     seen = {json.dumps(SPEC.identity(), sort_keys=True)}
     for key, value in variants.items():
@@ -161,9 +169,18 @@ def test_identity_is_json_and_tells_what_counts() -> None:
     assert dataclasses.replace(SPEC, max_pixels=5).identity() == SPEC.identity()
 
 
+def test_the_identity_of_what_a_silent_configuration_means_is_the_same_for_ever() -> None:
+    """Another one would lock every catalog there is: a key that comes later may count only where it is used."""
+    assert json.dumps(SPEC.identity(), sort_keys=True) == (
+        '{"channels": "bgr", "crop": [227, 227], "interpolation": "linear", "mean": [104.0, 117.0, 123.0], '
+        '"orientation": "apply", "resize": "warp", "scale": 1.0, "size": [256, 256]}'
+    )
+
+
 def test_a_spec_travels() -> None:
     image = np.random.default_rng(2).uniform(0, 255, (3, 256, 256)).astype(np.float32)
-    for spec in (SPEC, dataclasses.replace(SPEC, mean=image)):
+    other = dataclasses.replace(SPEC, arithmetic="skimage", crops="ten")
+    for spec in (SPEC, dataclasses.replace(SPEC, mean=image), other):
         again = PreprocessSpec.from_bytes(spec.to_bytes())
         assert again.identity() == spec.identity()
         assert (again.max_pixels, again.shape) == (spec.max_pixels, spec.shape)

@@ -146,7 +146,7 @@ class Decoder:
         pixels = decode(
             image.data,
             max_pixels=spec.max_pixels,
-            gray=spec.channels == "gray",
+            gray=spec.decode_gray,
             orientation=spec.orientation,
             stderr=self.stderr,
         )

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from featd.errors import ConfigError, ModelError
+from featd.errors import ConfigError, ModelError, reason
 from featd.net.caffemodel import read_binaryproto
 
 _MOST_BYTES = 256 * 1024 * 1024
@@ -22,7 +22,7 @@ def read_mean(path: Path) -> npt.NDArray[np.float32]:
         values = np.load(path, allow_pickle=False) if path.suffix == ".npy" else read_binaryproto(path)
         return _as_chw(values)
     except (OSError, ValueError, EOFError, ModelError) as error:
-        raise ConfigError(f"preprocess.mean: {path}: not a mean featd can use: {error}") from None
+        raise ConfigError(f"preprocess.mean: {path}: not a mean featd can use: {reason(error)}") from None
 
 
 def _as_chw(values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:

@@ -18,7 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 from featd.errors import ConfigError
+from featd.images.float_resize import resize_float, resize_mean
 from featd.images.mean_file import read_mean
+from featd.images.presets import ILSVRC_MEAN_BGR, PRESETS, Preset
 
 if TYPE_CHECKING:  # decoder processes need no pydantic
     from featd.config import PreprocessConfig
@@ -30,6 +32,9 @@ _INTERPOLATIONS = {
     "nearest": cv2.INTER_NEAREST,
 }
 _REORDERED = {("bgr", "rgb"), ("rgb", "bgr")}
+_ROUNDED_MEAN_BGR = tuple(float(round(value)) for value in ILSVRC_MEAN_BGR)
+_LUMA_BGR = np.array([0.0721, 0.7154, 0.2125], np.float32)
+"""skimage.color.rgb2gray's weights, with which `caffe.io.load_image(color=False)` makes grey; OpenCV's are others."""
 
 
 class PreprocessDefaults(Protocol):
@@ -52,6 +57,8 @@ class PreprocessSpec:
     `size`: what a picture is resized to ("warp"), or at least covers ("short_side": as small as possible with
     its proportions kept). `crop`: the net's input, cut from the center. `mean`: one value per channel, or a
     mean image float32 (C, h, w) as large as `size` or as `crop`; both in the order of `channels`.
+    `arithmetic`: "opencv" resizes whole grey levels, "skimage" floats, linearly, as pycaffe does. `crops`: "ten"
+    leaves the picture at `size`, of which `featd.engines.ten_crop` makes ten of `crop`.
     """
 
     orientation: str
@@ -63,6 +70,8 @@ class PreprocessSpec:
     scale: float
     crop: tuple[int, int]
     max_pixels: int
+    arithmetic: str = "opencv"
+    crops: str = "center"
 
     @property
     def depth(self) -> int:
@@ -71,13 +80,27 @@ class PreprocessSpec:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Shape of one input, (C, height, width)."""
-        return (self.depth, *self.crop)
+        """Shape of what `apply` makes, (C, height, width): one input, or with ten crops what they are cut from."""
+        return (self.depth, *(self.size if self.crops == "ten" else self.crop))
+
+    @property
+    def decode_gray(self) -> bool:
+        """Whether the decoder is to make the picture grey; pycaffe does that afterwards, in floats."""
+        return self.channels == "gray" and self.arithmetic == "opencv"
+
+    @property
+    def mean_after_crops(self) -> npt.NDArray[np.float32] | None:
+        """The mean image (C, *crop) that is taken off each of ten crops, mirrored ones too, as pycaffe does, and
+        not off the picture before; `apply` then leaves mean and scale to the engine."""
+        if self.crops != "ten" or not isinstance(self.mean, np.ndarray) or self.mean.shape[1:] == self.size:
+            return None
+        return self.mean
 
     def identity(self) -> dict[str, Any]:
         """What counts for the fingerprint, as JSON knows it. A mean image counts by the SHA-256 of its values.
 
-        max_pixels is left out: it decides which pictures are refused, not what a vector is.
+        max_pixels is left out: it decides which pictures are refused, not what a vector is. A field that came
+        later counts only when it is not at its default.
         """
         mean: Any
         if isinstance(self.mean, np.ndarray):
@@ -85,7 +108,10 @@ class PreprocessSpec:
             mean = {"shape": list(values.shape), "sha256": hashlib.sha256(values.tobytes()).hexdigest()}
         else:
             mean = [float(value) for value in self.mean]
+        later = {"arithmetic": self.arithmetic, "crops": self.crops}
+        defaults = {"arithmetic": "opencv", "crops": "center"}
         return {
+            **{name: value for name, value in later.items() if value != defaults[name]},
             "channels": self.channels,
             "crop": list(self.crop),
             "interpolation": self.interpolation,
@@ -125,7 +151,7 @@ class PreprocessSpec:
 def resolve(
     config: PreprocessConfig, input_shape: tuple[int, int, int], defaults: PreprocessDefaults
 ) -> PreprocessSpec:
-    """The spec for a net of input (C, H, W): the configuration over the net's own defaults.
+    """The spec for a net of input (C, H, W): the configuration over its preset and the net's own defaults.
 
     `size` in the configuration is [height, width]. ConfigError names the key that does not fit.
     """
@@ -140,6 +166,34 @@ def resolve(
         raise ConfigError(
             f"preprocess.channels: {channels!r} gives {wanted} channel(s), the net's input has {depth}: {way_out}"
         )
+    preset = PRESETS[config.preset]
+    arithmetic = config.arithmetic or preset.arithmetic
+    interpolation = config.interpolation or preset.interpolation
+    if arithmetic == "skimage" and interpolation != "linear":
+        raise ConfigError(
+            f'preprocess.interpolation: arithmetic "skimage" resizes linearly, not by {interpolation!r}: leave '
+            'interpolation out, or write arithmetic = "opencv"'
+        )
+    size = _resolve_size(config, crop, defaults, preset)
+    return PreprocessSpec(
+        orientation=config.orientation or preset.orientation,
+        resize=config.resize or preset.resize,
+        size=size,
+        interpolation=interpolation,
+        channels=channels,
+        mean=_resolve_mean(config.mean, channels, defaults, preset, arithmetic, size, crop),
+        scale=defaults.scale if config.scale is None else config.scale,
+        crop=crop,
+        max_pixels=config.max_pixels,
+        arithmetic=arithmetic,
+        crops=config.crops,
+    )
+
+
+def _resolve_size(
+    config: PreprocessConfig, crop: tuple[int, int], defaults: PreprocessDefaults, preset: Preset
+) -> tuple[int, int]:
+    ten = config.crops == "ten"
     if config.size is not None:
         size = (config.size[0], config.size[1])
         if size[0] < crop[0] or size[1] < crop[1]:
@@ -147,25 +201,24 @@ def resolve(
                 f"preprocess.size: [{size[0]}, {size[1]}] (height, width) is smaller than the net's input, which is "
                 f"cut from it: write at least [{crop[0]}, {crop[1]}]"
             )
+    elif preset.straight and not ten:
+        size = crop
     else:  # a default of 256x256 shall not stop a net that takes 299x299
         size = (max(defaults.size[0], crop[0]), max(defaults.size[1], crop[1]))
-    return PreprocessSpec(
-        orientation=config.orientation,
-        resize=config.resize,
-        size=size,
-        interpolation=config.interpolation,
-        channels=channels,
-        mean=_resolve_mean(config.mean, channels, defaults, size, crop),
-        scale=defaults.scale if config.scale is None else config.scale,
-        crop=crop,
-        max_pixels=config.max_pixels,
-    )
+    if ten and size == crop:
+        raise ConfigError(
+            f"preprocess.crops: all crops of {crop[0]}x{crop[1]} out of {size[0]}x{size[1]} are the same: write a "
+            'larger preprocess.size ([height, width]), or crops = "center"'
+        )
+    return size
 
 
 def _resolve_mean(
     configured: tuple[float, ...] | Path | None,
     channels: str,
     defaults: PreprocessDefaults,
+    preset: Preset,
+    arithmetic: str,
     size: tuple[int, int],
     crop: tuple[int, int],
 ) -> tuple[float, ...] | npt.NDArray[np.float32]:
@@ -178,6 +231,8 @@ def _resolve_mean(
             )
         if image.shape[1:] == (1, 1):
             return tuple(float(value) for value in image[:, 0, 0])
+        if arithmetic == "skimage":  # Transformer.set_mean never crops
+            return image if image.shape[1:] == crop else resize_mean(image, *crop)
         if image.shape[1:] not in (size, crop):
             raise ConfigError(
                 f"preprocess.mean: {configured} is {image.shape[1]}x{image.shape[2]} (height x width); it must be as "
@@ -192,6 +247,8 @@ def _resolve_mean(
             )
     else:
         values = tuple(float(value) for value in defaults.mean) or (0.0,)
+        if preset.unrounded_mean and (defaults.channels, values) == ("bgr", _ROUNDED_MEAN_BGR):
+            values = ILSVRC_MEAN_BGR
         if (defaults.channels, channels) in _REORDERED:
             values = values[::-1]
         if len(values) not in (1, depth):
@@ -206,23 +263,38 @@ def apply(pixels: npt.NDArray[np.uint8], spec: PreprocessSpec, out: npt.NDArray[
     """Write the net's input made of `pixels` into `out`.
 
     pixels: uint8 (H, W, 3) in BGR order, or (H, W) for channels "gray" (which also takes colour).
-    out: float32, shape `spec.shape`, values (x - mean) * scale.
+    out: float32, shape `spec.shape`, values (x - mean) * scale, or x where there is a `spec.mean_after_crops`.
     """
-    if spec.depth == 1 and pixels.ndim == 3:
-        pixels = cv2.cvtColor(pixels, cv2.COLOR_BGR2GRAY)
-    height, width = _resized(pixels.shape[0], pixels.shape[1], spec)
-    if (height, width) != pixels.shape[:2]:
-        pixels = cv2.resize(pixels, (width, height), interpolation=_INTERPOLATIONS[spec.interpolation])
-    top, left = (height - spec.crop[0]) // 2, (width - spec.crop[1]) // 2
-    pixels = pixels[top : top + spec.crop[0], left : left + spec.crop[1]]
-    planes = [pixels] if spec.depth == 1 else list(cv2.split(pixels))
+    at_size = _bring_to_size(pixels, spec)
+    cut = spec.shape[1:]
+    top, left = (at_size.shape[0] - cut[0]) // 2, (at_size.shape[1] - cut[1]) // 2
+    at_size = at_size[top : top + cut[0], left : left + cut[1]]
+    planes = [at_size] if spec.depth == 1 else list(cv2.split(at_size))
     if spec.channels == "rgb":
         planes.reverse()
+    if spec.mean_after_crops is not None:
+        for plane, target in zip(planes, out, strict=True):
+            target[...] = plane
+        return
     mean = _cropped_mean(spec)
     for plane, value, target in zip(planes, mean, out, strict=True):
         np.subtract(plane, value, out=target, dtype=np.float32)
     if spec.scale != 1.0:
         np.multiply(out, np.float32(spec.scale), out=out)
+
+
+def _bring_to_size(pixels: npt.NDArray[np.uint8], spec: PreprocessSpec) -> npt.NDArray[Any]:
+    """Grey where the net wants it, and resized: uint8, or float32 with pycaffe's arithmetic."""
+    gray = spec.depth == 1 and pixels.ndim == 3
+    if spec.arithmetic == "skimage":
+        floats = cv2.transform(pixels.astype(np.float32), _LUMA_BGR[None]) if gray else pixels
+        return resize_float(floats, *_resized(pixels.shape[0], pixels.shape[1], spec))
+    if gray:
+        pixels = cv2.cvtColor(pixels, cv2.COLOR_BGR2GRAY)
+    height, width = _resized(pixels.shape[0], pixels.shape[1], spec)
+    if (height, width) == pixels.shape[:2]:
+        return pixels
+    return np.asarray(cv2.resize(pixels, (width, height), interpolation=_INTERPOLATIONS[spec.interpolation]))
 
 
 def _resized(height: int, width: int, spec: PreprocessSpec) -> tuple[int, int]:
@@ -239,6 +311,6 @@ def _resized(height: int, width: int, spec: PreprocessSpec) -> tuple[int, int]:
 def _cropped_mean(spec: PreprocessSpec) -> Sequence[Any]:
     if not isinstance(spec.mean, np.ndarray):
         return [np.float32(value) for value in spec.mean]
-    top = (spec.mean.shape[1] - spec.crop[0]) // 2
-    left = (spec.mean.shape[2] - spec.crop[1]) // 2
-    return list(spec.mean[:, top : top + spec.crop[0], left : left + spec.crop[1]])
+    height, width = spec.shape[1:]
+    top, left = (spec.mean.shape[1] - height) // 2, (spec.mean.shape[2] - width) // 2
+    return list(spec.mean[:, top : top + height, left : left + width])

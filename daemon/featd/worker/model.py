@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from featd.config import Settings
 from featd.engines.base import Engine
 from featd.engines.select import load_engine
+from featd.engines.ten_crop import TenCropEngine
 from featd.errors import ConfigError
 from featd.images.decode import DECODER
 from featd.images.preprocess import PreprocessSpec, resolve
@@ -37,10 +38,26 @@ def load_model(settings: Settings, device: str, threads: int) -> Model:
     net = load_net(settings.model)
     check_blobs(list(net.blobs))
     preprocess = resolve(settings.preprocess, net.input_shape, net.preprocess)
-    if preprocess.shape != net.input_shape:
+    if (preprocess.depth, *preprocess.crop) != net.input_shape:
         raise ConfigError(f"preprocess: makes {preprocess.shape} pictures, the net takes {net.input_shape}")
-    engine = load_engine(net, settings.model.engine, device, threads)
+    engine = _cropping(load_engine(net, settings.model.engine, device, threads), preprocess)
     return Model(net, engine, preprocess, make_spec(settings, net, preprocess))
+
+
+def prepared_as(model: Model, preprocess: PreprocessSpec) -> Model:
+    """The same loaded net for pictures of another preprocessing, to try it: `spec` and fingerprint stay.
+
+    Both share one engine: close one of them.
+    """
+    engine = model.engine.inner if isinstance(model.engine, TenCropEngine) else model.engine
+    return replace(model, engine=_cropping(engine, preprocess), preprocess=preprocess)
+
+
+def _cropping(engine: Engine, preprocess: PreprocessSpec) -> Engine:
+    """The engine itself, or around it what makes ten crops of each picture."""
+    if preprocess.crops != "ten":
+        return engine
+    return TenCropEngine(engine, preprocess.size, preprocess.mean_after_crops, preprocess.scale)
 
 
 def make_spec(settings: Settings, net: Net, preprocess: PreprocessSpec) -> dict[str, Any]:

@@ -1,0 +1,170 @@
+"""The mistakes that are made between two preprocessings, by name: what vectors that do not agree may be of."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+
+from featd.images.float_resize import resize_mean
+from featd.images.preprocess import PreprocessSpec
+from featd.images.presets import ILSVRC_MEAN_BGR
+from featd.net.net import CAFFE_MEAN_BGR, CAFFE_SIZE
+
+Mean = tuple[float, ...] | npt.NDArray[np.float32]
+
+_MEAN_NAMES = {
+    CAFFE_MEAN_BGR: "the mean 104, 117, 123 of Caffe's models",
+    ILSVRC_MEAN_BGR: "ILSVRC's mean per channel, unrounded",
+    (103.939, 116.779, 123.68): "the mean 103.939, 116.779, 123.68 of VGG's models",
+}
+_SCALES = {
+    1.0: "scale 1",
+    1 / 255: "scale 1/255",
+    1 / 256: "scale 1/256",
+    255.0: "scale 255",
+    0.017: "scale 0.017",
+}
+
+
+def variants(spec: PreprocessSpec) -> list[tuple[str, PreprocessSpec]]:
+    """Other preprocessings of the same net that people have where they mean `spec`, the likeliest first.
+
+    Each goes by a name that ends the sentence "the vectors are those of ...". None is `spec` itself and no two
+    are alike; the orientation stays, for what vectors are compared of has none. Their crop is `spec.crop`; their
+    `shape`, what an engine is given, may be another one (with ten crops).
+    """
+    seen = {_key(spec)}
+    found = []
+    for name, variant in _all(spec):
+        if (key := _key(variant)) not in seen:
+            seen.add(key)
+            found.append((name, variant))
+    return found
+
+
+def _key(spec: PreprocessSpec) -> str:
+    return json.dumps(replace(spec, orientation="apply").identity(), sort_keys=True)
+
+
+def _all(spec: PreprocessSpec) -> Iterator[tuple[str, PreprocessSpec]]:
+    yield from _presets(spec)
+    yield from _channels(spec)
+    yield from _means(spec)
+    for scale, name in _SCALES.items():
+        yield name, replace(spec, scale=scale)
+    if not isinstance(spec.mean, np.ndarray):
+        # A mean written for pixels of 0..1, where featd takes it off pixels of 0..255 and scales them afterwards.
+        mean = tuple(value * 255 for value in spec.mean)
+        yield "scale 1/255 before the mean is taken off", replace(spec, scale=1 / 255, mean=mean)
+    yield from _resizes(spec)
+    yield from _crops(spec)
+
+
+def _presets(spec: PreprocessSpec) -> Iterator[tuple[str, PreprocessSpec]]:
+    large = _large(spec)
+    per_channel = _per_channel(spec.mean)
+    straight = spec.crop if spec.crops == "center" else large
+    scripts = replace(
+        spec, resize="warp", interpolation="linear", arithmetic="skimage", mean=_fitted(spec.mean, spec.crop)
+    )
+    yield 'preset "pycaffe"', replace(scripts, size=straight)
+    if len(per_channel) == 3:
+        ilsvrc = ILSVRC_MEAN_BGR if spec.channels == "bgr" else ILSVRC_MEAN_BGR[::-1]
+        yield 'preset "pycaffe" with its own mean', replace(scripts, size=straight, mean=ilsvrc)
+    yield f'preset "pycaffe" with size = {list(large)}', replace(scripts, size=large)
+    if spec.size not in (large, straight):
+        yield f'preset "pycaffe" with size = {list(spec.size)}', replace(scripts, size=spec.size)
+    whole = replace(spec, resize="warp", interpolation="linear", arithmetic="opencv")
+    yield (
+        'preset "fast" or "caffe-transform"',
+        replace(whole, size=large, mean=_cut(spec.mean, large, spec.crop)),
+    )
+    if spec.size != large:
+        name = f'preset "fast" or "caffe-transform" with size = {list(spec.size)}'
+        yield name, replace(whole, mean=_cut(spec.mean, spec.size, spec.crop))
+
+
+def _channels(spec: PreprocessSpec) -> Iterator[tuple[str, PreprocessSpec]]:
+    if spec.depth == 1:
+        return
+    other = "rgb" if spec.channels == "bgr" else "bgr"
+    yield f'channels = "{other}"', replace(spec, channels=other, mean=_reversed(spec.mean))
+    yield f'channels = "{other}" with the mean in the order {spec.channels}', replace(spec, channels=other)
+    yield f"a mean in the order {other}", replace(spec, mean=_reversed(spec.mean))
+
+
+def _means(spec: PreprocessSpec) -> Iterator[tuple[str, PreprocessSpec]]:
+    yield "no mean", replace(spec, mean=(0.0,) * spec.depth)
+    if isinstance(spec.mean, np.ndarray):
+        yield "the mean image averaged per channel", replace(spec, mean=_per_channel(spec.mean))
+        if spec.crops == "center" and spec.mean.shape[1:] != spec.crop:
+            resized = _fitted(spec.mean, spec.crop)
+            yield "the mean image resized to the net's input, not cropped", replace(spec, mean=resized)
+    if spec.depth == 3:
+        for values, name in _MEAN_NAMES.items():
+            yield name, replace(spec, mean=values if spec.channels == "bgr" else values[::-1])
+    yield "the mean as a share of 255", replace(spec, mean=_times(spec.mean, 1 / 255))
+    yield "255 times the mean", replace(spec, mean=_times(spec.mean, 255.0))
+
+
+def _resizes(spec: PreprocessSpec) -> Iterator[tuple[str, PreprocessSpec]]:
+    for interpolation in ("linear", "area", "cubic", "nearest"):
+        yield (
+            f'interpolation = "{interpolation}"',
+            replace(spec, interpolation=interpolation, arithmetic="opencv"),
+        )
+    other = "short_side" if spec.resize == "warp" else "warp"
+    yield f'resize = "{other}"', replace(spec, resize=other)
+    for size in (spec.crop, _large(spec)):
+        if size != spec.size and (spec.crops == "center" or size != spec.crop):
+            mean = _cut(spec.mean, size, spec.crop)
+            yield f"size = {list(size)}", replace(spec, size=size, mean=mean)
+            yield (
+                f'resize = "{other}" and size = {list(size)}',
+                replace(spec, size=size, mean=mean, resize=other),
+            )
+
+
+def _crops(spec: PreprocessSpec) -> Iterator[tuple[str, PreprocessSpec]]:
+    if spec.crops == "ten":
+        yield 'crops = "center"', replace(spec, crops="center")
+        return
+    size = spec.size if spec.size != spec.crop else _large(spec)
+    if size != spec.crop:
+        mean = spec.mean if size == spec.size else _cut(spec.mean, size, spec.crop)
+        yield 'crops = "ten"', replace(spec, crops="ten", size=size, mean=mean)
+
+
+def _large(spec: PreprocessSpec) -> tuple[int, int]:
+    """What Caffe's models are cut from."""
+    return max(CAFFE_SIZE[0], spec.crop[0]), max(CAFFE_SIZE[1], spec.crop[1])
+
+
+def _per_channel(mean: Mean) -> tuple[float, ...]:
+    if not isinstance(mean, np.ndarray):
+        return mean
+    return tuple(float(value) for value in mean.mean((1, 2), dtype=np.float64))
+
+
+def _fitted(mean: Mean, crop: tuple[int, int]) -> Mean:
+    """As `Transformer.set_mean` makes a mean fit."""
+    return resize_mean(mean, *crop) if isinstance(mean, np.ndarray) and mean.shape[1:] != crop else mean
+
+
+def _cut(mean: Mean, size: tuple[int, int], crop: tuple[int, int]) -> Mean:
+    """The mean image where it fits `size`, else its average."""
+    return mean if isinstance(mean, np.ndarray) and mean.shape[1:] in (size, crop) else _per_channel(mean)
+
+
+def _reversed(mean: Mean) -> Mean:
+    return mean[::-1]
+
+
+def _times(mean: Mean, factor: float) -> Mean:
+    if isinstance(mean, np.ndarray):
+        return np.asarray(mean * np.float32(factor), np.float32)
+    return tuple(value * factor for value in mean)
