@@ -15,17 +15,18 @@ from typing import Any
 
 import numpy as np
 
-from featd.engines import select
 from featd.engines.base import Batch, Vectors
-from featd.worker import pipeline
+from featd.worker import golden, model, pipeline
 
 
 class Misbehaving:
-    """The real engine, until it sees the mark."""
+    """The real engine, until it sees the mark; `sick` is wrong by one percent from the beginning, `drift` from the
+    mark on."""
 
     def __init__(self, engine: Any, mode: str) -> None:
         self._engine = engine
         self._mode = mode
+        self._error = 1.01 if mode == "sick" else 1.0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)
@@ -43,13 +44,15 @@ class Misbehaving:
                     os.kill(os.getpid(), signal.SIGKILL)
                 case "hang":
                     time.sleep(3600)
+                case "drift":
+                    self._error = 1.01
                 case "error":
                     raise RuntimeError("the marked picture makes this engine fail")
         vectors: dict[str, Vectors] = self._engine.forward(batch)
         if marked.any() and self._mode == "nan":
             for values in vectors.values():
                 values[marked, 3] = np.nan
-        return vectors
+        return {blob: values * np.float32(self._error) for blob, values in vectors.items()}
 
 
 def marks(batch: Batch) -> Any:
@@ -61,10 +64,12 @@ def marks(batch: Batch) -> Any:
 
 def main() -> None:
     mode = sys.argv.pop(1)
-    real = select.load_engine
-    select.load_engine = lambda *args, **options: Misbehaving(real(*args, **options), mode)  # type: ignore[assignment]
+    real = model.load_engine
+    model.load_engine = lambda *args, **options: Misbehaving(real(*args, **options), mode)  # type: ignore[assignment]
     if mode == "hang":
         pipeline.MIN_HANG_SECONDS = pipeline.HANG_FACTOR = 1.5  # type: ignore[misc]
+    if mode == "drift":
+        golden.EVERY_SECONDS = golden.FIRST_SECONDS = 0.5
     from featd_cli.main import main as featd
 
     sys.exit(featd())

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
+from featd import clock
+
 _CGROUPS = Path("/sys/fs/cgroup")
 
 
@@ -19,6 +21,26 @@ def oom_kills() -> int:
             elif controllers == "memory":
                 total += _count(_CGROUPS / "memory" / path.lstrip("/") / "memory.oom_control", "oom_kill")
     return total
+
+
+class OomWatch:
+    """Looks at the count every so often, and compares with the look before the last: a kill is counted a moment
+    before its process is dead, and one of long ago does not explain today's death."""
+
+    def __init__(self, every_seconds: float) -> None:
+        self._every_seconds = every_seconds
+        self._seen = self._before = oom_kills()
+        self._due = clock.monotonic() + every_seconds
+
+    def look(self, now: float) -> None:
+        """Called every turn; `now` is monotonic."""
+        if now >= self._due:
+            self._due = now + self._every_seconds
+            self._before, self._seen = self._seen, oom_kills()
+
+    def has_killed(self) -> bool:
+        """Whether the kernel has killed something here just now."""
+        return oom_kills() > self._before
 
 
 def _count(file: Path, word: str) -> int:

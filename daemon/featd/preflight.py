@@ -21,6 +21,7 @@ from featd.errors import (
     ConfigError,
     FeatdError,
 )
+from featd.last_words import telling
 from featd.link import die_with_parent
 from featd.signals import name_of, reset_in_child
 from featd.systemd import Notifier
@@ -74,9 +75,7 @@ class Check:
         if not pid:
             return None
         self.pid = None
-        return Answer(
-            os.waitstatus_to_exitcode(status), _read(self._said), _read(self._stderr)[-2000:].strip()
-        )
+        return Answer(os.waitstatus_to_exitcode(status), _read(self._said), telling(_read(self._stderr)))
 
     def end(self) -> None:
         """Kill it if it still runs, and forget it."""

@@ -7,7 +7,6 @@ deaths (the janitor) is told through its inbox.
 from __future__ import annotations
 
 import contextlib
-import enum
 import functools
 import os
 import selectors
@@ -19,10 +18,12 @@ from typing import Any, Protocol
 
 from featd import clock, logs
 from featd.child import Child, ChildSpec
+from featd.deaths import Why, explain
 from featd.errors import EXIT_BAD_CONFIG, EXIT_ERROR, EXIT_OK, EXIT_OUT_OF_REACH
+from featd.last_words import telling
 from featd.link import Channel, ChildLink
-from featd.oom import oom_kills
-from featd.signals import HANDLED, OWN, SignalQueue, name_of
+from featd.oom import OomWatch
+from featd.signals import HANDLED, SignalQueue, name_of
 from featd.supervisor_state import StateFile, trouble
 from featd.systemd import Notifier
 
@@ -39,16 +40,6 @@ ABORT_SECONDS = 5.0
 """Between SIGABRT, which leaves a stack dump, and SIGKILL."""
 PATIENCE_BOOT_FAILURES = 3
 """So many boots of a worker may fail before systemd's start timeout is no longer put off."""
-
-
-class Why(enum.StrEnum):
-    """Why a child is dead: what the janitor charges the images in its hands for."""
-
-    FINISHED = "finished"  # exit code 0
-    EXITED = "exited"  # another exit code
-    CRASH = "crash"  # its own signal, hanging, or out of memory
-    KILLED = "killed"  # a SIGKILL that nobody here sent
-    STOPPED = "stopped"  # the stop ladder
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,9 +104,7 @@ class Supervisor:
         self._signals = SignalQueue(HANDLED)
         self._stopping_since: float | None = None
         self._exit_code = EXIT_OK
-        # Two looks at the kernel's count, some seconds apart: a kill long ago does not explain today's death.
-        self._oom_seen = self._oom_before = oom_kills()
-        self._oom_look_due = 0.0
+        self._oom = OomWatch(OOM_LOOK_SECONDS)
         self._turned_at: float | None = None
 
     # The loop
@@ -260,9 +249,18 @@ class Supervisor:
         child.restarting = child.pid is not None
 
     def _end_replaced(self, now: float) -> None:
+        """Workers one after the other: while one loads its net the others go on."""
         for child in self.children.values():
-            if child.restarting:
+            in_turn = child.spec.once or not child.spec.essential or not self._one_is_away(child)
+            if child.restarting and in_turn:
                 self._urge(child, now)
+
+    def _one_is_away(self, child: Child) -> bool:
+        """Another worker ends for the new configuration, or has not come back yet."""
+        others = (other for other in self.children.values() if other is not child and other.spec.essential)
+        return any(
+            other.asked_at is not None or not (other.ready or other.over or other.deaths) for other in others
+        )
 
     # What others are told
 
@@ -323,13 +321,26 @@ class Supervisor:
             pid, status = os.waitpid(child.pid, os.WNOHANG)
             if pid:
                 self._bury(child, os.waitstatus_to_exitcode(status), now)
+        if os.getpid() == 1 and self._reloading is None:
+            self._reap_orphans()
+
+    def _reap_orphans(self) -> None:
+        """As a container's first process: the decoders of a worker that was killed are ours to reap. Not while a
+        configuration is read, for that has a process of its own."""
+        ours = {child.pid for child in self.children.values()}
+        with contextlib.suppress(ChildProcessError):
+            while (dead := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) is not None:
+                if dead.si_pid in ours:
+                    return  # the next turn's
+                os.waitpid(dead.si_pid, 0)
 
     def _bury(self, child: Child, code: int, now: float) -> None:
         child.end_stderr()
-        why, what = self._explain(child, code)
+        why, what = explain(child, code, self._stop_seconds, self._oom)
         fields = {"child": child.spec.name, "pid": child.pid, "why": what}
-        if why is not Why.FINISHED and child.words:
-            fields["last_words"] = child.words[-1]
+        words = telling("\n".join(child.words))
+        if why is not Why.FINISHED and words:
+            fields["last_words"] = words
         lived = now - child.started_at
         was_ready = child.ready
         replaced, child.restarting = child.restarting, False
@@ -346,7 +357,7 @@ class Supervisor:
             log.info("replaced", "it starts again with the new configuration", **fields)
             child.start_at = now
             return
-        child.why, child.last_words = what, child.words[-1] if child.words else ""
+        child.why, child.last_words = what, words
         if code == EXIT_BAD_CONFIG:
             child.given_up = code
             log.error("down", "only a person can mend this; it stays down", **fields)
@@ -366,26 +377,6 @@ class Supervisor:
 
     def _backoff(self, child: Child) -> float:
         return float(min(MIN_BACKOFF_SECONDS * 2 ** min(child.deaths - 1, 20), MAX_BACKOFF_SECONDS))
-
-    def _explain(self, child: Child, code: int) -> tuple[Why, str]:
-        """Why a process died, as a word and as a sentence."""
-        out_of_memory = oom_kills() > self._oom_before
-        if code >= 0:
-            return (Why.FINISHED, "finished") if code == 0 else (Why.EXITED, f"exit code {code}")
-        number = -code
-        if child.hung:
-            return Why.CRASH, "made no progress and was killed"
-        if child.aborted_at is not None:
-            return Why.STOPPED, f"did not stop within {self._stop_seconds:g} s and was killed"
-        if number == signal.SIGTERM and child.asked_at is not None:
-            return Why.FINISHED, "stopped before it had begun"
-        if number in OWN:
-            return Why.CRASH, f"died of {name_of(number)}"
-        if number == signal.SIGKILL:
-            if out_of_memory:
-                return Why.CRASH, "killed by the kernel: out of memory"
-            return Why.KILLED, "killed by SIGKILL from outside"
-        return Why.EXITED, f"ended by {name_of(number)}"
 
     def _tell_death(self, child: Child, why: Why, what: str) -> None:
         if self._deaths_to is None:
@@ -416,9 +407,7 @@ class Supervisor:
             for child in self.children.values():
                 child.heartbeat.postpone(now - self._turned_at)
         self._turned_at = now
-        if now >= self._oom_look_due:
-            self._oom_look_due = now + OOM_LOOK_SECONDS
-            self._oom_before, self._oom_seen = self._oom_seen, oom_kills()
+        self._oom.look(now)
 
     def _abort_hung(self, now: float) -> None:
         """A child that did not come round in time is asked for its stack (SIGABRT), then killed."""
@@ -443,8 +432,8 @@ class Supervisor:
             lost = {self.children[name].given_up for name in needed} - {None}
         if lost:
             log.error("stop", "no worker could start: see what each said above")
-            telling = lost.pop() if len(lost) == 1 else None
-            self.stop(telling if telling in (EXIT_BAD_CONFIG, EXIT_OUT_OF_REACH) else EXIT_ERROR, now)
+            code = lost.pop() if len(lost) == 1 else None
+            self.stop(code if code in (EXIT_BAD_CONFIG, EXIT_OUT_OF_REACH) else EXIT_ERROR, now)
 
     # Starts and stops
 

@@ -2,6 +2,7 @@
 
 The file is `<store>/run/<host>/supervisor.json`. It is there while a supervisor runs; after a crash it is
 stale: whoever reads it looks first whether anybody holds the lock. `next_start_at` is of the host's monotonic clock.
+Beside it stands `failed_start.json`, from a start that failed until one that does not.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ from typing import Any
 
 from featd import clock
 from featd.child import Child
+from featd.errors import FeatdError
 
 FILE = "supervisor.json"
+FAILED_START = "failed_start.json"
 WRITE_EVERY_SECONDS = 1.0
 
 
@@ -59,6 +62,8 @@ class StateFile:
         self._written: dict[str, Any] | None = None
         self._due = 0.0
         self._started_at = clock.utcnow().isoformat(timespec="seconds")
+        with contextlib.suppress(OSError):
+            (folder / FAILED_START).unlink(missing_ok=True)
 
     def write(self, now: float, status: str, reload: str, children: Iterable[Child]) -> None:
         """Called every turn; writes when a child has changed, or once a second when the status has."""
@@ -84,6 +89,17 @@ class StateFile:
             self._path.unlink(missing_ok=True)
 
 
+def leave_failed_start(folder: Path, error: FeatdError) -> None:
+    """Say for `featd status` why featd did not start. Never raises."""
+    document = {
+        "at": clock.utcnow().isoformat(timespec="seconds"),
+        "exit_code": error.exit_code,
+        "message": str(error),
+    }
+    with contextlib.suppress(OSError):
+        (folder / FAILED_START).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+
+
 def _document(child: Child, now: float) -> dict[str, Any]:
     state = state_of(child, now)
     return {
@@ -94,5 +110,5 @@ def _document(child: Child, now: float) -> dict[str, Any]:
         "deaths": child.deaths,
         "next_start_at": round(child.start_at, 1) if state == "backing_off" else None,
         "why": child.why or None,
-        "last_words": child.last_words[-500:] or None,
+        "last_words": child.last_words[:500] or None,
     }

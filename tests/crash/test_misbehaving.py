@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 
@@ -11,9 +12,10 @@ import pytest
 
 import running
 from photographs import write_photographs
-from running import Instance, check_promise, make_instance
+from running import Instance, check_promise, make_instance, wait_for
 
 PHOTOGRAPHS = 60
+SOUND = running.FEATD
 SCRIPT = Path(__file__).parents[1] / "misbehaving.py"
 
 
@@ -74,3 +76,42 @@ def test_an_error_of_the_engine_costs_no_other_image_of_the_batch(instance: Inst
 @pytest.mark.parametrize("instance", ["nan"], indirect=True)
 def test_a_vector_that_is_not_finite_is_not_stored(instance: Instance) -> None:
     check_only_the_marked_failed(instance, "extract.not_finite", "NaN")
+
+
+@pytest.mark.parametrize("instance", ["sick"], indirect=True)
+def test_an_engine_that_has_become_wrong_is_found_before_it_claims(
+    instance: Instance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sick = running.FEATD
+    monkeypatch.setattr(running, "FEATD", SOUND)
+    assert instance.run("run", "--drain").returncode == 0
+    (tmp_path / "images" / "part-1" / "marked.png").rename(tmp_path / "images" / "new.png")
+    assert instance.run("scan").returncode == 0
+    monkeypatch.setattr(running, "FEATD", sick)
+    result = instance.run("run", "--drain")
+    assert result.returncode == 1
+    assert "8 of 8 built-in pictures give another vector" in result.stderr
+    assert "the device, the engine or one of its libraries" in result.stderr
+    (new,) = [row for row in instance.rows() if row.path == "new.png"]
+    assert (new.state, new.errors, new.crashes, new.kills) == ("pending", 0, 0, 0)
+
+
+@pytest.mark.parametrize("instance", ["drift"], indirect=True)
+def test_an_engine_that_becomes_wrong_while_it_works_is_found_at_the_next_look(instance: Instance) -> None:
+    daemon = instance.start("run")
+    try:
+        said = instance.folder / "stderr"
+        wait_for(lambda: " golden: " in said.read_text(), 60, "the golden check")
+        wait_for(lambda: " died: " in said.read_text(), 10, "the worker's end")
+        wait_for(
+            lambda: said.read_text().count(" ready: ") >= 4, 60, "another worker"
+        )  # with ingest and janitor
+    finally:
+        daemon.send_signal(signal.SIGTERM)
+        assert daemon.wait(60) == 0
+    lines = said.read_text().splitlines()
+    (found,) = [line for line in lines if " golden: " in line]
+    assert "what this lease sealed since they last agreed may be wrong" in found
+    (died,) = [line for line in lines if " died: " in line]
+    assert "8 of 8 built-in pictures give another vector" in died
+    check_promise(instance)

@@ -121,20 +121,45 @@ def test_a_setting_that_names_a_file_never_reaches_caffe(tmp_path: Path) -> None
             load_engine(net, engine, "cpu", 1)
 
 
-def test_in_another_thread_the_mode_is_set_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Caffe's mode is per thread."""
+@pytest.mark.parametrize(
+    ("device", "wanted"), [("cpu", ["cpu"]), ("cuda:1", ["device 1", "gpu"])], ids=["cpu", "gpu"]
+)
+def test_each_thread_that_runs_forward_sets_mode_and_device(
+    monkeypatch: pytest.MonkeyPatch, device: str, wanted: list[str]
+) -> None:
+    """Caffe keeps both per thread. The GPU is a fake: this Caffe has none, and computes on."""
     from concurrent.futures import ThreadPoolExecutor
 
     caffe = real_caffe()
-    net = load_net(ModelConfig())
-    engine = caffe_engine.CaffeEngine(net, "cpu", 1)
     calls: list[str] = []
+    monkeypatch.setattr(caffe_engine, "can_use", lambda device: True)
+    monkeypatch.setattr(caffe, "set_device", lambda index: calls.append(f"device {index}"))
+    monkeypatch.setattr(caffe, "set_mode_gpu", lambda: calls.append("gpu"))
     monkeypatch.setattr(caffe, "set_mode_cpu", lambda: calls.append("cpu"))
+    net = load_net(ModelConfig())
+    engine = caffe_engine.CaffeEngine(net, device, 1)
     engine.forward(pictures(net, 1))
-    assert calls == []
+    assert calls == wanted
+    calls.clear()
     with ThreadPoolExecutor(1) as pool:
         pool.submit(engine.forward, pictures(net, 1)).result()
-    assert calls == ["cpu"]
+    assert calls == wanted
+
+
+def test_a_caffe_that_fuses_layers_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As branches of Caffe do: then the weights that featd has read have no place to go."""
+    caffe = real_caffe()
+    plain = caffe.Net
+
+    def fused(*arguments: object) -> object:
+        made = plain(*arguments)
+        return types.SimpleNamespace(_layer_names=["data"], layers=[made.layers[0]], blobs=made.blobs)
+
+    monkeypatch.setattr(caffe, "Net", fused)
+    net = load_net(saved(input_layer(3, 8, 8) + IP, tmp_path, ("ip",)))
+    with pytest.raises(ModelError, match=r"'ip' of type InnerProduct.*onnxruntime"):
+        load_engine(net, "caffe", "cpu", 1)
+    assert load_engine(net, "auto", "cpu", 1).name == "onnxruntime"
 
 
 def test_nothing_but_errors_reaches_stderr(tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ import cv2
 import numpy as np
 import pytest
 
+from featd import oom
 from featd.errors import EngineError
-from featd.images import decoders as decoders_module
 from featd.images.decode import decode
 from featd.images.decoders import Decoded, DecoderPool, DecodeTask, NotDecoded, Result, Unchanged
 from featd.images.golden import golden_pictures
@@ -290,7 +290,7 @@ def test_the_kernels_kill_for_memory_is_a_crash(
 ) -> None:
     picture(root, "kill.png")
     kills = iter([10])
-    monkeypatch.setattr(decoders_module, "oom_kills", lambda: next(kills, 11))
+    monkeypatch.setattr(oom, "oom_kills", lambda: next(kills, 11))
     with make(tmp_path, root, command=fake) as pool:
         pool.submit(0, task(root, "kill.png", 1))
         result = collect(pool, 1)[1]

@@ -168,6 +168,25 @@ def test_children_that_are_concerned_start_anew_at_once_and_without_blame(make: 
     assert supervisor._reloading is None
 
 
+def test_workers_start_anew_one_after_the_other(make: Make) -> None:
+    specs = [ChildSpec(f"worker-{number}", works, essential=True) for number in range(3)]
+    supervisor, answers = make(*specs)
+    workers = list(supervisor.children.values())
+    turn_until(supervisor, lambda: all(worker.ready for worker in workers))
+    before = {worker.pid for worker in workers}
+    hang_up(supervisor, answers, Change(specs, 5.0, "applying x"))
+    least = len(workers)
+
+    def all_are_new() -> bool:
+        nonlocal least
+        least = min(least, sum(worker.ready and worker.asked_at is None for worker in workers))
+        return not before & {worker.pid for worker in workers} and all(worker.ready for worker in workers)
+
+    turn_until(supervisor, all_are_new)
+    assert least == 2
+    turn_until(supervisor, lambda: supervisor._reloading is None)
+
+
 def test_a_refusal_changes_nothing_and_shows(make: Make, tmp_path: Path) -> None:
     supervisor, answers = make(ChildSpec("worker", works, essential=True))
     worker = supervisor.children["worker"]

@@ -236,6 +236,43 @@ def test_a_child_that_floods_its_stderr_does_not_keep_the_supervisor_busy(make: 
     assert wait_for(lambda: supervisor.step(time.monotonic()) is not None, 20, "the end")
 
 
+def leaves_an_orphan(link: ChildLink) -> int:
+    if os.fork() == 0:
+        os._exit(0) if os.fork() else time.sleep(0.2)  # the grandchild outlives its parent
+        os._exit(0)
+    os.wait()
+    return sleeps(link)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="namespaces need root")
+def test_as_a_containers_first_process_it_reaps_what_others_leave(tmp_path: Path) -> None:
+    script = f"""
+import os, sys; sys.path[:0] = {[str(Path(__file__).parents[1]), str(Path(__file__).parent)]!r}
+from pathlib import Path
+from test_supervisor import leaves_an_orphan
+from featd.child import ChildSpec; from featd.supervisor import Supervisor
+assert os.getpid() == 1
+supervisor = Supervisor([ChildSpec("worker", leaves_an_orphan)], run_folder=Path({str(tmp_path)!r}), stop_seconds=5)
+sys.exit(supervisor.run())
+"""
+    inside = ["unshare", "--pid", "--fork", "--kill-child", sys.executable, "-c", script]
+    process = subprocess.Popen(inside, start_new_session=True)
+
+    def states() -> list[str]:
+        """Of the first process's children: R, S, Z ..."""
+        (first,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        children = Path(f"/proc/{first}/task/{first}/children").read_text().split()
+        return [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] for pid in children]
+
+    try:
+        wait_for(lambda: (tmp_path / "supervisor.json").exists(), 15, "the supervisor")
+        wait_for(lambda: len(states()) == 2, 15, "the orphan")
+        wait_for(lambda: states() == ["S"], 15, "the orphan's end")
+    finally:
+        process.kill()
+        process.wait()
+
+
 def test_children_die_with_a_supervisor_that_is_killed(tmp_path: Path) -> None:
     script = f"""
 import sys; sys.path.insert(0, {str(Path(__file__).parents[1])!r}); sys.path.insert(0, {str(Path(__file__).parent)!r})

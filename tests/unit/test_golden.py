@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
 from featd.config import Settings
+from featd.engines.base import Batch, Engine, Vectors
 from featd.errors import EngineError
 from featd.worker import golden
 from featd.worker.model import Model, differences, fingerprint, load_model
@@ -18,48 +20,90 @@ def model() -> Model:
     return load_model(Settings(), "cpu", 1)
 
 
+@pytest.fixture(scope="module")
+def coloured(model: Model) -> Model:
+    """gist does not look at brightness and hardly at colour; this one gives out the pixels."""
+
+    class Pixels:
+        input_shape = (3, 128, 128)
+
+        def forward(self, batch: Batch) -> dict[str, Vectors]:
+            return {"pixels": batch.reshape(len(batch), -1).copy()}
+
+    return replace(model, engine=cast(Engine, Pixels()))
+
+
+def returns(*answers: dict[str, Vectors]) -> Engine:
+    """An engine that gives these answers one after the other, the last for ever."""
+    left = list(answers)
+
+    class Fake:
+        input_shape = (3, 128, 128)
+
+        def forward(self, batch: Batch) -> dict[str, Vectors]:
+            return left.pop(0) if len(left) > 1 else left[0]
+
+    return cast(Engine, Fake())
+
+
+def made(model: Model, **preprocess: Any) -> dict[str, Vectors]:
+    return golden.run_golden(replace(model, preprocess=replace(model.preprocess, **preprocess)))
+
+
 def test_the_same_net_makes_the_same_vectors(model: Model) -> None:
-    stored = golden.pack(golden.run_golden(model, 4).vectors)
-    golden.check(stored, golden.run_golden(model, 8).vectors)
+    golden.check(golden.pack(made(model)), made(model), model)
 
 
 def test_rounding_is_borne(model: Model) -> None:
-    vectors = golden.run_golden(model, 4).vectors
-    noisy = {blob: values * np.float32(1 + 1e-5) for blob, values in vectors.items()}
-    golden.check(golden.pack(vectors), noisy)
+    noisy = {blob: values * np.float32(1 + 1e-5) for blob, values in made(model).items()}
+    golden.check(golden.pack(made(model)), noisy, model)
 
 
 @pytest.mark.parametrize(
-    "mistake",
+    ("then", "said"),
     [
-        {"scale": 1.05},
-        {"interpolation": "nearest"},
-        {"resize": "short_side"},
+        ({"mean": (0.0, 0.0, 0.0)}, "mean"),
+        ({"channels": "rgb"}, "channel"),
+        ({"interpolation": "nearest"}, "interpolation"),
     ],
 )
-def test_another_preprocessing_is_caught(model: Model, mistake: dict[str, object]) -> None:
-    stored = golden.pack(golden.run_golden(model, 4).vectors)
-    wrong = replace(model, preprocess=replace(model.preprocess, **mistake))  # type: ignore[arg-type]
-    with pytest.raises(EngineError, match="golden vectors"):
-        golden.check(stored, golden.run_golden(wrong, 4).vectors)
+def test_the_mistake_that_explains_the_difference_is_named(
+    coloured: Model, then: dict[str, Any], said: str
+) -> None:
+    stored = golden.pack(made(coloured, **then))
+    with pytest.raises(EngineError, match=f"another preprocessing, for .* those of .*{said}"):
+        golden.check(stored, made(coloured), coloured)
 
 
-def test_a_sick_device_is_caught(model: Model) -> None:
-    vectors = golden.run_golden(model, 4).vectors
+def test_what_no_mistake_explains_is_laid_on_device_and_libraries(model: Model) -> None:
+    vectors = made(model)
     stored = golden.pack(vectors)
-    for values in vectors.values():
-        values[3, :7] = 0
-    with pytest.raises(EngineError, match="nothing was claimed"):
-        golden.check(stored, vectors)
+    vectors["gist"][3, :7] = 0
+    sick = replace(model, engine=returns(vectors))
+    with pytest.raises(
+        EngineError, match=r"1 of 8 built-in pictures .* the device, the engine or one of its"
+    ):
+        golden.check(stored, golden.run_golden(sick), sick)
+
+
+def test_a_device_that_answers_twice_in_two_ways_is_sick(model: Model) -> None:
+    vectors = made(model)
+    wavering = replace(model, engine=returns(vectors, {"gist": vectors["gist"] + 1}))
+    with pytest.raises(EngineError, match="a sick device"):
+        golden.check(golden.pack({"gist": vectors["gist"] + 2}), golden.run_golden(wavering), wavering)
+
+
+def test_of_a_wide_blob_a_sample_is_kept(model: Model) -> None:
+    wide = {"conv": np.random.default_rng(0).standard_normal((8, 200_000), np.float32)}
+    kept = golden.run_golden(replace(model, engine=returns(wide)))["conv"]
+    assert kept.shape == (8, 50_000)
+    assert np.array_equal(kept[:, 1], wide["conv"][:, 4])
 
 
 def test_a_net_of_nans_is_no_net(model: Model) -> None:
-    class Sick:
-        def forward(self, batch: object) -> dict[str, object]:
-            return {"gist": np.full((8, 4), np.nan, np.float32)}
-
+    nans = returns({"gist": np.full((8, 4), np.nan, np.float32)})
     with pytest.raises(EngineError, match="not finite"):
-        golden.run_golden(replace(model, engine=Sick()), 4)  # type: ignore[arg-type]
+        golden.run_golden(replace(model, engine=nans))
 
 
 def test_the_fingerprint_is_of_what_decides_the_vectors(model: Model) -> None:

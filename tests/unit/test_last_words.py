@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from featd.janitor.last_words import KEPT, telling
+from featd.last_words import KEPT, telling
 
 CAFFE = """\
 I1124 10:00:00.000000   100 net.cpp:58] Initializing net
@@ -32,3 +32,10 @@ def test_of_a_stack_dump_the_newest_calls_are_kept() -> None:
 def test_else_the_end_counts() -> None:
     assert telling("first\n" + "x" * 5000 + "\nlast") == ("x" * 5000 + "\nlast")[-KEPT:]
     assert telling("") == ""
+
+
+def test_of_a_traceback_the_error_is_what_counts() -> None:
+    words = (
+        "loading\nTraceback (most recent call last):\n  File \"a.py\", line 1, in f\n    f()\nKeyError: 'x'\n"
+    )
+    assert telling(words) == "KeyError: 'x'"

@@ -63,7 +63,7 @@ def import_caffe() -> Any:
 
 def version() -> str:
     """The installed version. CaffeUnavailableError says why there is none."""
-    return str(import_caffe().__version__)
+    return str(getattr(import_caffe(), "__version__", "unknown"))  # old branches do not say
 
 
 def can_use(device: str) -> bool:
@@ -119,6 +119,10 @@ def _definition(net: Net) -> Any:
     theirs = caffe_pb2.NetParameter()
     message = caffe_pb2.NetParameter()
     message.name = net.name
+    if "engine" in message.DESCRIPTOR.fields_by_name:
+        message.engine = (
+            "CAFFE"  # Intel's branch: its other engines fuse layers, and then weights have no place
+        )
     steps = [step.layer for step in net.layers if step.layer.type != INPUT]
     try:
         text_format.Merge(net.prototxt, theirs)
@@ -273,8 +277,13 @@ def _fill(made: Any, net: Net) -> None:
         if step.layer.type == INPUT:
             continue
         # Caffe puts a Split wherever a blob has two readers.
-        while names[at] != step.layer.name or layers[at].type != step.layer.type:
+        while at < len(names) and (names[at] != step.layer.name or layers[at].type != step.layer.type):
             at += 1
+        if at == len(names):
+            raise CaffeUnavailableError(
+                f"{net.source}: this build of Caffe has made another layer of {step.layer} (it fuses layers, perhaps):"
+                ' write engine = "onnxruntime"'
+            )
         for place, (blob, array) in enumerate(
             zip(layers[at].blobs, _arrays(net, step.layer, layers[at]), strict=True)
         ):

@@ -44,7 +44,7 @@ from featd.images.wire import (
     unpack_answer,
     unpack_task,
 )
-from featd.oom import oom_kills
+from featd.oom import OomWatch
 from featd.signals import OWN
 from featd.states import Kind
 
@@ -113,9 +113,7 @@ class DecoderPool:
         self._last_ticket = 0
         self._barren = 0
         self._lost: tuple[float, set[int]] | None = None  # (when to look, tickets that nobody seems to hold)
-        # Two looks at the kernel's count, a second apart: a kill is counted a moment before its process is dead.
-        self._oom_seen = self._oom_before = oom_kills()
-        self._oom_looked = monotonic()
+        self._oom = OomWatch(_OOM_SECONDS)
         self._look_seconds = min(_LOOK_SECONDS, timeout_seconds / 8)
         self._next_look = 0.0
         self._poller = select.poll()
@@ -320,9 +318,7 @@ class DecoderPool:
                     results += self._bury(child, now, held)
             if self._lost is not None and now >= self._lost[0]:
                 results += self._search()
-            if now - self._oom_looked >= _OOM_SECONDS:
-                self._oom_looked = now
-                self._oom_before, self._oom_seen = self._oom_seen, oom_kills()
+            self._oom.look(now)
         return results
 
     def _overdue(self, child: _Child, now: float) -> Held | None:
@@ -387,7 +383,7 @@ class DecoderPool:
     def _blame(self, held: Held, status: int, words: str) -> NotDecoded:
         said = f": {words}" if words else ""
         if status == -signal.SIGKILL:
-            if oom_kills() > self._oom_before:
+            if self._oom.has_killed():
                 return self._give_up(
                     held.ticket, Kind.CRASH, "its decoder was killed by the kernel: out of memory"
                 )

@@ -57,6 +57,11 @@ def check_store(path: Path, instance: str) -> None:
             )
 
 
+def is_store(path: Path) -> bool:
+    """Whether a marker stands there, whosever store it is."""
+    return (path / MARKER).is_file()
+
+
 def shards_folder(store: Path) -> Path:
     """Where the shards stand, in a folder for each day."""
     return store / SHARDS

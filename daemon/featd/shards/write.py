@@ -19,7 +19,6 @@ import numpy as np
 import numpy.typing as npt
 
 import featd
-from featd.clock import monotonic
 from featd.errors import ConfigError
 from featd.paths import from_catalog
 from featd.shards import layout
@@ -67,7 +66,7 @@ def fits(vectors: npt.NDArray[np.float32], dtype: str) -> npt.NDArray[np.bool_]:
 
 
 class ShardWriter:
-    """One shard in the making. `rows` and `bytes` (payload so far) and `opened_at` say when to seal.
+    """One shard in the making. `rows` and `bytes` (payload so far) say when to seal.
 
     After an OSError (disk full, I/O error, read-only) the .part is gone and the writer is dead.
     """
@@ -87,7 +86,6 @@ class ShardWriter:
         is missing. OSError; FileExistsError if a file of that name is being written."""
         check_blobs(blobs)
         self.name = name
-        self.opened_at = monotonic()
         self.rows = 0
         self.bytes = 0
         self._path = store / name.relative_path

@@ -1,4 +1,5 @@
-"""Golden vectors: what this net makes of built-in pictures, compared at each boot with what it once made.
+"""Golden vectors: what this net makes of built-in pictures, compared with what it once made: at each boot, every
+hour, and when a batch gives reason for doubt.
 
 A wrong mean, another channel order, a sick device or a changed library shows here, before a row is claimed.
 """
@@ -6,7 +7,6 @@ A wrong mean, another channel order, a sick device or a changed library shows he
 from __future__ import annotations
 
 import base64
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,47 +16,54 @@ from featd import clock
 from featd.engines.base import Batch, Vectors
 from featd.errors import EngineError
 from featd.images.golden import golden_pictures
-from featd.images.preprocess import apply
-from featd.worker.model import Model
+from featd.images.preprocess import PreprocessSpec, apply
+from featd.images.variants import variants
+from featd.worker.model import Model, prepared_as
 
 TOLERANCE = 1e-3
 """Relative L2 distance: engines and devices agree within 1e-4 on the deepest nets; a mistake makes 1e-1."""
+EVERY_SECONDS = 3600.0
+"""How often a worker compares them while it works."""
+FIRST_SECONDS = 60.0
+"""The same, for a worker that found none in the catalog when it started: it was among the first."""
+SAMPLED = 65_536
+"""Numbers of a vector that are compared."""
 
 
-@dataclass(frozen=True, slots=True)
-class Timed:
-    """Golden vectors, and how long a full batch of pictures took."""
-
-    vectors: dict[str, Vectors]
-    batch_seconds: float
-
-
-def golden_batch(model: Model, batch: int) -> Batch:
-    """float32 (batch, C, H, W): the golden pictures over and over."""
-    pictures = golden_pictures()
-    out = np.empty((batch, *model.preprocess.shape), np.float32)
-    for at in range(batch):
-        if at < len(pictures):
-            apply(pictures[at], model.preprocess, out[at])
-        else:
-            out[at] = out[at % len(pictures)]
-    return out
-
-
-def run_golden(model: Model, batch: int) -> Timed:
-    """Run a batch twice: the first warms the engine up, the second is timed."""
-    count = len(golden_pictures())
-    pictures = golden_batch(model, max(batch, count))
-    vectors = model.engine.forward(pictures[:count])
+def run_golden(model: Model) -> dict[str, Vectors]:
+    """Blob -> float32 (8, at most SAMPLED): golden vectors as the model makes them now. EngineError where they are
+    not finite."""
+    vectors = _run(model)
     for blob, values in vectors.items():
         if not np.isfinite(values).all():
             raise EngineError(
                 f"the net makes values that are not finite of the built-in pictures (blob {blob}): check the weights"
             )
-    model.engine.forward(pictures[:batch])
+    return vectors
+
+
+def time_batch(model: Model, batch: int) -> float:
+    """Seconds that a batch of golden pictures takes. Run twice: the first time warms the engine up."""
+    pictures = np.resize(_inputs(model.preprocess), (batch, *model.preprocess.shape))
+    model.engine.forward(pictures)
     began = clock.monotonic()
-    model.engine.forward(pictures[:batch])
-    return Timed(vectors, clock.monotonic() - began)
+    model.engine.forward(pictures)
+    return clock.monotonic() - began
+
+
+def _run(model: Model) -> dict[str, Vectors]:
+    """Of blobs that are very wide every n-th number, so that the catalog need not hold megabytes."""
+    vectors = model.engine.forward(_inputs(model.preprocess))
+    return {blob: values[:, :: -(-values.shape[1] // SAMPLED)] for blob, values in vectors.items()}
+
+
+def _inputs(spec: PreprocessSpec) -> Batch:
+    """float32 (8, C, H, W): the golden pictures as the net's input."""
+    pictures = golden_pictures()
+    out = np.empty((len(pictures), *spec.shape), np.float32)
+    for picture, target in zip(pictures, out, strict=True):
+        apply(picture, spec, target)
+    return out
 
 
 def pack(vectors: dict[str, Vectors]) -> dict[str, Any]:
@@ -78,27 +85,54 @@ def unpack(stored: dict[str, Any]) -> dict[str, npt.NDArray[np.float32]]:
     }
 
 
-def check(stored: dict[str, Any] | None, made: dict[str, Vectors]) -> None:
-    """EngineError where this engine makes other vectors of the golden pictures than the catalog holds."""
+def check(stored: dict[str, Any] | None, made: dict[str, Vectors], model: Model) -> None:
+    """EngineError where `model` makes other vectors of the golden pictures than the catalog holds; says what is
+    the likeliest reason. `made`: what it made just now."""
     if stored is None:
         return
-    for blob, held in unpack(stored).items():
-        mine = made.get(blob)
-        if mine is None or mine.shape != held.shape:
+    held = unpack(stored)
+    for blob, values in held.items():
+        if blob not in made or made[blob].shape != values.shape:
             raise EngineError(
                 f"golden vectors: the net no longer makes blob {blob!r} as the catalog holds it"
             )
-        distance = relative_l2(mine, held)
-        if distance > TOLERANCE:
-            raise EngineError(
-                f"golden vectors: blob {blob!r} of the built-in pictures differs by {distance:.2g} (relative L2,"
-                f" tolerance {TOLERANCE:g}) from what this catalog's first worker made: the device or a library"
-                " computes something else now; nothing was claimed"
-            )
+    worst = max(held, key=lambda blob: distances(made[blob], held[blob]).max())
+    differing = distances(made[worst], held[worst])
+    if differing.max() <= TOLERANCE:
+        return
+    raise EngineError(
+        f"golden vectors: {np.count_nonzero(differing > TOLERANCE)} of {len(differing)} built-in pictures give"
+        f" another vector than this catalog's first worker made of them (blob {worst!r}, relative L2 up to"
+        f" {differing.max():.2g}, tolerance {TOLERANCE:g}). Likely: {_likely_reason(model, held, made)}."
+        " This worker claims nothing until they agree; vectors that differ belong into another instance"
+    )
 
 
-def relative_l2(mine: npt.NDArray[np.float32], held: npt.NDArray[np.float32]) -> float:
-    """|mine - held| / |held|, worst row."""
+def _likely_reason(model: Model, held: dict[str, Vectors], made: dict[str, Vectors]) -> str:
+    """Try what people and machines usually get wrong, and name the mistake that explains the difference best."""
+    if _apart(_run(model), made) > TOLERANCE:
+        return "a sick device, for it gives two answers to one question: check its memory, heat and driver"
+    tried = [
+        (_apart(_run(prepared_as(model, spec)), held), mistake)
+        for mistake, spec in variants(model.preprocess)
+    ]
+    distance, mistake = min(tried)
+    if distance <= TOLERANCE:
+        return f"another preprocessing, for the catalog's vectors are those of {mistake}"
+    return (
+        "the device, the engine or one of its libraries computes something else now, for no usual mistake of the"
+        " preprocessing explains it: go back to the versions and the hardware of before"
+    )
+
+
+def _apart(mine: dict[str, Vectors], held: dict[str, Vectors]) -> float:
+    """The largest distance of any picture in any blob."""
+    return max(float(distances(mine[blob], values).max()) for blob, values in held.items())
+
+
+def distances(mine: npt.NDArray[np.float32], held: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """|mine - held| / |held| of each row, float64 (n,); infinite where `mine` is not finite."""
     difference = np.linalg.norm(mine.astype(np.float64) - held, axis=1)
     size = np.maximum(np.linalg.norm(held.astype(np.float64), axis=1), 1e-12)
-    return float((difference / size).max())
+    relative: npt.NDArray[np.float64] = np.nan_to_num(difference / size, nan=np.inf)
+    return relative

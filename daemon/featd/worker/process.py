@@ -9,12 +9,11 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from featd import logs
+from featd import clock, logs
 from featd.catalog import connect, instance, leases
 from featd.catalog.leases import Lease
 from featd.catalog.settle import Identity
 from featd.config import Settings
-from featd.engines.base import Vectors
 from featd.errors import CatalogUnavailableError, ConfigError, EngineError, LeaseLostError
 from featd.images.decoders import DecoderPool
 from featd.link import ChildLink
@@ -43,9 +42,10 @@ class Booted:
     model: Model
     batch: int
     batch_seconds: float
-    golden: dict[str, Vectors]
     instance: str
     identity: Identity
+    compared: bool
+    """The catalog held golden vectors, and these agreed."""
 
 
 def boot(settings: Settings, catalog: sa.Engine, device: str, threads: int) -> Booted:
@@ -56,24 +56,25 @@ def boot(settings: Settings, catalog: sa.Engine, device: str, threads: int) -> B
     check_store(settings.store.path, instance_id)
     model = load_model(settings, device, threads)
     instance.check_fingerprint(held, model.fingerprint, differences(held_spec, model.spec))
-    batch, timed = _fit_batch(model, settings)
-    golden.check(stored, timed.vectors)
-    identity = Identity(model.fingerprint, model.spec, golden.pack(timed.vectors))
-    return Booted(model, batch, timed.batch_seconds, timed.vectors, instance_id, identity)
+    vectors = golden.run_golden(model)
+    golden.check(stored, vectors, model)
+    batch, batch_seconds = _fit_batch(model, settings)
+    identity = Identity(model.fingerprint, model.spec, golden.pack(vectors))
+    return Booted(model, batch, batch_seconds, instance_id, identity, stored is not None)
 
 
-def _fit_batch(model: Model, settings: Settings) -> tuple[int, golden.Timed]:
-    """The largest batch, up to the configured one, that four times fits into a lease."""
+def _fit_batch(model: Model, settings: Settings) -> tuple[int, float]:
+    """The largest batch, up to the configured one, that four times fits into a lease; and how long it takes."""
     batch = settings.workers.batch
     lease = settings.workers.lease_seconds
     while True:
-        timed = golden.run_golden(model, batch)
-        if timed.batch_seconds * LEASE_BATCHES <= lease:
-            return batch, timed
+        seconds = golden.time_batch(model, batch)
+        if seconds * LEASE_BATCHES <= lease:
+            return batch, seconds
         if batch == 1:
             raise ConfigError(
-                f"workers.lease_seconds: one image takes {timed.batch_seconds:.1f} s here; a lease must last four"
-                f" times that: set it to at least {timed.batch_seconds * LEASE_BATCHES:.0f}"
+                f"workers.lease_seconds: one image takes {seconds:.1f} s here; a lease must last four"
+                f" times that: set it to at least {seconds * LEASE_BATCHES:.0f}"
             )
         batch //= 2
         log.warning("batch", "a batch takes more than a quarter of a lease: using a smaller one", batch=batch)
@@ -147,6 +148,12 @@ class Worker:
         self._booted = booted
         self._hands_path = hands_path
         self._state = "idle"
+        self._link = link
+        self._hang_seconds = hang_limit(booted.batch_seconds)
+        self._golden_at = clock.utcnow()
+        self._golden_due = clock.monotonic() + (
+            golden.EVERY_SECONDS if booted.compared else golden.FIRST_SECONDS
+        )
         held = Held()
         shares = Shares()
         self._pool = DecoderPool(
@@ -169,8 +176,7 @@ class Worker:
             ahead=TRAYS * booted.batch,
             lease_seconds=settings.workers.lease_seconds,
         )
-        kind = ShardKind(booted.model.net.blobs, engine.name, booted.instance)
-        hang_seconds = hang_limit(booted.batch_seconds)
+        kind = ShardKind(engine.blobs, engine.name, booted.instance)
         self._writer = Writer(
             catalog,
             lease,
@@ -179,7 +185,7 @@ class Worker:
             booted.identity,
             self._policy,
             held,
-            beat=lambda: link.beat(hang_seconds),
+            beat=lambda: link.beat(self._hang_seconds),
         )
         self._pipeline = Pipeline(
             engine,
@@ -189,7 +195,7 @@ class Worker:
             link,
             shares,
             dtype=settings.store.dtype,
-            hang_seconds=hang_seconds,
+            hang_seconds=self._hang_seconds,
             settle_seconds={str(root.path): root.settle_seconds for root in settings.roots},
             check_golden=self._check_golden,
         )
@@ -200,6 +206,8 @@ class Worker:
 
     def step(self) -> None:
         """One turn of the pipeline; raises what ended one of the threads."""
+        if clock.monotonic() >= self._golden_due:
+            self._check_golden()
         self._pipeline.step()
         self._state = "idle" if self._pipeline.idle else "working"
         for failure in (self._claims.failure, self._writer.failure):
@@ -232,7 +240,22 @@ class Worker:
             self._hands_path.unlink(missing_ok=True)
 
     def _check_golden(self) -> None:
-        """EngineError where the engine makes other vectors of the golden pictures than it did at boot."""
-        model, vectors = self._booted.model, self._booted.golden
-        count = len(next(iter(vectors.values())))
-        golden.check(golden.pack(vectors), model.engine.forward(golden.golden_batch(model, count)))
+        """EngineError where the engine makes other vectors of the golden pictures than the catalog holds, or, as
+        long as it holds none, than this worker made when it started."""
+        self._link.beat(BOOT_SECONDS)  # where they differ, finding out why takes many batches
+        stored = None
+        with contextlib.suppress(CatalogUnavailableError), connect.reading(self._catalog) as conn:
+            stored = instance.golden(conn)
+        model = self._booted.model
+        try:
+            golden.check(stored or self._booted.identity.golden, golden.run_golden(model), model)
+        except EngineError:
+            log.error(
+                "golden",
+                "the golden vectors differ: what this lease sealed since they last agreed may be wrong",
+                lease=self._lease.id,
+                agreed_at=self._golden_at.isoformat(timespec="seconds"),
+            )
+            raise
+        self._golden_at = clock.utcnow()
+        self._golden_due = clock.monotonic() + golden.EVERY_SECONDS

@@ -1,0 +1,31 @@
+"""The part of a dead process's last words that tells why: for the image's row, the lease, the log and `status`."""
+
+from __future__ import annotations
+
+import re
+
+KEPT = 800
+"""Characters that go on a row."""
+
+_GLOG_FATAL = re.compile(r"F\d{4,8} ")
+_STACK = ("*** Check failure stack trace", "Extension modules:", "Thread 0x", "Current thread 0x")
+_PYTHON_FATAL = "Fatal Python error"
+_TRACEBACK = "Traceback (most recent call last):"
+
+
+def telling(words: str) -> str:
+    """Caffe's (glog's) fatal line where there is one; else what was said last, without stacks but for their top."""
+    lines = [line.rstrip() for line in words.splitlines() if line.strip()]
+    fatal = [line for line in lines if _GLOG_FATAL.match(line)]
+    if fatal:
+        return "\n".join(fatal)[:KEPT]
+    for at, line in enumerate(lines):
+        if line.startswith(_PYTHON_FATAL):
+            # What came before it, then the top of the stack: a dump goes from the newest call to the oldest.
+            around = [*lines[max(0, at - 3) : at], *lines[at : at + 6]]
+            return "\n".join(line for line in around if not line.startswith(_STACK))[:KEPT]
+    if _TRACEBACK in lines:
+        last = len(lines) - 1 - lines[::-1].index(_TRACEBACK)
+        return "\n".join(line for line in lines[last + 1 :] if not line.startswith(" "))[-KEPT:]
+    spoken = [line for line in lines if not line.startswith(_STACK)]
+    return "\n".join(spoken)[-KEPT:]

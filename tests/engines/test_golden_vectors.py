@@ -1,0 +1,74 @@
+"""Golden vectors of a trained net's shape: alike in both engines, and unlike under every usual mistake."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+
+import nets
+from featd.config import ModelConfig, PreprocessConfig, Settings
+from featd.errors import EngineError
+from featd.images.variants import variants
+from featd.worker import golden
+from featd.worker.model import Model, load_model, prepared_as
+
+BLOBS = ("fc7", "pool5")
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("golden")
+    definition = folder / "caffenet.prototxt"
+    definition.write_text(nets.caffenet_prototxt())
+    nets.random_weights(definition, folder / "caffenet.caffemodel")
+    return {"net": str(definition), "weights": folder / "caffenet.caffemodel", "blobs": BLOBS}
+
+
+def load(settings: dict[str, Any], engine: str, **preprocess: Any) -> Model:
+    model = ModelConfig(engine=engine, **settings)  # type: ignore[arg-type]
+    return load_model(Settings(model=model, preprocess=PreprocessConfig(**preprocess)), "cpu", 1)
+
+
+@pytest.fixture(scope="module")
+def shallow(settings: dict[str, Any]) -> Model:
+    return load({**settings, "blobs": ("pool1",)}, "onnxruntime")
+
+
+def test_the_engines_pass_each_others_golden_vectors(settings: dict[str, Any]) -> None:
+    nets.real_caffe()
+    caffe, onnxruntime = load(settings, "caffe"), load(settings, "onnxruntime")
+    theirs, ours = golden.run_golden(caffe), golden.run_golden(onnxruntime)
+    golden.check(golden.pack(theirs), ours, onnxruntime)
+    golden.check(golden.pack(ours), theirs, caffe)
+    for blob in BLOBS:
+        # A tenth of the tolerance: there is room for another device.
+        assert golden.distances(ours[blob], theirs[blob]).max() < golden.TOLERANCE / 10
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        'preset "pycaffe"',
+        'channels = "rgb"',
+        "a mean in the order rgb",
+        "no mean",
+        "scale 1/255",
+        'interpolation = "nearest"',
+        'crops = "ten"',
+    ],
+)
+def test_the_usual_mistakes_are_caught_and_named(shallow: Model, mistake: str) -> None:
+    then = golden.run_golden(prepared_as(shallow, dict(variants(shallow.preprocess))[mistake]))
+    with pytest.raises(EngineError, match=f"the catalog's vectors are those of {re.escape(mistake)}"):
+        golden.check(golden.pack(then), golden.run_golden(shallow), shallow)
+
+
+def test_a_picture_that_came_out_wrong_is_caught(shallow: Model) -> None:
+    mine = golden.run_golden(shallow)
+    held = {blob: values.copy() for blob, values in mine.items()}
+    held["pool1"][5] = np.roll(held["pool1"][5], 1)
+    with pytest.raises(EngineError, match="1 of 8 built-in pictures"):
+        golden.check(golden.pack(held), mine, shallow)
