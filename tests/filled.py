@@ -60,10 +60,10 @@ class Filled:
     def config(self) -> Path:
         return self.folder / "featd.toml"
 
-    def open_lease(self, device: str = "cpu:0") -> Lease:
+    def open_lease(self, device: str = "cpu:0", host: str = "here") -> Lease:
         def work(conn: sa.Connection) -> Lease:
             return leases.open_lease(
-                conn, host="here", pid=os.getpid(), device=device, engine="onnxruntime", lease_seconds=60.0
+                conn, host=host, pid=os.getpid(), device=device, engine="onnxruntime", lease_seconds=60.0
             )
 
         return connect.transact(self.catalog, work)

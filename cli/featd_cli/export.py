@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from featd.config import Settings
 
 
+HDF5_SUFFIXES = (".h5", ".hdf5", ".hdf")
+
+
 class Format(StrEnum):
     """What `export` writes."""
 
@@ -58,6 +61,12 @@ def export(
     featd may go on working meanwhile: an image that changes or vanishes during the export is left out or has
     the vector it had when its turn came.
     """
+    chosen = ctx.get_parameter_source("form")
+    if out.suffix.lower() in HDF5_SUFFIXES and (chosen is None or chosen.name == "DEFAULT"):
+        raise typer.BadParameter(
+            f"{out.name} is the name of an HDF5 file: add --format hdf5 (npy makes a folder)",
+            param_hint="OUT",
+        )
     from featd import export as exporting
     from featd.config import find
 

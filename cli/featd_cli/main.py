@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from featd import __version__
-from featd.errors import EXIT_ERROR, EXIT_OUT_OF_REACH, FeatdError
+from featd.errors import EXIT_ERROR, EXIT_OUT_OF_REACH, FeatdError, reason
 from featd_cli import (
     db,
     enqueue,
@@ -117,12 +117,13 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:
         if error.errno == errno.EPIPE:
             return _silenced()
-        complain(str(error))
+        named = isinstance(error.filename, str | bytes)
+        complain(f"{os.fsdecode(error.filename)}: {reason(error)}" if named else reason(error))
         return EXIT_ERROR
     except Exception as error:
         if _is_database_error(error):
-            reason = str(getattr(error, "orig", error)).strip().partition("\n")[0]
-            complain(f"the catalog is out of reach: {reason}")
+            said = str(getattr(error, "orig", error)).strip().partition("\n")[0]
+            complain(f"the catalog is out of reach: {said}")
             return EXIT_OUT_OF_REACH
         traceback.print_exc()
         complain("this is a bug in featd: please report it with the lines above")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
-import json
-import os
+import dataclasses
 import socket
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from featd.errors import StoreUnavailableError
 from featd.states import State
+from featd_cli import status_daemon
+from featd_cli.status_daemon import Daemon
 
 if TYPE_CHECKING:
     from featd.catalog.stats import FailureLine, ShardTotals, WorkerLine
@@ -35,12 +35,13 @@ class Report:
     failures: list[FailureLine]
     ingest: dict[str, Any]
     decoders: int
+    roots: int = 1
+    daemon: Daemon = field(default_factory=Daemon)
+    """The featd of this host."""
     next_due_seconds: float | None = None
     """Until the next pending image is due; looked for only where no worker is working."""
     waiting_roots: dict[str, str] = field(default_factory=dict)
     """Roots that are offline or not configured, and have pending images -> why."""
-    supervisor_pid: int | None = None
-    """Of a featd that runs on this host; looked for only where no worker is."""
     warnings: list[str] = field(default_factory=list)
 
     @property
@@ -54,9 +55,7 @@ class Report:
 
     @property
     def images_per_second(self) -> float:
-        return round(
-            sum((float(worker.shares.get("images_per_second", 0.0)) for worker in self.workers), 0.0), 2
-        )
+        return round(sum((rate_of(worker) for worker in self.workers), 0.0), 2)
 
     @property
     def eta_seconds(self) -> float | None:
@@ -66,13 +65,15 @@ class Report:
 
 def look(instance: Instance) -> Report:
     """One look at everything. Reads no row of `images` but by an index."""
-    from featd.catalog import connect, counters, stats
+    from featd.catalog import connect, counters, hosts, stats
     from featd.catalog import instance as identity
 
     settings = instance.settings
+    daemon = status_daemon.look(settings.store.path)
+    down = socket.gethostname() if daemon.down else None
     with instance.read() as conn:
         counts = counters.counts(conn)
-        workers = stats.workers(conn)
+        workers = [_dead(worker) if worker.host == down else worker for worker in stats.workers(conn)]
         busy = any(state_of(worker) == "working" for worker in workers)
         stuck = bool(workers) and not busy and counts[State.PENDING] > 0
         report = Report(
@@ -83,63 +84,31 @@ def look(instance: Instance) -> Report:
             shards=stats.shard_totals(conn),
             workers=workers,
             failures=stats.failures_by_kind(conn),
-            ingest={
-                "watching": 0,
-                "last_scan_at": None,
-                "overflows": 0,
-                **(counters.get_value(conn, "ingest") or {}),
-            },
+            ingest=hosts.ingest_of_all(conn, down),
             decoders=settings.workers.decoders,
+            roots=len(settings.roots),
+            daemon=daemon,
             next_due_seconds=stats.next_due_seconds(conn) if stuck else None,
             waiting_roots=_waiting_roots(settings, stats.pending_roots(conn)) if stuck else {},
-            supervisor_pid=None if workers else running_supervisor(settings.store.path),
         )
     report.warnings.extend(_warnings(settings, report))
     return report
 
 
+def _dead(worker: WorkerLine) -> WorkerLine:
+    """Its lease is open, but its supervisor is gone: no worker outlives that."""
+    return dataclasses.replace(worker, shares={"state": "dead"})
+
+
 def state_of(worker: WorkerLine) -> str:
-    """`working`, `idle`, `stopping`; a worker that has not reported yet is `starting`."""
-    return str(worker.shares.get("state", "starting"))
+    """`working`, `idle`, `stopping` or `dead`; a worker that has not reported yet is `starting`."""
+    told = worker.done or worker.failed
+    return str(worker.shares.get("state", "working" if told else "starting"))
 
 
-def running_supervisor(store: Path) -> int | None:
-    """The pid of a featd that runs on this store and host: whoever holds its lock."""
-    try:
-        fd = os.open(store / "run" / f"{socket.gethostname()}.lock", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return None
-    try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return int(os.pread(fd, 32, 0).strip() or 0)
-    finally:
-        os.close(fd)
-    return None
-
-
-def supervisor_says(store: Path) -> dict[str, Any]:
-    """What a running supervisor of this host tells of its children and of the last reload; empty if none runs."""
-    if running_supervisor(store) is None:
-        return {}
-    try:
-        found = json.loads(
-            (store / "run" / socket.gethostname() / "supervisor.json").read_text(encoding="utf-8")
-        )
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _troubles(said: dict[str, Any]) -> list[str]:
-    """One line for each child that is not at work, and for a configuration that was refused."""
-    found = [
-        f"{child['name']} is {child['state'].replace('_', ' ')}: {child['why']}"
-        + (f" ({child['last_words']})" if child.get("last_words") else "")
-        for child in said.get("children", [])
-        if child.get("why") and child["state"] not in ("ready", "finished")
-    ]
-    return [*found, said["reload"]] if said.get("reload") else found
+def rate_of(worker: WorkerLine) -> float:
+    """Images per second, as the worker measured it over the last seconds."""
+    return float(worker.shares.get("images_per_second", 0.0))
 
 
 def _waiting_roots(settings: Settings, pending: set[str]) -> dict[str, str]:
@@ -161,18 +130,19 @@ def _warnings(settings: Settings, report: Report) -> list[str]:
         check_store(settings.store.path, report.instance)
     except StoreUnavailableError as error:
         found.append(f"store {error}")
-    found.extend(_troubles(supervisor_says(settings.store.path)))
+    found.extend(status_daemon.troubles(report.daemon))
+    notes = dict(report.ingest["notes"])
     for root in settings.roots:
         state = root_state(root.path)
         if state is not RootState.ONLINE:
             found.append(f"root {root.path} is offline ({state}): its images keep their state")
-    if report.workers:
-        found.extend(f"root {root}: {note}" for root, note in sorted(report.ingest.get("notes", {}).items()))
+            notes.pop(str(root.path), None)  # it says the same
+    found.extend(f"root {root}: {note}" for root, note in sorted(notes.items()))
     for worker in report.workers:
-        if worker.expires_in_seconds < settings.workers.lease_seconds * LEASE_WARNING:
+        left = worker.expires_in_seconds
+        if left < settings.workers.lease_seconds * LEASE_WARNING and state_of(worker) != "dead":
             found.append(
-                f"worker {worker.device} on {worker.host} has not renewed its lease: it ends in"
-                f" {worker.expires_in_seconds:.0f} s"
+                f"worker {worker.device} on {worker.host} has not renewed its lease: it ends in {left:.0f} s"
             )
     return found
 
@@ -185,6 +155,8 @@ def holds_back(report: Report) -> str:
             if report.ingest["last_scan_at"]
             else "start `featd run`, or look for them with `featd scan`"
         )
+    if report.workers and all(state_of(worker) == "dead" for worker in report.workers):
+        return "featd was killed: start `featd run`, it recovers by itself"
     if not report.open:
         failed = report.counts[State.FAILED]
         return "nothing is left to do" + (
@@ -193,8 +165,8 @@ def holds_back(report: Report) -> str:
             else ""
         )
     if not report.workers:
-        if report.supervisor_pid:
-            return f"no worker is at work yet: featd (pid {report.supervisor_pid}) loads the net, or its log says why"
+        if report.daemon.pid:
+            return f"no worker is at work yet: featd (pid {report.daemon.pid}) loads the net, or its log says why"
         return "no worker is running: start `featd run`"
     working = [worker for worker in report.workers if state_of(worker) == "working"]
     if working:
@@ -251,7 +223,7 @@ def as_json(report: Report) -> dict[str, Any]:
                 "state": state_of(worker),
                 "done": worker.done,
                 "failed": worker.failed,
-                "images_per_second": float(worker.shares.get("images_per_second", 0.0)),
+                "images_per_second": rate_of(worker),
                 "lease_expires_in": round(worker.expires_in_seconds, 1),
                 "share": {
                     **dict.fromkeys(("wait", "decode", "forward", "write"), 0.0),
@@ -264,6 +236,7 @@ def as_json(report: Report) -> dict[str, Any]:
             {"kind": line.kind, "count": line.count, "example": line.example} for line in report.failures
         ],
         "ingest": report.ingest,
+        "daemon": {"pid": report.daemon.pid, "failed_start": report.daemon.failed_start},
         "holds_back": holds_back(report),
         "warnings": report.warnings,
     }

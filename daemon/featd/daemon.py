@@ -14,13 +14,14 @@ from typing import Any
 from featd import clock, logs
 from featd.child import ChildSpec
 from featd.config import Settings
-from featd.errors import LockHeldError
+from featd.errors import FeatdError, LockHeldError
 from featd.images.hands import mark_escalated
 from featd.link import ChildLink
 from featd.preflight import check_beforehand
 from featd.reload import ConfigReload
-from featd.shards.store import run_folder
+from featd.shards.store import is_store, run_folder
 from featd.supervisor import Supervisor
+from featd.supervisor_state import leave_failed_start
 from featd.systemd import Notifier
 from featd.worker import devices
 
@@ -42,7 +43,12 @@ def run(settings: Settings, *, drain: bool, config: Path | None = None) -> int:
     faulthandler.enable(2)  # systemd's watchdog aborts a supervisor that hangs: leave its stack
     notifier = Notifier()
     host = socket.gethostname()
-    check_beforehand(settings, notifier)
+    try:
+        check_beforehand(settings, notifier)
+    except FeatdError as error:
+        if is_store(settings.store.path):  # else it may be a disk that is not mounted
+            leave_failed_start(run_folder(settings.store.path, host), error)
+        raise
     folder = run_folder(settings.store.path, host)
     lock_fd = take_lock(folder.parent / f"{host}.lock")
     reload = None
@@ -87,7 +93,7 @@ def child_specs(settings: Settings, host: str, *, drain: bool) -> list[ChildSpec
         ),
         ChildSpec(
             "ingest",
-            functools.partial(_ingest, settings=settings, drain=drain),
+            functools.partial(_ingest, settings=settings, host=host, drain=drain),
             after=("janitor",),
             once=drain,
         ),
@@ -105,10 +111,10 @@ def _janitor(link: ChildLink, settings: Settings, host: str, drain: bool) -> int
     return process.run(link, settings, host, draining=drain)
 
 
-def _ingest(link: ChildLink, settings: Settings, drain: bool) -> int:
+def _ingest(link: ChildLink, settings: Settings, host: str, drain: bool) -> int:
     from featd.ingest import process
 
-    return process.run(link, settings, once=drain)
+    return process.run(link, settings, host, once=drain)
 
 
 def _worker(link: ChildLink, settings: Settings, host: str, device: str, label: str, threads: int) -> int:

@@ -132,6 +132,11 @@ class ChildLink:
                 with contextlib.suppress(BlockingIOError):
                     os.eventfd_write(fd, 1)
 
+    def wake_self(self) -> None:
+        """End the sleep of another thread of this child."""
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_write(self.wake_fd, 1)
+
     def take_wake(self) -> bool:
         """Whether somebody woke this child since the last call."""
         try:

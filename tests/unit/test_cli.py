@@ -166,6 +166,11 @@ def test_a_broken_configuration_is_78(tmp_path: Path, featd: Run, text: str) -> 
     assert "featd.toml" in err
 
 
+def test_a_path_and_a_reason_are_said_once(tmp_path: Path, featd: Run) -> None:
+    code, _, err = featd("--config", tmp_path, "status")
+    assert (code, err) == (78, f"featd: {tmp_path}: Is a directory\n")
+
+
 def test_an_empty_catalog_asks_for_init(tmp_path: Path, featd: Run) -> None:
     (tmp_path / "featd.db").touch()
     (tmp_path / "featd.toml").touch()
@@ -355,7 +360,13 @@ def test_export(filled: Filled, featd: Run, tmp_path: Path) -> None:
     )
     assert featd("--config", filled.config, "export", tmp_path / "x", "--blob", "fc8")[0] == 78
     assert featd("--config", filled.config, "export", tmp_path / "x", "--format", "csv")[0] == 2
-    assert featd("--config", filled.config, "export", "/proc/out")[0] == 1
+    code, _, err = featd("--config", filled.config, "export", "/proc/out")
+    assert (code, err) == (1, "featd: /proc/out: No such file or directory\n")
+    code, _, err = featd("--config", filled.config, "export", tmp_path / "p.h5")
+    assert code == 2
+    assert "--format hdf5" in err
+    assert not (tmp_path / "p.h5").exists()
+    assert featd("--config", filled.config, "export", tmp_path / "p.h5", "--format", "npy")[0] == 0
 
 
 def test_net_shows_layers_and_blobs(featd: Run) -> None:

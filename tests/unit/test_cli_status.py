@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from featd.catalog import connect, hosts
 from featd.catalog.stats import FailureLine, ShardTotals, WorkerLine
 from featd.states import Kind, State
 from featd_cli import status_screen
@@ -62,7 +63,9 @@ def test_the_document(filled: Filled, capsys: pytest.CaptureFixture[str]) -> Non
     assert document["failures"] == [
         {"kind": "decode.corrupt", "count": 1, "example": f"{filled.roots[0]}/c.jpg"}
     ]
-    assert document["ingest"] == {"watching": 0, "last_scan_at": None, "overflows": 0}
+    ingest = document["ingest"]
+    assert (ingest["watching"], ingest["last_scan_at"], ingest["overflows"]) == (0, None, 0)
+    assert document["daemon"] == {"pid": None, "failed_start": None}
     assert document["warnings"] == []
 
 
@@ -96,6 +99,68 @@ def test_a_running_featd_without_workers_is_not_called_down(
         file.flush()
         assert "pid 4711" in status(filled, capsys)["holds_back"]
     assert "start `featd run`" in status(filled, capsys)["holds_back"]
+
+
+def says(filled: Filled, host: str, **said: Any) -> None:
+    standing = {"watching": 1, "notes": {}, "overflows": 0, "rewatched": 0, "handler_errors": 0, **said}
+    connect.transact(filled.catalog, lambda conn: hosts.publish(conn, host, standing, 60.0))
+
+
+def test_after_a_kill_of_everything_nothing_is_said_to_run(
+    filled: Filled, capsys: pytest.CaptureFixture[str]
+) -> None:
+    here = socket.gethostname()
+    filled.enqueue(["a.jpg"])
+    filled.end_lease()
+    filled.lease = filled.open_lease(host=here)
+    filled.renew({"state": "working", "images_per_second": 4.0, "share": {}})
+    says(filled, here, notes={"/r": "offline"})
+    connect.transact(filled.catalog, lambda conn: hosts.take_duty(conn, hosts.Duty.SCAN, here, 60.0))
+    lock = filled.store / "run" / f"{here}.lock"
+    lock.parent.mkdir()
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.write("4711")
+        file.flush()
+        document = status(filled, capsys)
+        assert document["daemon"]["pid"] == 4711
+        assert document["workers"][0]["state"] == "working"
+        assert (document["ingest"]["watching"], document["ingest"]["scanned_by"]) == (1, here)
+        assert document["warnings"] == ["root /r: offline"]
+    document = status(filled, capsys)
+    assert document["workers"][0]["state"] == "dead"
+    assert document["rate"]["images_per_second"] == 0.0
+    assert (document["ingest"]["watching"], document["ingest"]["scanned_by"]) == (0, None)
+    assert "featd was killed" in document["holds_back"]
+    assert document["warnings"] == []
+    # Without the store it cannot be told who runs: the lease is believed.
+    filled.store.rename(filled.folder / "elsewhere")
+    assert status(filled, capsys)["workers"][0]["state"] == "working"
+
+
+def test_another_hosts_worker_is_believed(filled: Filled, capsys: pytest.CaptureFixture[str]) -> None:
+    says(filled, "here")
+    assert status(filled, capsys)["workers"][0]["state"] == "starting"
+    filled.done(["a.jpg"])
+    document = status(filled, capsys)
+    assert document["workers"][0]["state"] == "working"  # though it has not told yet
+    assert document["ingest"]["watching"] == 1
+
+
+def test_a_start_that_failed_is_a_warning_until_featd_runs(
+    filled: Filled, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = filled.store / "run" / socket.gethostname()
+    folder.mkdir(parents=True)
+    (folder / "failed_start.json").write_text('{"at": "x", "exit_code": 78, "message": "no such blob"}')
+    document = status(filled, capsys)
+    assert document["daemon"]["failed_start"]["message"] == "no such blob"
+    assert document["warnings"] == ["the last start of featd failed: no such blob"]
+
+
+def test_watch_and_json_are_not_for_the_same(filled: Filled, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--config", str(filled.config), "status", "--watch", "--json"]) == 2
+    assert "--json" in capsys.readouterr().err
 
 
 def test_back_off_and_offline_roots_are_named(filled: Filled, capsys: pytest.CaptureFixture[str]) -> None:
@@ -143,7 +208,7 @@ def report(**changes: Any) -> Report:
         "failures": [
             FailureLine("decode.unsupported", 98_765, "/data/" + "long/" * 40 + "漢字の\x1b[31m.jpg")
         ],
-        "ingest": {"watching": 0, "last_scan_at": datetime.now(UTC).isoformat(), "overflows": 0},
+        "ingest": {"watching": 0, "last_scan_at": datetime.now(UTC).isoformat(), "scanned_by": "h" * 60},
         "decoders": 2,
         "warnings": ["root /data/" + "long/" * 20 + " is offline (empty): its images keep their state"],
     }
@@ -151,11 +216,11 @@ def report(**changes: Any) -> Report:
 
 
 def screen(shown: Report) -> list[str]:
-    return list(status_screen.lines(shown, blocks=False))
+    return status_screen.lines(shown, blocks=False)
 
 
 def plain(line: str) -> str:
-    for code in ("1", "0", "31", "32", "33", "36"):
+    for code in ("1", "0", "31", "32", "33", "35", "36", "90"):
         line = line.replace(f"\x1b[{code}m", "")
     return line
 
@@ -171,6 +236,40 @@ def test_the_screen_fits_80_columns_whatever_it_shows() -> None:
     assert "123,456,789" in text
     assert "about 4 d 2 h left" in text
     assert "raise workers.decoders" in text
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2, 8, 64])
+@pytest.mark.parametrize("height", [6, 10, 14, 18, 24, 50])
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_it_fits_any_terminal_and_keeps_what_matters_most(workers: int, height: int, width: int) -> None:
+    from rich.cells import cell_len
+
+    one = report().workers[0]
+    failures = [FailureLine(kind.value, 7, "/data/x.jpg") for kind in Kind]
+    shown = report(workers=[one] * workers, failures=failures)
+    lines = [plain(line) for line in status_screen.fitted(shown, blocks=True, width=width, height=height)]
+    assert len(lines) <= height
+    if width >= 80:
+        assert not [line for line in lines if cell_len(line) > width and "long/" not in line]
+    text = "\n".join(lines)
+    assert "of 1,000,098,860 images" in text
+    assert ("no worker is running" if not workers else "decoding is the limit") in text.lower()
+    if height >= 10:
+        assert "warning" in text
+    if height >= 24 and workers == 64:
+        shown_workers = sum(line.startswith("cuda:0") for line in lines)
+        assert f"... and {64 - shown_workers} more" in text
+        assert len(lines) >= height - 1  # no room is wasted
+
+
+def test_where_the_time_goes_is_drawn_to_scale() -> None:
+    (line,) = [
+        plain(line) for line in screen(report(workers=report().workers[:1])) if line.startswith("cuda:0")
+    ]
+    assert (line.count("d"), line.count("#")) == (20 + len("cuda"[2:3]), 2)
+    nothing = WorkerLine("cuda:0", "h", 1, "caffe", 0, 0, datetime.now(UTC), 59.0, {})
+    (line,) = [plain(line) for line in screen(report(workers=[nothing])) if line.startswith("cuda:0")]
+    assert "#" not in line
 
 
 def test_the_bar_is_full_only_when_all_is_done() -> None:

@@ -49,13 +49,19 @@ GROUP_ROOTS = 16
 """Roots whose queues one statement merges: each costs the database a plan."""
 
 
-def claim(conn: sa.Connection, lease: Lease, limit: int, roots: Sequence[str]) -> list[ClaimedImage]:
+def claim(
+    conn: sa.Connection,
+    lease: Lease,
+    limit: int,
+    roots: Sequence[str],
+    priorities: Sequence[int] = PRIORITIES,
+) -> list[ClaimedImage]:
     """Claim up to `limit` due rows of `roots` (those online) under `lease`, oldest first within priority."""
     leases.hold(conn, lease)
     claimed: list[ClaimedImage] = []
     values = {"state": State.CLAIMED, "lease_id": lease.id, "updated_at": dialects.now(conn)}
     # One walk of the claim index per priority and root, from its first due row to its last and no further.
-    for priority in PRIORITIES:
+    for priority in priorities:
         for group in _groups(conn, roots, priority):
             if (wanted := limit - len(claimed)) <= 0:
                 break

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from featd import clock
 from featd.catalog import dialects
-from featd.errors import CatalogUnavailableError, ConfigError, SchemaError
+from featd.errors import CatalogUnavailableError, ConfigError, SchemaError, reason
 
 T = TypeVar("T")
 
@@ -63,7 +63,7 @@ def credential() -> str | None:
     except FileNotFoundError:
         return None
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"the credential database-password cannot be read: {error}") from None
+        raise ConfigError(f"the credential database-password cannot be read: {reason(error)}") from None
 
 
 def shown_url(engine: sa.Engine) -> str:

@@ -1,4 +1,7 @@
-"""The ingest child: watches and scans the roots, and wakes the workers. One turn for all roots is `step`."""
+"""The ingest child: watches and scans the roots, and wakes the workers. One turn for all roots is `step`.
+
+Of several hosts each watches, and one scans: whoever holds the duty.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,12 @@ import os
 import select
 from typing import Any
 
+import sqlalchemy as sa
+
 from featd import clock, logs
-from featd.catalog import connect, counters
+from featd.catalog import connect, hosts
 from featd.catalog.enqueue import Enqueued
+from featd.catalog.hosts import Duty
 from featd.config import Settings
 from featd.errors import CatalogUnavailableError
 from featd.ingest.root import RootIngest
@@ -25,14 +31,21 @@ SCAN_BEAT_SECONDS = 600.0
 """A turn that takes longer than this is a hang (a dead network mount)."""
 PUBLISH_SECONDS = 1.0
 """Between two changes of what the status shows."""
+RENEW_SECONDS = 5.0
+"""Between two looks at who scans; at most a third of what the duty lasts, which is as long as a lease."""
 
 
 class Ingest:
-    """All roots, a turn at a time. `once`: each is scanned one time and none is watched."""
+    """All roots, a turn at a time. `once`: each is scanned one time, whoever else scans, and none is watched."""
 
-    def __init__(self, settings: Settings, link: ChildLink, *, once: bool = False) -> None:
+    def __init__(self, settings: Settings, link: ChildLink, host: str, *, once: bool = False) -> None:
         self._catalog = connect.open_catalog(settings.catalog.url, settings.workers.lease_seconds)
         self._link = link
+        self._host = host
+        self._once = once
+        self._lasts_seconds = settings.workers.lease_seconds
+        self._renew_due = 0.0
+        self._scans = True
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._roots = [
             RootIngest(self._catalog, root, watched=not once, wake=self._wake, on_batch=self._on_batch)
@@ -56,6 +69,8 @@ class Ingest:
         """One turn for each root; returns the scans of whole roots that ended in it."""
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self._wake_fd)
+        if now >= self._renew_due:
+            self._renew(now)
         ended = []
         for root in self._roots:
             self._link.beat(SCAN_BEAT_SECONDS)
@@ -72,13 +87,13 @@ class Ingest:
         soonest = min((root.next_due(now) for root in self._roots), default=now + 60.0)
         if self._standing() != self._published:
             soonest = min(soonest, self._publish_due)
-        return max(0.0, soonest - now)
+        return max(0.0, min(soonest, self._renew_due) - now)
 
     def close(self) -> None:
         for root in self._roots:
             root.close()
         with contextlib.suppress(CatalogUnavailableError):
-            self._publish(float("inf"))
+            connect.transact(self._catalog, self._leave)
         self._catalog.dispose()
         os.close(self._wake_fd)
 
@@ -108,7 +123,36 @@ class Ingest:
         if not scan.start:
             self._link.wake_others()
 
-    # What the status shows
+    # What other hosts and the status are told
+
+    def _renew(self, now: float) -> None:
+        """Say that this host is there still, and learn whether it is the one that scans."""
+        lost = [root.name for root in self._roots if root.in_doubt] if not self._scans else []
+
+        def work(conn: sa.Connection) -> tuple[bool, set[str]]:
+            scans = self._once or hosts.take_duty(conn, Duty.SCAN, self._host, self._lasts_seconds)
+            if self._before is None:
+                before = hosts.standings(conn).get(self._host)
+                self._before = {} if before is None else before.said
+            self._write(conn)
+            if scans:
+                return True, set() if self._once else hosts.take_asked(conn)
+            if lost:
+                hosts.ask_scan(conn, lost)
+            return False, set()
+
+        scans, asked = connect.transact(self._catalog, work)
+        self._renew_due = now + min(RENEW_SECONDS, self._lasts_seconds / 3)
+        if scans != self._scans:
+            log.info(
+                "duty", "this host scans" if scans else "another host scans; this one watches", scans=scans
+            )
+        self._scans = scans
+        for root in self._roots:
+            if not scans:
+                root.stand_by()
+            elif not root.scans or root.name in asked:
+                root.scan_soon()
 
     def _standing(self) -> dict[str, Any]:
         before = self._before or {}
@@ -122,27 +166,25 @@ class Ingest:
 
     def _publish(self, now: float) -> None:
         """Write what changed into the catalog; counts go on from where the last process left them."""
-        if self._before is None:
-            with connect.reading(self._catalog) as conn:
-                self._before = counters.get_value(conn, "ingest") or {}
+        if now >= self._publish_due and self._standing() != self._published:
+            connect.transact(self._catalog, self._write)
+            self._publish_due = now + PUBLISH_SECONDS
+
+    def _write(self, conn: sa.Connection) -> None:
         standing = self._standing()
-        if now < self._publish_due or standing == self._published:
-            return
-
-        def work(conn: Any) -> None:
-            value = counters.get_value(conn, "ingest") or {}
-            counters.set_value(conn, "ingest", {"last_scan_at": None, **value, **standing})
-
-        connect.transact(self._catalog, work)
+        hosts.publish(conn, self._host, standing, self._lasts_seconds)
         self._published = standing
-        self._publish_due = now + PUBLISH_SECONDS
+
+    def _leave(self, conn: sa.Connection) -> None:
+        hosts.leave_duty(conn, Duty.SCAN, self._host)
+        self._write(conn)
 
 
-def run(link: ChildLink, settings: Settings, *, once: bool) -> int:
+def run(link: ChildLink, settings: Settings, host: str, *, once: bool) -> int:
     """The child's life: `once` scans every root one time and ends."""
     take_over_watchdogs_words()
     stop = StopFlag()
-    ingest = Ingest(settings, link, once=once)
+    ingest = Ingest(settings, link, host, once=once)
     link.report("ready")
     while not stop.stopping:
         try:

@@ -82,6 +82,8 @@ class RootIngest:
         self.root = root
         self.name = str(root.path)
         self.counts = Counts()
+        self.scans = True
+        """Whether this host scans all of the root; folders in doubt are scanned by whoever doubts."""
         self._catalog = catalog
         self._on_batch = on_batch
         self._hints = Hints(wake)
@@ -130,6 +132,25 @@ class RootIngest:
     def close(self) -> None:
         if self._watch is not None:
             self._watch.close()
+
+    # Who scans
+
+    @property
+    def in_doubt(self) -> bool:
+        """Whether only a scan of all of it tells what became of it."""
+        return self._doubts.everything
+
+    def stand_by(self) -> None:
+        """Another host scans this root, and was asked to where this one is in doubt."""
+        self.scans = False
+        self._scan = None
+        self._doubts.everything = False
+        self._passing = None
+
+    def scan_soon(self) -> None:
+        """This host scans this root from now on, and begins with it."""
+        self.scans = True
+        self._doubts.everything = True
 
     # What the status shows
 
@@ -231,7 +252,7 @@ class RootIngest:
     # The scans
 
     def _next_scan(self) -> float:
-        return self._scan_not_before if self._doubts.everything else self._scan_due
+        return self._scan_not_before if self._doubts.everything and self.scans else self._scan_due
 
     def _scan_on(self, now: float) -> list[Scan]:
         ended = []
@@ -244,9 +265,12 @@ class RootIngest:
         if self._scan is None and now >= self._next_scan():
             if self._watch is not None and not (self.watching or self._doubts.everything):
                 self._open_watch()  # perhaps there is room for it by now
-            self._doubts.everything = False
-            self._scan_began = clock.monotonic()
-            self._scan = self._begin(b"")
+            if self.scans:
+                self._doubts.everything = False
+                self._scan_began = clock.monotonic()
+                self._scan = self._begin(b"")
+            else:
+                self._scan_due = now + self.root.rescan_seconds
         if self._scan is not None and self._go_on(self._scan):
             ended.append(self._scan)
             self._compare_unreadable(set(self._scan.report.unreadable))

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from featd import clock, logs
 from featd.batched import batched
-from featd.catalog import connect, counters, enqueue
+from featd.catalog import connect, counters, enqueue, hosts
 from featd.catalog.enqueue import Enqueued, FoundFile, KnownFile
 from featd.config import RootConfig
 from featd.ingest.globs import Globs
@@ -210,9 +210,7 @@ class Scan:
     def _note(self, conn: sa.Connection) -> None:
         if self.start:
             return
-        ingest = counters.get_value(conn, "ingest") or {"watching": 0, "overflows": 0}
-        ingest["last_scan_at"] = clock.utcnow().isoformat()
-        counters.set_value(conn, "ingest", ingest)
+        hosts.note_scan(conn)
         if self._durable:
             counters.set_value(conn, cursor_name(self._root), {})
 

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import select
 from collections import deque
 from pathlib import Path
 from typing import Any
 
 from featd import clock, logs
-from featd.catalog import connect, counters, stats
+from featd.catalog import connect, counters, hosts, stats
+from featd.catalog.hosts import Duty
 from featd.catalog.leases import Lease
 from featd.config import Settings
 from featd.errors import CatalogUnavailableError
 from featd.janitor import drain
-from featd.janitor.last_words import telling
 from featd.janitor.leftovers import remove_leftovers
 from featd.janitor.rescue import Death, Rescue
+from featd.last_words import telling
 from featd.link import ChildLink
 from featd.shards.store import run_folder
 from featd.signals import StopFlag
@@ -24,6 +26,7 @@ from featd.states import Kind, State
 log = logs.get("janitor")
 
 EXPIRED_EVERY_SECONDS = 5.0
+DUTY_EVERY_SECONDS = 5.0
 STATUS_EVERY_SECONDS = 3.0
 MEND_EVERY_SECONDS = 60.0
 LEFTOVERS_EVERY_SECONDS = 600.0
@@ -37,13 +40,15 @@ class Janitor:
     def __init__(self, settings: Settings, link: ChildLink, host: str, *, draining: bool) -> None:
         self._settings = settings
         self._link = link
+        self._host = host
+        self._tidies = False
         self._draining = draining
         self._scanned = False
         self._heard: deque[dict[str, Any]] = deque()
         self._store = settings.store.path
         self._catalog = connect.open_catalog(settings.catalog.url, settings.workers.lease_seconds)
         self._rescue = Rescue(self._catalog, run_folder(self._store, host), host, settings.retry.policy)
-        self._due = {"status": 0.0, "expired": 0.0, "mend": 0.0, "leftovers": 0.0, "drain": 0.0}
+        self._due = dict.fromkeys(("status", "expired", "duty", "mend", "leftovers", "drain"), 0.0)
 
     def begin(self) -> None:
         """Before any worker claims."""
@@ -60,9 +65,15 @@ class Janitor:
             self._link.report("status", text=self._status())
         if self._is_due("expired", now, EXPIRED_EVERY_SECONDS):
             self._rescue.end_expired()
-        if self._is_due("mend", now, MEND_EVERY_SECONDS):
+        lease_seconds = self._settings.workers.lease_seconds
+        if self._is_due("duty", now, min(DUTY_EVERY_SECONDS, lease_seconds / 3)):
+            self._tidies = connect.transact(
+                self._catalog, lambda conn: hosts.take_duty(conn, Duty.TIDY, self._host, lease_seconds)
+            )
+        # One host's janitor does these for all.
+        if self._tidies and self._is_due("mend", now, MEND_EVERY_SECONDS):
             connect.transact(self._catalog, stats.mend_far_future)
-        if self._is_due("leftovers", now, LEFTOVERS_EVERY_SECONDS):
+        if self._tidies and self._is_due("leftovers", now, LEFTOVERS_EVERY_SECONDS):
             remove_leftovers(self._catalog, self._store)
         if self._draining and self._scanned and self._is_due("drain", now, DRAIN_EVERY_SECONDS):
             drained = drain.look(self._catalog, [str(root.path) for root in self._settings.roots])
@@ -105,6 +116,8 @@ class Janitor:
         )
 
     def close(self) -> None:
+        with contextlib.suppress(CatalogUnavailableError):
+            connect.transact(self._catalog, lambda conn: hosts.leave_duty(conn, Duty.TIDY, self._host))
         self._catalog.dispose()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import select
 import threading
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -17,6 +17,7 @@ from featd.catalog.leases import Lease
 from featd.errors import CatalogUnavailableError, LeaseLostError
 from featd.link import ChildLink
 from featd.paths import RootState, root_state
+from featd.states import PRIORITY_ARRIVAL, PRIORITY_ASKED
 
 log = logs.get("worker")
 
@@ -27,23 +28,31 @@ ROOTS_SECONDS = 2.0
 
 
 class Held:
-    """The ids a worker has claimed and not yet settled or given back. Shared by its threads."""
+    """The ids a worker has claimed and not yet settled or given back, and since when. Shared by its threads."""
 
     def __init__(self) -> None:
-        self._ids: set[int] = set()
+        self._since: dict[int, float] = {}
         self._lock = threading.Lock()
 
-    def add(self, ids: list[int]) -> None:
+    def add(self, ids: Iterable[int]) -> None:
+        now = clock.monotonic()
         with self._lock:
-            self._ids.update(ids)
+            self._since.update(dict.fromkeys(ids, now))
 
-    def drop(self, ids: list[int]) -> None:
+    def drop(self, ids: Iterable[int]) -> None:
         with self._lock:
-            self._ids.difference_update(ids)
+            for image_id in ids:
+                self._since.pop(image_id, None)
 
     def snapshot(self) -> list[int]:
         with self._lock:
-            return sorted(self._ids)
+            return sorted(self._since)
+
+    def oldest(self, ids: Iterable[int]) -> float:
+        """When the first of them was claimed, monotonic; now where none is held."""
+        now = clock.monotonic()
+        with self._lock:
+            return min((self._since.get(image_id, now) for image_id in ids), default=now)
 
 
 class OnlineRoots:
@@ -66,7 +75,7 @@ class OnlineRoots:
 
 
 class Claims(threading.Thread):
-    """Keeps up to `ahead` claimed images ready for the pipeline.
+    """Keeps up to `ahead` claimed images ready for the pipeline; what arrives stands ahead of them.
 
     `exhausted` is true while the last claim found less than it asked for: nothing more is claimable now.
     """
@@ -96,7 +105,7 @@ class Claims(threading.Thread):
         self._unheld_every = lease_seconds / 3
         self._unheld_due = clock.monotonic() + self._unheld_every
         self._told_to_stop = threading.Event()
-        self._hungry = threading.Condition()
+        self._woken = False
 
     # The pipeline's side
 
@@ -107,8 +116,7 @@ class Claims(threading.Thread):
         except IndexError:
             return None
         if len(self._ready) == self._ahead // 2:
-            with self._hungry:
-                self._hungry.notify()
+            self._link.wake_self()
         return image
 
     def give_back(self, image: ClaimedImage) -> None:
@@ -118,8 +126,7 @@ class Claims(threading.Thread):
     def stop(self) -> None:
         """Claim no more. What is held is freed when the worker ends its lease."""
         self._told_to_stop.set()
-        with self._hungry:
-            self._hungry.notify()
+        self._link.wake_self()
         self.join()
 
     # The thread's side
@@ -157,7 +164,8 @@ class Claims(threading.Thread):
             self._release_returned()
         want = self._ahead - len(self._ready)
         if want < self._ahead // 2:
-            return 0
+            return self._claim_arrivals(now) if self._woken else 0
+        self._woken = False
         roots = self._roots.now(now)
         claimed = (
             connect.transact(self._catalog, lambda conn: claim.claim(conn, self._lease, want, roots))
@@ -169,6 +177,22 @@ class Claims(threading.Thread):
         self.exhausted = len(claimed) < want
         return len(claimed)
 
+    def _claim_arrivals(self, now: float) -> int:
+        """Ingest says that something arrived: it must not wait behind the backlog that is claimed already."""
+        self._woken = False
+        # A flood of arrivals is a backlog itself: no more of them than half of what is kept ready.
+        room = self._ahead + self._ahead // 2 - len(self._ready)
+        roots = self._roots.now(now)
+        if room <= 0 or not roots:
+            return 0
+        arrived = connect.transact(
+            self._catalog,
+            lambda conn: claim.claim(conn, self._lease, room, roots, (PRIORITY_ASKED, PRIORITY_ARRIVAL)),
+        )
+        self._held.add([image.id for image in arrived])
+        self._ready.extendleft(reversed(arrived))
+        return len(arrived)
+
     def _release_returned(self) -> None:
         ids = list(self._returned)
         connect.transact(self._catalog, lambda conn: claim.release(conn, self._lease, ids))
@@ -178,11 +202,6 @@ class Claims(threading.Thread):
         self._roots.look_again()
 
     def _wait(self) -> None:
-        """Until the pipeline has eaten half, or, with nothing claimable, until woken or POLL_SECONDS passed."""
-        if self.exhausted:
-            select.select([self._link.wake_fd], [], [], POLL_SECONDS)
-            self._link.take_wake()
-        else:
-            with self._hungry:
-                if len(self._ready) > self._ahead // 2 and not self._told_to_stop.is_set():
-                    self._hungry.wait(POLL_SECONDS)
+        """Until the pipeline has eaten half, ingest has something new, or POLL_SECONDS passed."""
+        select.select([self._link.wake_fd], [], [], POLL_SECONDS)
+        self._woken = self._link.take_wake()

@@ -13,6 +13,8 @@ KINDS = ("wait", "decode", "forward", "write")
 """wait: nothing to claim; decode: waiting for decoders; forward: in the net; write: waiting for the writer."""
 
 WINDOW_SECONDS = 30.0
+IDLE_SECONDS = 5.0
+"""A worker that has been idle for so long makes no images, whatever the window says."""
 
 
 class Shares:
@@ -47,7 +49,10 @@ class Shares:
             if now - at <= WINDOW_SECONDS:
                 spent[kind] += seconds
         total = sum(spent.values())
-        images = sum(count for at, count in tuple(self._done) if now - at <= WINDOW_SECONDS)
+        done = tuple(self._done)
+        images = sum(count for at, count in done if now - at <= WINDOW_SECONDS)
+        if state == "idle" and done and now - done[-1][0] > IDLE_SECONDS:
+            images = 0
         return {
             "state": state,
             "images_per_second": round(images / window, 2),

@@ -40,6 +40,8 @@ QUEUED_BATCHES = 8
 OUTCOME_SECONDS = 1.0
 """How long a failure or an unchanged image may wait for a shard to be settled with."""
 RETRY_SECONDS = 1.0
+ON_TIME = 0.9
+"""Of shard_seconds: an arrival also waits a moment before it is claimed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +100,8 @@ class Writer(threading.Thread):
         self._settles = 0
         self._items: queue.Queue[Item] = queue.Queue(maxsize=QUEUED_BATCHES)
         self._shard: ShardWriter | None = None
+        self._seal_at = float("inf")
+        self._sealing_seconds = 0.0
         self._serial = 0
         self._abandoned = threading.Event()
         self._made: list[Made] = []
@@ -169,7 +173,7 @@ class Writer(threading.Thread):
         if (self._failures or self._unchanged) and self._waiting_since is None:
             self._waiting_since = now
         last = isinstance(item, Flush | Stop)
-        if self._shard is not None and (last or now - self._shard.opened_at >= self._store.shard_seconds):
+        if self._shard is not None and (last or now >= self._seal_at):
             self._seal()
         elif self._waiting_since is not None and (last or now - self._waiting_since >= OUTCOME_SECONDS):
             self._settle(None)
@@ -178,7 +182,7 @@ class Writer(threading.Thread):
     def _seconds_to_due(self, now: float) -> float:
         due = [now + 1.0]
         if self._shard is not None:
-            due.append(self._shard.opened_at + self._store.shard_seconds)
+            due.append(self._seal_at)
         if self._waiting_since is not None:
             due.append(self._waiting_since + OUTCOME_SECONDS)
         return max(0.0, min(due) - now)
@@ -187,7 +191,7 @@ class Writer(threading.Thread):
         """Into the shard in hand; a batch that goes past shard_rows goes on in the next."""
         at = 0
         while at < len(batch.images):
-            shard = self._shard or self._open()
+            shard = self._shard or self._open(batch.images[at:])
             take = min(len(batch.images) - at, self._store.shard_rows - shard.rows)
             images, contents = batch.images[at : at + take], batch.contents[at : at + take]
             rows = [
@@ -206,7 +210,13 @@ class Writer(threading.Thread):
             if shard.rows >= self._store.shard_rows or shard.bytes >= self._store.shard_bytes:
                 self._seal()
 
-    def _open(self) -> ShardWriter:
+    def _open(self, images: Sequence[ClaimedImage]) -> ShardWriter:
+        """A shard for these and what comes after. It is sealed so early that they are done `shard_seconds` after they
+        were claimed; but it stays open for half that time at least, or a slow net would make shards of one batch."""
+        now = clock.monotonic()
+        spent = now - self._held.oldest(image.id for image in images) + self._sealing_seconds
+        seconds = self._store.shard_seconds
+        self._seal_at = now + max(seconds / 2, seconds * ON_TIME - spent)
         name = ShardName(clock.utcnow(), self._lease.id, self._lease.token, self._serial)
         self._serial += 1
         attributes: dict[str, str | int] = {
@@ -232,6 +242,7 @@ class Writer(threading.Thread):
 
     def _seal(self) -> None:
         assert self._shard is not None
+        began = clock.monotonic()
         try:
             sealed = self._shard.seal()
         except OSError as error:
@@ -248,6 +259,7 @@ class Writer(threading.Thread):
                 self._kind.engine,
             )
         )
+        self._sealing_seconds = clock.monotonic() - began
 
     def _settle(self, shard: NewShard | None) -> None:
         made: list[Made] = []

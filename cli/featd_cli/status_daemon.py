@@ -1,0 +1,68 @@
+"""What a featd of this host tells of itself: by its lock, by its supervisor's file, by what a failed start left."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Daemon:
+    """`pid`: of the supervisor that runs. `down`: surely none does; without a store, say, it cannot be told."""
+
+    pid: int | None = None
+    down: bool = False
+    says: dict[str, Any] = field(default_factory=dict)
+    """Of its children and of the last reload; empty where none runs."""
+    failed_start: dict[str, Any] | None = None
+    """`at`, `exit_code` and `message` of a start that failed, until one does not."""
+
+
+def look(store: Path) -> Daemon:
+    """Who holds the lock of this store and host is alive; what a file says is believed only then."""
+    from featd.shards.store import is_store
+    from featd.supervisor_state import FAILED_START, FILE
+
+    host = socket.gethostname()
+    folder = store / "run" / host
+    try:
+        fd = os.open(store / "run" / f"{host}.lock", os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return Daemon(down=is_store(store), failed_start=_read(folder / FAILED_START))
+    except OSError:
+        return Daemon()
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return Daemon(pid=int(os.pread(fd, 32, 0).strip() or 0), says=_read(folder / FILE) or {})
+    finally:
+        os.close(fd)
+    return Daemon(down=True, failed_start=_read(folder / FAILED_START))
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def troubles(daemon: Daemon) -> list[str]:
+    """One line for each child that is not at work, for a configuration that was refused, for a failed start."""
+    found = [
+        f"{child['name']} is {child['state'].replace('_', ' ')}: {child['why']}"
+        + (f" ({child['last_words']})" if child.get("last_words") else "")
+        for child in daemon.says.get("children", [])
+        if child.get("why") and child["state"] not in ("ready", "finished")
+    ]
+    if daemon.says.get("reload"):
+        found.append(daemon.says["reload"])
+    if daemon.failed_start is not None:
+        found.append(f"the last start of featd failed: {daemon.failed_start.get('message')}")
+    return found

@@ -1,0 +1,242 @@
+"""`featd status --watch`: the same again and again, on one screen. Off a terminal: block after block.
+
+A thread looks and the main thread draws: a database that does not answer, or a dead mount under a root, must not
+keep the screen from saying so, nor a key from ending it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import sys
+import termios
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from rich.console import Console, ConsoleDimensions, Group
+from rich.live import Live
+from rich.text import Text
+
+from featd import clock
+from featd.catalog import migrate
+from featd.errors import CatalogUnavailableError
+from featd.signals import SignalQueue
+from featd_cli import status_report, status_screen
+from featd_cli.console import say, shown, styled
+from featd_cli.instance import Instance, sqlite_file
+from featd_cli.status_report import Report
+
+EVERY_SECONDS = 1.0
+REST = 4.0
+"""A look that takes long is followed by a pause that is so much longer: watching must not be a load."""
+SILENT_SECONDS = 3.0
+"""After so long without an answer the screen says so."""
+HINT = "q or Ctrl-C ends"
+ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What is known. `trouble`: why it is no longer true."""
+
+    report: Report | None = None
+    at: datetime | None = None
+    trouble: str | None = None
+
+
+class Looker(threading.Thread):
+    """Looks about every second. `fileno()` is readable when there is something new."""
+
+    def __init__(self, instance: Instance) -> None:
+        super().__init__(name="looker", daemon=True)
+        self.latest = Look()
+        self.failure: Exception | None = None
+        self.answered_at = clock.monotonic()
+        self._instance = instance
+        self._checked = False
+        self._identity: tuple[int, int] | None = None
+        self._told_to_stop = threading.Event()
+        self._fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def run(self) -> None:
+        pause = 0.0
+        while not self._told_to_stop.wait(pause):
+            began = clock.monotonic()
+            try:
+                self.latest = self.step()
+            except Exception as error:
+                self.failure = error
+                return
+            finally:
+                self.answered_at = clock.monotonic()
+                os.eventfd_write(self._fd, 1)
+            pause = max(EVERY_SECONDS, REST * (clock.monotonic() - began))
+
+    def step(self) -> Look:
+        """One look. An error that time does not mend is raised."""
+        try:
+            self._let_go_of_what_was_moved()
+            if not self._checked:
+                migrate.check_schema(self._instance.catalog)
+                self._checked = True
+            return Look(status_report.look(self._instance), clock.utcnow())
+        except CatalogUnavailableError as error:
+            self._checked = False  # what comes back may be another: restored, or migrated
+            return Look(self.latest.report, self.latest.at, str(error))
+
+    def _let_go_of_what_was_moved(self) -> None:
+        """An open SQLite file can be read still when it was moved away or replaced: then open what stands there."""
+        file = sqlite_file(self._instance.settings.catalog.url)
+        if file is None:
+            return
+        try:
+            found = file.stat()
+            identity = (found.st_dev, found.st_ino)
+        except OSError:
+            identity = None
+        if identity != self._identity:
+            self._instance.catalog.dispose()
+            self._checked = False
+        self._identity = identity
+
+    def take(self) -> Look:
+        """What is known now. Raises what ended the thread, if it has ended."""
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self._fd)
+        if self.failure is not None:
+            raise self.failure
+        silent = clock.monotonic() - self.answered_at
+        if silent < SILENT_SECONDS + EVERY_SECONDS or not self.is_alive():
+            return self.latest
+        told = f"no answer for {status_screen.duration(silent)}: the catalog, a root or the store hangs"
+        return Look(self.latest.report, self.latest.at, told)
+
+    def stop(self) -> None:
+        """End it; where it hangs it is left behind, and ends with the process."""
+        self._told_to_stop.set()
+        self.join(0.5)
+
+
+def watch(instance: Instance, *, blocks: bool) -> None:
+    """Until a signal or `q` ends it."""
+    terminal = sys.stdout.isatty() and os.environ.get("TERM") not in (None, "", "dumb")
+    with SignalQueue((*ENDS, *((signal.SIGWINCH, signal.SIGTSTP) if terminal else ()))) as signals:
+        looker = Looker(instance)
+        looker.start()
+        try:
+            if terminal:
+                _draw(looker, signals, blocks)
+            else:
+                _print(looker, signals, blocks)
+        finally:
+            looker.stop()
+
+
+# On a terminal
+
+
+def _draw(looker: Looker, signals: SignalQueue, blocks: bool) -> None:
+    while _draw_until_left(looker, signals, blocks) == signal.SIGTSTP:
+        os.kill(os.getpid(), signal.SIGSTOP)  # the terminal is as it was; behind this line it is ours again
+
+
+def _draw_until_left(looker: Looker, signals: SignalQueue, blocks: bool) -> int:
+    """Returns the signal that ended it; 0 for a key."""
+    console = Console(force_terminal=True, highlight=False, markup=False, emoji=False)
+    with Live(console=console, screen=True, auto_refresh=False) as live, _keys() as keys:
+        waits: list[Any] = [signals, looker, *keys]
+        while True:
+            with contextlib.suppress(OSError):  # asked of the terminal itself: COLUMNS does not follow it
+                width, height = os.get_terminal_size(sys.stdout.fileno())
+                if width and height:
+                    console.size = ConsoleDimensions(width, height)
+            screen = _screen(looker.take(), *console.size, blocks)
+            live.update(Group(*(_fit(line, console.width) for line in screen)), refresh=True)
+            ready, _, _ = select.select(waits, [], [], EVERY_SECONDS)
+            for number in signals.take():
+                if number != signal.SIGWINCH:
+                    return number
+            if keys and keys[0] in ready and os.read(keys[0], 64) in (b"", b"q", b"Q", b"\x04"):
+                return 0
+
+
+@contextlib.contextmanager
+def _keys() -> Iterator[list[int]]:
+    """Standard input, key by key and without echo; nothing where it is no terminal or another's."""
+    fd = 0
+    try:
+        before = termios.tcgetattr(fd)
+        mine = os.tcgetpgrp(fd) == os.getpgrp()
+    except (OSError, termios.error):
+        mine = False
+    if not mine:
+        yield []
+        return
+    raw = [*before]
+    raw[3] &= ~(termios.ICANON | termios.ECHO)
+    termios.tcsetattr(fd, termios.TCSADRAIN, raw)
+    try:
+        yield [fd]
+    finally:
+        termios.tcsetattr(fd, termios.TCSADRAIN, before)
+
+
+def _screen(look: Look, width: int, height: int, blocks: bool) -> list[str]:
+    """All lines of the screen, the last one at its bottom."""
+    top = _trouble(look, min(width, status_screen.MAX_WIDTH))
+    if top and height >= status_screen.HIGH:
+        top.append("")
+    room = max(0, height - len(top) - 1)
+    if look.report is not None:
+        top += status_screen.fitted(look.report, blocks=blocks, width=width, height=room)
+    elif look.trouble is None:
+        top.append("looking ...")
+    top = top[: height - 1]
+    moment = f"as of {look.at.astimezone():%H:%M:%S}" if look.at else ""
+    foot = styled(f"{moment:<18}{HINT}" if width >= 40 else HINT, fg="bright_black")
+    return [*top, *[""] * (height - 1 - len(top)), foot]
+
+
+def _trouble(look: Look, width: int) -> list[str]:
+    if look.trouble is None:
+        return []
+    below = "; below is what was known then" if look.report is not None else ""
+    told = shown(f"{look.trouble}. Trying again{below}.")
+    return [styled(line, fg="red", bold=True) for line in status_screen.wrap(told, width)]
+
+
+def _fit(line: str, width: int) -> Text:
+    text = Text.from_ansi(line, no_wrap=True, overflow="crop")
+    text.truncate(width)
+    return text
+
+
+# Off a terminal
+
+
+def _print(looker: Looker, signals: SignalQueue, blocks: bool) -> None:
+    """A block for each look, with its moment before it and an empty line after it."""
+    waits: list[Any] = [signals, looker]
+    while True:
+        ready, _, _ = select.select(waits, [], [], SILENT_SECONDS)
+        if any(number in ENDS for number in signals.take()):
+            return
+        look = looker.take()
+        if looker not in ready and look.trouble is None:
+            continue
+        say(f"{clock.utcnow():%Y-%m-%dT%H:%M:%SZ}")
+        for line in _trouble(look, status_screen.WIDTH):
+            say(line)
+        if look.report is not None and look.trouble is None:
+            for line in status_screen.lines(look.report, blocks=blocks):
+                say(line)
+        say()
+        sys.stdout.flush()

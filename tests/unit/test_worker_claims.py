@@ -1,0 +1,94 @@
+"""Claiming ahead: what arrives does not wait behind the backlog that is claimed already."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from featd.catalog import connect
+from featd.catalog.schema import images
+from featd.link import Channel, ChildLink, Heartbeat
+from featd.states import PRIORITY_ARRIVAL, State
+from featd.worker.claims import Claims, Held, OnlineRoots
+from filled import Filled
+from running import wait_for
+
+AHEAD = 32
+
+
+@pytest.fixture
+def filled(tmp_path: Path, database_url: str) -> Iterator[Filled]:
+    made = Filled(tmp_path / "instance", database_url, (tmp_path / "images",))
+    yield made
+    made.catalog.dispose()
+
+
+@pytest.fixture
+def link() -> Iterator[ChildLink]:
+    reports, inbox, heartbeat, wake = Channel(), Channel(), Heartbeat(), os.eventfd(0, os.EFD_NONBLOCK)
+    yield ChildLink("w", reports=reports, inbox=inbox, heartbeat=heartbeat, wake_fd=wake, wake_fds={})
+    reports.close()
+    inbox.close()
+    heartbeat.close()
+    os.close(wake)
+
+
+@pytest.fixture
+def claims(filled: Filled, link: ChildLink, monkeypatch: pytest.MonkeyPatch) -> Iterator[Claims]:
+    """At work on a backlog of 500 images; nothing happens before it is woken."""
+    monkeypatch.setattr("featd.worker.claims.POLL_SECONDS", 60.0)
+    filled.enqueue([f"{n:03}.jpg" for n in range(500)])
+    made = Claims(
+        filled.catalog,
+        filled.lease,
+        link,
+        OnlineRoots({str(filled.roots[0]): False}),
+        Held(),
+        ahead=AHEAD,
+        lease_seconds=60.0,
+    )
+    made.start()
+    wait_for(lambda: claimed(filled) == AHEAD, 20, "a claim")
+    yield made
+    made.stop()
+
+
+def claimed(filled: Filled) -> int:
+    statement = sa.select(sa.func.count()).where(images.c.state == State.CLAIMED)
+    with connect.reading(filled.catalog) as conn:
+        return int(conn.execute(statement).scalar_one())
+
+
+def test_an_arrival_stands_ahead_of_what_is_claimed(filled: Filled, claims: Claims, link: ChildLink) -> None:
+    filled.enqueue(["new 1.jpg", "new 2.jpg"], priority=PRIORITY_ARRIVAL)
+    link.wake_self()  # as ingest does
+    wait_for(lambda: claimed(filled) == AHEAD + 2, 20, "the arrivals")
+    assert [image.path for image in (claims.take(), claims.take(), claims.take()) if image] == [
+        "new 1.jpg", "new 2.jpg", "000.jpg",
+    ]  # fmt: skip
+
+
+def test_a_flood_of_arrivals_is_claimed_as_it_is_eaten(
+    filled: Filled, claims: Claims, link: ChildLink
+) -> None:
+    filled.enqueue([f"new {n:03}.jpg" for n in range(200)], priority=PRIORITY_ARRIVAL)
+    for _ in range(5):
+        link.wake_self()
+    wait_for(lambda: claimed(filled) == AHEAD + AHEAD // 2, 20, "some arrivals")
+    taken = []
+    for _ in range(700):
+        image = wait_for(claims.take, 20, "the next image")
+        taken.append(image.path)
+    assert len(set(taken)) == 700
+    assert claimed(filled) == 700
+
+
+def test_what_was_eaten_is_claimed_anew_at_once(filled: Filled, claims: Claims) -> None:
+    before = claimed(filled)
+    for _ in range(AHEAD // 2):
+        assert claims.take() is not None
+    wait_for(lambda: claimed(filled) == before + AHEAD // 2, 20, "the next claim")
