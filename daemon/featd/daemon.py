@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import fcntl
 import functools
@@ -21,7 +22,7 @@ from featd.preflight import check_beforehand
 from featd.reload import ConfigReload
 from featd.shards.store import is_store, run_folder
 from featd.supervisor import Supervisor
-from featd.supervisor_state import leave_failed_start
+from featd.supervisor_state import forget_failed_start, leave_failed_start
 from featd.systemd import Notifier
 from featd.worker import devices
 
@@ -46,11 +47,13 @@ def run(settings: Settings, *, drain: bool, config: Path | None = None) -> int:
     try:
         check_beforehand(settings, notifier)
     except FeatdError as error:
-        if is_store(settings.store.path):  # else it may be a disk that is not mounted
-            leave_failed_start(run_folder(settings.store.path, host), error)
+        with contextlib.suppress(OSError):  # a hint, where the store can be written
+            if is_store(settings.store.path):  # else it may be a disk that is not mounted
+                leave_failed_start(run_folder(settings.store.path, host), error)
         raise
     folder = run_folder(settings.store.path, host)
     lock_fd = take_lock(folder.parent / f"{host}.lock")
+    forget_failed_start(folder)
     reload = None
     if config is not None and not drain:
         specs = functools.partial(child_specs, host=host, drain=False)

@@ -11,7 +11,7 @@ from featd.signals import OWN, name_of
 
 
 class Why(enum.StrEnum):
-    """In a word."""
+    """What the janitor charges the images for."""
 
     FINISHED = "finished"  # exit code 0
     EXITED = "exited"  # another exit code

@@ -24,8 +24,8 @@ def telling(words: str) -> str:
             # What came before it, then the top of the stack: a dump goes from the newest call to the oldest.
             around = [*lines[max(0, at - 3) : at], *lines[at : at + 6]]
             return "\n".join(line for line in around if not line.startswith(_STACK))[:KEPT]
-    if _TRACEBACK in lines:
-        last = len(lines) - 1 - lines[::-1].index(_TRACEBACK)
-        return "\n".join(line for line in lines[last + 1 :] if not line.startswith(" "))[-KEPT:]
+    if _TRACEBACK in lines[:-1]:
+        last = len(lines) - 1 - lines[:-1][::-1].index(_TRACEBACK) - 1
+        return "\n".join(line for line in lines[last + 1 :] if not line.startswith(" "))[:KEPT]
     spoken = [line for line in lines if not line.startswith(_STACK)]
     return "\n".join(spoken)[-KEPT:]

@@ -15,7 +15,7 @@ from featd.child import ChildSpec
 from featd.config import Settings
 from featd.errors import ConfigError, FeatdError
 from featd.preflight import Check
-from featd.supervisor import Change, Refusal
+from featd.rollout import Change, Refusal
 
 FIXED = (
     "catalog.url",

@@ -12,9 +12,8 @@ import os
 import selectors
 import signal
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from featd import clock, logs
 from featd.child import Child, ChildSpec
@@ -23,6 +22,7 @@ from featd.errors import EXIT_BAD_CONFIG, EXIT_ERROR, EXIT_OK, EXIT_OUT_OF_REACH
 from featd.last_words import telling
 from featd.link import Channel, ChildLink
 from featd.oom import OomWatch
+from featd.rollout import Change, Refusal, Reload, Rollout
 from featd.signals import HANDLED, SignalQueue, name_of
 from featd.supervisor_state import StateFile, trouble
 from featd.systemd import Notifier
@@ -40,34 +40,6 @@ ABORT_SECONDS = 5.0
 """Between SIGABRT, which leaves a stack dump, and SIGKILL."""
 PATIENCE_BOOT_FAILURES = 3
 """So many boots of a worker may fail before systemd's start timeout is no longer put off."""
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """What a new configuration asks for: `specs` replace those of their names, whose children start anew, or are
-    new; the children of `without` end."""
-
-    specs: Sequence[ChildSpec]
-    stop_seconds: float
-    message: str
-    without: Sequence[str] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """Why a new configuration is not applied."""
-
-    reason: str
-
-
-class Reload(Protocol):
-    """Reads a new configuration, without making the supervisor wait."""
-
-    def begin(self) -> None: ...
-
-    def step(self) -> Change | Refusal | None: ...
-
-    def close(self) -> None: ...
 
 
 class Supervisor:
@@ -94,13 +66,14 @@ class Supervisor:
         self._close_in_children = tuple(close_in_children)
         self._notifier = notifier or Notifier()
         self._reload = reload
-        self._reload_said = ""
-        self._reloading: set[str] | None = None
+        self._refusal = ""
+        self._reading = self._reloading = False
         self._began = False
         self._said = ""
         self._state_file = StateFile(run_folder)
         self._reports = Channel()
         self.children = {spec.name: Child(spec) for spec in specs}
+        self._rollout = Rollout(self.children)
         self._signals = SignalQueue(HANDLED)
         self._stopping_since: float | None = None
         self._exit_code = EXIT_OK
@@ -129,7 +102,6 @@ class Supervisor:
         self._abort_hung(now)
         if self._stopping_since is None:
             self._turn_reload(now)
-            self._end_replaced(now)
             self._start_due(now)
             self._stop_without_essentials(now)
         else:
@@ -201,66 +173,31 @@ class Supervisor:
             return
         log.info("reload", "reading the configuration; what runs goes on meanwhile")
         self._reload.begin()
-        self._reloading = set()
+        self._reading = self._reloading = True
         if self._began:
             self._notifier.reloading()
 
     def _turn_reload(self, now: float) -> None:
-        if self._reload is None or self._reloading is None:
-            return
-        match self._reload.step():
-            case Refusal(reason):
-                log.error("reload", "the new configuration is refused, the old one stays", reason=reason)
-                self._reload_said = f"the new configuration is refused: {reason}"
-                self._end_reload()
-            case Change() as change:
-                log.info("reload", change.message, children=[spec.name for spec in change.specs])
-                self._reload_said = ""
-                self._apply(change, now)
-        if self._reloading and all(self._settled(self.children[name]) for name in self._reloading):
-            log.info("reload", "the new configuration is in force")
-            self._end_reload()
-
-    def _settled(self, child: Child) -> bool:
-        return not child.restarting and (child.ready or child.over or child.deaths > 0)
-
-    def _end_reload(self) -> None:
-        self._reloading = None
-        if self._began:
-            self._notifier.ready()
-
-    def _apply(self, change: Change, now: float) -> None:
-        self._stop_seconds = change.stop_seconds
-        for spec in change.specs:
-            if spec.name not in self.children:
-                self.children[spec.name] = Child(spec)
-            self._replace(self.children[spec.name], spec, now)
-        for name in change.without:
-            self._replace(self.children[name], replace(self.children[name].spec, once=True), now)
-        self._reloading = {spec.name for spec in change.specs}
-        if not self._reloading:
-            self._end_reload()
-
-    def _replace(self, child: Child, spec: ChildSpec, now: float) -> None:
-        child.spec = spec
-        child.finished, child.given_up = False, None
-        child.deaths = child.boot_failures = 0
-        child.start_at = now
-        child.restarting = child.pid is not None
-
-    def _end_replaced(self, now: float) -> None:
-        """Workers one after the other: while one loads its net the others go on."""
-        for child in self.children.values():
-            in_turn = child.spec.once or not child.spec.essential or not self._one_is_away(child)
-            if child.restarting and in_turn:
-                self._urge(child, now)
-
-    def _one_is_away(self, child: Child) -> bool:
-        """Another worker ends for the new configuration, or has not come back yet."""
-        others = (other for other in self.children.values() if other is not child and other.spec.essential)
-        return any(
-            other.asked_at is not None or not (other.ready or other.over or other.deaths) for other in others
-        )
+        if self._reload is not None and self._reading:
+            match self._reload.step():
+                case Refusal(reason):
+                    self._reading = False
+                    log.error("reload", "the new configuration is refused, the old one stays", reason=reason)
+                    self._refusal = f"the new configuration is refused: {reason}"
+                case Change() as change:
+                    self._reading = False
+                    log.info("reload", change.message, children=[spec.name for spec in change.specs])
+                    self._refusal = ""
+                    self._stop_seconds = change.stop_seconds
+                    self._rollout.begin(change, now)
+        for child in self._rollout.to_end():
+            self._urge(child, now)
+        if self._reloading and not self._reading and self._rollout.is_over():
+            self._reloading = False
+            if not self._refusal and not self._rollout.stalled():
+                log.info("reload", "the new configuration is in force")
+            if self._began:
+                self._notifier.ready()
 
     # What others are told
 
@@ -268,18 +205,21 @@ class Supervisor:
         """systemd, and whoever reads the state file."""
         essential = [child for child in self.children.values() if child.spec.essential]
         began = self._began or not essential or any(child.ready for child in essential)
+        reload = self._refusal or self._rollout.stalled()
         if self._stopping_since is not None:
             status = "stopping: finishing the batches in flight"
         else:
-            if not began and any(c.boot_failures < PATIENCE_BOOT_FAILURES for c in essential):
+            if self._reloading or (
+                not began and any(c.boot_failures < PATIENCE_BOOT_FAILURES for c in essential)
+            ):
                 self._notifier.still_starting(now)
             said = [self._said or ("working" if began else "starting: loading the net")]
-            said += [text for text in (trouble(self.children.values(), now), self._reload_said) if text]
+            said += [text for text in (trouble(self.children.values(), now), reload) if text]
             status = "; ".join(said)
         self._notifier.status(status, now)
         if not any(self._neglected(child, now) for child in self.children.values()):
             self._notifier.alive(now)
-        self._state_file.write(now, status, self._reload_said, self.children.values())
+        self._state_file.write(now, status, reload, self.children.values())
         if began and not self._began and self._stopping_since is None:
             self._began = True
             self._notifier.ready()
@@ -321,7 +261,7 @@ class Supervisor:
             pid, status = os.waitpid(child.pid, os.WNOHANG)
             if pid:
                 self._bury(child, os.waitstatus_to_exitcode(status), now)
-        if os.getpid() == 1 and self._reloading is None:
+        if os.getpid() == 1 and not self._reading:
             self._reap_orphans()
 
     def _reap_orphans(self) -> None:

@@ -62,8 +62,6 @@ class StateFile:
         self._written: dict[str, Any] | None = None
         self._due = 0.0
         self._started_at = clock.utcnow().isoformat(timespec="seconds")
-        with contextlib.suppress(OSError):
-            (folder / FAILED_START).unlink(missing_ok=True)
 
     def write(self, now: float, status: str, reload: str, children: Iterable[Child]) -> None:
         """Called every turn; writes when a child has changed, or once a second when the status has."""
@@ -87,17 +85,23 @@ class StateFile:
     def remove(self) -> None:
         with contextlib.suppress(OSError):
             self._path.unlink(missing_ok=True)
+        forget_failed_start(self._path.parent)  # of a second featd, which this one stood in the way of
 
 
 def leave_failed_start(folder: Path, error: FeatdError) -> None:
-    """Say for `featd status` why featd did not start. Never raises."""
+    """Say for `featd status` why featd did not start. OSError."""
     document = {
         "at": clock.utcnow().isoformat(timespec="seconds"),
         "exit_code": error.exit_code,
         "message": str(error),
     }
+    (folder / FAILED_START).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+
+
+def forget_failed_start(folder: Path) -> None:
+    """One does not fail now. Never raises."""
     with contextlib.suppress(OSError):
-        (folder / FAILED_START).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        (folder / FAILED_START).unlink(missing_ok=True)
 
 
 def _document(child: Child, now: float) -> dict[str, Any]:
@@ -110,5 +114,5 @@ def _document(child: Child, now: float) -> dict[str, Any]:
         "deaths": child.deaths,
         "next_start_at": round(child.start_at, 1) if state == "backing_off" else None,
         "why": child.why or None,
-        "last_words": child.last_words[:500] or None,
+        "last_words": child.last_words or None,
     }

@@ -13,6 +13,7 @@ from featd.config import ModelConfig, PreprocessConfig, Settings
 from featd.errors import EngineError
 from featd.images.variants import variants
 from featd.worker import golden
+from featd.worker.golden import Golden
 from featd.worker.model import Model, load_model, prepared_as
 
 BLOBS = ("fc7", "pool5")
@@ -40,9 +41,9 @@ def shallow(settings: dict[str, Any]) -> Model:
 def test_the_engines_pass_each_others_golden_vectors(settings: dict[str, Any]) -> None:
     nets.real_caffe()
     caffe, onnxruntime = load(settings, "caffe"), load(settings, "onnxruntime")
-    theirs, ours = golden.run_golden(caffe), golden.run_golden(onnxruntime)
-    golden.check(golden.pack(theirs), ours, onnxruntime)
-    golden.check(golden.pack(ours), theirs, caffe)
+    theirs, ours = Golden(caffe, 8).run(), Golden(onnxruntime, 8).run()
+    Golden(onnxruntime, 8).check(golden.pack(theirs), ours)
+    Golden(caffe, 8).check(golden.pack(ours), theirs)
     for blob in BLOBS:
         # A tenth of the tolerance: there is room for another device.
         assert golden.distances(ours[blob], theirs[blob]).max() < golden.TOLERANCE / 10
@@ -61,14 +62,14 @@ def test_the_engines_pass_each_others_golden_vectors(settings: dict[str, Any]) -
     ],
 )
 def test_the_usual_mistakes_are_caught_and_named(shallow: Model, mistake: str) -> None:
-    then = golden.run_golden(prepared_as(shallow, dict(variants(shallow.preprocess))[mistake]))
+    then = Golden(prepared_as(shallow, dict(variants(shallow.preprocess))[mistake]), 8).run()
     with pytest.raises(EngineError, match=f"the catalog's vectors are those of {re.escape(mistake)}"):
-        golden.check(golden.pack(then), golden.run_golden(shallow), shallow)
+        Golden(shallow, 8).check(golden.pack(then), Golden(shallow, 8).run())
 
 
 def test_a_picture_that_came_out_wrong_is_caught(shallow: Model) -> None:
-    mine = golden.run_golden(shallow)
+    mine = Golden(shallow, 8).run()
     held = {blob: values.copy() for blob, values in mine.items()}
     held["pool1"][5] = np.roll(held["pool1"][5], 1)
     with pytest.raises(EngineError, match="1 of 8 built-in pictures"):
-        golden.check(golden.pack(held), mine, shallow)
+        Golden(shallow, 8).check(golden.pack(held), mine)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import NoReturn
@@ -11,7 +12,8 @@ import pytest
 
 from featd.errors import CatalogUnavailableError, ConfigError, FeatdError, ModelError, StoreUnavailableError
 from featd.preflight import Answer, Check
-from running import wait_for
+from photographs import write_photographs
+from running import make_instance, wait_for
 
 
 def answer_of(check: Check) -> Answer:
@@ -76,3 +78,19 @@ def test_one_that_hangs_can_be_ended() -> None:
     assert check.poll() is None
     check.end()
     assert check.poll() is None
+
+
+def test_a_store_that_cannot_be_written_hides_no_reason(tmp_path: Path) -> None:
+    """Why a start failed is left in the store for `featd status`; where it cannot be, the exit code is the same."""
+    write_photographs(tmp_path / "images", 1)
+    instance = make_instance(tmp_path / "instance", tmp_path / "images")
+    store = instance.settings.store.path
+    shutil.rmtree(store / "run", ignore_errors=True)
+    store.chmod(0o555)
+    try:
+        result = instance.run("run", "--drain", plain_user=True)
+    finally:
+        store.chmod(0o755)
+    assert result.returncode == 75, result.stderr
+    assert "featd cannot write there" in result.stderr
+    assert "Traceback" not in result.stderr

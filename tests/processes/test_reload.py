@@ -9,7 +9,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ import pytest
 from featd import config, daemon, reload
 from featd.child import ChildSpec
 from featd.link import ChildLink
-from featd.supervisor import Change, Refusal, Supervisor
+from featd.rollout import Change, Refusal
+from featd.supervisor import Supervisor
 from photographs import write_photographs
 from running import Instance, check_promise, kill_all, make_instance, wait_for
 
@@ -165,7 +166,7 @@ def test_children_that_are_concerned_start_anew_at_once_and_without_blame(make: 
     assert (worker.deaths, worker.boot_failures, worker.why) == (0, 0, "")
     assert ingest.pid == other
     assert supervisor._stop_seconds == 7.0
-    assert supervisor._reloading is None
+    assert not supervisor._reloading
 
 
 def test_workers_start_anew_one_after_the_other(make: Make) -> None:
@@ -184,7 +185,46 @@ def test_workers_start_anew_one_after_the_other(make: Make) -> None:
 
     turn_until(supervisor, all_are_new)
     assert least == 2
-    turn_until(supervisor, lambda: supervisor._reloading is None)
+    turn_until(supervisor, lambda: not supervisor._reloading)
+
+
+def test_where_the_first_worker_does_not_come_back_the_others_keep_what_they_have(
+    make: Make, tmp_path: Path
+) -> None:
+    specs = [ChildSpec(f"worker-{number}", works, essential=True) for number in range(3)]
+    supervisor, answers = make(*specs)
+    first, *others = supervisor.children.values()
+    turn_until(supervisor, lambda: all(child.ready for child in supervisor.children.values()))
+    before = [child.pid for child in others]
+    bad = [replace(spec, target=bad_config) for spec in specs]
+    hang_up(supervisor, answers, Change(bad, 5.0, "applying x"))
+    turn_until(supervisor, lambda: first.given_up == 78 and not supervisor._reloading)
+    state = tmp_path / "supervisor.json"
+    turn_until(supervisor, lambda: "keep the old one" in json.loads(state.read_text())["status"])
+    assert [child.pid for child in others] == before
+    assert all(child.ready for child in others)
+    # The way out: a configuration that works reaches them all.
+    hang_up(supervisor, answers, Change(specs, 5.0, "applying y"))
+    turn_until(supervisor, lambda: not supervisor._reloading)
+    assert all(child.ready for child in supervisor.children.values())
+    assert not set(before) & {child.pid for child in supervisor.children.values()}
+    turn_until(supervisor, lambda: json.loads(state.read_text())["reload"] == "")
+
+
+def test_a_second_reload_does_not_end_the_first_one_early(make: Make) -> None:
+    spec = ChildSpec("worker", works, essential=True)
+    supervisor, answers = make(spec)
+    worker = supervisor.children["worker"]
+    turn_until(supervisor, lambda: worker.ready)
+    hang_up(supervisor, answers, Change([spec], 5.0, "applying x"))
+    supervisor.step(time.monotonic())
+    assert worker.restarting
+    hang_up(supervisor, answers, Change([], 5.0, "nothing has changed"))
+    supervisor.step(time.monotonic())
+    assert supervisor._reloading
+    turn_until(supervisor, lambda: not supervisor._reloading)
+    assert worker.ready
+    assert not worker.restarting
 
 
 def test_a_refusal_changes_nothing_and_shows(make: Make, tmp_path: Path) -> None:

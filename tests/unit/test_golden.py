@@ -12,6 +12,7 @@ from featd.config import Settings
 from featd.engines.base import Batch, Engine, Vectors
 from featd.errors import EngineError
 from featd.worker import golden
+from featd.worker.golden import Golden
 from featd.worker.model import Model, differences, fingerprint, load_model
 
 
@@ -47,16 +48,16 @@ def returns(*answers: dict[str, Vectors]) -> Engine:
 
 
 def made(model: Model, **preprocess: Any) -> dict[str, Vectors]:
-    return golden.run_golden(replace(model, preprocess=replace(model.preprocess, **preprocess)))
+    return Golden(replace(model, preprocess=replace(model.preprocess, **preprocess)), 8).run()
 
 
 def test_the_same_net_makes_the_same_vectors(model: Model) -> None:
-    golden.check(golden.pack(made(model)), made(model), model)
+    Golden(model, 8).check(golden.pack(made(model)), made(model))
 
 
 def test_rounding_is_borne(model: Model) -> None:
     noisy = {blob: values * np.float32(1 + 1e-5) for blob, values in made(model).items()}
-    golden.check(golden.pack(made(model)), noisy, model)
+    Golden(model, 8).check(golden.pack(made(model)), noisy)
 
 
 @pytest.mark.parametrize(
@@ -72,7 +73,7 @@ def test_the_mistake_that_explains_the_difference_is_named(
 ) -> None:
     stored = golden.pack(made(coloured, **then))
     with pytest.raises(EngineError, match=f"another preprocessing, for .* those of .*{said}"):
-        golden.check(stored, made(coloured), coloured)
+        Golden(coloured, 8).check(stored, made(coloured))
 
 
 def test_what_no_mistake_explains_is_laid_on_device_and_libraries(model: Model) -> None:
@@ -83,19 +84,37 @@ def test_what_no_mistake_explains_is_laid_on_device_and_libraries(model: Model) 
     with pytest.raises(
         EngineError, match=r"1 of 8 built-in pictures .* the device, the engine or one of its"
     ):
-        golden.check(stored, golden.run_golden(sick), sick)
+        Golden(sick, 8).check(stored, Golden(sick, 8).run())
 
 
 def test_a_device_that_answers_twice_in_two_ways_is_sick(model: Model) -> None:
     vectors = made(model)
     wavering = replace(model, engine=returns(vectors, {"gist": vectors["gist"] + 1}))
     with pytest.raises(EngineError, match="a sick device"):
-        golden.check(golden.pack({"gist": vectors["gist"] + 2}), golden.run_golden(wavering), wavering)
+        Golden(wavering, 8).check(golden.pack({"gist": vectors["gist"] + 2}), Golden(wavering, 8).run())
+
+
+def test_pictures_go_through_in_batches_of_the_worker(model: Model) -> None:
+    """A batch that was made smaller for a lease or a small GPU holds for these pictures too."""
+    sizes: list[int] = []
+    beats: list[int] = []
+
+    class Counts:
+        input_shape = (3, 128, 128)
+
+        def forward(self, batch: Batch) -> dict[str, Vectors]:
+            sizes.append(len(batch))
+            return model.engine.forward(batch)
+
+    counted = replace(model, engine=cast(Engine, Counts()))
+    vectors = Golden(counted, 3, beat=lambda: beats.append(len(sizes))).run()
+    assert (sizes, beats) == ([3, 3, 2], [0, 1, 2])
+    Golden(model, 8).check(golden.pack(vectors), made(model))
 
 
 def test_of_a_wide_blob_a_sample_is_kept(model: Model) -> None:
     wide = {"conv": np.random.default_rng(0).standard_normal((8, 200_000), np.float32)}
-    kept = golden.run_golden(replace(model, engine=returns(wide)))["conv"]
+    kept = Golden(replace(model, engine=returns(wide)), 8).run()["conv"]
     assert kept.shape == (8, 50_000)
     assert np.array_equal(kept[:, 1], wide["conv"][:, 4])
 
@@ -103,7 +122,7 @@ def test_of_a_wide_blob_a_sample_is_kept(model: Model) -> None:
 def test_a_net_of_nans_is_no_net(model: Model) -> None:
     nans = returns({"gist": np.full((8, 4), np.nan, np.float32)})
     with pytest.raises(EngineError, match="not finite"):
-        golden.run_golden(replace(model, engine=nans))
+        Golden(replace(model, engine=nans), 8).run()
 
 
 def test_the_fingerprint_is_of_what_decides_the_vectors(model: Model) -> None:

@@ -72,6 +72,15 @@ def test_an_arrival_stands_ahead_of_what_is_claimed(filled: Filled, claims: Clai
     ]  # fmt: skip
 
 
+def test_arrivals_keep_their_order(filled: Filled, claims: Claims, link: ChildLink) -> None:
+    for number, name in enumerate(("first.jpg", "second.jpg", "third.jpg"), 1):
+        filled.enqueue([name], priority=PRIORITY_ARRIVAL)
+        link.wake_self()
+        wait_for(lambda number=number: claimed(filled) == AHEAD + number, 20, "the arrival")
+    taken = [claims.take() for _ in range(3)]
+    assert [image.path for image in taken if image] == ["first.jpg", "second.jpg", "third.jpg"]
+
+
 def test_a_flood_of_arrivals_is_claimed_as_it_is_eaten(
     filled: Filled, claims: Claims, link: ChildLink
 ) -> None:

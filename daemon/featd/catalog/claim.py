@@ -29,6 +29,7 @@ class ClaimedImage:
     size: int
     mtime_ns: int
     version: int
+    priority: int
     suspect: bool
     known_content: str | None
 
@@ -40,6 +41,7 @@ _CLAIMED = (
     images.c.size,
     images.c.mtime_ns,
     images.c.version,
+    images.c.priority,
     images.c.suspect,
     images.c.content,
     images.c.shard_id,
@@ -74,9 +76,9 @@ def claim(
 
 def _claimed(row: Sequence[Any]) -> ClaimedImage:
     # Decided here: SQLite 3.40 can find a NULL to be NOT NULL in the RETURNING of an UPDATE.
-    image_id, root, path, size, mtime_ns, version, suspect, content, shard_id = row
+    image_id, root, path, size, mtime_ns, version, priority, suspect, content, shard_id = row
     known_content = None if shard_id is None else content
-    return ClaimedImage(image_id, root, path, size, mtime_ns, version, suspect, known_content)
+    return ClaimedImage(image_id, root, path, size, mtime_ns, version, priority, suspect, known_content)
 
 
 def _groups(conn: sa.Connection, roots: Sequence[str], priority: int) -> Iterator[Sequence[str]]:

@@ -119,10 +119,9 @@ def _definition(net: Net) -> Any:
     theirs = caffe_pb2.NetParameter()
     message = caffe_pb2.NetParameter()
     message.name = net.name
+    # Intel's branch: its other engines fuse layers, and then weights have no place.
     if "engine" in message.DESCRIPTOR.fields_by_name:
-        message.engine = (
-            "CAFFE"  # Intel's branch: its other engines fuse layers, and then weights have no place
-        )
+        message.engine = "CAFFE"
     steps = [step.layer for step in net.layers if step.layer.type != INPUT]
     try:
         text_format.Merge(net.prototxt, theirs)
@@ -284,11 +283,10 @@ def _fill(made: Any, net: Net) -> None:
                 f"{net.source}: this build of Caffe has made another layer of {step.layer} (it fuses layers, perhaps):"
                 ' write engine = "onnxruntime"'
             )
-        for place, (blob, array) in enumerate(
-            zip(layers[at].blobs, _arrays(net, step.layer, layers[at]), strict=True)
-        ):
+        arrays = _arrays(net, step.layer, layers[at])
+        for place, (blob, array) in enumerate(zip(layers[at].blobs, arrays, strict=True)):
             if blob.data.shape != array.shape:
-                raise ModelError(
+                raise CaffeUnavailableError(
                     f"{net.source}: {step.layer}: this build of Caffe wants shape {blob.data.shape} of weight array "
                     f"{place}, not {array.shape}"
                 )
@@ -310,7 +308,7 @@ def _arrays(net: Net, layer: Layer, theirs: Any) -> list[Any]:
             )
         arrays = [blob.array(shape) for blob, shape in zip(found, shapes, strict=True)]
     if len(arrays) != len(theirs.blobs):
-        raise ModelError(
+        raise CaffeUnavailableError(
             f"{net.source}: {layer}: this build of Caffe wants {len(theirs.blobs)} weight arrays"
         )
     return arrays

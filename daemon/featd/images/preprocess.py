@@ -21,6 +21,7 @@ from featd.errors import ConfigError
 from featd.images.float_resize import resize_float, resize_mean
 from featd.images.mean_file import read_mean
 from featd.images.presets import ILSVRC_MEAN_BGR, PRESETS, Preset
+from featd.net.net import CAFFE_MEAN_BGR
 
 if TYPE_CHECKING:  # decoder processes need no pydantic
     from featd.config import PreprocessConfig
@@ -32,7 +33,6 @@ _INTERPOLATIONS = {
     "nearest": cv2.INTER_NEAREST,
 }
 _REORDERED = {("bgr", "rgb"), ("rgb", "bgr")}
-_ROUNDED_MEAN_BGR = tuple(float(round(value)) for value in ILSVRC_MEAN_BGR)
 _LUMA_BGR = np.array([0.0721, 0.7154, 0.2125], np.float32)
 """skimage.color.rgb2gray's weights, with which `caffe.io.load_image(color=False)` makes grey; OpenCV's are others."""
 
@@ -247,7 +247,7 @@ def _resolve_mean(
             )
     else:
         values = tuple(float(value) for value in defaults.mean) or (0.0,)
-        if preset.unrounded_mean and (defaults.channels, values) == ("bgr", _ROUNDED_MEAN_BGR):
+        if preset.unrounded_mean and (defaults.channels, values) == ("bgr", CAFFE_MEAN_BGR):
             values = ILSVRC_MEAN_BGR
         if (defaults.channels, channels) in _REORDERED:
             values = values[::-1]

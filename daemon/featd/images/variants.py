@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from featd.images.float_resize import resize_mean
 from featd.images.preprocess import PreprocessSpec
-from featd.images.presets import ILSVRC_MEAN_BGR
+from featd.images.presets import FAST, ILSVRC_MEAN_BGR, PRESETS, PYCAFFE
 from featd.net.net import CAFFE_MEAN_BGR, CAFFE_SIZE
 
 Mean = tuple[float, ...] | npt.NDArray[np.float32]
@@ -68,9 +68,7 @@ def _presets(spec: PreprocessSpec) -> Iterator[tuple[str, PreprocessSpec]]:
     large = _large(spec)
     per_channel = _per_channel(spec.mean)
     straight = spec.crop if spec.crops == "center" else large
-    scripts = replace(
-        spec, resize="warp", interpolation="linear", arithmetic="skimage", mean=_fitted(spec.mean, spec.crop)
-    )
+    scripts = _by_preset(spec, PYCAFFE, _fitted(spec.mean, spec.crop))
     yield 'preset "pycaffe"', replace(scripts, size=straight)
     if len(per_channel) == 3:
         ilsvrc = ILSVRC_MEAN_BGR if spec.channels == "bgr" else ILSVRC_MEAN_BGR[::-1]
@@ -78,14 +76,22 @@ def _presets(spec: PreprocessSpec) -> Iterator[tuple[str, PreprocessSpec]]:
     yield f'preset "pycaffe" with size = {list(large)}', replace(scripts, size=large)
     if spec.size not in (large, straight):
         yield f'preset "pycaffe" with size = {list(spec.size)}', replace(scripts, size=spec.size)
-    whole = replace(spec, resize="warp", interpolation="linear", arithmetic="opencv")
-    yield (
-        'preset "fast" or "caffe-transform"',
-        replace(whole, size=large, mean=_cut(spec.mean, large, spec.crop)),
-    )
+    whole = _by_preset(spec, FAST, _cut(spec.mean, large, spec.crop))
+    yield 'preset "fast" or "caffe-transform"', replace(whole, size=large)
     if spec.size != large:
         name = f'preset "fast" or "caffe-transform" with size = {list(spec.size)}'
         yield name, replace(whole, mean=_cut(spec.mean, spec.size, spec.crop))
+
+
+def _by_preset(spec: PreprocessSpec, name: str, mean: Mean) -> PreprocessSpec:
+    preset = PRESETS[name]
+    return replace(
+        spec,
+        resize=preset.resize,
+        interpolation=preset.interpolation,
+        arithmetic=preset.arithmetic,
+        mean=mean,
+    )
 
 
 def _channels(spec: PreprocessSpec) -> Iterator[tuple[str, PreprocessSpec]]:

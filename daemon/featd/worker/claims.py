@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import select
 import threading
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -17,7 +18,7 @@ from featd.catalog.leases import Lease
 from featd.errors import CatalogUnavailableError, LeaseLostError
 from featd.link import ChildLink
 from featd.paths import RootState, root_state
-from featd.states import PRIORITY_ARRIVAL, PRIORITY_ASKED
+from featd.states import PRIORITIES, PRIORITY_ARRIVAL, PRIORITY_ASKED, PRIORITY_BACKLOG
 
 log = logs.get("worker")
 
@@ -100,6 +101,7 @@ class Claims(threading.Thread):
         self._roots = roots
         self._held = held
         self._ahead = ahead
+        self._arrived: deque[ClaimedImage] = deque()
         self._ready: deque[ClaimedImage] = deque()
         self._returned: deque[int] = deque()
         self._unheld_every = lease_seconds / 3
@@ -111,13 +113,16 @@ class Claims(threading.Thread):
 
     def take(self) -> ClaimedImage | None:
         """The next claimed image, or None where none is ready."""
-        try:
-            image = self._ready.popleft()
-        except IndexError:
-            return None
-        if len(self._ready) == self._ahead // 2:
-            self._link.wake_self()
-        return image
+        for queue in (self._arrived, self._ready):
+            with contextlib.suppress(IndexError):
+                image = queue.popleft()
+                if self._kept() == self._ahead // 2:
+                    self._link.wake_self()
+                return image
+        return None
+
+    def _kept(self) -> int:
+        return len(self._arrived) + len(self._ready)
 
     def give_back(self, image: ClaimedImage) -> None:
         """This image's root went away: pending again, with nothing counted against it."""
@@ -162,36 +167,29 @@ class Claims(threading.Thread):
             self._unheld_due = now + self._unheld_every
         if self._returned:
             self._release_returned()
-        want = self._ahead - len(self._ready)
+        want = self._ahead - self._kept()
+        priorities: Sequence[int] = PRIORITIES
         if want < self._ahead // 2:
-            return self._claim_arrivals(now) if self._woken else 0
-        self._woken = False
+            # Ingest says that something arrived: it must not wait behind the backlog that is claimed already. But a
+            # flood of arrivals is a backlog itself: no more of them than half of what is kept ready.
+            want, priorities = want + self._ahead // 2, (PRIORITY_ASKED, PRIORITY_ARRIVAL)
+            if not self._woken or want <= 0:
+                return 0
         roots = self._roots.now(now)
         claimed = (
-            connect.transact(self._catalog, lambda conn: claim.claim(conn, self._lease, want, roots))
+            connect.transact(
+                self._catalog, lambda conn: claim.claim(conn, self._lease, want, roots, priorities)
+            )
             if roots
             else []
         )
-        self._held.add([image.id for image in claimed])
-        self._ready.extend(claimed)
-        self.exhausted = len(claimed) < want
-        return len(claimed)
-
-    def _claim_arrivals(self, now: float) -> int:
-        """Ingest says that something arrived: it must not wait behind the backlog that is claimed already."""
         self._woken = False
-        # A flood of arrivals is a backlog itself: no more of them than half of what is kept ready.
-        room = self._ahead + self._ahead // 2 - len(self._ready)
-        roots = self._roots.now(now)
-        if room <= 0 or not roots:
-            return 0
-        arrived = connect.transact(
-            self._catalog,
-            lambda conn: claim.claim(conn, self._lease, room, roots, (PRIORITY_ASKED, PRIORITY_ARRIVAL)),
-        )
-        self._held.add([image.id for image in arrived])
-        self._ready.extendleft(reversed(arrived))
-        return len(arrived)
+        self._held.add(image.id for image in claimed)
+        for image in claimed:
+            (self._ready if image.priority == PRIORITY_BACKLOG else self._arrived).append(image)
+        if priorities is PRIORITIES:
+            self.exhausted = len(claimed) < want
+        return len(claimed)
 
     def _release_returned(self) -> None:
         ids = list(self._returned)

@@ -7,6 +7,7 @@ A wrong mean, another channel order, a sick device or a changed library shows he
 from __future__ import annotations
 
 import base64
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from featd.images.variants import variants
 from featd.worker.model import Model, prepared_as
 
 TOLERANCE = 1e-3
-"""Relative L2 distance: engines and devices agree within 1e-4 on the deepest nets; a mistake makes 1e-1."""
+"""Relative L2 distance: engines agree within 3e-4 on the deepest published nets; a mistake makes 1e-1."""
 EVERY_SECONDS = 3600.0
 """How often a worker compares them while it works."""
 FIRST_SECONDS = 60.0
@@ -30,16 +31,73 @@ SAMPLED = 65_536
 """Numbers of a vector that are compared."""
 
 
-def run_golden(model: Model) -> dict[str, Vectors]:
-    """Blob -> float32 (8, at most SAMPLED): golden vectors as the model makes them now. EngineError where they are
-    not finite."""
-    vectors = _run(model)
-    for blob, values in vectors.items():
-        if not np.isfinite(values).all():
-            raise EngineError(
-                f"the net makes values that are not finite of the built-in pictures (blob {blob}): check the weights"
+class Golden:
+    """The golden pictures through one model, `batch` at a time. `beat` is called before each forward."""
+
+    def __init__(self, model: Model, batch: int, beat: Callable[[], None] = lambda: None) -> None:
+        self._model = model
+        self._batch = batch
+        self._beat = beat
+
+    def run(self) -> dict[str, Vectors]:
+        """Blob -> float32 (8, at most SAMPLED): golden vectors as the model makes them now. EngineError where they
+        are not finite."""
+        vectors = self._run(self._model)
+        for blob, values in vectors.items():
+            if not np.isfinite(values).all():
+                raise EngineError(
+                    "the net makes values that are not finite of the built-in pictures"
+                    f" (blob {blob}): check the weights"
+                )
+        return vectors
+
+    def check(self, stored: dict[str, Any] | None, made: dict[str, Vectors]) -> None:
+        """EngineError where `made`, the vectors of just now, are others than the catalog holds; says what is the
+        likeliest reason."""
+        if stored is None:
+            return
+        held = unpack(stored)
+        for blob, values in held.items():
+            if blob not in made or made[blob].shape != values.shape:
+                raise EngineError(
+                    f"golden vectors: the net no longer makes blob {blob!r} as the catalog holds it"
+                )
+        worst = max(held, key=lambda blob: distances(made[blob], held[blob]).max())
+        differing = distances(made[worst], held[worst])
+        if differing.max() <= TOLERANCE:
+            return
+        raise EngineError(
+            f"golden vectors: {np.count_nonzero(differing > TOLERANCE)} of {len(differing)} built-in pictures give"
+            f" another vector than this catalog's first worker made of them (blob {worst!r}, relative L2 up to"
+            f" {differing.max():.2g}, tolerance {TOLERANCE:g}). Likely: {self._likely_reason(held, made)}."
+            " This worker claims nothing until they agree; vectors that differ belong into another instance"
+        )
+
+    def _likely_reason(self, held: dict[str, Vectors], made: dict[str, Vectors]) -> str:
+        """Try what people and machines usually get wrong, the likeliest first, until one explains the difference."""
+        if _apart(self._run(self._model), made) > TOLERANCE:
+            return (
+                "a sick device, for it gives two answers to one question: check its memory, heat and driver"
             )
-    return vectors
+        for mistake, spec in variants(self._model.preprocess):
+            if _apart(self._run(prepared_as(self._model, spec)), held) <= TOLERANCE:
+                return f"another preprocessing, for the catalog's vectors are those of {mistake}"
+        return (
+            "the device, the engine or one of its libraries computes something else now, for no usual mistake of"
+            " the preprocessing explains it: go back to the versions and the hardware of before"
+        )
+
+    def _run(self, model: Model) -> dict[str, Vectors]:
+        """Of blobs that are very wide every n-th number, so that the catalog need not hold megabytes."""
+        pictures = _inputs(model.preprocess)
+        parts = []
+        for at in range(0, len(pictures), self._batch):
+            self._beat()
+            parts.append(model.engine.forward(pictures[at : at + self._batch]))
+        return {
+            blob: np.concatenate([part[blob] for part in parts])[:, :: -(-values.shape[1] // SAMPLED)]
+            for blob, values in parts[0].items()
+        }
 
 
 def time_batch(model: Model, batch: int) -> float:
@@ -49,12 +107,6 @@ def time_batch(model: Model, batch: int) -> float:
     began = clock.monotonic()
     model.engine.forward(pictures)
     return clock.monotonic() - began
-
-
-def _run(model: Model) -> dict[str, Vectors]:
-    """Of blobs that are very wide every n-th number, so that the catalog need not hold megabytes."""
-    vectors = model.engine.forward(_inputs(model.preprocess))
-    return {blob: values[:, :: -(-values.shape[1] // SAMPLED)] for blob, values in vectors.items()}
 
 
 def _inputs(spec: PreprocessSpec) -> Batch:
@@ -83,46 +135,6 @@ def unpack(stored: dict[str, Any]) -> dict[str, npt.NDArray[np.float32]]:
         blob: np.frombuffer(base64.b64decode(entry["float32"]), "<f4").reshape(entry["shape"])
         for blob, entry in stored.items()
     }
-
-
-def check(stored: dict[str, Any] | None, made: dict[str, Vectors], model: Model) -> None:
-    """EngineError where `model` makes other vectors of the golden pictures than the catalog holds; says what is
-    the likeliest reason. `made`: what it made just now."""
-    if stored is None:
-        return
-    held = unpack(stored)
-    for blob, values in held.items():
-        if blob not in made or made[blob].shape != values.shape:
-            raise EngineError(
-                f"golden vectors: the net no longer makes blob {blob!r} as the catalog holds it"
-            )
-    worst = max(held, key=lambda blob: distances(made[blob], held[blob]).max())
-    differing = distances(made[worst], held[worst])
-    if differing.max() <= TOLERANCE:
-        return
-    raise EngineError(
-        f"golden vectors: {np.count_nonzero(differing > TOLERANCE)} of {len(differing)} built-in pictures give"
-        f" another vector than this catalog's first worker made of them (blob {worst!r}, relative L2 up to"
-        f" {differing.max():.2g}, tolerance {TOLERANCE:g}). Likely: {_likely_reason(model, held, made)}."
-        " This worker claims nothing until they agree; vectors that differ belong into another instance"
-    )
-
-
-def _likely_reason(model: Model, held: dict[str, Vectors], made: dict[str, Vectors]) -> str:
-    """Try what people and machines usually get wrong, and name the mistake that explains the difference best."""
-    if _apart(_run(model), made) > TOLERANCE:
-        return "a sick device, for it gives two answers to one question: check its memory, heat and driver"
-    tried = [
-        (_apart(_run(prepared_as(model, spec)), held), mistake)
-        for mistake, spec in variants(model.preprocess)
-    ]
-    distance, mistake = min(tried)
-    if distance <= TOLERANCE:
-        return f"another preprocessing, for the catalog's vectors are those of {mistake}"
-    return (
-        "the device, the engine or one of its libraries computes something else now, for no usual mistake of the"
-        " preprocessing explains it: go back to the versions and the hardware of before"
-    )
 
 
 def _apart(mine: dict[str, Vectors], held: dict[str, Vectors]) -> float:

@@ -21,6 +21,7 @@ from featd.shards.store import check_store, run_folder
 from featd.signals import StopFlag
 from featd.worker import devices, golden
 from featd.worker.claims import Claims, Held, OnlineRoots
+from featd.worker.golden import Golden
 from featd.worker.model import Model, differences, load_model
 from featd.worker.pipeline import TRAYS, Pipeline, hang_limit
 from featd.worker.renewal import Renewal
@@ -56,8 +57,9 @@ def boot(settings: Settings, catalog: sa.Engine, device: str, threads: int) -> B
     check_store(settings.store.path, instance_id)
     model = load_model(settings, device, threads)
     instance.check_fingerprint(held, model.fingerprint, differences(held_spec, model.spec))
-    vectors = golden.run_golden(model)
-    golden.check(stored, vectors, model)
+    pictures = Golden(model, settings.workers.batch)
+    vectors = pictures.run()
+    pictures.check(stored, vectors)
     batch, batch_seconds = _fit_batch(model, settings)
     identity = Identity(model.fingerprint, model.spec, golden.pack(vectors))
     return Booted(model, batch, batch_seconds, instance_id, identity, stored is not None)
@@ -242,13 +244,14 @@ class Worker:
     def _check_golden(self) -> None:
         """EngineError where the engine makes other vectors of the golden pictures than the catalog holds, or, as
         long as it holds none, than this worker made when it started."""
-        self._link.beat(BOOT_SECONDS)  # where they differ, finding out why takes many batches
         stored = None
         with contextlib.suppress(CatalogUnavailableError), connect.reading(self._catalog) as conn:
             stored = instance.golden(conn)
-        model = self._booted.model
+        pictures = Golden(
+            self._booted.model, self._booted.batch, beat=lambda: self._link.beat(self._hang_seconds)
+        )
         try:
-            golden.check(stored or self._booted.identity.golden, golden.run_golden(model), model)
+            pictures.check(stored or self._booted.identity.golden, pictures.run())
         except EngineError:
             log.error(
                 "golden",
@@ -258,4 +261,4 @@ class Worker:
             )
             raise
         self._golden_at = clock.utcnow()
-        self._golden_due = clock.monotonic() + golden.EVERY_SECONDS
+        self._golden_due = clock.monotonic() + (golden.EVERY_SECONDS if stored else golden.FIRST_SECONDS)
