@@ -96,8 +96,8 @@ def _head(report: Report, width: int, detail: Detail) -> Iterator[str]:
         return
     fingerprint = report.fingerprint[:12] if report.fingerprint else "none yet"
     yield f"instance {report.instance[:8]}   fingerprint {fingerprint}"
-    by = report.ingest.get("scanned_by")
-    elsewhere = f" by {shown(by)}" if by and by != socket.gethostname() else ""
+    by = sorted(set(report.ingest["scanned_by"].values()))
+    elsewhere = f" by {shown(', '.join(by))}" if by not in ([], [socket.gethostname()]) else ""
     yield clip(
         f"roots    {report.roots}   watched {report.ingest['watching']}   last scan {_ago(report)}{elsewhere}",
         width,

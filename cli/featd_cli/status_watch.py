@@ -56,7 +56,8 @@ class Looker(threading.Thread):
         super().__init__(name="looker", daemon=True)
         self.latest = Look()
         self.failure: Exception | None = None
-        self.answered_at = clock.monotonic()
+        self._asked_at: float | None = None
+        """When the look that is under way began."""
         self._instance = instance
         self._checked = False
         self._identity: tuple[int, int] | None = None
@@ -69,14 +70,14 @@ class Looker(threading.Thread):
     def run(self) -> None:
         pause = 0.0
         while not self._told_to_stop.wait(pause):
-            began = clock.monotonic()
+            self._asked_at = began = clock.monotonic()
             try:
                 self.latest = self.step()
             except Exception as error:
                 self.failure = error
                 return
             finally:
-                self.answered_at = clock.monotonic()
+                self._asked_at = None
                 os.eventfd_write(self._fd, 1)
             pause = max(EVERY_SECONDS, REST * (clock.monotonic() - began))
 
@@ -113,8 +114,9 @@ class Looker(threading.Thread):
             os.eventfd_read(self._fd)
         if self.failure is not None:
             raise self.failure
-        silent = clock.monotonic() - self.answered_at
-        if silent < SILENT_SECONDS + EVERY_SECONDS or not self.is_alive():
+        asked_at = self._asked_at
+        silent = 0.0 if asked_at is None else clock.monotonic() - asked_at
+        if silent < SILENT_SECONDS:
             return self.latest
         told = f"no answer for {status_screen.duration(silent)}: the catalog, a root or the store hangs"
         return Look(self.latest.report, self.latest.at, told)

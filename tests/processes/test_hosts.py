@@ -1,4 +1,4 @@
-"""Several hosts on one catalog: one scans, the others watch; when it dies another scans."""
+"""Several hosts on one catalog: of each root one scans, the others watch; when it dies another scans."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ import pytest
 
 from featd import clock
 from featd.catalog import connect, hosts
+from featd.errors import CatalogUnavailableError
 from featd.ingest.hints import Trouble
 from featd.ingest.process import Ingest
 from featd.link import Channel, ChildLink, Heartbeat
+from featd.paths import RootState
 from postgres import PostgreSQL
 from running import Instance, kill_all, make_instance, wait_for
 
@@ -100,7 +102,7 @@ def test_one_host_scans_and_another_takes_over_when_it_dies(
     before = first.scans()
     wait_for(lambda: first.scans() >= before + 3, 30, "more scans of the first")
     assert second.scans() == 0
-    assert instance.status()["ingest"]["scanned_by"] == "host-a"
+    assert instance.status()["ingest"]["scanned_by"] == {str(tmp_path / "images"): "host-a"}
 
     first.process.send_signal(signal.SIGKILL)
     killed = clock.monotonic()
@@ -108,7 +110,7 @@ def test_one_host_scans_and_another_takes_over_when_it_dies(
     (tmp_path / "images" / "first.jpg").unlink()
     wait_for(lambda: names(instance) == {"second.jpg"}, 30, "a scan of the second")
     print(f"\nthe other host scanned {clock.monotonic() - killed:.1f} s after the kill")
-    assert instance.status()["ingest"]["scanned_by"] == "host-b"
+    assert instance.status()["ingest"]["scanned_by"] == {str(tmp_path / "images"): "host-b"}
 
     third = start("host-a")
     wait_for(lambda: third.said("another host scans"), 30, "the first, back, to stand by")
@@ -131,7 +133,7 @@ def test_a_host_that_holds_it_scans_at_once_when_it_comes_back(start: Callable[[
 
 
 @pytest.fixture
-def make(tmp_path: Path, database_url: str) -> Iterator[Callable[[str], Ingest]]:
+def make(tmp_path: Path, database_url: str) -> Iterator[Callable[..., Ingest]]:
     """An ingest in this process, by the name of its host; the root is watched."""
     write(tmp_path / "images" / "sub" / "first.jpg")
     instance = make_instance(
@@ -139,7 +141,7 @@ def make(tmp_path: Path, database_url: str) -> Iterator[Callable[[str], Ingest]]
     )
     made: list[tuple[Ingest, Any]] = []
 
-    def build(host: str) -> Ingest:
+    def build(host: str, *, once: bool = False) -> Ingest:
         parts = Channel(), Channel(), Heartbeat()
         link = ChildLink(
             "ingest",
@@ -149,16 +151,22 @@ def make(tmp_path: Path, database_url: str) -> Iterator[Callable[[str], Ingest]]
             wake_fd=os.eventfd(0),
             wake_fds={},
         )
-        made.append((Ingest(instance.settings, link, host), (*parts, link.wake_fd)))
+        made.append((Ingest(instance.settings, link, host, once=once), (*parts, link.wake_fd)))
         return made[-1][0]
 
     build.instance = instance  # type: ignore[attr-defined]
     yield build
     for ingest, (*parts, wake_fd) in made:
-        ingest.close()
+        close(ingest)
         for part in parts:
             part.close()
         os.close(wake_fd)
+
+
+def close(ingest: Ingest) -> None:
+    """Once, whoever comes first."""
+    ingest.close()
+    ingest.close = lambda: None  # type: ignore[method-assign]
 
 
 def turns(ingest: Ingest, seconds: float = 0.0) -> int:
@@ -172,7 +180,7 @@ def turns(ingest: Ingest, seconds: float = 0.0) -> int:
 
 
 def test_a_host_that_does_not_scan_still_takes_what_arrives_there(
-    make: Callable[[str], Ingest], tmp_path: Path
+    make: Callable[..., Ingest], tmp_path: Path
 ) -> None:
     instance: Instance = make.instance  # type: ignore[attr-defined]
     scans, watches = make("host-a"), make("host-b")
@@ -188,30 +196,207 @@ def test_a_host_that_does_not_scan_still_takes_what_arrives_there(
     assert instance.status()["ingest"]["watching"] == 2
 
 
-def test_lost_events_are_answered_by_a_scan_of_the_host_that_scans(make: Callable[[str], Ingest]) -> None:
+def lose_events(ingest: Ingest) -> None:
+    ingest._roots[0]._hints.trouble(Trouble.OVERFLOW)
+
+
+def give_away(ingest: Ingest) -> None:
+    """Let its duties be free, as if it had stood still for so long, and it has not noticed yet."""
+    duties = [root.duty for root in ingest._roots]
+    connect.transact(ingest._catalog, lambda conn: hosts.leave_duties(conn, duties, ingest._host))
+
+
+def test_lost_events_are_answered_by_a_scan_of_the_host_that_scans(make: Callable[..., Ingest]) -> None:
     scans, watches = make("host-a"), make("host-b")
     assert turns(scans) == 1
     assert turns(watches) == 0
-    watches._roots[0]._hints.trouble(Trouble.OVERFLOW)
     assert turns(watches, 10.0) == 0
-    assert turns(watches, 20.0) == 0
-    assert watches._roots[0].note is None  # the other was asked
-    assert turns(scans, 30.0) == 1
-    assert turns(scans, 50.0) == 0
+    assert turns(scans, 20.0) == 1  # for what was written there while featd was down there
+    assert turns(watches, 30.0) == 0
+    assert turns(scans, 40.0) == 0
+    lose_events(watches)
     assert turns(watches, 50.0) == 0
+    assert turns(watches, 60.0) == 0
+    assert watches._roots[0].note is None  # the other was asked
+    assert turns(scans, 70.0) == 1
+    assert turns(scans, 90.0) == 0
+    assert turns(watches, 90.0) == 0
+
+
+def test_a_host_that_does_not_watch_asks_for_nothing(make: Callable[..., Ingest]) -> None:
+    scans, other = make("host-a"), make("host-b")
+    assert turns(scans) == 1
+    other._roots[0]._watch = None
+    other._roots[0].scan_soon()
+    for seconds in (0.0, 10.0, 20.0):
+        assert turns(other, seconds) == 0
+    assert turns(scans, 30.0) == 0
+
+
+@pytest.mark.parametrize("under_way", [False, True])
+def test_a_doubt_is_not_lost_when_the_duty_moves(make: Callable[..., Ingest], under_way: bool) -> None:
+    first, second = make("host-a"), make("host-b")
+    assert turns(first) == 1
+    turns(second)
+    turns(second, 10.0)
+    give_away(first)
+    assert turns(second, 20.0) == 1
+    lose_events(first)
+    root = first._roots[0]
+    root._hear(root._hints.take(), 0.0)
+    if under_way:
+        root._doubts.everything = False
+        root._scan = root._begin(b"")
+    assert turns(first, 30.0) == 0
+    assert turns(second, 40.0) == 1
+
+
+def test_a_lost_answer_to_a_commit_loses_no_ask(
+    make: Callable[..., Ingest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scans, watches = make("host-a"), make("host-b")
+    turns(scans)
+    turns(watches)
+    turns(watches, 10.0)
+    turns(scans, 20.0)
+    lose_events(watches)
+    turns(watches, 25.0)  # hears of it, and asks at its next renewal
+    real = connect.transact
+
+    def commit_in_vain(engine: Any, work: Any) -> Any:
+        real(engine, work)
+        raise connect.CommitUnknownError("the line was cut")
+
+    for ingest, seconds in ((watches, 30.0), (scans, 40.0)):
+        monkeypatch.setattr(connect, "transact", commit_in_vain)
+        with pytest.raises(connect.CommitUnknownError):
+            ingest.step(clock.monotonic() + seconds)
+        monkeypatch.setattr(connect, "transact", real)
+    assert turns(scans, 50.0) == 1
 
 
 def test_a_host_whose_duty_went_to_another_stops_scanning_and_begins_anew_when_it_comes_back(
-    make: Callable[[str], Ingest],
+    make: Callable[..., Ingest],
 ) -> None:
     scans, watches = make("host-a"), make("host-b")
     assert turns(scans) == 1
     turns(watches)
-    # It stood still for so long that the other took over.
-    connect.transact(scans._catalog, lambda conn: hosts.leave_duty(conn, hosts.Duty.SCAN, "host-a"))
+    give_away(scans)
     assert turns(watches, 10.0) == 1
-    scans._roots[0].scan_soon()
     assert turns(scans, 20.0) == 0
-    watches.close()
-    watches.close = lambda: None  # type: ignore[method-assign]
+    close(watches)
     assert turns(scans, 40.0) == 1
+
+
+def test_a_root_that_is_offline_here_is_scanned_by_another_host(
+    make: Callable[..., Ingest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    instance: Instance = make.instance  # type: ignore[attr-defined]
+    first, second = make("host-a"), make("host-b")
+    assert turns(first) == 1
+    assert turns(second) == 0
+    seen = first._roots[0]
+    monkeypatch.setattr(seen, "_check", lambda now: setattr(seen, "_check_due", now + 1.0))
+    seen._state = RootState.EMPTY  # as behind an umount
+    assert turns(first, 10.0) == 0
+    assert scanned_by(instance) == []
+    assert turns(second, 20.0) == 1
+    assert scanned_by(instance) == ["host-b"]
+    # It is back, and another scans it by now.
+    seen._state = RootState.ONLINE
+    assert turns(first, 30.0) == 0
+    assert scanned_by(instance) == ["host-b"]
+
+
+def test_each_root_has_its_own_host(tmp_path: Path, make: Callable[..., Ingest]) -> None:
+    """One is offline on the first host: the second scans it, and only it."""
+    instance: Instance = make.instance  # type: ignore[attr-defined]
+    with instance.config.open("a") as config:
+        config.write(f'\n[[roots]]\npath = "{tmp_path / "other"}"\nrescan_seconds = 3600.0\n')
+    first = make("host-a")
+    assert turns(first) == 1
+    write(tmp_path / "other" / "there.jpg")
+    second = make("host-b")
+    assert turns(second) == 1
+    assert turns(first, 10.0) == 0
+    assert instance.status()["ingest"]["scanned_by"] == {
+        str(tmp_path / "images"): "host-a",
+        str(tmp_path / "other"): "host-b",
+    }
+    assert names(instance) == {"sub/first.jpg", "there.jpg"}
+
+
+def test_a_scan_once_needs_no_duty(make: Callable[..., Ingest]) -> None:
+    instance: Instance = make.instance  # type: ignore[attr-defined]
+    assert turns(make("host-a")) == 1
+    once = make("host-b", once=True)
+    wait_for(lambda: once.step(clock.monotonic()) and once.all_scanned, 20, "its scan")
+    close(once)
+    assert scanned_by(instance) == ["host-a"]
+
+
+def test_a_host_that_stopped_counts_as_live_no_more(make: Callable[..., Ingest]) -> None:
+    instance: Instance = make.instance  # type: ignore[attr-defined]
+    first, second = make("host-a"), make("host-b")
+    turns(first)
+    turns(second)
+    assert {host for host, found in reports(instance).items() if found.live} == {"host-a", "host-b"}
+    close(first)
+    assert {host for host, found in reports(instance).items() if found.live} == {"host-b"}
+    assert scanned_by(instance) == []
+
+
+def test_counts_go_on_behind_a_process_that_never_reached_the_catalog(make: Callable[..., Ingest]) -> None:
+    instance: Instance = make.instance  # type: ignore[attr-defined]
+    first = make("host-a")
+    turns(first)
+    lose_events(first)
+    turns(first, 10.0)
+    close(first)
+    close(make("host-a"))
+    assert reports(instance)["host-a"].report["overflows"] == 1
+    third = make("host-a")
+    lose_events(third)
+    turns(third)
+    turns(third, 10.0)
+    assert reports(instance)["host-a"].report["overflows"] == 2
+
+
+def test_what_a_transaction_that_failed_would_have_told_is_told_by_the_next(
+    make: Callable[..., Ingest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    instance: Instance = make.instance  # type: ignore[attr-defined]
+    first = make("host-a")
+    turns(first)
+    lose_events(first)
+    real = hosts.report_ingest
+
+    def fail(*given: Any) -> None:
+        real(*given)
+        raise CatalogUnavailableError("out of reach")
+
+    monkeypatch.setattr(hosts, "report_ingest", fail)
+    for seconds in (2.0, 10.0):  # a change, and a renewal
+        with pytest.raises(CatalogUnavailableError):
+            first.step(clock.monotonic() + seconds)
+    assert reports(instance)["host-a"].report["overflows"] == 0
+    monkeypatch.setattr(hosts, "report_ingest", real)
+    assert first.seconds_to_next(clock.monotonic() + 10.0) == 0.0
+    turns(first, 12.0)
+    assert reports(instance)["host-a"].report["overflows"] == 1
+
+
+def reports(instance: Instance) -> dict[str, hosts.IngestReport]:
+    catalog = connect.open_catalog(instance.settings.catalog.url)
+    with connect.reading(catalog) as conn:
+        found = hosts.ingest_reports(conn)
+    catalog.dispose()
+    return found
+
+
+def scanned_by(instance: Instance) -> list[str]:
+    catalog = connect.open_catalog(instance.settings.catalog.url)
+    with connect.reading(catalog) as conn:
+        found = hosts.duty_holders(conn)
+    catalog.dispose()
+    return sorted(found.values())

@@ -5,7 +5,9 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import select
 import socket
+import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,12 +15,15 @@ from typing import Any
 
 import pytest
 
+from featd import clock
 from featd.catalog import connect, hosts
 from featd.catalog.stats import FailureLine, ShardTotals, WorkerLine
 from featd.states import Kind, State
-from featd_cli import status_screen
+from featd_cli import status_report, status_screen
+from featd_cli.instance import Instance
 from featd_cli.main import main
 from featd_cli.status_report import Report, holds_back
+from featd_cli.status_watch import SILENT_SECONDS, Looker
 from filled import FINGERPRINT, Filled
 
 
@@ -102,8 +107,8 @@ def test_a_running_featd_without_workers_is_not_called_down(
 
 
 def says(filled: Filled, host: str, **said: Any) -> None:
-    standing = {"watching": 1, "notes": {}, "overflows": 0, "rewatched": 0, "handler_errors": 0, **said}
-    connect.transact(filled.catalog, lambda conn: hosts.publish(conn, host, standing, 60.0))
+    report = {"watching": 1, "notes": {}, "overflows": 0, "rewatched": 0, "handler_errors": 0, **said}
+    connect.transact(filled.catalog, lambda conn: hosts.report_ingest(conn, host, report, 60.0))
 
 
 def test_after_a_kill_of_everything_nothing_is_said_to_run(
@@ -115,7 +120,8 @@ def test_after_a_kill_of_everything_nothing_is_said_to_run(
     filled.lease = filled.open_lease(host=here)
     filled.renew({"state": "working", "images_per_second": 4.0, "share": {}})
     says(filled, here, notes={"/r": "offline"})
-    connect.transact(filled.catalog, lambda conn: hosts.take_duty(conn, hosts.Duty.SCAN, here, 60.0))
+    duty = hosts.scan_of("/r")
+    connect.transact(filled.catalog, lambda conn: hosts.take_duties(conn, [duty], here, 60.0))
     lock = filled.store / "run" / f"{here}.lock"
     lock.parent.mkdir()
     with lock.open("w") as file:
@@ -125,12 +131,12 @@ def test_after_a_kill_of_everything_nothing_is_said_to_run(
         document = status(filled, capsys)
         assert document["daemon"]["pid"] == 4711
         assert document["workers"][0]["state"] == "working"
-        assert (document["ingest"]["watching"], document["ingest"]["scanned_by"]) == (1, here)
+        assert (document["ingest"]["watching"], document["ingest"]["scanned_by"]) == (1, {"/r": here})
         assert document["warnings"] == ["root /r: offline"]
     document = status(filled, capsys)
     assert document["workers"][0]["state"] == "dead"
     assert document["rate"]["images_per_second"] == 0.0
-    assert (document["ingest"]["watching"], document["ingest"]["scanned_by"]) == (0, None)
+    assert (document["ingest"]["watching"], document["ingest"]["scanned_by"]) == (0, {})
     assert "featd was killed" in document["holds_back"]
     assert document["warnings"] == []
     # Without the store it cannot be told who runs: the lease is believed.
@@ -208,7 +214,11 @@ def report(**changes: Any) -> Report:
         "failures": [
             FailureLine("decode.unsupported", 98_765, "/data/" + "long/" * 40 + "漢字の\x1b[31m.jpg")
         ],
-        "ingest": {"watching": 0, "last_scan_at": datetime.now(UTC).isoformat(), "scanned_by": "h" * 60},
+        "ingest": {
+            "watching": 0,
+            "last_scan_at": datetime.now(UTC).isoformat(),
+            "scanned_by": {"/data": "h" * 60},
+        },
         "decoders": 2,
         "warnings": ["root /data/" + "long/" * 20 + " is offline (empty): its images keep their state"],
     }
@@ -311,6 +321,46 @@ def test_all_done_and_some_failed() -> None:
 )
 def test_durations_for_people(seconds: float, text: str) -> None:
     assert status_screen.duration(seconds) == text
+
+
+def test_who_scans_is_shown_where_it_is_not_this_host_alone() -> None:
+    def head(scanned_by: dict[str, str]) -> str:
+        ingest = {"watching": 1, "last_scan_at": None, "scanned_by": scanned_by}
+        (line,) = [plain(line) for line in screen(report(ingest=ingest)) if line.startswith("roots")]
+        return line
+
+    here = socket.gethostname()
+    assert head({}).endswith("last scan never")
+    assert head({"/a": here, "/b": here}).endswith("last scan never")
+    assert head({"/a": "x", "/b": "y", "/c": "x"}).endswith("last scan never by x, y")
+
+
+def test_a_pause_behind_a_slow_look_is_no_silence(filled: Filled, monkeypatch: pytest.MonkeyPatch) -> None:
+    now, real_look = [1000.0], status_report.look
+    looks, go_on = threading.Semaphore(0), threading.Event()
+
+    def slow_look(instance: Instance) -> Report:
+        looks.release()
+        go_on.wait(20)
+        return real_look(instance)
+
+    monkeypatch.setattr(clock, "monotonic", lambda: now[0])
+    monkeypatch.setattr(status_report, "look", slow_look)
+    looker = Looker(Instance(filled.settings, filled.catalog))
+    looker.start()
+    try:
+        assert looks.acquire(timeout=20)
+        assert looker.take().trouble is None
+        now[0] += SILENT_SECONDS + 0.5
+        assert "no answer for 4 s" in str(looker.take().trouble)
+        go_on.set()
+        assert select.select([looker], [], [], 20)[0]  # it answered, and pauses for 14 s
+        now[0] += 12.0
+        assert looker.take().trouble is None
+        assert looker.take().report is not None
+    finally:
+        go_on.set()
+        looker.stop()
 
 
 def test_sizes_for_people() -> None:

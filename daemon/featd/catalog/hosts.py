@@ -1,7 +1,8 @@
-"""What hosts agree on: duties that one of them does for all, and what each tells of its ingest.
+"""What hosts agree on: duties that one of them does for all, and what each reports of its ingest.
 
-Both stand in `settings` and hold for a time, which `number` bounds: milliseconds on the clock of leases. A duty
-is advisory: it spares work. Where two hosts do it at once for a moment, nothing is wrong afterwards.
+A duty is the advisory lease of the design: it spares work. Where two hosts do it at once for a moment, nothing is
+wrong afterwards. Duties and reports stand in `settings` and hold for a time, which `number` bounds: milliseconds on
+the clock of leases.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import json
 from collections.abc import Collection
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any
 
 import sqlalchemy as sa
@@ -18,129 +18,180 @@ from featd import clock
 from featd.catalog import counters, dialects
 from featd.catalog.schema import settings
 
-ASKED = "scan_asked"
-SCANNED = "ingest"
-_STANDING = "ingest."
-
-
-class Duty(StrEnum):
-    """What one host does for all."""
-
-    SCAN = "scan"  # scans of whole roots, and with them what is gone
-    TIDY = "tidy"  # files that no row names, times that are wrong
+TIDY = "tidy"
+"""The duty of files that no row names, and of times that are wrong."""
+FORGET_SECONDS = 24 * 3600.0
+"""So long after its end a report is kept for its counts."""
+LAST_SCAN = "last_scan"
+_DUTY = "duty."
+_ASKED = "asked."
+_REPORT = "ingest."
+_SCAN = "scan."
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
-    """What a host's ingest said last. `live`: it says it still."""
+class IngestReport:
+    """What a host's ingest reported last. `live`: it holds still."""
 
     live: bool
-    said: dict[str, Any]
+    report: dict[str, Any]
 
 
-def take_duty(conn: sa.Connection, duty: Duty, host: str, seconds: float) -> bool:
-    """Take or renew a duty for `seconds`; False while another host holds it. Needs no lease.
+# Duties
+
+
+def scan_of(root: str) -> str:
+    """The duty of scans of all of a root, and with them of what is gone there.
+
+    The root stands in it as it stands beside each image, in an index too: what is too long here is so there.
+    """
+    return _SCAN + root
+
+
+def take_duties(
+    conn: sa.Connection, duties: Collection[str], host: str, seconds: float, leave: Collection[str] = ()
+) -> set[str]:
+    """Take or renew `duties` for `seconds`; returns those that are this host's now. Needs no lease.
 
     A host takes what it held itself without waiting: there is one supervisor per store and host.
+    leave: what another host may have at once, where this one held it.
     """
-    where = settings.c.name == _name(duty)
-    conn.execute(
-        dialects.insert_if_new(conn, settings, ["name"]).values(name=_name(duty), value=None, number=0)
-    )
-    row = conn.execute(dialects.lock_rows(conn, _kept().where(where))).one()
-    if _is_live(conn, row) and json.loads(row.value)["host"] != host:
-        return False
-    _keep(conn, _name(duty), {"host": host}, seconds)
-    return True
+    names = sorted(_DUTY + duty for duty in {*duties, *leave})
+    if not names:
+        return set()
+    new = [{"name": name, "value": None, "number": 0} for name in names]
+    conn.execute(dialects.insert_if_new(conn, settings, ["name"]), new)
+    # One order for all hosts: they wait for one another and never deadlock.
+    statement = _kept(conn).where(settings.c.name.in_(names)).order_by(settings.c.name)
+    free, mine = set(), set()
+    for row in conn.execute(dialects.lock_rows(conn, statement)).all():
+        duty = row.name.removeprefix(_DUTY)
+        if not _is_live(conn, row):
+            free.add(duty)
+        elif json.loads(row.value)["host"] == host:
+            mine.add(duty)
+    taken = (free | mine) & set(duties)
+    for some, lasts_seconds in ((taken, seconds), (mine - taken, 0.0)):
+        if some:
+            named = settings.c.name.in_(sorted(_DUTY + duty for duty in some))
+            values = _values(conn, {"host": host}, lasts_seconds)
+            conn.execute(sa.update(settings).where(named).values(**values))
+    return taken
 
 
-def leave_duty(conn: sa.Connection, duty: Duty, host: str) -> None:
-    """Let another host have it at once."""
-    if duty_holder(conn, duty) == host:
-        _keep(conn, _name(duty), {"host": host}, 0.0)
+def leave_duties(conn: sa.Connection, duties: Collection[str], host: str) -> None:
+    """Let another host have them at once."""
+    take_duties(conn, (), host, 0.0, leave=duties)
 
 
-def duty_holder(conn: sa.Connection, duty: Duty) -> str | None:
-    """The host that does it now."""
-    row = conn.execute(_kept().where(settings.c.name == _name(duty))).first()
-    return str(json.loads(row.value)["host"]) if row is not None and _is_live(conn, row) else None
-
-
-def ask_scan(conn: sa.Connection, roots: Collection[str]) -> None:
-    """Have the host that scans scan these soon: events were lost here. Called after `take_duty`, which locks."""
-    asked = {*(counters.get_value(conn, ASKED) or ()), *roots}
-    counters.set_value(conn, ASKED, sorted(asked))
-
-
-def take_asked(conn: sa.Connection) -> set[str]:
-    """The roots that other hosts asked to have scanned. Called after `take_duty`, by its holder."""
-    asked = set(counters.get_value(conn, ASKED) or ())
-    if asked:
-        counters.set_value(conn, ASKED, [])
-    return asked
-
-
-def publish(conn: sa.Connection, host: str, said: dict[str, Any], seconds: float) -> None:
-    """Store what this host's ingest says of itself; it holds for `seconds`."""
-    _keep(conn, _STANDING + host, {"said": said}, seconds)
-
-
-def standings(conn: sa.Connection) -> dict[str, Standing]:
-    """What each host's ingest said last."""
-    rows = conn.execute(_kept().where(settings.c.name.startswith(_STANDING, autoescape=True)))
+def duty_holders(conn: sa.Connection) -> dict[str, str]:
+    """Each duty that somebody does now -> the host that does it."""
+    rows = conn.execute(_kept(conn).where(settings.c.name.startswith(_DUTY, autoescape=True))).all()
     return {
-        row.name.removeprefix(_STANDING): Standing(_is_live(conn, row), json.loads(row.value)["said"])
-        for row in rows.all()
+        row.name.removeprefix(_DUTY): str(json.loads(row.value)["host"])
+        for row in rows
+        if _is_live(conn, row)
     }
+
+
+def ask_for(conn: sa.Connection, duties: Collection[str]) -> None:
+    """Have whoever does these duties do them soon. Called after `take_duties`, which locks.
+
+    Asks are counted and never taken back: no lost answer to a COMMIT can lose one.
+    """
+    names = sorted(_ASKED + duty for duty in duties)
+    if names:
+        new = [{"name": name, "value": None, "number": 0} for name in names]
+        conn.execute(dialects.insert_if_new(conn, settings, ["name"]), new)
+        asked = sa.update(settings).where(settings.c.name.in_(names))
+        conn.execute(asked.values(number=settings.c.number + 1))
+
+
+def times_asked(conn: sa.Connection, duties: Collection[str]) -> dict[str, int]:
+    """How often each of these duties was asked for, ever: to be compared with what was seen last."""
+    names = [_ASKED + duty for duty in duties]
+    statement = sa.select(settings.c.name, settings.c.number).where(settings.c.name.in_(names))
+    found = {row.name.removeprefix(_ASKED): int(row.number) for row in conn.execute(statement)}
+    return {duty: found.get(duty, 0) for duty in duties}
+
+
+# Reports
+
+
+def report_ingest(conn: sa.Connection, host: str, report: dict[str, Any], seconds: float) -> None:
+    """Store what this host's ingest reports of itself; it holds for `seconds`."""
+    row = {"name": _REPORT + host, **_values(conn, {"report": report}, seconds)}
+    conn.execute(dialects.upsert(conn, settings, ["name"], row))
+
+
+def ingest_reports(conn: sa.Connection) -> dict[str, IngestReport]:
+    """What each host's ingest reported last."""
+    rows = conn.execute(_kept(conn).where(settings.c.name.startswith(_REPORT, autoescape=True))).all()
+    return {
+        row.name.removeprefix(_REPORT): IngestReport(_is_live(conn, row), json.loads(row.value)["report"])
+        for row in rows
+    }
+
+
+def forget_reports(conn: sa.Connection, host: str) -> None:
+    """Remove the reports of hosts, besides `host`, that have been away for more than a day, with their counts."""
+    rows = conn.execute(_kept(conn).where(settings.c.name.startswith(_REPORT, autoescape=True))).all()
+    # When a report of another boot ended cannot be told, but that it did.
+    old = [row.name for row in rows if not _is_live(conn, row, FORGET_SECONDS) and row.name != _REPORT + host]
+    if old:
+        conn.execute(sa.delete(settings).where(settings.c.name.in_(old)))
 
 
 def note_scan(conn: sa.Connection) -> None:
     """A whole root was scanned to its end just now."""
-    counters.set_value(conn, SCANNED, {"last_scan_at": clock.utcnow().isoformat()})
+    counters.set_value(conn, LAST_SCAN, clock.utcnow().isoformat())
 
 
 def ingest_of_all(conn: sa.Connection, down: str | None = None) -> dict[str, Any]:
     """What the status shows of ingest: sums over the hosts. `down`: this host's is known not to run."""
-    scanned_by = duty_holder(conn, Duty.SCAN)
     told: dict[str, Any] = {
         "watching": 0,
-        "last_scan_at": (counters.get_value(conn, SCANNED) or {}).get("last_scan_at"),
-        "scanned_by": None if scanned_by == down else scanned_by,
+        "last_scan_at": counters.get_value(conn, LAST_SCAN),
+        "scanned_by": {
+            duty.removeprefix(_SCAN): host
+            for duty, host in sorted(duty_holders(conn).items())
+            if duty.startswith(_SCAN) and host != down
+        },
         "overflows": 0,
         "rewatched": 0,
         "handler_errors": 0,
         "notes": {},
     }
-    said = standings(conn)
-    live = {host for host, standing in said.items() if standing.live and host != down}
-    for host, standing in sorted(said.items()):
+    reports = ingest_reports(conn)
+    live = {host for host, found in reports.items() if found.live and host != down}
+    for host, found in sorted(reports.items()):
         for name in ("overflows", "rewatched", "handler_errors"):
-            told[name] += standing.said[name]
+            told[name] += found.report[name]
         if host not in live:
             continue
-        told["watching"] += standing.said["watching"]
-        for root, note in standing.said["notes"].items():
+        told["watching"] += found.report["watching"]
+        for root, note in found.report["notes"].items():
             note = note if len(live) == 1 else f"{note} (on {host})"
             told["notes"][root] = "; ".join(filter(None, (told["notes"].get(root), note)))
     return told
 
 
-def _name(duty: Duty) -> str:
-    return f"duty.{duty}"
+# What holds for a time
 
 
-def _kept() -> sa.Select[Any]:
-    return sa.select(settings.c.name, settings.c.value, settings.c.number)
+def _kept(conn: sa.Connection) -> sa.Select[Any]:
+    now_ms = sa.cast(dialects.lease_now(conn) * 1000, sa.BigInteger).label("now_ms")
+    return sa.select(settings.c.name, settings.c.value, settings.c.number, now_ms)
 
 
-def _keep(conn: sa.Connection, name: str, value: dict[str, Any], seconds: float) -> None:
-    until = sa.cast((dialects.lease_now(conn) + seconds) * 1000, sa.BigInteger)
+def _values(conn: sa.Connection, value: dict[str, Any], seconds: float) -> dict[str, Any]:
+    until_ms = sa.cast((dialects.lease_now(conn) + seconds) * 1000, sa.BigInteger)
     text = json.dumps({**value, "boot": dialects.boot_id(conn)}, sort_keys=True)
-    conn.execute(dialects.upsert(conn, settings, ["name"], {"name": name, "value": text, "number": until}))
+    return {"value": text, "number": until_ms}
 
 
-def _is_live(conn: sa.Connection, row: sa.Row[Any]) -> bool:
+def _is_live(conn: sa.Connection, row: sa.Row[Any], grace_seconds: float = 0.0) -> bool:
+    """Whether it holds, or held `grace_seconds` ago."""
     if row.value is None or json.loads(row.value)["boot"] != dialects.boot_id(conn):
         return False
-    now_seconds: float = conn.execute(sa.select(dialects.lease_now(conn))).scalar_one()
-    return bool(row.number > now_seconds * 1000)
+    return bool(row.number + grace_seconds * 1000 > row.now_ms)

@@ -1,6 +1,6 @@
 """The ingest child: watches and scans the roots, and wakes the workers. One turn for all roots is `step`.
 
-Of several hosts each watches, and one scans: whoever holds the duty.
+Of several hosts each watches, and of each root one scans: whoever holds that duty.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import sqlalchemy as sa
 from featd import clock, logs
 from featd.catalog import connect, hosts
 from featd.catalog.enqueue import Enqueued
-from featd.catalog.hosts import Duty
 from featd.config import Settings
 from featd.errors import CatalogUnavailableError
 from featd.ingest.root import RootIngest
@@ -29,10 +28,11 @@ log = logs.get("ingest")
 
 SCAN_BEAT_SECONDS = 600.0
 """A turn that takes longer than this is a hang (a dead network mount)."""
-PUBLISH_SECONDS = 1.0
+REPORT_SECONDS = 1.0
 """Between two changes of what the status shows."""
 RENEW_SECONDS = 5.0
-"""Between two looks at who scans; at most a third of what the duty lasts, which is as long as a lease."""
+"""Between two looks at who scans; at most a third of what a duty lasts, which is as long as a lease."""
+COUNTS = ("overflows", "rewatched", "handler_errors")
 
 
 class Ingest:
@@ -45,16 +45,17 @@ class Ingest:
         self._once = once
         self._lasts_seconds = settings.workers.lease_seconds
         self._renew_due = 0.0
-        self._scans = True
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._roots = [
             RootIngest(self._catalog, root, watched=not once, wake=self._wake, on_batch=self._on_batch)
             for root in settings.roots
         ]
         self._scanned: set[str] = set()
+        self._times_asked: dict[str, int] = {}
         self._before: dict[str, int] | None = None
-        self._published: dict[str, Any] | None = None
-        self._publish_due = 0.0
+        """What the processes before this one counted, once it was read."""
+        self._reported: dict[str, Any] | None = None
+        self._report_due = 0.0
 
     @property
     def all_scanned(self) -> bool:
@@ -79,21 +80,22 @@ class Ingest:
                 if not scan.start:
                     self._scanned.add(root.name)
                     ended.append(scan.report)
-        self._publish(now)
+        self._tell_of_itself(now)
         return ended
 
     def seconds_to_next(self, now: float) -> float:
         """Until a turn is due although the watch says nothing."""
         soonest = min((root.next_due(now) for root in self._roots), default=now + 60.0)
-        if self._standing() != self._published:
-            soonest = min(soonest, self._publish_due)
+        if self._report() != self._reported:
+            soonest = min(soonest, self._report_due)
         return max(0.0, min(soonest, self._renew_due) - now)
 
     def close(self) -> None:
         for root in self._roots:
             root.close()
-        with contextlib.suppress(CatalogUnavailableError):
-            connect.transact(self._catalog, self._leave)
+        if self._before is not None:  # else it has told nothing, and would forget what was counted before
+            with contextlib.suppress(CatalogUnavailableError):
+                connect.transact(self._catalog, self._leave)
         self._catalog.dispose()
         os.close(self._wake_fd)
 
@@ -126,58 +128,84 @@ class Ingest:
     # What other hosts and the status are told
 
     def _renew(self, now: float) -> None:
-        """Say that this host is there still, and learn whether it is the one that scans."""
-        lost = [root.name for root in self._roots if root.in_doubt] if not self._scans else []
+        """Say that this host is there still, and learn which roots it scans: those that no other does."""
+        if self._before is None:
+            self._before = connect.transact(self._catalog, self._read_before)
+        online = {root.duty for root in self._roots if root.online}
+        offline = {root.duty for root in self._roots} - online
+        # Also of roots that this host scanned until now: with the duty goes what it knew.
+        doubted = {root.duty for root in self._roots if root.in_doubt}
+        report = self._report()
 
-        def work(conn: sa.Connection) -> tuple[bool, set[str]]:
-            scans = self._once or hosts.take_duty(conn, Duty.SCAN, self._host, self._lasts_seconds)
-            if self._before is None:
-                before = hosts.standings(conn).get(self._host)
-                self._before = {} if before is None else before.said
-            self._write(conn)
-            if scans:
-                return True, set() if self._once else hosts.take_asked(conn)
-            if lost:
-                hosts.ask_scan(conn, lost)
-            return False, set()
+        def work(conn: sa.Connection) -> dict[str, int]:
+            held: set[str] = set()
+            if not self._once:
+                held = hosts.take_duties(conn, online, self._host, self._lasts_seconds, leave=offline)
+                hosts.ask_for(conn, doubted - held)
+            hosts.report_ingest(conn, self._host, report, self._lasts_seconds)
+            return hosts.times_asked(conn, held)
 
-        scans, asked = connect.transact(self._catalog, work)
+        held = connect.transact(self._catalog, work)
         self._renew_due = now + min(RENEW_SECONDS, self._lasts_seconds / 3)
-        if scans != self._scans:
-            log.info(
-                "duty", "this host scans" if scans else "another host scans; this one watches", scans=scans
-            )
-        self._scans = scans
-        for root in self._roots:
-            if not scans:
-                root.stand_by()
-            elif not root.scans or root.name in asked:
-                root.scan_soon()
+        self._reported = report
+        if not self._once:
+            self._share_out(held, doubted)
 
-    def _standing(self) -> dict[str, Any]:
+    def _read_before(self, conn: sa.Connection) -> dict[str, int]:
+        """What this host counted before: counts go on from where the last process left them."""
+        last = hosts.ingest_reports(conn).get(self._host)
+        hosts.forget_reports(conn, self._host)
+        return {name: 0 if last is None else last.report[name] for name in COUNTS}
+
+    def _share_out(self, held: dict[str, int], doubted: set[str]) -> None:
+        """Scan where the duty is held, and soon where it was asked for since; `held` says how often, ever."""
+        for root in self._roots:
+            if root.scans != (root.duty in held):
+                self._tell_of_duty(root)
+            if root.duty not in held:
+                root.stand_by()
+                if root.duty in doubted:
+                    root.leave_doubt()
+            elif not root.scans or held[root.duty] != self._times_asked.get(root.duty):
+                root.scan_soon()
+        self._times_asked = held
+
+    def _tell_of_duty(self, root: RootIngest) -> None:
+        if not root.online:
+            log.warning(
+                "offline", "left alone here until it is back; another host may scan it", root=root.name
+            )
+        elif root.scans:
+            log.info("duty", "another host scans; this one watches", root=root.name, scans=False)
+        else:
+            log.info("duty", "this host scans", root=root.name, scans=True)
+
+    def _report(self) -> dict[str, Any]:
         before = self._before or {}
-        standing: dict[str, Any] = {
+        report: dict[str, Any] = {
             "watching": sum(root.watching for root in self._roots),
             "notes": {root.name: root.note for root in self._roots if root.note is not None},
         }
-        for name in ("overflows", "rewatched", "handler_errors"):
-            standing[name] = before.get(name, 0) + sum(getattr(root.counts, name) for root in self._roots)
-        return standing
+        for name in COUNTS:
+            report[name] = before.get(name, 0) + sum(getattr(root.counts, name) for root in self._roots)
+        return report
 
-    def _publish(self, now: float) -> None:
-        """Write what changed into the catalog; counts go on from where the last process left them."""
-        if now >= self._publish_due and self._standing() != self._published:
-            connect.transact(self._catalog, self._write)
-            self._publish_due = now + PUBLISH_SECONDS
-
-    def _write(self, conn: sa.Connection) -> None:
-        standing = self._standing()
-        hosts.publish(conn, self._host, standing, self._lasts_seconds)
-        self._published = standing
+    def _tell_of_itself(self, now: float) -> None:
+        """Write what changed into the catalog."""
+        report = self._report()
+        if now < self._report_due or report == self._reported:
+            return
+        connect.transact(
+            self._catalog, lambda conn: hosts.report_ingest(conn, self._host, report, self._lasts_seconds)
+        )
+        self._reported = report
+        self._report_due = now + REPORT_SECONDS
 
     def _leave(self, conn: sa.Connection) -> None:
-        hosts.leave_duty(conn, Duty.SCAN, self._host)
-        self._write(conn)
+        """Hold nothing any more, and count as live no more."""
+        if not self._once:
+            hosts.leave_duties(conn, [root.duty for root in self._roots], self._host)
+        hosts.report_ingest(conn, self._host, self._report(), 0.0)
 
 
 def run(link: ChildLink, settings: Settings, host: str, *, once: bool) -> int:

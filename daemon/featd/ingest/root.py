@@ -9,6 +9,7 @@ import sqlalchemy as sa
 
 from featd import clock, logs
 from featd.catalog.enqueue import Enqueued
+from featd.catalog.hosts import scan_of
 from featd.config import RootConfig
 from featd.ingest.arrivals import Arrivals
 from featd.ingest.hints import MAX_FOLDERS, Hints, Taken, Trouble, folder_of
@@ -84,6 +85,7 @@ class RootIngest:
         self.counts = Counts()
         self.scans = True
         """Whether this host scans all of the root; folders in doubt are scanned by whoever doubts."""
+        self.duty = scan_of(self.name)
         self._catalog = catalog
         self._on_batch = on_batch
         self._hints = Hints(wake)
@@ -136,14 +138,26 @@ class RootIngest:
     # Who scans
 
     @property
+    def online(self) -> bool:
+        """Whether this host can scan it, as it was seen last."""
+        return self._state is RootState.ONLINE
+
+    @property
     def in_doubt(self) -> bool:
-        """Whether only a scan of all of it tells what became of it."""
-        return self._doubts.everything
+        """Whether this host, which watches all of it, lost sight of it and no scan has told yet what became of it.
+
+        So it is at the start too: what was written here while this featd was down, no other host's watch told.
+        Where a root is not watched nothing is promised but the scan every `rescan_seconds`, and nobody is asked.
+        """
+        return self.online and self.watching and (self._doubts.everything or self._scan is not None)
 
     def stand_by(self) -> None:
-        """Another host scans this root, and was asked to where this one is in doubt."""
+        """This host does not scan this root, or not any more. What is in doubt remains so until somebody knows."""
         self.scans = False
         self._scan = None
+
+    def leave_doubt(self) -> None:
+        """Whoever scans this root knows of it."""
         self._doubts.everything = False
         self._passing = None
 
@@ -263,7 +277,7 @@ class RootIngest:
             ended.append(self._folder_scan)
             self._folder_scan = None
         if self._scan is None and now >= self._next_scan():
-            if self._watch is not None and not (self.watching or self._doubts.everything):
+            if self._watch is not None and not (self.watching or (self.scans and self._doubts.everything)):
                 self._open_watch()  # perhaps there is room for it by now
             if self.scans:
                 self._doubts.everything = False

@@ -10,7 +10,6 @@ from typing import Any
 
 from featd import clock, logs
 from featd.catalog import connect, counters, hosts, stats
-from featd.catalog.hosts import Duty
 from featd.catalog.leases import Lease
 from featd.config import Settings
 from featd.errors import CatalogUnavailableError
@@ -67,9 +66,10 @@ class Janitor:
             self._rescue.end_expired()
         lease_seconds = self._settings.workers.lease_seconds
         if self._is_due("duty", now, min(DUTY_EVERY_SECONDS, lease_seconds / 3)):
-            self._tidies = connect.transact(
-                self._catalog, lambda conn: hosts.take_duty(conn, Duty.TIDY, self._host, lease_seconds)
+            held = connect.transact(
+                self._catalog, lambda conn: hosts.take_duties(conn, [hosts.TIDY], self._host, lease_seconds)
             )
+            self._tidies = hosts.TIDY in held
         # One host's janitor does these for all.
         if self._tidies and self._is_due("mend", now, MEND_EVERY_SECONDS):
             connect.transact(self._catalog, stats.mend_far_future)
@@ -100,7 +100,9 @@ class Janitor:
         if lease is None or record["why"] == "finished":
             return
         self._rescue.end(Lease(lease["id"], lease["token"]), death_of(record))
-        self._due["leftovers"] = 0.0  # it may have died with a shard in hand
+        # It may have died with a shard in hand. Where another host tidies this may wait for that host's next look:
+        # a leftover costs nothing but room on the disk, for LEFTOVERS_EVERY_SECONDS.
+        self._due["leftovers"] = 0.0
         self._link.wake_others()
 
     def _status(self) -> str:
@@ -117,7 +119,7 @@ class Janitor:
 
     def close(self) -> None:
         with contextlib.suppress(CatalogUnavailableError):
-            connect.transact(self._catalog, lambda conn: hosts.leave_duty(conn, Duty.TIDY, self._host))
+            connect.transact(self._catalog, lambda conn: hosts.leave_duties(conn, [hosts.TIDY], self._host))
         self._catalog.dispose()
 
 
