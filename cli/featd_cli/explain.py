@@ -37,6 +37,8 @@ def explain(
         root, raw = locate(instance.settings.roots, path)
         with instance.read() as conn:
             found = catalog_explain.explain(conn, str(root.path), to_catalog(raw))
+            if found is None and b"\\" in raw and raw.isascii():  # perhaps copied from what featd printed
+                found = catalog_explain.explain(conn, str(root.path), raw.decode())
         settings = instance.settings
     if found is None:
         raise NothingMatchedError(

@@ -10,6 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from featd.paths import read_regular
+
+MOST_BYTES = 256 * 1024
+
 
 @dataclass(frozen=True, slots=True)
 class Daemon:
@@ -20,7 +24,7 @@ class Daemon:
     says: dict[str, Any] = field(default_factory=dict)
     """Of its children and of the last reload; empty where none runs."""
     failed_start: dict[str, Any] | None = None
-    """`at`, `exit_code` and `message` of a start that failed, until one does not."""
+    """`at`, `exit_code` and `message` of a start that failed or an end that nobody asked for, until the next start."""
 
 
 def look(store: Path) -> Daemon:
@@ -31,7 +35,7 @@ def look(store: Path) -> Daemon:
     host = socket.gethostname()
     folder = store / "run" / host
     try:
-        fd = os.open(store / "run" / f"{host}.lock", os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(store / "run" / f"{host}.lock", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
         return Daemon(down=is_store(store), failed_start=_read(folder / FAILED_START))
     except OSError:
@@ -39,30 +43,33 @@ def look(store: Path) -> Daemon:
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
-        return Daemon(pid=int(os.pread(fd, 32, 0).strip() or 0), says=_read(folder / FILE) or {})
+        pid = os.pread(fd, 32, 0).strip()
+        return Daemon(pid=int(pid) if pid.isdigit() else 0, says=_read(folder / FILE) or {})
     finally:
         os.close(fd)
     return Daemon(down=True, failed_start=_read(folder / FAILED_START))
 
 
 def _read(path: Path) -> dict[str, Any] | None:
+    """What featd left there; None for anything else: whoever can write there must not break `featd status`."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found = json.loads(read_regular(path, MOST_BYTES))
+    except (OSError, ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
 
 
 def troubles(daemon: Daemon) -> list[str]:
     """One line for each child that is not at work, for a configuration that was refused, for a failed start."""
+    children = daemon.says.get("children")
     found = [
-        f"{child['name']} is {child['state'].replace('_', ' ')}: {child['why']}"
+        f"{child.get('name')} is {str(child.get('state')).replace('_', ' ')}: {child['why']}"
         + (f" ({child['last_words']})" if child.get("last_words") else "")
-        for child in daemon.says.get("children", [])
-        if child.get("why") and child["state"] not in ("ready", "finished")
+        for child in (children if isinstance(children, list) else [])
+        if isinstance(child, dict) and child.get("why") and child.get("state") not in ("ready", "finished")
     ]
     if daemon.says.get("reload"):
-        found.append(daemon.says["reload"])
+        found.append(str(daemon.says["reload"]))
     if daemon.failed_start is not None:
-        found.append(f"the last start of featd failed: {daemon.failed_start.get('message')}")
+        found.append(f"featd could not start or go on: {daemon.failed_start.get('message')}")
     return found

@@ -23,11 +23,13 @@ from pydantic import (
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from featd.errors import ConfigError, reason
+from featd.paths import read_regular
 from featd.states import RetryPolicy
 
 DEFAULT_INCLUDE = tuple(f"**/*.{ext}" for ext in ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "gif"))
 BUILT_IN_NETS = ("gist",)
 ENV_PREFIX = "FEATD_"
+MOST_BYTES = 16 * 1024 * 1024
 
 
 class _Section(BaseModel):
@@ -90,6 +92,10 @@ class ModelConfig(_Section):
         return self
 
 
+_Pixels = Annotated[int, Field(ge=1, le=16_384)]
+_Pixel = Annotated[float, Field(ge=-1e6, le=1e6)]
+
+
 class PreprocessConfig(_Section):
     """What is None is the preset's value or the net's own: gist brings its own, a Caffe net gets 256x256, BGR,
     ImageNet's mean."""
@@ -97,14 +103,38 @@ class PreprocessConfig(_Section):
     preset: Literal["fast", "caffe-transform", "pycaffe"] = "fast"
     orientation: Literal["apply", "ignore"] | None = None
     resize: Literal["warp", "short_side"] | None = None
-    size: tuple[PositiveInt, PositiveInt] | None = None
+    size: tuple[_Pixels, _Pixels] | None = None
     interpolation: Literal["linear", "area", "cubic", "nearest"] | None = None
     arithmetic: Literal["opencv", "skimage"] | None = None
     crops: Literal["center", "ten"] = "center"
     channels: Literal["bgr", "rgb", "gray"] | None = None
-    mean: tuple[float, ...] | Path | None = None
-    scale: float | None = None
+    mean: tuple[_Pixel, ...] | Path | None = None
+    scale: _Pixel | None = None
     max_pixels: PositiveInt = 100_000_000
+
+    @field_validator("mean", mode="before")
+    @classmethod
+    def _listed(cls, mean: object) -> object:
+        if isinstance(mean, int | float) and not isinstance(mean, bool):
+            mean = [mean]
+        if mean is None or isinstance(mean, Path) or (isinstance(mean, str) and mean):
+            return mean
+        if not isinstance(mean, list | tuple) or not all(_is_pixel(value) for value in mean):
+            raise ValueError(
+                "write a number, a list with one for each channel (to a million), or a path to a .npy or .binaryproto"
+            )
+        return mean
+
+    @field_validator("scale")
+    @classmethod
+    def _not_zero(cls, scale: float | None) -> float | None:
+        if scale == 0:
+            raise ValueError("with 0 every picture is the same: leave it out, or write 1.0")
+        return scale
+
+
+def _is_pixel(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= 1e6
 
 
 class WorkersConfig(_Section):
@@ -172,6 +202,14 @@ class Settings(BaseSettings):
     web: WebConfig = WebConfig()
     log: LogConfig = LogConfig()
 
+    @model_validator(mode="after")
+    def _own_preprocessing(self) -> Settings:
+        if self.model.built_in and self.preprocess.preset != "fast":
+            raise ValueError(
+                f"preprocess.preset: {self.model.net} has its own preprocessing: leave preset out"
+            )
+        return self
+
     @classmethod
     def settings_customise_sources(
         cls,
@@ -206,7 +244,7 @@ def load(explicit: Path | None = None) -> Settings:
     """Read, check and freeze the configuration. ConfigError names the file, the dotted key and the reason."""
     path = find(explicit)
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        document = tomllib.loads(read_regular(path, MOST_BYTES).decode())
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file: make one with `featd init`") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:

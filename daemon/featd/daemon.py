@@ -49,7 +49,7 @@ def run(settings: Settings, *, drain: bool, config: Path | None = None) -> int:
     except FeatdError as error:
         with contextlib.suppress(OSError):  # a hint, where the store can be written
             if is_store(settings.store.path):  # else it may be a disk that is not mounted
-                leave_failed_start(run_folder(settings.store.path, host), error)
+                leave_failed_start(run_folder(settings.store.path, host), str(error), error.exit_code)
         raise
     folder = run_folder(settings.store.path, host)
     lock_fd = take_lock(folder.parent / f"{host}.lock")
@@ -70,7 +70,11 @@ def run(settings: Settings, *, drain: bool, config: Path | None = None) -> int:
             notifier=notifier,
             reload=reload,
         )
-        return supervisor.run()
+        code = supervisor.run()
+        if supervisor.failure:
+            with contextlib.suppress(OSError):
+                leave_failed_start(folder, supervisor.failure, code)
+        return code
     finally:
         os.close(lock_fd)
 

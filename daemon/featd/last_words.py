@@ -15,6 +15,8 @@ _TRACEBACK = "Traceback (most recent call last):"
 
 def telling(words: str) -> str:
     """Caffe's (glog's) fatal line where there is one; else what was said last, without stacks but for their top."""
+    # Native code need not have ended its line when Python's dump begins.
+    words = words.replace(_PYTHON_FATAL, f"\n{_PYTHON_FATAL}")
     lines = [line.rstrip() for line in words.splitlines() if line.strip()]
     fatal = [line for line in lines if _GLOG_FATAL.match(line)]
     if fatal:

@@ -91,6 +91,21 @@ class _OpenHow(ctypes.Structure):
     _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
 
 
+def read_regular(path: Path, most_bytes: int | None = None) -> bytes:
+    """All bytes of a file that people named. Never waits on a FIFO, never reads a device without end.
+
+    OSError as open(2) gives it; EINVAL where it is not a regular file, EFBIG where it has more than `most_bytes`.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+    with open(fd, "rb") as file:  # noqa: PTH123
+        found = os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        if most_bytes is not None and found.st_size > most_bytes:
+            raise OSError(errno.EFBIG, f"larger than {most_bytes:,} bytes", str(path))
+        return file.read()
+
+
 def open_beneath(root_fd: int, raw: bytes, *, follow_symlinks: bool = False) -> int:
     """Open the regular file `raw` beneath the folder `root_fd` for reading; returns its descriptor.
 

@@ -75,6 +75,8 @@ class Supervisor:
         self.children = {spec.name: Child(spec) for spec in specs}
         self._rollout = Rollout(self.children)
         self._signals = SignalQueue(HANDLED)
+        self.failure = ""
+        """Why it ended by itself."""
         self._stopping_since: float | None = None
         self._exit_code = EXIT_OK
         self._oom = OomWatch(OOM_LOOK_SECONDS)
@@ -372,6 +374,11 @@ class Supervisor:
             lost = {self.children[name].given_up for name in needed} - {None}
         if lost:
             log.error("stop", "no worker could start: see what each said above")
+            down = (child for child in self.children.values() if child.given_up is not None)
+            self.failure = "; ".join(
+                f"{child.spec.name}: {child.why}" + (f": {child.last_words}" if child.last_words else "")
+                for child in down
+            )
             code = lost.pop() if len(lost) == 1 else None
             self.stop(code if code in (EXIT_BAD_CONFIG, EXIT_OUT_OF_REACH) else EXIT_ERROR, now)
 

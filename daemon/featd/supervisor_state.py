@@ -2,7 +2,8 @@
 
 The file is `<store>/run/<host>/supervisor.json`. It is there while a supervisor runs; after a crash it is
 stale: whoever reads it looks first whether anybody holds the lock. `next_start_at` is of the host's monotonic clock.
-Beside it stands `failed_start.json`, from a start that failed until one that does not.
+Beside it stands `failed_start.json`, from a start that failed, or an end that nobody asked for, until a start that
+does not fail.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from typing import Any
 
 from featd import clock
 from featd.child import Child
-from featd.errors import FeatdError
 
 FILE = "supervisor.json"
 FAILED_START = "failed_start.json"
@@ -88,12 +88,12 @@ class StateFile:
         forget_failed_start(self._path.parent)  # of a second featd, which this one stood in the way of
 
 
-def leave_failed_start(folder: Path, error: FeatdError) -> None:
-    """Say for `featd status` why featd did not start. OSError."""
+def leave_failed_start(folder: Path, message: str, exit_code: int) -> None:
+    """Say for `featd status` why featd did not start, or could not go on. OSError."""
     document = {
         "at": clock.utcnow().isoformat(timespec="seconds"),
-        "exit_code": error.exit_code,
-        "message": str(error),
+        "exit_code": exit_code,
+        "message": message,
     }
     (folder / FAILED_START).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,16 @@ def test_missing_files(tmp_path: Path) -> None:
         load_net(model.model_copy(update={"net": str(model.weights)}))
     with pytest.raises(ModelError, match=r"net\.prototxt: not a whole \.caffemodel"):
         load_net(model.model_copy(update={"weights": Path(model.net)}))
+
+
+def test_only_regular_files_are_read(tmp_path: Path) -> None:
+    """A FIFO would be waited for, a device be read without end."""
+    model = saved(SMALL, tmp_path, ("ip",))
+    os.mkfifo(tmp_path / "fifo")
+    for path in (tmp_path / "fifo", Path("/dev/zero")):
+        for key in ("net", "weights"):
+            with pytest.raises(ModelError, match="not a regular file"):
+                load_net(model.model_copy(update={key: str(path)}))
 
 
 @pytest.mark.parametrize("kind", ["Python", "Data", "ImageData", "HDF5Data", "HDF5Output", "WindowData"])
@@ -230,10 +241,10 @@ def test_a_mean_file(tmp_path: Path) -> None:
     blob.data.extend(range(6))
     path = tmp_path / "mean.binaryproto"
     path.write_bytes(blob.SerializeToString())
-    assert caffemodel.read_binaryproto(path).tolist() == [[[[0, 1]], [[2, 3]], [[4, 5]]]]
+    assert caffemodel.parse_binaryproto(path.read_bytes()).tolist() == [[[[0, 1]], [[2, 3]], [[4, 5]]]]
     path.write_bytes(blob.SerializeToString()[:-3])
-    with pytest.raises(ModelError, match=r"mean\.binaryproto: not a whole"):
-        caffemodel.read_binaryproto(path)
+    with pytest.raises(ModelError, match="not a whole"):
+        caffemodel.parse_binaryproto(path.read_bytes())
 
 
 def test_a_definition_may_be_huge_but_not_that_huge(tmp_path: Path) -> None:

@@ -202,6 +202,7 @@ def test_a_child_that_only_a_person_can_mend_ends_the_whole(make: Make) -> None:
         ChildSpec("janitor", sleeps, last=True), ChildSpec("worker", bad_config, essential=True)
     )
     assert wait_for(lambda: supervisor.step(time.monotonic()), 15, "the end") == 78
+    assert supervisor.failure == "worker: exit code 78"  # for `featd status`
 
 
 def test_a_drain_whose_workers_never_start_ends_with_an_error(make: Make) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from featd.paths import to_catalog
 from featd.states import Kind
 from featd_cli import selection
 from featd_cli.main import main
@@ -408,6 +409,12 @@ def test_explain_tells_everything_of_a_done_image(filled: Filled, featd: Run) ->
         "next",
     }
     assert (entry["state"], entry["shard_version"], entry["attempts"]) == ("done", 1, [])
+
+
+def test_explain_takes_a_name_as_featd_prints_it(filled: Filled, featd: Run) -> None:
+    filled.enqueue([to_catalog(b"evil\x1b[31m\xff.png")])
+    printed = filled.roots[0] / r"evil\x1b[31m\xff.png"
+    assert featd("--config", filled.config, "explain", printed)[0] == 0
 
 
 def test_explain_tells_the_attempts_of_a_failed_one(filled: Filled, featd: Run) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import nets
 from featd import config
 from featd_cli import init
 from featd_cli.main import main
@@ -147,9 +148,20 @@ def test_the_file_may_have_another_name(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("preset", ["fast", "caffe-transform", "pycaffe"])
 def test_a_preset(tmp_path: Path, preset: str) -> None:
-    assert main(["init", str(tmp_path), "--images", str(tmp_path), "--preset", preset]) == 0
+    definition = tmp_path / "net.prototxt"
+    inner = nets.layer("ip", "InnerProduct", "data", "inner_product_param { num_output: 4 }")
+    definition.write_text(nets.input_layer(3, 8, 8) + inner)
+    weights = tmp_path / "net.caffemodel"
+    nets.random_weights(definition, weights)
+    model = ["--net", str(definition), "--weights", str(weights), "--blob", "ip"]
+    assert main(["init", str(tmp_path), "--images", str(tmp_path), *model, "--preset", preset]) == 0
     written = config.load(tmp_path / "featd.toml").preprocess
     assert written == config.PreprocessConfig(preset=preset)  # and no key that would beat it
+
+
+def test_a_preset_is_not_for_the_built_in_net(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["init", str(tmp_path), "--images", str(tmp_path), "--preset", "pycaffe"]) == 78
+    assert "gist has its own preprocessing" in capsys.readouterr().err
 
 
 def test_a_caffe_net_of_ones_own(tmp_path: Path) -> None:

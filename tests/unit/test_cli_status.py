@@ -161,7 +161,35 @@ def test_a_start_that_failed_is_a_warning_until_featd_runs(
     (folder / "failed_start.json").write_text('{"at": "x", "exit_code": 78, "message": "no such blob"}')
     document = status(filled, capsys)
     assert document["daemon"]["failed_start"]["message"] == "no such blob"
-    assert document["warnings"] == ["the last start of featd failed: no such blob"]
+    assert document["warnings"] == ["featd could not start or go on: no such blob"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"[" * 200_000, b"\xff\xfe", b"5", b'{"children": {"a": 1}, "reload": 7}', b'{"children": [1, {}]}'],
+)
+def test_what_others_left_in_the_run_folder_breaks_nothing(
+    filled: Filled, capsys: pytest.CaptureFixture[str], content: bytes
+) -> None:
+    folder = filled.store / "run" / socket.gethostname()
+    folder.mkdir(parents=True)
+    for name in ("failed_start.json", "supervisor.json"):
+        (folder / name).write_bytes(content)
+    status(filled, capsys)
+    with folder.with_name(f"{folder.name}.lock").open("wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.write(content)
+        lock.flush()
+        status(filled, capsys)
+
+
+def test_a_fifo_in_the_run_folder_is_not_waited_for(
+    filled: Filled, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = filled.store / "run" / socket.gethostname()
+    folder.mkdir(parents=True)
+    os.mkfifo(folder / "failed_start.json")
+    assert status(filled, capsys)["daemon"] == {"pid": None, "failed_start": None}
 
 
 def test_watch_and_json_are_not_for_the_same(filled: Filled, capsys: pytest.CaptureFixture[str]) -> None:

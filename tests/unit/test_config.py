@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import tomllib
 from pathlib import Path
@@ -94,12 +95,28 @@ def test_the_template_is_valid_toml_for_several_roots() -> None:
         ('[preprocess]\npreset = "caffe"', "preprocess.preset: Input should be 'fast', 'caffe-transform' or"),
         ('[preprocess]\ncrops = "five"', "preprocess.crops"),
         ('[preprocess]\narithmetic = "float"', "preprocess.arithmetic"),
+        ("[preprocess]\nmean = [nan, 1, 2]", "preprocess.mean: write a number, a list"),
+        ("[preprocess]\nmean = [1e39, 1, 2]", "preprocess.mean: write a number, a list"),
+        ('[preprocess]\nmean = ""', "preprocess.mean: write a number, a list"),
+        ("[preprocess]\nscale = 0.0", "preprocess.scale: with 0 every picture is the same"),
+        ("[preprocess]\nsize = [100000, 100000]", "preprocess.size.0"),
+        ('[preprocess]\npreset = "pycaffe"', "preprocess.preset: gist has its own preprocessing"),
     ],
 )
 def test_what_is_wrong_is_named_with_its_key(tmp_path: Path, text: str, words: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(words)) as raised:
         load(tmp_path, text)
     assert raised.value.exit_code == 78
+
+
+def test_a_mean_may_be_one_number(tmp_path: Path) -> None:
+    assert load(tmp_path, "[preprocess]\nmean = 5").preprocess.mean == (5.0,)
+
+
+def test_a_fifo_is_no_configuration(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(ConfigError, match="not a regular file"):
+        config.load(tmp_path / "fifo")
 
 
 def test_relative_paths_are_relative_to_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

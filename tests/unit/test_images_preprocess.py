@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -252,10 +253,29 @@ def test_broken_means_are_config_errors(tmp_path: Path, suffix: str, content: by
         resolve(PreprocessConfig(mean=path), (3, 227, 227), Defaults())
 
 
+@pytest.mark.parametrize("shape", ["(3, 1000000, 1000000)", "(" * 4000, "(3, -2, -2)"])
+def test_a_mean_that_promises_what_it_does_not_hold(tmp_path: Path, shape: str) -> None:
+    header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
+    path = tmp_path / "mean.npy"
+    path.write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + b"\0" * 64)
+    with pytest.raises(ConfigError, match=r"mean\.npy: not a mean featd can use"):
+        resolve(PreprocessConfig(mean=path), (3, 227, 227), Defaults())
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".binaryproto"])
+def test_a_mean_is_a_regular_file(tmp_path: Path, suffix: str) -> None:
+    """A FIFO would be waited for, a device be read without end."""
+    path = tmp_path / f"mean{suffix}"
+    os.mkfifo(path)
+    for name in (path, Path("/dev/zero")):
+        with pytest.raises(ConfigError, match="not a regular file"):
+            resolve(PreprocessConfig(mean=name), (3, 227, 227), Defaults())
+
+
 def test_a_pickle_is_never_loaded(tmp_path: Path) -> None:
     path = tmp_path / "mean.npy"
     np.save(path, np.array([object()], object), allow_pickle=True)
-    with pytest.raises(ConfigError, match="allow_pickle"):
+    with pytest.raises(ConfigError, match=r"not a whole \.npy of numbers"):
         resolve(PreprocessConfig(mean=path), (3, 227, 227), Defaults())
     np.save(path, np.array([np.nan, 0, 0]))
     with pytest.raises(ConfigError, match="finite"):

@@ -29,6 +29,11 @@ def test_of_a_stack_dump_the_newest_calls_are_kept() -> None:
     assert "in f199" not in told
 
 
+def test_a_dump_may_begin_in_the_middle_of_a_line() -> None:
+    dump = "Check failed: no GPUFatal Python error: Aborted\n" + '  File "deep.py", line 1 in f\n' * 200
+    assert telling(dump).startswith("Check failed: no GPU\nFatal Python error: Aborted")
+
+
 def test_else_the_end_counts() -> None:
     assert telling("first\n" + "x" * 5000 + "\nlast") == ("x" * 5000 + "\nlast")[-KEPT:]
     assert telling("") == ""

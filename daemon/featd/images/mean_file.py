@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from featd.errors import ConfigError, ModelError, reason
-from featd.net.caffemodel import read_binaryproto
+from featd.net.caffemodel import parse_binaryproto
+from featd.paths import read_regular
 
 _MOST_BYTES = 256 * 1024 * 1024
 
@@ -17,12 +19,19 @@ _MOST_BYTES = 256 * 1024 * 1024
 def read_mean(path: Path) -> npt.NDArray[np.float32]:
     """A mean as float32 (C, h, w); per-channel means come as (C, 1, 1). ConfigError names file and reason."""
     try:
-        if path.stat().st_size > _MOST_BYTES:
-            raise ValueError(f"larger than {_MOST_BYTES} bytes")
-        values = np.load(path, allow_pickle=False) if path.suffix == ".npy" else read_binaryproto(path)
+        data = read_regular(path, _MOST_BYTES)
+        values = _read_npy(data) if path.suffix == ".npy" else parse_binaryproto(data)
         return _as_chw(values)
-    except (OSError, ValueError, EOFError, ModelError) as error:
+    except (OSError, ValueError, ModelError) as error:
         raise ConfigError(f"preprocess.mean: {path}: not a mean featd can use: {reason(error)}") from None
+
+
+def _read_npy(data: bytes) -> Any:
+    """NumPy parses the header with Python's own parser, and makes room for what it promises: any error may come."""
+    try:
+        return np.load(io.BytesIO(data), allow_pickle=False)
+    except Exception as error:
+        raise ValueError(f"not a whole .npy of numbers ({type(error).__name__})") from None
 
 
 def _as_chw(values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:

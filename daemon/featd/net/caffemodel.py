@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featd.errors import ModelError
+from featd.paths import read_regular
 
 Array: TypeAlias = npt.NDArray[np.float32]
 
@@ -97,21 +98,20 @@ def _hdf5(raw: bytes, path: Path) -> list[StoredLayer]:
     ]
 
 
-def read_binaryproto(path: Path) -> Array:
-    """The array of a .binaryproto (a mean image), shaped as the file says. ModelError as for weights."""
-    raw = _read(path, "array", "check the path")
+def parse_binaryproto(raw: bytes) -> Array:
+    """The array that a .binaryproto's bytes hold (a mean image), shaped as they say. ModelError as for weights."""
     try:
         blob = _blob(memoryview(raw))
     except _WireError as error:
-        raise ModelError(f"{path}: not a whole .binaryproto: {error}") from None
+        raise ModelError(f"not a whole .binaryproto: {error}") from None
     if not blob.data.size:
-        raise ModelError(f"{path}: holds no numbers: is this a .binaryproto?")
+        raise ModelError("holds no numbers: is this a .binaryproto?")
     return blob.array(blob.shape)
 
 
 def _read(path: Path, what: str, way_out: str) -> bytes:
     try:
-        return path.read_bytes()
+        return read_regular(path)
     except OSError as error:
         raise ModelError(f"{path}: cannot read the {what}: {error.strerror}: {way_out}") from None
 

@@ -15,6 +15,7 @@ from typing import Final
 
 from featd.errors import ModelError
 from featd.net import schema
+from featd.paths import read_regular
 
 MAX_BYTES: Final = 8 << 20
 """No definition is near this; a .caffemodel given in its place is."""
@@ -51,7 +52,7 @@ def read(path: Path) -> tuple[bytes, schema.Message]:
             raise ModelError(
                 f"{path}: too large for a net definition: is this the .caffemodel? It belongs to `weights`"
             )
-        raw = path.read_bytes()
+        raw = read_regular(path)
     except OSError as error:
         raise ModelError(
             f"{path}: cannot read the net definition: {error.strerror}: check model.net"
