@@ -27,7 +27,7 @@ def telling(words: str) -> str:
             around = [*lines[max(0, at - 3) : at], *lines[at : at + 6]]
             return "\n".join(line for line in around if not line.startswith(_STACK))[:KEPT]
     if _TRACEBACK in lines[:-1]:
-        last = len(lines) - 1 - lines[:-1][::-1].index(_TRACEBACK) - 1
-        return "\n".join(line for line in lines[last + 1 :] if not line.startswith(" "))[:KEPT]
+        after_last = lines[:-1][::-1].index(_TRACEBACK) + 1
+        return "\n".join(line for line in lines[-after_last:] if not line.startswith(" "))[:KEPT]
     spoken = [line for line in lines if not line.startswith(_STACK)]
     return "\n".join(spoken)[-KEPT:]
