@@ -27,8 +27,10 @@ from featd import config
 from featd.engines.base import Engine
 from featd.engines.select import load_engine
 from featd.images.decode import decode
-from featd.images.preprocess import PreprocessSpec, apply, resolve
 from featd.net.load import load_net
+from featd.preprocess.apply import apply
+from featd.preprocess.resolve import resolve
+from featd.preprocess.spec import PreprocessSpec
 from photographs import write_photographs
 from running import make_instance
 

@@ -67,8 +67,8 @@ def export(
             f"{out.name} is the name of an HDF5 file: add --format hdf5 (npy makes a folder)",
             param_hint="OUT",
         )
-    from featd import export as exporting
     from featd.config import find
+    from featd.export import export as exporting
 
     with open_instance(ctx, config) as instance:
         _refuse_own_files(out, instance.settings, find(config or ctx.obj))

@@ -157,8 +157,8 @@ def _text(path: Path) -> str:
 def _check(folder: Path, choices: Choices) -> Settings:
     """The settings that the file will give, its net loaded and its blobs found; writes nothing that stays."""
     from featd import config
-    from featd.images.preprocess import resolve
     from featd.net.load import load_net
+    from featd.preprocess.resolve import resolve
     from featd.shards.layout import check_blobs
 
     with tempfile.TemporaryDirectory(prefix="featd-init-") as place:

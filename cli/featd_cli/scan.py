@@ -30,7 +30,7 @@ def scan(
     """
     from featd import logs
     from featd.ingest.scan import describe, scan_root
-    from featd.paths import RootState
+    from featd.roots import RootState
 
     logs.setup("ERROR")  # the lines below say it all
     offline = False

@@ -30,7 +30,7 @@ class Daemon:
 def look(store: Path) -> Daemon:
     """Who holds the lock of this store and host is alive; what a file says is believed only then."""
     from featd.shards.store import is_store
-    from featd.supervisor_state import FAILED_START, FILE
+    from featd.supervisor.state_file import FAILED_START, FILE
 
     host = socket.gethostname()
     folder = store / "run" / host

@@ -112,7 +112,7 @@ def rate_of(worker: WorkerLine) -> float:
 
 
 def _waiting_roots(settings: Settings, pending: set[str]) -> dict[str, str]:
-    from featd.paths import RootState, root_state
+    from featd.roots import RootState, root_state
 
     configured = {str(root.path) for root in settings.roots}
     why = {
@@ -122,7 +122,7 @@ def _waiting_roots(settings: Settings, pending: set[str]) -> dict[str, str]:
 
 
 def _warnings(settings: Settings, report: Report) -> list[str]:
-    from featd.paths import RootState, root_state
+    from featd.roots import RootState, root_state
     from featd.shards.store import check_store
 
     found = []

@@ -25,7 +25,7 @@ from rich.text import Text
 from featd import clock
 from featd.catalog import migrate
 from featd.errors import CatalogUnavailableError
-from featd.signals import SignalQueue
+from featd.processes.signals import SignalQueue
 from featd_cli import status_report, status_screen
 from featd_cli.console import say, shown, styled
 from featd_cli.instance import Instance, sqlite_file

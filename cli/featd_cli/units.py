@@ -228,6 +228,6 @@ def _database_host(settings: Settings) -> str | None:
 
 def uses_gpu(settings: Settings) -> bool:
     """Whether a worker runs on a GPU, as far as this machine shows it."""
-    from featd.worker import devices
+    from featd.processes import devices
 
     return any(device.startswith("cuda") for device in devices.resolve(settings.workers.devices))

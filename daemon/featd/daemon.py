@@ -13,18 +13,22 @@ from pathlib import Path
 from typing import Any
 
 from featd import clock, logs
-from featd.child import ChildSpec
 from featd.config import Settings
 from featd.errors import FeatdError, LockHeldError
-from featd.images.hands import mark_escalated
-from featd.link import ChildLink
-from featd.preflight import check_beforehand
-from featd.reload import ConfigReload
+from featd.ingest.plan import IngestPlan
+from featd.janitor.plan import JanitorPlan
+from featd.processes import devices
+from featd.processes.child import ChildSpec
+from featd.processes.hands import mark_escalated
+from featd.processes.link import ChildLink
+from featd.shards.atomic import make_folder
 from featd.shards.store import is_store, run_folder
-from featd.supervisor import Supervisor
-from featd.supervisor_state import forget_failed_start, leave_failed_start
-from featd.systemd import Notifier
-from featd.worker import devices
+from featd.start.preflight import check_beforehand
+from featd.start.reload import ConfigReload
+from featd.supervisor.state_file import forget_failed_start, leave_failed_start
+from featd.supervisor.supervisor import Supervisor
+from featd.supervisor.systemd import Notifier
+from featd.worker.plan import WorkerPlan
 
 log = logs.get("daemon")
 
@@ -44,14 +48,16 @@ def run(settings: Settings, *, drain: bool, config: Path | None = None) -> int:
     faulthandler.enable(2)  # systemd's watchdog aborts a supervisor that hangs: leave its stack
     notifier = Notifier()
     host = socket.gethostname()
+    folder = run_folder(settings.store.path, host)
     try:
-        check_beforehand(settings, notifier)
+        check_beforehand(worker_plans(settings, host)[0], notifier)
     except FeatdError as error:
         with contextlib.suppress(OSError):  # a hint, where the store can be written
             if is_store(settings.store.path):  # else it may be a disk that is not mounted
-                leave_failed_start(run_folder(settings.store.path, host), str(error), error.exit_code)
+                make_folder(folder)
+                leave_failed_start(folder, str(error), error.exit_code)
         raise
-    folder = run_folder(settings.store.path, host)
+    make_folder(folder)
     lock_fd = take_lock(folder.parent / f"{host}.lock")
     forget_failed_start(folder)
     reload = None
@@ -81,53 +87,89 @@ def run(settings: Settings, *, drain: bool, config: Path | None = None) -> int:
 
 def child_specs(settings: Settings, host: str, *, drain: bool) -> list[ChildSpec]:
     """The janitor first: it ends what is left of former runs before any worker claims."""
-    chosen = devices.resolve(settings.workers.devices)
-    threads = devices.cpu_threads(chosen)
-    workers = [
-        ChildSpec(
-            f"worker-{index}",
-            functools.partial(
-                _worker, settings=settings, host=host, device=device, label=label, threads=threads
-            ),
-            after=("janitor",),
-            essential=True,
-        )
-        for index, (device, label) in enumerate(zip(chosen, devices.labels(chosen), strict=True))
-    ]
+    janitor, ingest = janitor_plan(settings, host, drain=drain), ingest_plan(settings, host, once=drain)
     return [
-        ChildSpec(
-            "janitor", functools.partial(_janitor, settings=settings, host=host, drain=drain), last=True
+        ChildSpec("janitor", functools.partial(_janitor, plan=janitor), last=True),
+        ChildSpec("ingest", functools.partial(_ingest, plan=ingest), after=("janitor",), once=drain),
+        *(
+            ChildSpec(
+                f"worker-{index}", functools.partial(_worker, plan=plan), after=("janitor",), essential=True
+            )
+            for index, plan in enumerate(worker_plans(settings, host))
         ),
-        ChildSpec(
-            "ingest",
-            functools.partial(_ingest, settings=settings, host=host, drain=drain),
-            after=("janitor",),
-            once=drain,
-        ),
-        *workers,
     ]
+
+
+# Settings end here: a child gets a plan with what it needs.
+
+
+def worker_plans(settings: Settings, host: str) -> list[WorkerPlan]:
+    """One plan for each device."""
+    chosen = devices.resolve(settings.workers.devices)
+    return [
+        WorkerPlan(
+            catalog_url=settings.catalog.url,
+            lease_seconds=settings.workers.lease_seconds,
+            retry=settings.retry.policy,
+            host=host,
+            run_folder=run_folder(settings.store.path, host),
+            roots=settings.roots,
+            store=settings.store,
+            model=settings.model,
+            preprocess=settings.preprocess,
+            device=device,
+            label=label,
+            threads=devices.cpu_threads(chosen),
+            batch=settings.workers.batch,
+            decoders=settings.workers.decoders,
+        )
+        for device, label in zip(chosen, devices.labels(chosen), strict=True)
+    ]
+
+
+def ingest_plan(settings: Settings, host: str, *, once: bool) -> IngestPlan:
+    return IngestPlan(
+        catalog_url=settings.catalog.url,
+        lease_seconds=settings.workers.lease_seconds,
+        host=host,
+        roots=settings.roots,
+        once=once,
+    )
+
+
+def janitor_plan(settings: Settings, host: str, *, drain: bool) -> JanitorPlan:
+    return JanitorPlan(
+        catalog_url=settings.catalog.url,
+        lease_seconds=settings.workers.lease_seconds,
+        retry=settings.retry.policy,
+        host=host,
+        run_folder=run_folder(settings.store.path, host),
+        store=settings.store.path,
+        roots=tuple(root.path for root in settings.roots),
+        draining=drain,
+    )
 
 
 # Each child imports its own room after the fork: the supervisor's process holds no database, no engine and
 # no HDF5, so that nothing of theirs can break it or be carried into a child.
 
 
-def _janitor(link: ChildLink, settings: Settings, host: str, drain: bool) -> int:
+def _janitor(link: ChildLink, plan: JanitorPlan) -> int:
     from featd.janitor import process
 
-    return process.run(link, settings, host, draining=drain)
+    return process.run(link, plan)
 
 
-def _ingest(link: ChildLink, settings: Settings, host: str, drain: bool) -> int:
+def _ingest(link: ChildLink, plan: IngestPlan) -> int:
     from featd.ingest import process
 
-    return process.run(link, settings, host, once=drain)
+    return process.run(link, plan)
 
 
-def _worker(link: ChildLink, settings: Settings, host: str, device: str, label: str, threads: int) -> int:
+def _worker(link: ChildLink, plan: WorkerPlan) -> int:
     from featd.worker import process
 
-    return process.run(link, settings, host, device, label, threads)
+    return process.run(link, plan)
 
 
 def take_lock(path: Path) -> int:

@@ -1,4 +1,4 @@
-"""Names of files: their catalog form and back, opening them beneath a root, and whether a root is there.
+"""Names of files: their catalog form and back, and opening them beneath a root.
 
 A path on disk is bytes. Its catalog form is text that any terminal, log or database can hold: UTF-8 as it
 is, except that a backslash is doubled and each byte that is not UTF-8, and each control byte, is `\\xNN`.
@@ -11,7 +11,6 @@ import errno
 import os
 import re
 import stat
-from enum import StrEnum
 from pathlib import Path
 
 _ESCAPED = re.compile(r"\\(?:\\|x([0-9a-f]{2}))")
@@ -57,26 +56,6 @@ def from_catalog(text: str) -> bytes:
 def for_terminal(text: str) -> str:
     """`text` with what could steer a terminal (escape codes, bidirectional overrides) shown as `\\u....`."""
     return "".join(char if char.isprintable() else f"\\u{ord(char):04x}" for char in text)
-
-
-class RootState(StrEnum):
-    """Whether a root can be believed. Only `online` lets rows become gone, or be claimed."""
-
-    ONLINE = "online"
-    MISSING = "missing"
-    UNREADABLE = "unreadable"
-    EMPTY = "empty"  # what an unmounted disk leaves behind: an empty mount point
-
-
-def root_state(root: Path) -> RootState:
-    """Look at a root now."""
-    try:
-        with os.scandir(root) as entries:
-            return RootState.ONLINE if next(entries, None) is not None else RootState.EMPTY
-    except (FileNotFoundError, NotADirectoryError):
-        return RootState.MISSING
-    except OSError:
-        return RootState.UNREADABLE
 
 
 # openat2(2), Linux 5.6: the kernel itself refuses `..`, absolute paths and links on every component.

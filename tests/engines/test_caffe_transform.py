@@ -18,9 +18,10 @@ import pytest
 
 from featd.config import PreprocessConfig
 from featd.images.decode import decode
-from featd.images.golden import golden_pictures
-from featd.images.preprocess import apply, resolve
 from featd.net.net import caffe_defaults
+from featd.preprocess.apply import apply
+from featd.preprocess.golden_pictures import golden_pictures
+from featd.preprocess.resolve import resolve
 from nets import real_caffe
 
 SIZE, CROP = (64, 71), (47, 47)

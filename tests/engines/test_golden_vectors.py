@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 import nets
-from featd.config import ModelConfig, PreprocessConfig, Settings
+from featd.config import ModelConfig, PreprocessConfig
 from featd.errors import EngineError
-from featd.images.variants import variants
+from featd.preprocess.variants import variants
 from featd.worker import golden
 from featd.worker.golden import Golden
 from featd.worker.model import Model, load_model, prepared_as
@@ -30,7 +30,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 def load(settings: dict[str, Any], engine: str, **preprocess: Any) -> Model:
     model = ModelConfig(engine=engine, **settings)  # type: ignore[arg-type]
-    return load_model(Settings(model=model, preprocess=PreprocessConfig(**preprocess)), "cpu", 1)
+    return load_model(model, PreprocessConfig(**preprocess), "float32", "cpu", 1)
 
 
 @pytest.fixture(scope="module")

@@ -19,11 +19,13 @@ from skimage.transform import resize
 
 from featd.config import PreprocessConfig
 from featd.errors import ConfigError
-from featd.images.golden import golden_pictures
-from featd.images.preprocess import PreprocessSpec, apply, resolve
-from featd.images.presets import ILSVRC_MEAN_BGR
-from featd.images.variants import variants
 from featd.net.net import caffe_defaults
+from featd.preprocess.apply import apply
+from featd.preprocess.golden_pictures import golden_pictures
+from featd.preprocess.presets import ILSVRC_MEAN_BGR
+from featd.preprocess.resolve import resolve
+from featd.preprocess.spec import PreprocessSpec
+from featd.preprocess.variants import variants
 from nets import input_layer, layer, random_weights, real_caffe
 
 SIZE = 56

@@ -10,14 +10,16 @@ import numpy as np
 import pytest
 from skimage.transform import resize
 
-from featd.config import ModelConfig, PreprocessConfig, Settings
+from featd.config import ModelConfig, PreprocessConfig
 from featd.engines.base import Batch, Vectors
 from featd.engines.ten_crop import TenCropEngine
 from featd.errors import ConfigError
-from featd.images.golden import golden_pictures
-from featd.images.preprocess import PreprocessSpec, apply, resolve
-from featd.images.variants import variants
 from featd.net.net import caffe_defaults
+from featd.preprocess.apply import apply
+from featd.preprocess.golden_pictures import golden_pictures
+from featd.preprocess.resolve import resolve
+from featd.preprocess.spec import PreprocessSpec
+from featd.preprocess.variants import variants
 from featd.worker.model import Model, load_model, prepared_as
 from nets import distance, input_layer, layer, random_weights, real_caffe
 
@@ -70,7 +72,7 @@ def model_files(tmp_path: Path) -> ModelConfig:
 
 
 def loaded(model: ModelConfig, **keys: Any) -> Model:
-    return load_model(Settings(model=model, preprocess=PreprocessConfig(**keys)), "cpu", 1)
+    return load_model(model, PreprocessConfig(**keys), "float32", "cpu", 1)
 
 
 def saved_mean(folder: Path, size: tuple[int, int]) -> Path:

@@ -15,14 +15,15 @@ import cv2
 import numpy as np
 import pytest
 
-from featd import oom
+from featd.decoders.pool import Decoded, DecoderPool, DecodeTask, NotDecoded, Result, Unchanged
 from featd.errors import EngineError
 from featd.images.decode import decode
-from featd.images.decoders import Decoded, DecoderPool, DecodeTask, NotDecoded, Result, Unchanged
-from featd.images.golden import golden_pictures
-from featd.images.hands import read_hands
-from featd.images.preprocess import PreprocessSpec, apply
 from featd.images.read import content_hash
+from featd.preprocess.apply import apply
+from featd.preprocess.golden_pictures import golden_pictures
+from featd.preprocess.spec import PreprocessSpec
+from featd.processes import oom
+from featd.processes.hands import read_hands
 from featd.states import Kind
 
 SPEC = PreprocessSpec("apply", "warp", (64, 64), "linear", "bgr", (104.0, 117.0, 123.0), 1.0, (56, 48), 10**6)
@@ -31,8 +32,8 @@ DEADLINE = 30.0
 # The real decoder, but for names that ask for trouble. Not a hook in featd: another program.
 FAKE = """
 import os, signal, sys
-import featd.images.decoder as decoder
-from featd.images.hands import Hands
+import featd.decoders.process as decoder
+from featd.processes.hands import Hands
 
 prepare, takes, drops = decoder.Decoder._prepare, Hands.decoder_takes, Hands.decoder_drops
 

@@ -12,28 +12,28 @@ from typing import Any
 
 import pytest
 
-from featd import clock
+from featd import clock, daemon
 from featd.catalog import connect, hosts
 from featd.errors import CatalogUnavailableError
 from featd.ingest.hints import Trouble
 from featd.ingest.process import Ingest
-from featd.link import Channel, ChildLink, Heartbeat
-from featd.paths import RootState
+from featd.processes.link import Channel, ChildLink, Heartbeat
+from featd.roots import RootState
 from postgres import PostgreSQL
 from running import Instance, kill_all, make_instance, wait_for
 
 INGEST = """
 import os, sys
 from pathlib import Path
-from featd import config, logs
+from featd import config, daemon, logs
 from featd.ingest import process
-from featd.link import Channel, ChildLink, Heartbeat
+from featd.processes.link import Channel, ChildLink, Heartbeat
 
 logs.setup()
 link = ChildLink(
     "ingest", reports=Channel(), inbox=Channel(), heartbeat=Heartbeat(), wake_fd=os.eventfd(0), wake_fds={}
 )
-sys.exit(process.run(link, config.load(Path(sys.argv[1])), sys.argv[2], once=False))
+sys.exit(process.run(link, daemon.ingest_plan(config.load(Path(sys.argv[1])), sys.argv[2], once=False)))
 """
 
 
@@ -151,7 +151,9 @@ def make(tmp_path: Path, database_url: str) -> Iterator[Callable[..., Ingest]]:
             wake_fd=os.eventfd(0),
             wake_fds={},
         )
-        made.append((Ingest(instance.settings, link, host, once=once), (*parts, link.wake_fd)))
+        made.append(
+            (Ingest(daemon.ingest_plan(instance.settings, host, once=once), link), (*parts, link.wake_fd))
+        )
         return made[-1][0]
 
     build.instance = instance  # type: ignore[attr-defined]

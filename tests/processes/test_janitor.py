@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from featd import daemon
 from featd.catalog import connect, leases
 from featd.errors import CatalogUnavailableError
 from featd.janitor.leftovers import remove_leftovers
 from featd.janitor.process import Janitor
-from featd.link import Channel, ChildLink, Heartbeat
+from featd.processes.link import Channel, ChildLink, Heartbeat
 from running import Instance, make_instance
 
 
@@ -35,7 +36,7 @@ def make(instance: Instance) -> Iterator[Callable[[], tuple[Janitor, Channel, Ch
         link = ChildLink(
             "janitor", reports=reports, inbox=inbox, heartbeat=heartbeat, wake_fd=wake, wake_fds={}
         )
-        janitor = Janitor(instance.settings, link, "here", draining=True)
+        janitor = Janitor(daemon.janitor_plan(instance.settings, "here", drain=True), link)
         made.append((janitor, inbox, reports, heartbeat, wake))
         return janitor, inbox, reports
 

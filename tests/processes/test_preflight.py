@@ -11,7 +11,7 @@ from typing import NoReturn
 import pytest
 
 from featd.errors import CatalogUnavailableError, ConfigError, FeatdError, ModelError, StoreUnavailableError
-from featd.preflight import Answer, Check
+from featd.start.preflight import Answer, Check
 from photographs import write_photographs
 from running import make_instance, wait_for
 

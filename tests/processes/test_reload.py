@@ -15,11 +15,12 @@ from typing import Any
 
 import pytest
 
-from featd import config, daemon, reload
-from featd.child import ChildSpec
-from featd.link import ChildLink
-from featd.rollout import Change, Refusal
-from featd.supervisor import Supervisor
+from featd import config, daemon
+from featd.processes.child import ChildSpec
+from featd.processes.link import ChildLink
+from featd.start import reload
+from featd.supervisor.rollout import Change, Refusal
+from featd.supervisor.supervisor import Supervisor
 from photographs import write_photographs
 from running import Instance, check_promise, kill_all, make_instance, wait_for
 

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from featd.child import ChildSpec
 from featd.daemon import take_lock
-from featd.link import ChildLink
-from featd.supervisor import Supervisor
+from featd.processes.child import ChildSpec
+from featd.processes.link import ChildLink
+from featd.supervisor.supervisor import Supervisor
 from photographs import write_photographs
 from running import kill_all, make_instance, wait_for
 

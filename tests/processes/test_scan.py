@@ -15,7 +15,8 @@ from featd.catalog import connect, counters, schema
 from featd.config import RootConfig
 from featd.ingest import scan
 from featd.ingest.scan import ScanReport, scan_root
-from featd.paths import RootState, from_catalog
+from featd.paths import from_catalog
+from featd.roots import RootState
 
 
 @pytest.fixture

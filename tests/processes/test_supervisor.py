@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from featd.child import ChildSpec
-from featd.link import ChildLink
-from featd.supervisor import MIN_BACKOFF_SECONDS, Supervisor
+from featd.processes.child import ChildSpec
+from featd.processes.link import ChildLink
+from featd.supervisor.supervisor import MIN_BACKOFF_SECONDS, Supervisor
 from running import wait_for
 
 Make = Callable[..., Supervisor]
@@ -251,7 +251,7 @@ def test_as_a_containers_first_process_it_reaps_what_others_leave(tmp_path: Path
 import os, sys; sys.path[:0] = {[str(Path(__file__).parents[1]), str(Path(__file__).parent)]!r}
 from pathlib import Path
 from test_supervisor import leaves_an_orphan
-from featd.child import ChildSpec; from featd.supervisor import Supervisor
+from featd.processes.child import ChildSpec; from featd.supervisor.supervisor import Supervisor
 assert os.getpid() == 1
 supervisor = Supervisor([ChildSpec("worker", leaves_an_orphan)], run_folder=Path({str(tmp_path)!r}), stop_seconds=5)
 sys.exit(supervisor.run())
@@ -279,7 +279,7 @@ def test_children_die_with_a_supervisor_that_is_killed(tmp_path: Path) -> None:
 import sys; sys.path.insert(0, {str(Path(__file__).parents[1])!r}); sys.path.insert(0, {str(Path(__file__).parent)!r})
 from pathlib import Path
 from test_supervisor import sleeps
-from featd.child import ChildSpec; from featd.supervisor import Supervisor
+from featd.processes.child import ChildSpec; from featd.supervisor.supervisor import Supervisor
 supervisor = Supervisor([ChildSpec("worker", sleeps)], run_folder=Path({str(tmp_path)!r}), stop_seconds=5)
 sys.exit(supervisor.run())
 """

@@ -54,8 +54,8 @@ def test_every_key_stands_in_the_template_with_a_line_about_it(name: str, sectio
 
 
 def test_keys_that_are_commented_out_say_the_defaults_of_a_caffe_net(tmp_path: Path) -> None:
-    from featd.images.preprocess import resolve
     from featd.net.net import caffe_defaults
+    from featd.preprocess.resolve import resolve
 
     section = TEMPLATE.split("\n[preprocess]\n", 1)[1].split("\n[", 1)[0]
     text = "[preprocess]\n" + re.sub(r"^# (\w+ = )", r"\1", section, flags=re.MULTILINE)

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from featd.worker import devices
+from featd.processes import devices
 
 
 def test_without_a_gpu_auto_is_one_worker_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 import sqlalchemy as sa
 
-from featd import export
 from featd.catalog import connect, enqueue
 from featd.catalog.schema import images
 from featd.errors import FeatdError, ModelError, NothingMatchedError, StoreUnavailableError
+from featd.export import export
 from featd.shards.layout import ShardError
 from filled import Filled
 

@@ -8,7 +8,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from featd.config import Settings
+from featd.config import ModelConfig, PreprocessConfig
 from featd.engines.base import Batch, Engine, Vectors
 from featd.errors import EngineError
 from featd.worker import golden
@@ -18,7 +18,7 @@ from featd.worker.model import Model, differences, fingerprint, load_model
 
 @pytest.fixture(scope="module")
 def model() -> Model:
-    return load_model(Settings(), "cpu", 1)
+    return load_model(ModelConfig(), PreprocessConfig(), "float32", "cpu", 1)
 
 
 @pytest.fixture(scope="module")

@@ -19,8 +19,8 @@ from PIL import Image
 
 from featd.errors import ImageError
 from featd.images.decode import decode
-from featd.images.golden import golden_pictures
 from featd.images.header import Format, is_complete, probe
+from featd.preprocess.golden_pictures import golden_pictures
 from featd.states import Kind
 
 MOST = 10_000_000

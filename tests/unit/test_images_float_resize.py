@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from skimage.transform import resize
 
-from featd.images.float_resize import resize_float, resize_mean
+from featd.preprocess.float_resize import resize_float, resize_mean
 
 
 def by_skimage(pixels: np.ndarray, height: int, width: int) -> np.ndarray:

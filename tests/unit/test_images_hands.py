@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from featd.images.hands import ANSWERS, HOLDS, Hands, HandsReport, Held, mark_escalated, read_hands
+from featd.processes.hands import ANSWERS, HOLDS, Hands, HandsReport, Held, mark_escalated, read_hands
 
 
 def test_who_holds_what(tmp_path: Path) -> None:
@@ -43,7 +43,7 @@ def test_it_survives_a_kill(tmp_path: Path) -> None:
     script = f"""
 import os, signal
 from pathlib import Path
-from featd.images.hands import Hands
+from featd.processes.hands import Hands
 hands = Hands.create(Path({str(path)!r}), 1, 8)
 hands.decoder_takes(0, 77, 1.0)
 hands.hold_forward([1, 2, 3])

@@ -18,9 +18,11 @@ from hypothesis import strategies as st
 
 from featd.config import PreprocessConfig
 from featd.errors import ConfigError
-from featd.images.golden import golden_pictures
-from featd.images.preprocess import PreprocessSpec, apply, resolve
-from featd.images.presets import PRESETS
+from featd.preprocess.apply import apply
+from featd.preprocess.golden_pictures import golden_pictures
+from featd.preprocess.presets import PRESETS
+from featd.preprocess.resolve import resolve
+from featd.preprocess.spec import PreprocessSpec
 
 SHARED_MEAN = Path(__file__).parents[3] / "shared" / "data" / "ilsvrc_2012_mean.npy"
 
@@ -91,10 +93,10 @@ def test_the_steps_are_caffes(resize: str, channels: str, mean: str, shape: tupl
 def test_short_side_always_covers_the_size(
     height: int, width: int, wanted_height: int, wanted_width: int
 ) -> None:
-    from featd.images.preprocess import _resized
+    from featd.preprocess.apply import resized_to
 
     spec = dataclasses.replace(SPEC, resize="short_side", size=(wanted_height, wanted_width))
-    got_height, got_width = _resized(height, width, spec)
+    got_height, got_width = resized_to(height, width, spec)
     assert got_height >= wanted_height
     assert got_width >= wanted_width
     assert got_height == wanted_height or got_width == wanted_width

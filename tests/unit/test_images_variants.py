@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 
 from featd.config import PreprocessConfig
-from featd.images.golden import golden_pictures
-from featd.images.preprocess import PreprocessSpec, apply, resolve
-from featd.images.variants import variants
 from featd.net.net import caffe_defaults
+from featd.preprocess.apply import apply
+from featd.preprocess.golden_pictures import golden_pictures
+from featd.preprocess.resolve import resolve
+from featd.preprocess.spec import PreprocessSpec
+from featd.preprocess.variants import variants
 
 CROP = (48, 40)
 

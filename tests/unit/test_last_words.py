@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from featd.last_words import KEPT, telling
+from featd.processes.last_words import KEPT, telling
 
 CAFFE = """\
 I1124 10:00:00.000000   100 net.cpp:58] Initializing net

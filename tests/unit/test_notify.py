@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from featd.child import ChildSpec
-from featd.link import ChildLink
-from featd.supervisor import Supervisor
-from featd.systemd import EXTEND_SECONDS, Notifier
+from featd.processes.child import ChildSpec
+from featd.processes.link import ChildLink
+from featd.supervisor.supervisor import Supervisor
+from featd.supervisor.systemd import EXTEND_SECONDS, Notifier
 from running import wait_for
 
 

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from featd import paths
-from featd.paths import RootState, for_terminal, from_catalog, open_beneath, root_state, to_catalog
+from featd.paths import for_terminal, from_catalog, open_beneath, to_catalog
+from featd.roots import RootState, root_state
 
 
 @given(st.binary(max_size=200))

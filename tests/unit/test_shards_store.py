@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from featd.errors import EXIT_OUT_OF_REACH, StoreUnavailableError
+from featd.shards.atomic import make_folder
 from featd.shards.store import MARKER, check_store, create_store, run_folder, shards_folder
 
 
@@ -71,6 +72,7 @@ def test_run_folder_is_for_featd_alone(tmp_path: Path) -> None:
     old = os.umask(0)
     try:
         folder = run_folder(tmp_path, "host.example")
+        make_folder(folder)
     finally:
         os.umask(old)
     assert folder == tmp_path / "run" / "host.example"

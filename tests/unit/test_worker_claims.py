@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from featd.catalog import connect
 from featd.catalog.schema import images
-from featd.link import Channel, ChildLink, Heartbeat
+from featd.processes.link import Channel, ChildLink, Heartbeat
 from featd.states import PRIORITY_ARRIVAL, State
 from featd.worker.claims import Claims, Held, OnlineRoots
 from filled import Filled

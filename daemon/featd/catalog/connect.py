@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Concatenate, ParamSpec, TypeVar
 
 import sqlalchemy as sa
 
@@ -15,6 +15,7 @@ from featd import clock
 from featd.catalog import dialects
 from featd.errors import CatalogUnavailableError, ConfigError, SchemaError, reason
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 RETRY_SECONDS = 20.0
@@ -82,8 +83,13 @@ def reading(engine: sa.Engine) -> Iterator[sa.Connection]:
         raise unavailable(engine, error) from error
 
 
-def transact(engine: sa.Engine, work: Callable[[sa.Connection], T]) -> T:
-    """Run `work` in one write transaction and commit it.
+def transact(
+    engine: sa.Engine,
+    work: Callable[Concatenate[sa.Connection, P], T],
+    *arguments: P.args,
+    **options: P.kwargs,
+) -> T:
+    """Run `work(connection, *arguments, **options)` in one write transaction and commit it.
 
     Tried again, from its start, while it loses to other transactions' locks. CommitUnknownError where the
     connection broke in COMMIT; CatalogUnavailableError for every other trouble with the database.
@@ -94,7 +100,7 @@ def transact(engine: sa.Engine, work: Callable[[sa.Connection], T]) -> T:
             with engine.connect().execution_options(write=True) as conn:
                 transaction = conn.begin()
                 try:
-                    result = work(conn)
+                    result = work(conn, *arguments, **options)
                 except BaseException:
                     transaction.rollback()
                     raise

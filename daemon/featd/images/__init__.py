@@ -1,1 +1,1 @@
-"""From a file's bytes to the net's input: read once, decode whole, bring to geometry, in processes of their own."""
+"""From a file's bytes to pixels: read once, header checked, decoded whole."""

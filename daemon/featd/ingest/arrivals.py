@@ -15,7 +15,8 @@ from featd.config import RootConfig
 from featd.ingest.hints import MAX_PATHS, Hint
 from featd.ingest.scan import VANISHED, enqueue_files, is_missing, mark_gone
 from featd.ingest.settling import Settling
-from featd.paths import RootState, from_catalog, root_state, to_catalog
+from featd.paths import from_catalog, to_catalog
+from featd.roots import RootState, root_state
 from featd.states import PRIORITY_ARRIVAL
 
 BATCH_FILES = 2000

@@ -15,14 +15,14 @@ import sqlalchemy as sa
 from featd import clock, logs
 from featd.catalog import connect, hosts
 from featd.catalog.enqueue import Enqueued
-from featd.config import Settings
 from featd.errors import CatalogUnavailableError
+from featd.ingest.plan import IngestPlan
 from featd.ingest.root import RootIngest
 from featd.ingest.scan import Scan, ScanReport
 from featd.ingest.watch import take_over_watchdogs_words
-from featd.link import ChildLink
 from featd.paths import to_catalog
-from featd.signals import StopFlag
+from featd.processes.link import ChildLink
+from featd.processes.signals import StopFlag
 
 log = logs.get("ingest")
 
@@ -38,17 +38,17 @@ COUNTS = ("overflows", "rewatched", "handler_errors")
 class Ingest:
     """All roots, a turn at a time. `once`: each is scanned one time, whoever else scans, and none is watched."""
 
-    def __init__(self, settings: Settings, link: ChildLink, host: str, *, once: bool = False) -> None:
-        self._catalog = connect.open_catalog(settings.catalog.url, settings.workers.lease_seconds)
+    def __init__(self, plan: IngestPlan, link: ChildLink) -> None:
+        self._catalog = connect.open_catalog(plan.catalog_url, plan.lease_seconds)
         self._link = link
-        self._host = host
-        self._once = once
-        self._lasts_seconds = settings.workers.lease_seconds
+        self._host = plan.host
+        self._once = plan.once
+        self._lasts_seconds = plan.lease_seconds
         self._renew_due = 0.0
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._roots = [
-            RootIngest(self._catalog, root, watched=not once, wake=self._wake, on_batch=self._on_batch)
-            for root in settings.roots
+            RootIngest(self._catalog, root, watched=not plan.once, wake=self._wake, on_batch=self._on_batch)
+            for root in plan.roots
         ]
         self._scanned: set[str] = set()
         self._times_asked: dict[str, int] = {}
@@ -208,11 +208,11 @@ class Ingest:
         hosts.report_ingest(conn, self._host, self._report(), 0.0)
 
 
-def run(link: ChildLink, settings: Settings, host: str, *, once: bool) -> int:
-    """The child's life: `once` scans every root one time and ends."""
+def run(link: ChildLink, plan: IngestPlan) -> int:
+    """The child's life."""
     take_over_watchdogs_words()
     stop = StopFlag()
-    ingest = Ingest(settings, link, host, once=once)
+    ingest = Ingest(plan, link)
     link.report("ready")
     while not stop.stopping:
         try:
@@ -221,7 +221,7 @@ def run(link: ChildLink, settings: Settings, host: str, *, once: bool) -> int:
             log.warning("out_of_reach", "looking again in 5 s", error=str(error))
             _sleep(stop, link, 5.0)
             continue
-        if once and ingest.all_scanned:
+        if plan.once and ingest.all_scanned:
             break
         _sleep(stop, link, ingest.seconds_to_next(clock.monotonic()), ingest.fileno())
     ingest.close()

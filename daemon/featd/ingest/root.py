@@ -15,7 +15,7 @@ from featd.ingest.arrivals import Arrivals
 from featd.ingest.hints import MAX_FOLDERS, Hints, Taken, Trouble, folder_of
 from featd.ingest.scan import Scan
 from featd.ingest.watch import Watch
-from featd.paths import RootState, root_state
+from featd.roots import RootState, root_state
 from featd.states import PRIORITY_ARRIVAL, PRIORITY_BACKLOG
 
 log = logs.get("ingest")

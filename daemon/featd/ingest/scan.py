@@ -12,13 +12,13 @@ from typing import Any
 import sqlalchemy as sa
 
 from featd import clock, logs
-from featd.batched import batched
 from featd.catalog import connect, counters, enqueue, hosts
 from featd.catalog.enqueue import Enqueued, FoundFile, KnownFile
 from featd.config import RootConfig
 from featd.ingest.globs import Globs
 from featd.ingest.walk import PORTION_FILES, Walked, walk
-from featd.paths import RootState, from_catalog, root_state, to_catalog
+from featd.paths import from_catalog, to_catalog
+from featd.roots import RootState, root_state
 from featd.states import PRIORITY_BACKLOG
 
 log = logs.get("ingest")
@@ -239,13 +239,15 @@ def enqueue_files(
 ) -> Enqueued:
     """Enqueue files of a root, some thousand in one transaction."""
     enqueued = Enqueued()
-    for batch in batched(files, BATCH_FILES):
+    for at in range(0, len(files), BATCH_FILES):
         enqueued.add(
             connect.transact(
                 catalog,
-                lambda conn, batch=batch: enqueue.enqueue(  # type: ignore[misc]
-                    conn, str(root.path), batch, priority=priority, delay_seconds=delay_seconds
-                ),
+                enqueue.enqueue,
+                str(root.path),
+                files[at : at + BATCH_FILES],
+                priority=priority,
+                delay_seconds=delay_seconds,
             )
         )
     return enqueued

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from featd.catalog import connect, counters, stats
 from featd.errors import EXIT_ERROR, EXIT_FAILED_ROWS, EXIT_OK
-from featd.paths import RootState, root_state
+from featd.roots import RootState, root_state
 from featd.states import State
 
 

@@ -10,12 +10,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 import sqlalchemy as sa
 
 from featd import logs
-from featd.batched import batched
 from featd.catalog import connect, leases, stats
 from featd.catalog.leases import Lease
 from featd.shards.layout import ShardName
@@ -38,7 +38,8 @@ def remove_leftovers(catalog: sa.Engine, store: Path) -> Leftovers:
     """Look through the store once; remove what ended leases left behind and report what is of nobody."""
     result = Leftovers()
     over: dict[Lease, bool | None] = {}
-    for some in batched(_files(shards_folder(store)), BATCH_FILES):
+    files = _files(shards_folder(store))
+    while some := list(islice(files, BATCH_FILES)):
         with connect.reading(catalog) as conn:
             for _, name in some:
                 lease = Lease(name.lease_id, name.token)

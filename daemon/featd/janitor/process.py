@@ -11,15 +11,14 @@ from typing import Any
 from featd import clock, logs
 from featd.catalog import connect, counters, hosts, stats
 from featd.catalog.leases import Lease
-from featd.config import Settings
 from featd.errors import CatalogUnavailableError
 from featd.janitor import drain
 from featd.janitor.leftovers import remove_leftovers
+from featd.janitor.plan import JanitorPlan
 from featd.janitor.rescue import Death, Rescue
-from featd.last_words import telling
-from featd.link import ChildLink
-from featd.shards.store import run_folder
-from featd.signals import StopFlag
+from featd.processes.last_words import telling
+from featd.processes.link import ChildLink
+from featd.processes.signals import StopFlag
 from featd.states import Kind, State
 
 log = logs.get("janitor")
@@ -36,17 +35,17 @@ BEAT_SECONDS = 300.0
 class Janitor:
     """Every duty has its own time; `step` does those that are due."""
 
-    def __init__(self, settings: Settings, link: ChildLink, host: str, *, draining: bool) -> None:
-        self._settings = settings
+    def __init__(self, plan: JanitorPlan, link: ChildLink) -> None:
+        self._plan = plan
         self._link = link
-        self._host = host
+        self._host = plan.host
         self._tidies = False
-        self._draining = draining
+        self._draining = plan.draining
         self._scanned = False
         self._heard: deque[dict[str, Any]] = deque()
-        self._store = settings.store.path
-        self._catalog = connect.open_catalog(settings.catalog.url, settings.workers.lease_seconds)
-        self._rescue = Rescue(self._catalog, run_folder(self._store, host), host, settings.retry.policy)
+        self._store = plan.store
+        self._catalog = connect.open_catalog(plan.catalog_url, plan.lease_seconds)
+        self._rescue = Rescue(self._catalog, plan.run_folder, plan.host, plan.retry)
         self._due = dict.fromkeys(("status", "expired", "duty", "mend", "leftovers", "drain"), 0.0)
 
     def begin(self) -> None:
@@ -64,7 +63,7 @@ class Janitor:
             self._link.report("status", text=self._status())
         if self._is_due("expired", now, EXPIRED_EVERY_SECONDS):
             self._rescue.end_expired()
-        lease_seconds = self._settings.workers.lease_seconds
+        lease_seconds = self._plan.lease_seconds
         if self._is_due("duty", now, min(DUTY_EVERY_SECONDS, lease_seconds / 3)):
             held = connect.transact(
                 self._catalog, lambda conn: hosts.take_duties(conn, [hosts.TIDY], self._host, lease_seconds)
@@ -76,7 +75,7 @@ class Janitor:
         if self._tidies and self._is_due("leftovers", now, LEFTOVERS_EVERY_SECONDS):
             remove_leftovers(self._catalog, self._store)
         if self._draining and self._scanned and self._is_due("drain", now, DRAIN_EVERY_SECONDS):
-            drained = drain.look(self._catalog, [str(root.path) for root in self._settings.roots])
+            drained = drain.look(self._catalog, [str(root) for root in self._plan.roots])
             if drained is not None:
                 self._link.report("stop", code=drained.code, message=drained.message)
                 self._draining = False
@@ -136,10 +135,10 @@ def death_of(record: dict[str, Any]) -> Death:
     return Death(kinds.get(record["why"]), message)
 
 
-def run(link: ChildLink, settings: Settings, host: str, *, draining: bool) -> int:
+def run(link: ChildLink, plan: JanitorPlan) -> int:
     """The child's life."""
     stop = StopFlag()
-    janitor = Janitor(settings, link, host, draining=draining)
+    janitor = Janitor(plan, link)
     janitor.begin()
     link.report("ready")
     while True:
@@ -155,6 +154,8 @@ def run(link: ChildLink, settings: Settings, host: str, *, draining: bool) -> in
             select.select([stop], [], [], 2.0)
         if last_turn:
             break
-        select.select([stop.fileno(), link.inbox.read_fd], [], [], DRAIN_EVERY_SECONDS if draining else 1.0)
+        select.select(
+            [stop.fileno(), link.inbox.read_fd], [], [], DRAIN_EVERY_SECONDS if plan.draining else 1.0
+        )
     janitor.close()
     return 0

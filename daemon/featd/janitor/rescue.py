@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from featd import logs
 from featd.catalog import connect, leases
 from featd.catalog.leases import InHand, Lease, OpenLease
-from featd.images.hands import read_hands
+from featd.processes.hands import read_hands
 from featd.states import Kind, RetryPolicy
 
 log = logs.get("janitor")

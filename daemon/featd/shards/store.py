@@ -68,12 +68,10 @@ def shards_folder(store: Path) -> Path:
 
 
 def run_folder(store: Path, host: str) -> Path:
-    """`<store>/run/<host>`, made if need be: what the processes of one host leave for each other. OSError."""
+    """`<store>/run/<host>`: what the processes of one host leave for each other."""
     if "/" in host or host in ("", ".", ".."):
         raise ValueError(f"not a host's name: {host!r}")
-    folder = store / "run" / host
-    make_folder(folder)
-    return folder
+    return store / "run" / host
 
 
 def _marker(path: Path) -> dict[str, object] | None:

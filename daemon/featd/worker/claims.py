@@ -16,8 +16,8 @@ from featd.catalog import claim, connect
 from featd.catalog.claim import ClaimedImage
 from featd.catalog.leases import Lease
 from featd.errors import CatalogUnavailableError, LeaseLostError
-from featd.link import ChildLink
-from featd.paths import RootState, root_state
+from featd.processes.link import ChildLink
+from featd.roots import RootState, root_state
 from featd.states import PRIORITIES, PRIORITY_ARRIVAL, PRIORITY_ASKED, PRIORITY_BACKLOG
 
 log = logs.get("worker")

@@ -16,9 +16,10 @@ import numpy.typing as npt
 from featd import clock
 from featd.engines.base import Batch, Vectors
 from featd.errors import EngineError
-from featd.images.golden import golden_pictures
-from featd.images.preprocess import PreprocessSpec, apply
-from featd.images.variants import variants
+from featd.preprocess.apply import apply
+from featd.preprocess.golden_pictures import golden_pictures
+from featd.preprocess.spec import PreprocessSpec
+from featd.preprocess.variants import variants
 from featd.worker.model import Model, prepared_as
 
 TOLERANCE = 1e-3

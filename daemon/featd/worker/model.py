@@ -7,15 +7,16 @@ import json
 from dataclasses import dataclass, replace
 from typing import Any
 
-from featd.config import Settings
+from featd.config import ModelConfig, PreprocessConfig
 from featd.engines.base import Engine
 from featd.engines.select import load_engine
 from featd.engines.ten_crop import TenCropEngine
 from featd.errors import ConfigError
 from featd.images.decode import DECODER
-from featd.images.preprocess import PreprocessSpec, resolve
 from featd.net.load import load_net
 from featd.net.net import Net
+from featd.preprocess.resolve import resolve
+from featd.preprocess.spec import PreprocessSpec
 from featd.shards.layout import check_blobs
 
 
@@ -33,15 +34,17 @@ class Model:
         return fingerprint(self.spec)
 
 
-def load_model(settings: Settings, device: str, threads: int) -> Model:
+def load_model(
+    config: ModelConfig, preparation: PreprocessConfig, dtype: str, device: str, threads: int
+) -> Model:
     """Read the net, load it on `device`. ModelError or ConfigError with the way out."""
-    net = load_net(settings.model)
+    net = load_net(config)
     check_blobs(list(net.blobs))
-    preprocess = resolve(settings.preprocess, net.input_shape, net.preprocess)
+    preprocess = resolve(preparation, net.input_shape, net.preprocess)
     if (preprocess.depth, *preprocess.crop) != net.input_shape:
         raise ConfigError(f"preprocess: makes {preprocess.shape} pictures, the net takes {net.input_shape}")
-    engine = _cropping(load_engine(net, settings.model.engine, device, threads), preprocess)
-    return Model(net, engine, preprocess, make_spec(settings, net, preprocess))
+    engine = _cropping(load_engine(net, config.engine, device, threads), preprocess)
+    return Model(net, engine, preprocess, make_spec(net, preprocess, dtype))
 
 
 def prepared_as(model: Model, preprocess: PreprocessSpec) -> Model:
@@ -60,14 +63,14 @@ def _cropping(engine: Engine, preprocess: PreprocessSpec) -> Engine:
     return TenCropEngine(engine, preprocess.size, preprocess.mean_after_crops, preprocess.scale)
 
 
-def make_spec(settings: Settings, net: Net, preprocess: PreprocessSpec) -> dict[str, Any]:
+def make_spec(net: Net, preprocess: PreprocessSpec, dtype: str) -> dict[str, Any]:
     """What the fingerprint is made of. A key added later goes in only where it is not at its default."""
     return {
         "net": net.identity,
         "blobs": list(net.blobs),
         "preprocess": preprocess.identity(),
         "decoder": DECODER,
-        "dtype": settings.store.dtype,
+        "dtype": dtype,
     }
 
 

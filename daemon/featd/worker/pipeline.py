@@ -15,11 +15,11 @@ import numpy.typing as npt
 from featd import logs
 from featd.catalog.claim import ClaimedImage
 from featd.catalog.settle import Failure, Unchanged
+from featd.decoders import wire
+from featd.decoders.pool import DecoderPool
 from featd.engines.base import Batch, Engine, Vectors
 from featd.errors import EngineError
-from featd.images import wire
-from featd.images.decoders import DecoderPool
-from featd.link import ChildLink
+from featd.processes.link import ChildLink
 from featd.shards.write import fits
 from featd.states import Kind
 from featd.worker.claims import Claims

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 from dataclasses import dataclass
-from pathlib import Path
 
 import sqlalchemy as sa
 
@@ -13,17 +12,18 @@ from featd import clock, logs
 from featd.catalog import connect, instance, leases
 from featd.catalog.leases import Lease
 from featd.catalog.settle import Identity
-from featd.config import Settings
+from featd.decoders.pool import DecoderPool
 from featd.errors import CatalogUnavailableError, ConfigError, EngineError, LeaseLostError
-from featd.images.decoders import DecoderPool
-from featd.link import ChildLink
-from featd.shards.store import check_store, run_folder
-from featd.signals import StopFlag
-from featd.worker import devices, golden
+from featd.processes import devices
+from featd.processes.link import ChildLink
+from featd.processes.signals import StopFlag
+from featd.shards.store import check_store
+from featd.worker import golden
 from featd.worker.claims import Claims, Held, OnlineRoots
 from featd.worker.golden import Golden
 from featd.worker.model import Model, differences, load_model
 from featd.worker.pipeline import TRAYS, Pipeline, hang_limit
+from featd.worker.plan import WorkerPlan
 from featd.worker.renewal import Renewal
 from featd.worker.shares import Shares
 from featd.worker.writer import ShardKind, Writer
@@ -49,29 +49,29 @@ class Booted:
     """The catalog held golden vectors, and these agreed."""
 
 
-def boot(settings: Settings, catalog: sa.Engine, device: str, threads: int) -> Booted:
+def boot(plan: WorkerPlan, catalog: sa.Engine) -> Booted:
     """Check store and fingerprint, load the net, time a batch and compare the golden vectors."""
     with connect.reading(catalog) as conn:
         instance_id = instance.instance_id(conn)
         held, held_spec, stored = instance.fingerprint(conn), instance.spec(conn), instance.golden(conn)
-    check_store(settings.store.path, instance_id)
-    model = load_model(settings, device, threads)
+    check_store(plan.store.path, instance_id)
+    model = load_model(
+        plan.model, plan.preprocess, plan.store.dtype, devices.isolate(plan.device), plan.threads
+    )
     instance.check_fingerprint(held, model.fingerprint, differences(held_spec, model.spec))
-    pictures = Golden(model, settings.workers.batch)
+    pictures = Golden(model, plan.batch)
     vectors = pictures.run()
     pictures.check(stored, vectors)
-    batch, batch_seconds = _fit_batch(model, settings)
+    batch, batch_seconds = _fit_batch(model, plan.batch, plan.lease_seconds)
     identity = Identity(model.fingerprint, model.spec, golden.pack(vectors))
     return Booted(model, batch, batch_seconds, instance_id, identity, stored is not None)
 
 
-def _fit_batch(model: Model, settings: Settings) -> tuple[int, float]:
+def _fit_batch(model: Model, batch: int, lease_seconds: float) -> tuple[int, float]:
     """The largest batch, up to the configured one, that four times fits into a lease; and how long it takes."""
-    batch = settings.workers.batch
-    lease = settings.workers.lease_seconds
     while True:
         seconds = golden.time_batch(model, batch)
-        if seconds * LEASE_BATCHES <= lease:
+        if seconds * LEASE_BATCHES <= lease_seconds:
             return batch, seconds
         if batch == 1:
             raise ConfigError(
@@ -82,35 +82,33 @@ def _fit_batch(model: Model, settings: Settings) -> tuple[int, float]:
         log.warning("batch", "a batch takes more than a quarter of a lease: using a smaller one", batch=batch)
 
 
-def run(link: ChildLink, settings: Settings, host: str, device: str, label: str, threads: int) -> int:
+def run(link: ChildLink, plan: WorkerPlan) -> int:
     """The child's life: boot, work until told to stop, seal and settle, give the rest back."""
     stop = StopFlag()
     link.beat(BOOT_SECONDS)
-    catalog = connect.open_catalog(settings.catalog.url, settings.workers.lease_seconds)
-    booted = boot(settings, catalog, devices.isolate(device), threads)
+    catalog = connect.open_catalog(plan.catalog_url, plan.lease_seconds)
+    booted = boot(plan, catalog)
     engine = booted.model.engine
     lease = connect.transact(
         catalog,
         lambda conn: leases.open_lease(
             conn,
-            host=host,
+            host=plan.host,
             pid=os.getpid(),
-            device=label,
+            device=plan.label,
             engine=engine.name,
-            lease_seconds=settings.workers.lease_seconds,
+            lease_seconds=plan.lease_seconds,
         ),
     )
     link.report("lease", id=lease.id, token=lease.token)
-    worker = Worker(
-        link, settings, catalog, lease, booted, run_folder(settings.store.path, host) / f"{lease.token}.hands"
-    )
+    worker = Worker(link, plan, catalog, lease, booted)
     reason = "stopped"
     try:
         link.report("ready")
         log.info(
             "working",
             "claiming images",
-            device=label,
+            device=plan.label,
             engine=engine.name,
             batch=booted.batch,
             batch_ms=round(booted.batch_seconds * 1000, 1),
@@ -136,19 +134,18 @@ class Worker:
     def __init__(
         self,
         link: ChildLink,
-        settings: Settings,
+        plan: WorkerPlan,
         catalog: sa.Engine,
         lease: Lease,
         booted: Booted,
-        hands_path: Path,
     ) -> None:
-        roots = {str(root.path): root.follow_symlinks for root in settings.roots}
+        roots = {str(root.path): root.follow_symlinks for root in plan.roots}
         engine = booted.model.engine
         self._catalog = catalog
         self._lease = lease
-        self._policy = settings.retry.policy
+        self._policy = plan.retry
         self._booted = booted
-        self._hands_path = hands_path
+        self._hands_path = plan.run_folder / f"{lease.token}.hands"
         self._state = "idle"
         self._link = link
         self._hang_seconds = hang_limit(booted.batch_seconds)
@@ -161,14 +158,12 @@ class Worker:
         self._pool = DecoderPool(
             booted.model.preprocess,
             roots,
-            decoders=settings.workers.decoders,
+            decoders=plan.decoders,
             trays=TRAYS,
             batch=booted.batch,
             hands_path=self._hands_path,
         )
-        self._renewal = Renewal(
-            catalog, lease, settings.workers.lease_seconds, lambda: shares.report(self._state)
-        )
+        self._renewal = Renewal(catalog, lease, plan.lease_seconds, lambda: shares.report(self._state))
         self._claims = Claims(
             catalog,
             lease,
@@ -176,13 +171,13 @@ class Worker:
             OnlineRoots(roots),
             held,
             ahead=TRAYS * booted.batch,
-            lease_seconds=settings.workers.lease_seconds,
+            lease_seconds=plan.lease_seconds,
         )
         kind = ShardKind(engine.blobs, engine.name, booted.instance)
         self._writer = Writer(
             catalog,
             lease,
-            settings.store,
+            plan.store,
             kind,
             booted.identity,
             self._policy,
@@ -196,9 +191,9 @@ class Worker:
             self._writer,
             link,
             shares,
-            dtype=settings.store.dtype,
+            dtype=plan.store.dtype,
             hang_seconds=self._hang_seconds,
-            settle_seconds={str(root.path): root.settle_seconds for root in settings.roots},
+            settle_seconds={str(root.path): root.settle_seconds for root in plan.roots},
             check_golden=self._check_golden,
         )
         # Threads last: what could fail above must not leave one behind.

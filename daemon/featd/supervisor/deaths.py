@@ -5,9 +5,9 @@ from __future__ import annotations
 import enum
 import signal
 
-from featd.child import Child
-from featd.oom import OomWatch
-from featd.signals import OWN, name_of
+from featd.processes.child import Child
+from featd.processes.oom import OomWatch
+from featd.processes.signals import OWN, name_of
 
 
 class Why(enum.StrEnum):

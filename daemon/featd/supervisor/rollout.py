@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from featd.child import Child, ChildSpec
+from featd.processes.child import Child, ChildSpec
 
 
 @dataclass(frozen=True, slots=True)

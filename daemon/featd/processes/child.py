@@ -15,8 +15,8 @@ from typing import Any
 
 from featd import logs
 from featd.errors import EXIT_ERROR, FeatdError
-from featd.link import Channel, ChildLink, Heartbeat, Target, die_with_parent
-from featd.signals import HANDLED, reset_in_child
+from featd.processes.link import Channel, ChildLink, Heartbeat, Target, die_with_parent
+from featd.processes.signals import HANDLED, reset_in_child
 
 READS_PER_TURN = 16
 """A child that floods its stderr must not keep the supervisor from its other work."""

@@ -9,10 +9,10 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from featd.images.float_resize import resize_mean
-from featd.images.preprocess import PreprocessSpec
-from featd.images.presets import FAST, ILSVRC_MEAN_BGR, PRESETS, PYCAFFE
 from featd.net.net import CAFFE_MEAN_BGR, CAFFE_SIZE
+from featd.preprocess.float_resize import resize_mean
+from featd.preprocess.presets import FAST, ILSVRC_MEAN_BGR, PRESETS, PYCAFFE
+from featd.preprocess.spec import PreprocessSpec
 
 Mean = tuple[float, ...] | npt.NDArray[np.float32]
 

@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from featd import clock
-from featd.config import Settings
 from featd.errors import (
     EXIT_BAD_CONFIG,
     EXIT_ERROR,
@@ -21,11 +20,11 @@ from featd.errors import (
     ConfigError,
     FeatdError,
 )
-from featd.last_words import telling
-from featd.link import die_with_parent
-from featd.signals import name_of, reset_in_child
-from featd.systemd import Notifier
-from featd.worker import devices
+from featd.processes.last_words import telling
+from featd.processes.link import die_with_parent
+from featd.processes.signals import name_of, reset_in_child
+from featd.supervisor.systemd import Notifier
+from featd.worker.plan import WorkerPlan
 
 CHECK_SECONDS = 900.0
 """A net that takes longer than this to load and to run once hangs."""
@@ -88,15 +87,15 @@ class Check:
                 os.close(fd)
 
 
-def check_beforehand(settings: Settings, notifier: Notifier) -> None:
+def check_beforehand(plan: WorkerPlan, notifier: Notifier) -> None:
     """Everything that must be right before work starts, tried once in a throw-away process.
 
     Caffe aborts its process on a bad model, and CUDA does not survive a fork: neither may happen here.
     """
-    if not settings.roots:
+    if not plan.roots:
         raise ConfigError("roots: name at least one folder of images in a [[roots]] section")
     notifier.status("starting: loading the net", clock.monotonic())
-    check = Check(functools.partial(_all_of_it, settings))
+    check = Check(functools.partial(_all_of_it, plan))
     end = os.pidfd_open(check.pid or 0)
     deadline = clock.monotonic() + CHECK_SECONDS
     try:
@@ -112,15 +111,14 @@ def check_beforehand(settings: Settings, notifier: Notifier) -> None:
     answer.raise_error()
 
 
-def _all_of_it(settings: Settings) -> str:
+def _all_of_it(plan: WorkerPlan) -> str:
     from featd.catalog import connect, migrate
     from featd.worker import process as worker_process
 
-    chosen = devices.resolve(settings.workers.devices)
-    catalog = connect.open_catalog(settings.catalog.url, settings.workers.lease_seconds)
+    catalog = connect.open_catalog(plan.catalog_url, plan.lease_seconds)
     migrate.check_schema(catalog)
     connect.transact(catalog, lambda _: None)  # a catalog that cannot be written to is out of reach
-    worker_process.boot(settings, catalog, devices.isolate(chosen[0]), devices.cpu_threads(chosen))
+    worker_process.boot(plan, catalog)
     return ""
 
 

@@ -27,11 +27,7 @@ import numpy.typing as npt
 
 from featd import logs
 from featd.clock import monotonic
-from featd.errors import EngineError
-from featd.images.hands import HOLDS, Hands, Held
-from featd.images.preprocess import PreprocessSpec
-from featd.images.read import MAX_FILE_BYTES
-from featd.images.wire import (
+from featd.decoders.wire import (
     PACKET_BYTES,
     Decoded,
     DecodeTask,
@@ -44,13 +40,17 @@ from featd.images.wire import (
     unpack_answer,
     unpack_task,
 )
-from featd.oom import OomWatch
-from featd.signals import OWN
+from featd.errors import EngineError
+from featd.images.read import MAX_FILE_BYTES
+from featd.preprocess.spec import PreprocessSpec
+from featd.processes.hands import HOLDS, Hands, Held
+from featd.processes.oom import OomWatch
+from featd.processes.signals import OWN
 from featd.states import Kind
 
 __all__ = ["DecodeTask", "Decoded", "DecoderPool", "NotDecoded", "Result", "Unchanged"]
 
-COMMAND = (sys.executable, "-P", "-m", "featd.images.decoder")
+COMMAND = (sys.executable, "-P", "-m", "featd.decoders.process")
 MOST_BARREN_DEATHS = 3
 _LAST_WORDS_BYTES = 2_000
 _SETTLE_SECONDS = 0.25

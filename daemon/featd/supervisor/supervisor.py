@@ -16,16 +16,16 @@ from pathlib import Path
 from typing import Any
 
 from featd import clock, logs
-from featd.child import Child, ChildSpec
-from featd.deaths import Why, explain
 from featd.errors import EXIT_BAD_CONFIG, EXIT_ERROR, EXIT_OK, EXIT_OUT_OF_REACH
-from featd.last_words import telling
-from featd.link import Channel, ChildLink
-from featd.oom import OomWatch
-from featd.rollout import Change, Refusal, Reload, Rollout
-from featd.signals import HANDLED, SignalQueue, name_of
-from featd.supervisor_state import StateFile, trouble
-from featd.systemd import Notifier
+from featd.processes.child import Child, ChildSpec
+from featd.processes.last_words import telling
+from featd.processes.link import Channel, ChildLink
+from featd.processes.oom import OomWatch
+from featd.processes.signals import HANDLED, SignalQueue, name_of
+from featd.supervisor.deaths import Why, explain
+from featd.supervisor.rollout import Change, Refusal, Reload, Rollout
+from featd.supervisor.state_file import StateFile, trouble
+from featd.supervisor.systemd import Notifier
 
 log = logs.get("supervisor")
 

@@ -1,6 +1,6 @@
 """One decoder process: pulls tasks, reads, hashes, decodes and preprocesses into shared memory, answers.
 
-Run as `python -m featd.images.decoder` by the pool, never forked: the worker may have an engine's threads. It
+Run as `python -m featd.decoders.process` by the pool, never forked: the worker may have an engine's threads. It
 ignores TERM, INT and HUP and ends when its requests end or its parent dies. Expendable by design: a picture that
 kills it costs one process, its address space is bounded, and the kernel takes it before the worker.
 """
@@ -26,13 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featd.clock import monotonic
-from featd.errors import ImageError
-from featd.images.decode import decode
-from featd.images.hands import Hands
-from featd.images.native_stderr import NativeStderr
-from featd.images.preprocess import PreprocessSpec, apply
-from featd.images.read import ChangedError, read_image
-from featd.images.wire import (
+from featd.decoders.wire import (
     PACKET_BYTES,
     Decoded,
     DecodeTask,
@@ -44,7 +38,15 @@ from featd.images.wire import (
     pack_answer,
     unpack_task,
 )
-from featd.paths import RootState, from_catalog, root_state
+from featd.errors import ImageError
+from featd.images.decode import decode
+from featd.images.native_stderr import NativeStderr
+from featd.images.read import ChangedError, read_image
+from featd.paths import from_catalog
+from featd.preprocess.apply import apply
+from featd.preprocess.spec import PreprocessSpec
+from featd.processes.hands import Hands
+from featd.roots import RootState, root_state
 from featd.states import Kind
 
 _PR_SET_PDEATHSIG = 1
@@ -184,7 +186,7 @@ def _bound_memory(max_pixels: int, max_bytes: int) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Child main: the descriptors are inherited, the rest is in the setup file."""
-    parser = argparse.ArgumentParser(prog="featd.images.decoder", allow_abbrev=False)
+    parser = argparse.ArgumentParser(prog="featd.decoders.process", allow_abbrev=False)
     for name in ("requests", "answers", "setup", "slots", "index", "parent"):
         parser.add_argument(f"--{name}", type=int, required=True)
     parser.add_argument("--hands", type=Path, required=True)

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from featd import clock, config, logs
-from featd.child import ChildSpec
 from featd.config import Settings
 from featd.errors import ConfigError, FeatdError
-from featd.preflight import Check
-from featd.rollout import Change, Refusal
+from featd.processes.child import ChildSpec
+from featd.start.preflight import Check
+from featd.supervisor.rollout import Change, Refusal
 
 FIXED = (
     "catalog.url",

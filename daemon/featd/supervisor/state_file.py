@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from featd import clock
-from featd.child import Child
+from featd.processes.child import Child
 
 FILE = "supervisor.json"
 FAILED_START = "failed_start.json"

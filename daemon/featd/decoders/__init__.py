@@ -1,0 +1,1 @@
+"""Processes that read and decode pictures for a worker, and the pool that feeds them."""

@@ -1,0 +1,1 @@
+"""Exporting live vectors into files that other tools read."""

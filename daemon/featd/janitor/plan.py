@@ -1,0 +1,22 @@
+"""What the janitor is told, decided before it is forked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from featd.states import RetryPolicy
+
+
+@dataclass(frozen=True, slots=True)
+class JanitorPlan:
+    """Whose leases it ends and which store it tidies. `draining`: it also says when nothing is left to do."""
+
+    catalog_url: str
+    lease_seconds: float
+    retry: RetryPolicy
+    host: str
+    run_folder: Path
+    store: Path
+    roots: tuple[Path, ...]
+    draining: bool

@@ -1,0 +1,1 @@
+"""From pixels to the net's input: the spec, what applies it, and how a configuration becomes one."""

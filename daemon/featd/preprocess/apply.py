@@ -1,0 +1,81 @@
+"""Applying a spec to pixels. The order is Caffe's data transformer: resize, center crop, channel order, minus mean,
+times scale (src/caffe/data_transformer.cpp; the crop's offset is `(size - crop) // 2`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from featd.preprocess.float_resize import resize_float
+from featd.preprocess.spec import PreprocessSpec
+
+_INTERPOLATIONS = {
+    "linear": cv2.INTER_LINEAR,
+    "area": cv2.INTER_AREA,
+    "cubic": cv2.INTER_CUBIC,
+    "nearest": cv2.INTER_NEAREST,
+}
+_LUMA_BGR = np.array([0.0721, 0.7154, 0.2125], np.float32)
+"""skimage.color.rgb2gray's weights, with which `caffe.io.load_image(color=False)` makes grey; OpenCV's are others."""
+
+
+def apply(pixels: npt.NDArray[np.uint8], spec: PreprocessSpec, out: npt.NDArray[np.float32]) -> None:
+    """Write the net's input made of `pixels` into `out`.
+
+    pixels: uint8 (H, W, 3) in BGR order, or (H, W) for channels "gray" (which also takes colour).
+    out: float32, shape `spec.shape`, values (x - mean) * scale, or x where there is a `spec.mean_after_crops`.
+    """
+    at_size = _bring_to_size(pixels, spec)
+    cut = spec.shape[1:]
+    top, left = (at_size.shape[0] - cut[0]) // 2, (at_size.shape[1] - cut[1]) // 2
+    at_size = at_size[top : top + cut[0], left : left + cut[1]]
+    planes = [at_size] if spec.depth == 1 else list(cv2.split(at_size))
+    if spec.channels == "rgb":
+        planes.reverse()
+    if spec.mean_after_crops is not None:
+        for plane, target in zip(planes, out, strict=True):
+            target[...] = plane
+        return
+    mean = _cropped_mean(spec)
+    for plane, value, target in zip(planes, mean, out, strict=True):
+        np.subtract(plane, value, out=target, dtype=np.float32)
+    if spec.scale != 1.0:
+        np.multiply(out, np.float32(spec.scale), out=out)
+
+
+def _bring_to_size(pixels: npt.NDArray[np.uint8], spec: PreprocessSpec) -> npt.NDArray[Any]:
+    """Grey where the net wants it, and resized: uint8, or float32 with pycaffe's arithmetic."""
+    gray = spec.depth == 1 and pixels.ndim == 3
+    if spec.arithmetic == "skimage":
+        floats = cv2.transform(pixels.astype(np.float32), _LUMA_BGR[None]) if gray else pixels
+        return resize_float(floats, *resized_to(pixels.shape[0], pixels.shape[1], spec))
+    if gray:
+        pixels = cv2.cvtColor(pixels, cv2.COLOR_BGR2GRAY)
+    height, width = resized_to(pixels.shape[0], pixels.shape[1], spec)
+    if (height, width) == pixels.shape[:2]:
+        return pixels
+    return np.asarray(cv2.resize(pixels, (width, height), interpolation=_INTERPOLATIONS[spec.interpolation]))
+
+
+def resized_to(height: int, width: int, spec: PreprocessSpec) -> tuple[int, int]:
+    """(height, width) after the resize. short_side: the smallest picture of these proportions that covers
+    `size`; whole numbers, rounded half up, so that every platform agrees."""
+    wanted_height, wanted_width = spec.size
+    if spec.resize == "warp":
+        return wanted_height, wanted_width
+    if wanted_height * width >= wanted_width * height:  # the height decides
+        return wanted_height, max(wanted_width, (2 * width * wanted_height + height) // (2 * height))
+    return max(wanted_height, (2 * height * wanted_width + width) // (2 * width)), wanted_width
+
+
+def _cropped_mean(spec: PreprocessSpec) -> Sequence[Any]:
+    if not isinstance(spec.mean, np.ndarray):
+        return [np.float32(value) for value in spec.mean]
+    height, width = spec.shape[1:]
+    top, left = (spec.mean.shape[1] - height) // 2, (spec.mean.shape[2] - width) // 2
+    return list(spec.mean[:, top : top + height, left : left + width])

@@ -1,0 +1,144 @@
+"""From the [preprocess] section, its preset and the net's own defaults to one spec."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from featd.config import PreprocessConfig
+from featd.errors import ConfigError
+from featd.net.net import CAFFE_MEAN_BGR
+from featd.preprocess.float_resize import resize_mean
+from featd.preprocess.mean_file import read_mean
+from featd.preprocess.presets import ILSVRC_MEAN_BGR, PRESETS, Preset
+from featd.preprocess.spec import PreprocessSpec
+
+_REORDERED = {("bgr", "rgb"), ("rgb", "bgr")}
+
+
+class PreprocessDefaults(Protocol):
+    """What a net asks for where the configuration is silent."""
+
+    @property
+    def size(self) -> tuple[int, int]: ...  # (height, width)
+    @property
+    def channels(self) -> str: ...
+    @property
+    def mean(self) -> Sequence[float]: ...  # in the order of `channels`
+    @property
+    def scale(self) -> float: ...
+
+
+def resolve(
+    config: PreprocessConfig, input_shape: tuple[int, int, int], defaults: PreprocessDefaults
+) -> PreprocessSpec:
+    """The spec for a net of input (C, H, W): the configuration over its preset and the net's own defaults.
+
+    `size` in the configuration is [height, width]. ConfigError names the key that does not fit.
+    """
+    depth, *crop_list = input_shape
+    crop = (crop_list[0], crop_list[1])
+    channels = config.channels or defaults.channels
+    wanted = 1 if channels == "gray" else 3
+    if depth != wanted:
+        way_out = {1: 'write channels = "gray"', 3: 'write channels = "bgr" or "rgb"'}.get(
+            depth, "featd prepares one channel or three"
+        )
+        raise ConfigError(
+            f"preprocess.channels: {channels!r} gives {wanted} channel(s), the net's input has {depth}: {way_out}"
+        )
+    preset = PRESETS[config.preset]
+    arithmetic = config.arithmetic or preset.arithmetic
+    interpolation = config.interpolation or preset.interpolation
+    if arithmetic == "skimage" and interpolation != "linear":
+        raise ConfigError(
+            f'preprocess.interpolation: arithmetic "skimage" resizes linearly, not by {interpolation!r}: leave '
+            'interpolation out, or write arithmetic = "opencv"'
+        )
+    size = _resolve_size(config, crop, defaults, preset)
+    return PreprocessSpec(
+        orientation=config.orientation or preset.orientation,
+        resize=config.resize or preset.resize,
+        size=size,
+        interpolation=interpolation,
+        channels=channels,
+        mean=_resolve_mean(config.mean, channels, defaults, preset, arithmetic, size, crop),
+        scale=defaults.scale if config.scale is None else config.scale,
+        crop=crop,
+        max_pixels=config.max_pixels,
+        arithmetic=arithmetic,
+        crops=config.crops,
+    )
+
+
+def _resolve_size(
+    config: PreprocessConfig, crop: tuple[int, int], defaults: PreprocessDefaults, preset: Preset
+) -> tuple[int, int]:
+    ten = config.crops == "ten"
+    if config.size is not None:
+        size = (config.size[0], config.size[1])
+        if size[0] < crop[0] or size[1] < crop[1]:
+            raise ConfigError(
+                f"preprocess.size: [{size[0]}, {size[1]}] (height, width) is smaller than the net's input, which is "
+                f"cut from it: write at least [{crop[0]}, {crop[1]}]"
+            )
+    elif preset.straight and not ten:
+        size = crop
+    else:  # a default of 256x256 shall not stop a net that takes 299x299
+        size = (max(defaults.size[0], crop[0]), max(defaults.size[1], crop[1]))
+    if ten and size == crop:
+        raise ConfigError(
+            f"preprocess.crops: all crops of {crop[0]}x{crop[1]} out of {size[0]}x{size[1]} are the same: write a "
+            'larger preprocess.size ([height, width]), or crops = "center"'
+        )
+    return size
+
+
+def _resolve_mean(
+    configured: tuple[float, ...] | Path | None,
+    channels: str,
+    defaults: PreprocessDefaults,
+    preset: Preset,
+    arithmetic: str,
+    size: tuple[int, int],
+    crop: tuple[int, int],
+) -> tuple[float, ...] | npt.NDArray[np.float32]:
+    depth = 1 if channels == "gray" else 3
+    if isinstance(configured, Path):
+        image = read_mean(configured)
+        if image.shape[0] != depth:
+            raise ConfigError(
+                f"preprocess.mean: {configured} has {image.shape[0]} channel(s), the net's input has {depth}"
+            )
+        if image.shape[1:] == (1, 1):
+            return tuple(float(value) for value in image[:, 0, 0])
+        if arithmetic == "skimage":  # Transformer.set_mean never crops
+            return image if image.shape[1:] == crop else resize_mean(image, *crop)
+        if image.shape[1:] not in (size, crop):
+            raise ConfigError(
+                f"preprocess.mean: {configured} is {image.shape[1]}x{image.shape[2]} (height x width); it must be as "
+                f"large as preprocess.size ({size[0]}x{size[1]}) or as the net's input ({crop[0]}x{crop[1]})"
+            )
+        return image
+    if configured is not None:
+        values = tuple(float(value) for value in configured)
+        if len(values) not in (1, depth):
+            raise ConfigError(
+                f"preprocess.mean: {len(values)} values for {depth} channel(s): write one value, or one per channel"
+            )
+    else:
+        values = tuple(float(value) for value in defaults.mean) or (0.0,)
+        if preset.unrounded_mean and (defaults.channels, values) == ("bgr", CAFFE_MEAN_BGR):
+            values = ILSVRC_MEAN_BGR
+        if (defaults.channels, channels) in _REORDERED:
+            values = values[::-1]
+        if len(values) not in (1, depth):
+            raise ConfigError(
+                f"preprocess.mean: the net's own mean has {len(values)} values, but channels = {channels!r} has "
+                f"{depth}: write a mean beside it"
+            )
+    return values * depth if len(values) == 1 else values

@@ -1,0 +1,109 @@
+"""How pixels become the net's input: a frozen spec that is stored and hashed. Applied by `apply.py`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PreprocessSpec:
+    """Everything that decides how pixels become input. Sizes are (height, width), in pixels.
+
+    `size`: what a picture is resized to ("warp"), or at least covers ("short_side": as small as possible with
+    its proportions kept). `crop`: the net's input, cut from the center. `mean`: one value per channel, or a
+    mean image float32 (C, h, w) as large as `size` or as `crop`; both in the order of `channels`.
+    `arithmetic`: "opencv" resizes whole grey levels, "skimage" floats, linearly, as pycaffe does. `crops`: "ten"
+    leaves the picture at `size`, of which `featd.engines.ten_crop` makes ten of `crop`.
+    """
+
+    orientation: str
+    resize: str
+    size: tuple[int, int]
+    interpolation: str
+    channels: str
+    mean: tuple[float, ...] | npt.NDArray[np.float32]
+    scale: float
+    crop: tuple[int, int]
+    max_pixels: int
+    arithmetic: str = "opencv"
+    crops: str = "center"
+
+    @property
+    def depth(self) -> int:
+        """Channels of the net's input, C."""
+        return 1 if self.channels == "gray" else 3
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Shape of what `apply` makes, (C, height, width): one input, or with ten crops what they are cut from."""
+        return (self.depth, *(self.size if self.crops == "ten" else self.crop))
+
+    @property
+    def decode_gray(self) -> bool:
+        """Whether the decoder is to make the picture grey; pycaffe does that afterwards, in floats."""
+        return self.channels == "gray" and self.arithmetic == "opencv"
+
+    @property
+    def mean_after_crops(self) -> npt.NDArray[np.float32] | None:
+        """The mean image (C, *crop) that is taken off each of ten crops, mirrored ones too, as pycaffe does, and
+        not off the picture before; `apply` then leaves mean and scale to the engine."""
+        if self.crops != "ten" or not isinstance(self.mean, np.ndarray) or self.mean.shape[1:] == self.size:
+            return None
+        return self.mean
+
+    def identity(self) -> dict[str, Any]:
+        """What counts for the fingerprint, as JSON knows it. A mean image counts by the SHA-256 of its values.
+
+        max_pixels is left out: it decides which pictures are refused, not what a vector is. A field that came
+        later counts only when it is not at its default.
+        """
+        mean: Any
+        if isinstance(self.mean, np.ndarray):
+            values = np.ascontiguousarray(self.mean, "<f4")
+            mean = {"shape": list(values.shape), "sha256": hashlib.sha256(values.tobytes()).hexdigest()}
+        else:
+            mean = [float(value) for value in self.mean]
+        later = {"arithmetic": self.arithmetic, "crops": self.crops}
+        defaults = {"arithmetic": "opencv", "crops": "center"}
+        return {
+            **{name: value for name, value in later.items() if value != defaults[name]},
+            "channels": self.channels,
+            "crop": list(self.crop),
+            "interpolation": self.interpolation,
+            "mean": mean,
+            "orientation": self.orientation,
+            "resize": self.resize,
+            "scale": float(self.scale),
+            "size": list(self.size),
+        }
+
+    def to_bytes(self) -> bytes:
+        """The whole spec for another process: a line of JSON, then the mean image's values."""
+        fields = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "mean"}
+        values = b""
+        if isinstance(self.mean, np.ndarray):
+            fields["mean_shape"] = self.mean.shape
+            values = np.ascontiguousarray(self.mean, "<f4").tobytes()
+        else:
+            fields["mean"] = list(self.mean)
+        return json.dumps(fields).encode() + b"\n" + values
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> PreprocessSpec:
+        """The spec that `to_bytes` wrote."""
+        line, _, values = data.partition(b"\n")
+        fields = json.loads(line)
+        shape = fields.pop("mean_shape", None)
+        if shape is None:
+            mean: tuple[float, ...] | npt.NDArray[np.float32] = tuple(fields.pop("mean"))
+        else:
+            mean = np.frombuffer(values, "<f4").astype(np.float32).reshape(shape)
+        return cls(
+            **{**fields, "size": tuple(fields["size"]), "crop": tuple(fields["crop"]), "mean": mean},
+        )
