@@ -79,9 +79,7 @@ def work(url: str, device: str, rows: int, done: Any) -> None:
             break
         name = f"{lease.token}-{serial}"
         shard = NewShard(name, f"shards/{name}", len(claimed), 4096 * len(claimed), "xxh3_128:0", "none")
-        made = [
-            Made(image.id, image.version, at, f"xxh3_128:{image.id:032x}") for at, image in enumerate(claimed)
-        ]
+        made = [Made(image, at, f"xxh3_128:{image.id:032x}") for at, image in enumerate(claimed)]
         connect.transact(
             engine,
             lambda conn, shard=shard, made=made: settle.settle(  # type: ignore[misc]
@@ -177,11 +175,11 @@ def explain(url: str) -> None:
     turn("claim, nothing there", lambda conn: claim.claim(conn, lease, 16, ["/data/other"]))
     turn("release_unheld", lambda conn: claim.release_unheld(conn, lease, held))
     turn("release", lambda conn: claim.release(conn, lease, held[:16]))
-    made = [Made(image.id, image.version, at, "x") for at, image in enumerate(claimed[16:])]
+    made = [Made(image, at, "x") for at, image in enumerate(claimed[16:])]
     shard = NewShard(lease.token, lease.token, len(made), 1, "x", "none")
     turn("settle", lambda conn: settle.settle(conn, lease, Settlement(shard, made), IDENTITY, RetryPolicy()))
     turn("enqueue", lambda conn: enqueue.enqueue(conn, ROOT, found(0, SCAN_BATCH)))
-    turn("known_files", lambda conn: enqueue.known_files(conn, ROOT, "2026/00001", 5000))
+    turn("known_files", lambda conn: enqueue.known_files(conn, "2026/00001", ROOT, 5000))
     turn("end_lease", lambda conn: leases.end_lease(conn, lease, "explained", RetryPolicy()))
     for name in ("pending_roots", "next_due_seconds", "mend_far_future", "failures_by_kind"):
         turn(name, getattr(stats, name))

@@ -14,14 +14,13 @@ import sqlalchemy as sa
 
 from featd import clock, config
 from featd.catalog import claim, connect, enqueue, instance, leases, migrate, settle
-from featd.catalog.claim import ClaimedImage
 from featd.catalog.enqueue import FoundFile
 from featd.catalog.leases import Lease
-from featd.catalog.settle import Failure, Identity, Made, NewShard, Settlement
+from featd.catalog.settle import Identity, Made, NewShard, Settlement
 from featd.shards.layout import ShardName
 from featd.shards.store import create_store
-from featd.shards.write import ShardRow, ShardWriter
-from featd.states import Kind, RetryPolicy
+from featd.shards.write import ShardWriter
+from featd.states import ClaimedImage, Failure, Kind, RetryPolicy
 
 POLICY = RetryPolicy(max_errors=1, max_crashes=1)
 """One error is enough to fail."""
@@ -103,15 +102,17 @@ class Filled:
             "engine": "onnxruntime",
         }
         writer = ShardWriter(self.store, name, dict(self.blobs), attributes=attributes)
-        rows = [ShardRow(image.id, image.version, image.root, image.path, "xxh3_128:0") for image in images]
+        contents = ["xxh3_128:0"] * len(images)
         writer.append(
-            rows, {blob: self.vectors([i.id for i in images], size) for blob, size in self.blobs.items()}
+            images,
+            contents,
+            {blob: self.vectors([i.id for i in images], size) for blob, size in self.blobs.items()},
         )
         sealed = writer.seal()
         shard = NewShard(
             sealed.name.file_name, sealed.path, sealed.rows, sealed.bytes, sealed.checksum, "onnxruntime"
         )
-        made = [Made(image.id, image.version, row, "xxh3_128:0") for row, image in enumerate(images)]
+        made = [Made(image, row, "xxh3_128:0") for row, image in enumerate(images)]
         return shard, made
 
     def done(self, paths: Sequence[str], root: Path | None = None) -> None:
@@ -123,7 +124,7 @@ class Filled:
     def failed(self, path: str, kind: Kind, message: str = "bad", root: Path | None = None) -> None:
         self.enqueue([path], root)
         (image,) = self.claim()
-        self.settle(Settlement(failures=[Failure(image.id, image.version, kind, message)]))
+        self.settle(Settlement(failures=[Failure(image, kind, message)]))
 
     @staticmethod
     def vectors(ids: Sequence[int], size: int) -> npt.NDArray[np.float32]:

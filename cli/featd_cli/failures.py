@@ -31,8 +31,8 @@ def failures(
     from featd.catalog import retry
 
     with open_instance(ctx, config) as instance:
-        batches = retry.walk_failed(instance.read, kind=single, wanted=wanted)
-        found = (image for batch in batches for image in batch)
+        batches = retry.walk_failed(instance.catalog, kind=single)
+        found = (image for batch in batches for image in batch if wanted(image))
         if as_json:
             count = array(_as_json(image) for image in found)
         else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Annotated
 
 import typer
@@ -30,10 +29,8 @@ def retry_failed(
 
     count = 0
     with open_instance(ctx, config) as instance:
-        for batch in retry.walk_failed(instance.read, kind=single, since=moment, wanted=wanted):
-            ids = [image.id for image in batch]
-            count += (
-                len(ids) if dry_run else connect.transact(instance.catalog, partial(retry.retry, ids=ids))
-            )
+        for batch in retry.walk_failed(instance.catalog, kind=single, since=moment):
+            ids = [image.id for image in batch if wanted(image)]
+            count += len(ids) if dry_run else connect.transact(instance.catalog, retry.retry, ids)
     images = "1 image" if count == 1 else f"{count} images"
     say(f"{images} would be tried again" if dry_run else f"{images} pending again")

@@ -1,4 +1,5 @@
-"""The words of an image's life: its states, the kinds of failure, and what each kind does to a row.
+"""The words of an image's life: its states, the kinds of failure and what each does to a row; an image as it was
+claimed, and what became of it. These records pass from the catalog to the decoders and back as they are.
 
 The tables in docs/architecture.md and docs/error-kinds.md are checked against this module.
 """
@@ -83,6 +84,46 @@ class RetryPolicy:
     def backoff(self, errors: int) -> float:
         """Seconds to wait after the `errors`-th error of an image (1 = the first)."""
         return min(self.backoff_seconds * BACKOFF_FACTOR ** max(errors - 1, 0), MAX_BACKOFF_SECONDS)
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimedImage:
+    """One row as it stood when it was claimed. `path` is in catalog form, relative to the folder `root`.
+
+    `known_content` is the hash of the bytes that the image's last vector was made from: where the file still
+    has it, the vector is still right and no forward pass is needed. A `suspect` runs through the net alone.
+    """
+
+    id: int
+    root: str
+    path: str
+    size: int
+    mtime_ns: int
+    version: int
+    priority: int = 0
+    suspect: bool = False
+    known_content: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Unchanged:
+    """The file was only touched: it has the content that the image's last vector was made from."""
+
+    image: ClaimedImage
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An attempt that made no vector. For `read.changed`, `size` and `mtime_ns` are what the file has now, and
+    `settle_seconds` is how long it must rest before the next attempt."""
+
+    image: ClaimedImage
+    kind: Kind
+    message: str
+    size: int | None = None
+    mtime_ns: int | None = None
+    settle_seconds: float = 0.0
 
 
 # Priorities of pending rows: higher is claimed first.

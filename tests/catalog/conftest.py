@@ -16,13 +16,12 @@ import sqlalchemy as sa
 
 from featd import clock
 from featd.catalog import claim, connect, counters, enqueue, leases, settle
-from featd.catalog.claim import ClaimedImage
 from featd.catalog.enqueue import Enqueued, FoundFile
 from featd.catalog.leases import InHand, Lease
 from featd.catalog.schema import attempts, images, shards
 from featd.catalog.schema import leases as lease_table
-from featd.catalog.settle import Failure, Identity, Made, NewShard, Settled, Settlement, Unchanged
-from featd.states import Kind, RetryPolicy, State
+from featd.catalog.settle import Identity, Made, NewShard, Settled, Settlement
+from featd.states import ClaimedImage, Failure, Kind, RetryPolicy, State, Unchanged
 
 T = TypeVar("T")
 
@@ -86,7 +85,7 @@ class Desk:
         """Settle; the vectors `made` stand in one new shard, in their order."""
         sealed = self.shard(len(made), shard) if made else None
         rows = [
-            Made(image.id, image.version, at, content or f"hash of {image.path} {image.version}")
+            Made(image, at, content or f"hash of {image.path} {image.version}")
             for at, image in enumerate(made)
         ]
         return self.do(settle.settle, lease, Settlement(sealed, rows, unchanged, failures), identity, POLICY)
@@ -105,7 +104,7 @@ class Desk:
     def fail(
         self, lease: Lease, image: ClaimedImage, kind: Kind, message: str = "why", **named: Any
     ) -> Settled:
-        return self.settle(lease, failures=[Failure(image.id, image.version, kind, message, **named)])
+        return self.settle(lease, failures=[Failure(image, kind, message, **named)])
 
     def end(self, lease: Lease, in_hand: InHand | None = None, reason: str = "died") -> bool:
         return self.do(leases.end_lease, lease, reason, POLICY, in_hand)

@@ -9,9 +9,8 @@ from typing import Any
 
 from featd.catalog import claim, leases, retry, stats
 from featd.catalog.leases import InHand, Lease
-from featd.catalog.settle import Failure
 from featd.errors import LeaseLostError
-from featd.states import Kind
+from featd.states import Failure, Kind
 
 SECONDS = 3.0
 SEED = 20261124
@@ -25,10 +24,7 @@ def _worker(desk: Any, seed: int, until: float) -> None:
             claimed = desk.claim(lease, random_.randint(1, 12))
             random_.shuffle(claimed)
             cut = random_.randint(0, len(claimed))
-            failures = [
-                Failure(image.id, image.version, random_.choice(list(Kind)), "", 5, 5)
-                for image in claimed[cut:]
-            ]
+            failures = [Failure(image, random_.choice(list(Kind)), "", 5, 5) for image in claimed[cut:]]
             match random_.randrange(4):
                 case 0:
                     desk.do(claim.release, lease, [image.id for image in claimed])

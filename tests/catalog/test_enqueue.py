@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from featd.catalog import connect, enqueue
+from featd.catalog import enqueue
 from featd.catalog.enqueue import Enqueued, FoundFile
 from featd.catalog.schema import images, shards
 from featd.states import PRIORITY_ARRIVAL, PRIORITY_ASKED, PRIORITY_BACKLOG, Kind, State
@@ -175,11 +175,7 @@ def test_known_files_are_walked_in_order_of_path(desk: Any) -> None:
     desk.find("not-here.jpg", root=desk.other)
     desk.find("gone.jpg")
     desk.vanish("gone.jpg")
-    walked = [
-        file.path
-        for known in enqueue.walk_known(lambda: connect.reading(desk.engine), desk.root, batch=2)
-        for file in known
-    ]
+    walked = [file.path for known in enqueue.walk_known(desk.engine, desk.root, 2) for file in known]
     assert walked == paths
 
 

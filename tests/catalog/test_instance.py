@@ -9,9 +9,9 @@ import pytest
 
 from featd.catalog import instance
 from featd.catalog.schema import shards
-from featd.catalog.settle import Failure, Identity, Unchanged
+from featd.catalog.settle import Identity
 from featd.errors import EXIT_BAD_CONFIG, FingerprintError
-from featd.states import Kind, State
+from featd.states import Failure, Kind, State, Unchanged
 
 OTHER = Identity("0" * 64, {"net": "other"}, {"fc7": [2.0]})
 
@@ -42,8 +42,8 @@ def test_a_worker_of_another_fingerprint_settles_nothing(desk: Any, how: str) ->
     before = desk.row("x")
     outcome: dict[str, Any] = {
         "made": {"made": [image]},
-        "unchanged": {"unchanged": [Unchanged(image.id, image.version, image.known_content)]},
-        "failure": {"failures": [Failure(image.id, image.version, Kind.DECODE_CORRUPT, "")]},
+        "unchanged": {"unchanged": [Unchanged(image, image.known_content)]},
+        "failure": {"failures": [Failure(image, Kind.DECODE_CORRUPT, "")]},
     }[how]
     with pytest.raises(FingerprintError, match="000000000000") as raised:
         desk.settle(lease, **outcome, identity=OTHER)

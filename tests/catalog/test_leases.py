@@ -13,9 +13,8 @@ from featd.catalog import claim, leases, stats
 from featd.catalog.leases import Lease
 from featd.catalog.schema import images, shards
 from featd.catalog.schema import leases as lease_table
-from featd.catalog.settle import Failure, Unchanged
 from featd.errors import LeaseLostError
-from featd.states import Kind, RetryPolicy, State
+from featd.states import Failure, Kind, RetryPolicy, State, Unchanged
 
 
 def _ended(desk: Any, lease: Lease) -> Lease:
@@ -45,7 +44,7 @@ DOINGS: dict[str, Callable[[Any, Lease, Any], object]] = {
     "settle made": lambda desk, lease, image: desk.settle(lease, [image]),
     "settle failure": lambda desk, lease, image: desk.fail(lease, image, Kind.READ_IO),
     "settle unchanged": lambda desk, lease, image: desk.settle(
-        lease, unchanged=[Unchanged(image.id, image.version, "hash of x.jpg 1")]
+        lease, unchanged=[Unchanged(image, "hash of x.jpg 1")]
     ),
 }
 
@@ -93,7 +92,7 @@ def test_settle_touches_only_rows_that_still_are_mine(desk: Any) -> None:
     assert desk.row("x.jpg") == before
     (shard,) = desk.rows(shards)
     assert (shard.rows, shard.live_rows) == (2, 1)
-    settled = desk.settle(mine, failures=[Failure(images_mine[0].id, 1, Kind.DECODE_CORRUPT, "")])
+    settled = desk.settle(mine, failures=[Failure(images_mine[0], Kind.DECODE_CORRUPT, "")])
     assert settled.states == {}
     assert desk.row("x.jpg") == before
 
@@ -171,7 +170,7 @@ def test_a_lease_counts_what_it_did(desk: Any) -> None:
     desk.find("a.jpg", "b.jpg", "c.jpg")
     lease = desk.lease()
     a, b, c = desk.claim(lease)
-    desk.settle(lease, [a], failures=[Failure(b.id, 1, Kind.DECODE_CORRUPT, "")])
+    desk.settle(lease, [a], failures=[Failure(b, Kind.DECODE_CORRUPT, "")])
     desk.settle(lease, [c])
     row = desk.rows(lease_table)[0]
     assert (row.done, row.failed) == (2, 1)

@@ -19,14 +19,13 @@ from hypothesis.stateful import (
 )
 
 from featd.catalog import claim, connect, enqueue, leases, retry, settle
-from featd.catalog.claim import ClaimedImage
 from featd.catalog.enqueue import FoundFile
 from featd.catalog.leases import InHand, Lease
 from featd.catalog.schema import images, shards
 from featd.catalog.schema import leases as lease_table
-from featd.catalog.settle import Failure, Made, NewShard, Settlement, Unchanged
+from featd.catalog.settle import Made, NewShard, Settlement
 from featd.errors import LeaseLostError
-from featd.states import MAX_KILLS, Kind, State
+from featd.states import MAX_KILLS, ClaimedImage, Failure, Kind, State, Unchanged
 
 PATHS = ["a.jpg", "b.jpg"]
 BAD = "a broken picture"
@@ -110,7 +109,7 @@ class Promise(RuleBasedStateMachine):
     def scan(self) -> None:
         found = [FoundFile(path, 1, mtime) for path, (mtime, _) in self.disk.items()]
         self.desk.do(enqueue.enqueue, self.desk.root, found)
-        known = self.desk.do(enqueue.known_files, self.desk.root, "", 100)
+        known = self.desk.do(enqueue.known_files, "", self.desk.root, 100)
         self.desk.do(enqueue.mark_gone, [file.id for file in known if file.path not in self.disk], "vanished")
 
     def watch(self, path: str) -> None:
@@ -168,21 +167,21 @@ class Promise(RuleBasedStateMachine):
         for image in worker.held.values():
             mtime, content = self.disk.get(image.path, (None, ""))
             if mtime is None:
-                failures.append(Failure(image.id, image.version, Kind.READ_MISSING, "no such file"))
+                failures.append(Failure(image, Kind.READ_MISSING, "no such file"))
             elif mtime != image.mtime_ns:
-                failures.append(Failure(image.id, image.version, Kind.READ_CHANGED, "changed", 1, mtime))
+                failures.append(Failure(image, Kind.READ_CHANGED, "changed", 1, mtime))
             elif content == BAD:
-                failures.append(Failure(image.id, image.version, Kind.DECODE_CORRUPT, "broken"))
+                failures.append(Failure(image, Kind.DECODE_CORRUPT, "broken"))
             elif content == image.known_content:
-                unchanged.append(Unchanged(image.id, image.version, content))
+                unchanged.append(Unchanged(image, content))
             elif io_error:
-                failures.append(Failure(image.id, image.version, Kind.READ_IO, "input/output error"))
+                failures.append(Failure(image, Kind.READ_IO, "input/output error"))
             else:
-                made.append(Made(image.id, image.version, len(made), content))
+                made.append(Made(image, len(made), content))
         shard = None
         if made:
             shard = NewShard(f"{worker.lease.token}-{len(self.store)}", "path", len(made), 1, "x", "caffe")
-            self.store[shard.name] = [(one.image_id, one.version, one.content) for one in made]
+            self.store[shard.name] = [(one.image.id, one.image.version, one.content) for one in made]
         worker.sealed = Settlement(shard, made, unchanged, failures)
 
     def settle(self, at: int, commit: str) -> None:

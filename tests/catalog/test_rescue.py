@@ -175,7 +175,7 @@ def test_ending_with_a_settle_under_way_is_decided_by_the_lease_row(desk: Any) -
     desk.do(
         settle.settle,
         lease,
-        Settlement(desk.shard(1), [settle.Made(image.id, 1, 0, "c")]),
+        Settlement(desk.shard(1), [settle.Made(image, 0, "c")]),
         desk.identity,
         desk.policy,
     )

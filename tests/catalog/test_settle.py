@@ -10,8 +10,8 @@ import sqlalchemy as sa
 
 from featd.catalog import connect, settle
 from featd.catalog.schema import images, shards
-from featd.catalog.settle import Failure, Settlement, Unchanged
-from featd.states import OUTCOMES, Kind, Outcome, State
+from featd.catalog.settle import Settlement
+from featd.states import OUTCOMES, ClaimedImage, Failure, Kind, Outcome, State, Unchanged
 
 
 def test_made_rows_are_done_and_name_their_vector(desk: Any) -> None:
@@ -77,7 +77,7 @@ def test_a_touched_file_is_done_with_the_vector_that_is_there(desk: Any) -> None
     (image,) = desk.claim(lease)
     # Compaction moves the vector meanwhile: settle must not move it back.
     desk.execute(sa.update(images).values(shard_row=77))
-    settled = desk.settle(lease, unchanged=[Unchanged(image.id, 2, image.known_content)])
+    settled = desk.settle(lease, unchanged=[Unchanged(image, image.known_content)])
     assert settled.states == {State.DONE: 1}
     row = desk.row("x.jpg")
     assert (row.state, row.version, row.shard_version, row.shard_row) == ("done", 2, 2, 77)
@@ -99,7 +99,7 @@ def test_a_touched_file_is_pending_where_that_vector_is_not_its_own(desk: Any, h
     if how == "raised":
         desk.find("x.jpg", mtime_ns=3)
     before = desk.row("x.jpg")
-    settled = desk.settle(lease, unchanged=[Unchanged(image.id, 2, content)])
+    settled = desk.settle(lease, unchanged=[Unchanged(image, content)])
     assert settled.states == {State.PENDING: 1}
     row = desk.row("x.jpg")
     assert (row.state, row.lease_id) == ("pending", None)
@@ -187,8 +187,8 @@ def test_everything_in_one_settlement(desk: Any) -> None:
     settled = desk.settle(
         lease,
         [by_path["made.jpg"]],
-        [Unchanged(touched.id, touched.version, touched.known_content)],
-        [Failure(by_path[path].id, 1, kind, "") for path, kind in kinds.items()],
+        [Unchanged(touched, touched.known_content)],
+        [Failure(by_path[path], kind, "") for path, kind in kinds.items()],
     )
     assert settled.states == {State.DONE: 2, State.FAILED: 1, State.PENDING: 1, State.GONE: 1}
 
@@ -245,7 +245,7 @@ def test_a_lost_answer_to_a_commit_is_said_to_be_unknown(
 
 def test_an_empty_settlement_is_false(desk: Any) -> None:
     assert not Settlement()
-    assert Settlement(unchanged=[Unchanged(1, 1, "x")])
+    assert Settlement(unchanged=[Unchanged(ClaimedImage(1, "/r", "x", 1, 1, 1), "x")])
 
 
 def test_a_settlement_without_a_shard_is_counted_for_the_look_up_after_a_lost_answer(desk: Any) -> None:
@@ -253,5 +253,5 @@ def test_a_settlement_without_a_shard_is_counted_for_the_look_up_after_a_lost_an
     desk.find("x")
     (image,) = desk.claim(lease)
     assert desk.do(settle.count_settles, lease) == 0
-    desk.settle(lease, failures=[Failure(image.id, image.version, Kind.CRASH, "died")])
+    desk.settle(lease, failures=[Failure(image, Kind.CRASH, "died")])
     assert desk.do(settle.count_settles, lease) == 1

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from featd.catalog import claim, connect, counters, enqueue, leases, retry, stats
+from featd.catalog import claim, counters, enqueue, leases, retry, stats
 from featd.catalog.counters import StateChanges
 from featd.catalog.stats import FailureLine, ShardTotals
 from featd.states import PRIORITY_ARRIVAL, Kind, State
@@ -77,9 +77,7 @@ def test_live_vectors_are_those_of_done_rows_in_order(desk: Any) -> None:
     desk.make_done("a", "b", "c", "d")
     desk.vanish("b")
     desk.find("c", size=2)
-    walked = [
-        vector for batch in stats.walk_live(lambda: connect.reading(desk.engine), 1) for vector in batch
-    ]
+    walked = [vector for batch in stats.walk_live(desk.engine, 1) for vector in batch]
     assert [(vector.path, vector.shard_row, vector.version) for vector in walked] == [
         ("a", 0, 1),
         ("d", 3, 1),
@@ -165,7 +163,7 @@ def test_no_hot_statement_scans_the_images(desk: Any, doing: str) -> None:
             case "retry":
                 desk.do(retry.retry, [1, 2])
             case "known_files":
-                desk.do(enqueue.known_files, desk.root, "a", 10)
+                desk.do(enqueue.known_files, "a", desk.root, 10)
             case name:
                 desk.do(getattr(stats, name))
     finally:

@@ -15,7 +15,8 @@ import cv2
 import numpy as np
 import pytest
 
-from featd.decoders.pool import Decoded, DecoderPool, DecodeTask, NotDecoded, Result, Unchanged
+from featd.decoders.pool import DecoderPool
+from featd.decoders.wire import Decoded, Result, RootOffline
 from featd.errors import EngineError
 from featd.images.decode import decode
 from featd.images.read import content_hash
@@ -24,7 +25,7 @@ from featd.preprocess.golden_pictures import golden_pictures
 from featd.preprocess.spec import PreprocessSpec
 from featd.processes import oom
 from featd.processes.hands import read_hands
-from featd.states import Kind
+from featd.states import ClaimedImage, Failure, Kind, Unchanged
 
 SPEC = PreprocessSpec("apply", "warp", (64, 64), "linear", "bgr", (104.0, 117.0, 123.0), 1.0, (56, 48), 10**6)
 DEADLINE = 30.0
@@ -35,12 +36,12 @@ import os, signal, sys
 import featd.decoders.process as decoder
 from featd.processes.hands import Hands
 
-prepare, takes, drops = decoder.Decoder._prepare, Hands.decoder_takes, Hands.decoder_drops
+prepare, takes, drops = decoder.Decoder.prepare, Hands.decoder_takes, Hands.decoder_drops
 
-def troubled(self, slot, task):
-    name = task.path
+def troubled(self, slot, image):
+    name = image.path
     with open(os.environ["FAKE_FLAG"] + ".log", "a") as log:
-        print(task.image_id, file=log)
+        print(image.id, file=log)
     if "segv" in name:
         os.write(2, b"something native went wrong\\n")
         os.kill(os.getpid(), signal.SIGSEGV)
@@ -56,8 +57,8 @@ def troubled(self, slot, task):
     if "raise" in name:
         raise RuntimeError("what nobody thought of \\udcff")
     if "hog" in name:
-        return prepare(self, slot, task) if not bytearray(1 << 40) else None
-    return prepare(self, slot, task)
+        return prepare(self, slot, image) if not bytearray(1 << 40) else None
+    return prepare(self, slot, image)
 
 def lost(self, index, image_id, now, ticket=0):
     flag = os.environ["FAKE_FLAG"]
@@ -71,7 +72,7 @@ def answered(self, index):
         os.kill(os.getpid(), signal.SIGKILL)
     drops(self, index)
 
-decoder.Decoder._prepare, Hands.decoder_takes, Hands.decoder_drops = troubled, lost, answered
+decoder.Decoder.prepare, Hands.decoder_takes, Hands.decoder_drops = troubled, lost, answered
 decoder.main()
 """
 
@@ -120,9 +121,15 @@ def picture(root: Path, name: str, which: int = 4) -> Path:
     return path
 
 
-def task(root: Path, name: str, image_id: int, known: str | None = None) -> DecodeTask:
+def task(root: Path, name: str, image_id: int, known: str | None = None) -> ClaimedImage:
     found = (root / name).lstat()
-    return DecodeTask(image_id, str(root), name, found.st_size, found.st_mtime_ns, known)
+    return claimed(root, name, image_id, found, known)
+
+
+def claimed(
+    root: Path, name: str, image_id: int, found: os.stat_result, known: str | None = None
+) -> ClaimedImage:
+    return ClaimedImage(image_id, str(root), name, found.st_size, found.st_mtime_ns, 1, known_content=known)
 
 
 def collect(pool: DecoderPool, count: int) -> dict[int, Result]:
@@ -130,9 +137,9 @@ def collect(pool: DecoderPool, count: int) -> dict[int, Result]:
     deadline = time.monotonic() + DEADLINE
     while len(results) < count:
         assert time.monotonic() < deadline, f"{len(results)} of {count} results: {results}"
-        for result in pool.poll(0.5):
-            assert result.image_id not in results
-            results[result.image_id] = result
+        for _, result in pool.poll(0.5):
+            assert result.image.id not in results
+            results[result.image.id] = result
     return results
 
 
@@ -149,7 +156,7 @@ def test_pixels_come_back_in_their_slots(tmp_path: Path, root: Path) -> None:
             if name != "back\\\\slash.png":
                 picture(root, name, at)
             found = (root / name.replace("\\\\", "\\")).stat()
-            pool.submit(at + 2, DecodeTask(at, str(root), name, found.st_size, found.st_mtime_ns, None))
+            pool.submit(at + 2, claimed(root, name, at, found))
         results = collect(pool, len(names))
         assert pool.trays.shape == (2, 4, 3, 56, 48)
         flat = pool.trays.reshape(8, 3, 56, 48)
@@ -159,8 +166,7 @@ def test_pixels_come_back_in_their_slots(tmp_path: Path, root: Path) -> None:
             apply(decode(data, max_pixels=10**6), SPEC, expected)
             result = results[at]
             assert isinstance(result, Decoded)
-            assert (result.slot, result.content) == (at + 2, content_hash(data))
-            assert result.seconds > 0
+            assert result.content == content_hash(data)
             assert np.array_equal(flat[at + 2], expected)
         assert pool.pending == 0
         until(lambda: read_hands(tmp_path / "x.hands").images == set(), "hands are empty again")
@@ -173,7 +179,7 @@ def test_a_name_that_is_not_utf8(tmp_path: Path, root: Path) -> None:
     path.write_bytes(picture(root, "a.png").read_bytes())  # and a PNG called JPG
     found = path.stat()
     with make(tmp_path, root, decoders=1) as pool:
-        pool.submit(0, DecodeTask(1, str(root), "bad\\xff.JPG", found.st_size, found.st_mtime_ns, None))
+        pool.submit(0, claimed(root, "bad\\xff.JPG", 1, found))
         assert isinstance(collect(pool, 1)[1], Decoded)
 
 
@@ -184,7 +190,7 @@ def test_equal_bytes_are_not_decoded_again(tmp_path: Path, root: Path) -> None:
         pool.submit(0, task(root, "a.png", 1, known))
         pool.submit(1, task(root, "a.png", 2, "xxh3_128:0"))
         results = collect(pool, 2)
-        assert results[1] == Unchanged(0, 1, known)
+        assert results[1] == Unchanged(task(root, "a.png", 1, known), known)
         assert isinstance(results[2], Decoded)
         assert (pool.trays[0, 0] == 5).all()
 
@@ -208,16 +214,15 @@ def test_every_failure_has_its_kind(tmp_path: Path, root: Path) -> None:
     with make(tmp_path, root) as pool:
         for at, name in enumerate(expected):
             pool.submit(at, task(root, name, at))
-        pool.submit(6, DecodeTask(6, str(root), "none.png", 1, 1, None))
+        pool.submit(6, ClaimedImage(6, str(root), "none.png", 1, 1, 1))
         stale = dataclasses.replace(task(root, "good.png", 7), mtime_ns=5)
         pool.submit(7, stale)
         results = collect(pool, 8)
     for at, (name, kind) in enumerate(expected.items()):
         result = results[at]
-        assert isinstance(result, NotDecoded), name
-        assert (result.kind, result.root_offline) == (kind, False), (name, result)
+        assert isinstance(result, Failure), name
+        assert result.kind == kind, (name, result)
     assert results[6].kind is Kind.READ_MISSING
-    assert not results[6].root_offline
     found = (root / "good.png").stat()
     assert (results[7].kind, results[7].size, results[7].mtime_ns) == (
         Kind.READ_CHANGED,
@@ -234,7 +239,7 @@ def test_partial_pictures_are_found_for_ever(tmp_path: Path, root: Path) -> None
         for at in range(400):
             pool.submit(at, task(root, "hole.jpg", at))
         results = collect(pool, 400)
-    assert {type(result) for result in results.values()} == {NotDecoded}
+    assert {type(result) for result in results.values()} == {Failure}
     assert {result.kind for result in results.values()} == {Kind.DECODE_TRUNCATED}
 
 
@@ -245,12 +250,10 @@ def test_an_offline_root_is_told_apart_and_comes_back(tmp_path: Path, root: Path
     with make(tmp_path, root, decoders=1) as pool:
         root.rename(away)
         pool.submit(0, wanted)
-        first = collect(pool, 1)[1]
-        assert (first.kind, first.root_offline) == (Kind.READ_MISSING, True)
+        assert collect(pool, 1)[1] == RootOffline(wanted)
         root.mkdir()  # an empty mount point
         pool.submit(0, wanted)
-        second = collect(pool, 1)[1]
-        assert (second.kind, second.root_offline) == (Kind.READ_MISSING, True)
+        assert collect(pool, 1)[1] == RootOffline(wanted)
         root.rmdir()
         away.rename(root)
         pool.submit(0, wanted)
@@ -277,11 +280,10 @@ def test_a_decoder_that_dies_names_its_image(tmp_path: Path, root: Path, fake: l
         assert pool.pending == 0
     for at, name in enumerate(names):
         result = results[at]
-        assert result.slot == at
         if name == "good.png":
             assert isinstance(result, Decoded), result
         else:
-            assert isinstance(result, NotDecoded), result
+            assert isinstance(result, Failure), result
             assert result.kind is culprits[name][0], result
             assert culprits[name][1] in result.message
 
@@ -336,8 +338,7 @@ def test_an_answer_counts_though_its_decoder_died_right_after(
         pool.submit(0, task(root, "a.png", 667))
         (child,) = children_of(os.getpid())
         until(lambda: not is_running(child), "it has answered and died")
-        (result,) = pool._supervise(time.monotonic(), {pool._children[0].pidfd})
-        assert isinstance(result, Decoded)
+        assert isinstance(collect(pool, 1)[667], Decoded)
         pool.submit(0, task(root, "a.png", 1))
         assert isinstance(collect(pool, 1)[1], Decoded)
 
@@ -439,10 +440,13 @@ def test_more_tasks_than_the_socket_holds(tmp_path: Path, root: Path) -> None:
     with make(tmp_path, root, trays=35, batch=20) as pool:
         for at in range(700):
             pool.submit(at, task(root, "a.png", at))
-        assert pool._unsent
-        results = collect(pool, 700)
-        assert {result.slot for result in results.values()} == set(range(700))
-        assert all(isinstance(result, Decoded) for result in results.values())
+        slots: set[int] = set()
+        while pool.pending:
+            for slot, result in pool.poll(DEADLINE):
+                assert slot == result.image.id
+                assert isinstance(result, Decoded)
+                slots.add(slot)
+        assert slots == set(range(700))
 
 
 def test_a_slot_belongs_to_one_task(tmp_path: Path, root: Path) -> None:
@@ -454,7 +458,7 @@ def test_a_slot_belongs_to_one_task(tmp_path: Path, root: Path) -> None:
         with pytest.raises(ValueError, match="no slot"):
             pool.submit(8, task(root, "a.png", 2))
         with pytest.raises(ValueError, match="no root"):
-            pool.submit(4, DecodeTask(2, "/elsewhere", "a", 1, 1, None))
+            pool.submit(4, ClaimedImage(2, "/elsewhere", "a", 1, 1, 1))
         collect(pool, 1)
         pool.submit(3, task(root, "a.png", 2))
         collect(pool, 1)
@@ -485,9 +489,9 @@ def test_random_kills_lose_nothing(tmp_path: Path, root: Path) -> None:
         while len(results) < 100:
             assert time.monotonic() < deadline, (seed, len(results))
             got = pool.poll(float(random.uniform(0, 0.02)))
-            for result in got:
-                assert result.image_id not in results, seed
-                results[result.image_id] = result
+            for _, result in got:
+                assert result.image.id not in results, seed
+                results[result.image.id] = result
             if got and kills < 12 and random.uniform() < 0.3:
                 os.kill(int(random.choice(sorted(children_of(os.getpid())))), signal.SIGKILL)
                 kills += 1
@@ -495,5 +499,5 @@ def test_random_kills_lose_nothing(tmp_path: Path, root: Path) -> None:
         assert pool.pending == 0
         for result in results.values():
             assert isinstance(result, Decoded) or (
-                isinstance(result, NotDecoded) and result.kind is Kind.KILLED
+                isinstance(result, Failure) and result.kind is Kind.KILLED
             ), seed

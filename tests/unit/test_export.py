@@ -110,7 +110,7 @@ def stale(filled: Filled, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> No
     with connect.reading(filled.catalog) as conn:
         rows = export.stats.live_vectors(conn, 0, 1000)
     before = [replace(row, **changes) for row in rows]
-    monkeypatch.setattr(export.stats, "walk_live", lambda read, batch: iter([before]))
+    monkeypatch.setattr(export.stats, "walk_live", lambda catalog, limit: iter([before]))
 
 
 def test_rows_that_moved_to_another_shard_are_followed(

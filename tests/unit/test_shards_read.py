@@ -12,7 +12,8 @@ import pytest
 
 from featd.shards.layout import ShardError, ShardName
 from featd.shards.read import ShardReader, checksum
-from featd.shards.write import ShardRow, ShardWriter
+from featd.shards.write import ShardWriter
+from featd.states import ClaimedImage
 
 COUNT = 20
 
@@ -21,8 +22,9 @@ COUNT = 20
 def shard(tmp_path: Path) -> Path:
     name = ShardName(datetime(2026, 11, 24, tzinfo=UTC), 1, "t", 0)
     writer = ShardWriter(tmp_path, name, {"fc7": 4}, attributes={"spec": "{}"})
-    rows = [ShardRow(at, 1, "/r", f"{at}.jpg", "xxh3_128:0") for at in range(COUNT)]
-    writer.append(rows, {"fc7": np.arange(COUNT * 4, dtype=np.float32).reshape(COUNT, 4)})
+    images = [ClaimedImage(at, "/r", f"{at}.jpg", 1, 1, 1) for at in range(COUNT)]
+    vectors = np.arange(COUNT * 4, dtype=np.float32).reshape(COUNT, 4)
+    writer.append(images, ["xxh3_128:0"] * COUNT, {"fc7": vectors})
     return tmp_path / writer.seal().path
 
 

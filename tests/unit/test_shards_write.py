@@ -23,17 +23,18 @@ from featd.shards import atomic
 from featd.shards import write as write_module
 from featd.shards.layout import ShardName
 from featd.shards.read import ShardReader, checksum
-from featd.shards.write import ShardRow, ShardWriter, fits
+from featd.shards.write import ShardWriter, fits
+from featd.states import ClaimedImage
 
 NAME = ShardName(datetime(2026, 11, 24, 22, 55, 1, 123456, tzinfo=UTC), 7, "ab12", 3)
 ATTRIBUTES = {"instance": "i", "fingerprint": "f", "spec": "{}", "engine": "onnxruntime"}
 
 
-def rows_of(count: int, first: int = 0) -> list[ShardRow]:
-    return [
-        ShardRow(first + at, 1, "/data/images", f"a/{first + at}.jpg", f"xxh3_128:{first + at:032x}")
-        for at in range(count)
-    ]
+def rows_of(count: int, first: int = 0) -> tuple[list[ClaimedImage], list[str]]:
+    """Images and the hashes of their contents."""
+    ids = range(first, first + count)
+    images = [ClaimedImage(at, "/data/images", f"a/{at}.jpg", 1, 1, 1) for at in ids]
+    return images, [f"xxh3_128:{at:032x}" for at in ids]
 
 
 def vectors_of(count: int, width: int, seed: int = 0) -> np.ndarray:
@@ -48,7 +49,7 @@ def test_plain_h5py_reads_a_shard(tmp_path: Path) -> None:
     blobs = {"pool5/7x7_s1": 16, "fc7": 8}
     vectors = {"pool5/7x7_s1": vectors_of(5, 16), "fc7": vectors_of(5, 8, 1)}
     shard = writer(tmp_path, blobs)
-    assert shard.append(rows_of(5), vectors) == 0
+    assert shard.append(*rows_of(5), vectors) == 0
     sealed = shard.seal()
 
     path = tmp_path / sealed.path
@@ -75,7 +76,7 @@ def test_plain_h5py_reads_a_shard(tmp_path: Path) -> None:
 @pytest.mark.skipif(shutil.which("h5dump") is None, reason="h5dump is not installed")
 def test_h5dump_reads_a_shard(tmp_path: Path) -> None:
     shard = writer(tmp_path)
-    shard.append(rows_of(300), {"fc7": vectors_of(300, 8)})
+    shard.append(*rows_of(300), {"fc7": vectors_of(300, 8)})
     path = tmp_path / shard.seal().path
     dump = subprocess.run(
         ["h5dump", "-d", "/names", "-s", "299", "-c", "1", path], capture_output=True, text=True, check=True
@@ -92,7 +93,7 @@ def test_h5dump_reads_a_shard(tmp_path: Path) -> None:
 def test_every_row_comes_back(tmp_path: Path, count: int, dtype: str, compression: str) -> None:
     vectors = vectors_of(count, 3)
     shard = writer(tmp_path, {"x": 3}, dtype=dtype, compression=compression)
-    shard.append(rows_of(count), {"x": vectors})
+    shard.append(*rows_of(count), {"x": vectors})
     with ShardReader(tmp_path / shard.seal().path) as reader:
         everything = reader.read("x", np.arange(count))
         assert everything.dtype == np.dtype(dtype)
@@ -110,7 +111,7 @@ def test_batches_of_any_size_stay_aligned(tmp_path: Path, batches: list[int], se
     total = 0
     for size in batches:
         values = {"x": vectors_of(size, 5, seed + total), "y": np.full((size, 2), total, np.float32)}
-        assert shard.append(rows_of(size, total), values) == total
+        assert shard.append(*rows_of(size, total), values) == total
         total += size
     sealed = shard.seal()
     assert sealed.rows == total
@@ -136,9 +137,9 @@ def test_batches_of_any_size_stay_aligned(tmp_path: Path, batches: list[int], se
 def test_names_are_the_raw_bytes(tmp_path: Path, raw: list[bytes]) -> None:
     shutil.rmtree(tmp_path / "shards", ignore_errors=True)
     shard = writer(tmp_path, {"x": 1})
-    rows = [ShardRow(at, 1, "/r", to_catalog(name), "c") for at, name in enumerate(raw)]
-    assert [from_catalog(row.path) for row in rows] == raw
-    shard.append(rows, {"x": np.zeros((len(raw), 1), np.float32)})
+    images = [ClaimedImage(at, "/r", to_catalog(name), 1, 1, 1) for at, name in enumerate(raw)]
+    assert [from_catalog(image.path) for image in images] == raw
+    shard.append(images, ["c"] * len(raw), {"x": np.zeros((len(raw), 1), np.float32)})
     path = tmp_path / shard.seal().path
     with h5py.File(path, "r") as file:
         assert file["names"][...].tolist() == raw
@@ -146,7 +147,7 @@ def test_names_are_the_raw_bytes(tmp_path: Path, raw: list[bytes]) -> None:
 
 def test_a_part_is_no_shard_until_sealed(tmp_path: Path) -> None:
     shard = writer(tmp_path)
-    shard.append(rows_of(2), {"fc7": vectors_of(2, 8)})
+    shard.append(*rows_of(2), {"fc7": vectors_of(2, 8)})
     folder = tmp_path / "shards" / "2026-11-24"
     assert [file.name for file in folder.iterdir()] == [NAME.file_name + ".part"]
     assert ShardName.parse(NAME.file_name + ".part") is None
@@ -154,14 +155,14 @@ def test_a_part_is_no_shard_until_sealed(tmp_path: Path) -> None:
     shard.seal()
     assert [file.name for file in folder.iterdir()] == [NAME.file_name]
     with pytest.raises(ValueError, match="sealed"):
-        shard.append(rows_of(1), {"fc7": vectors_of(1, 8)})
+        shard.append(*rows_of(1), {"fc7": vectors_of(1, 8)})
 
 
 def test_discard_removes_its_own_part_only(tmp_path: Path) -> None:
     shard = writer(tmp_path)
     other = tmp_path / "shards" / "2026-11-24" / "other.h5.part"
     other.write_bytes(b"not mine")
-    shard.append(rows_of(600), {"fc7": vectors_of(600, 8)})
+    shard.append(*rows_of(600), {"fc7": vectors_of(600, 8)})
     shard.discard()
     shard.discard()
     assert [file.name for file in other.parent.iterdir()] == ["other.h5.part"]
@@ -180,7 +181,7 @@ def test_short_writes_are_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(os, "write", lambda fd, data: write(fd, memoryview(data)[:7]))
     shard = writer(tmp_path)
     vectors = vectors_of(700, 8)
-    shard.append(rows_of(700), {"fc7": vectors})
+    shard.append(*rows_of(700), {"fc7": vectors})
     with ShardReader(tmp_path / shard.seal().path) as reader:
         assert np.array_equal(reader.read("fc7", np.arange(700)), vectors)
     atomic.write_atomically(tmp_path / "x", b"a longer text")
@@ -203,7 +204,7 @@ def test_order_of_durability(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(os, "fsync", note_fsync)
     monkeypatch.setattr(Path, "rename", note_rename)
     shard = writer(tmp_path)
-    shard.append(rows_of(2), {"fc7": vectors_of(2, 8)})
+    shard.append(*rows_of(2), {"fc7": vectors_of(2, 8)})
     shard.seal()
     part = NAME.file_name + ".part"
     assert done == [
@@ -217,7 +218,7 @@ def test_order_of_durability(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_an_fsync_that_failed_is_not_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shard = writer(tmp_path)
-    shard.append(rows_of(2), {"fc7": vectors_of(2, 8)})
+    shard.append(*rows_of(2), {"fc7": vectors_of(2, 8)})
     calls = []
 
     def fail(fd: int) -> None:
@@ -243,7 +244,7 @@ for attempt in range(3):
     shard = t.writer(Path({store!r}), {{"x": 512}})
     try:
         for at in range({appends}):
-            shard.append(t.rows_of(100, at * 100), {{"x": t.vectors_of(100, 512)}})
+            shard.append(*t.rows_of(100, at * 100), {{"x": t.vectors_of(100, 512)}})
         shard.seal()
     except OSError as error:
         assert error.errno == errno.EFBIG, error
@@ -265,7 +266,7 @@ def test_a_file_that_cannot_grow_is_a_clean_error(tmp_path: Path, appends: int) 
 
 def write_big(store: Path) -> None:
     shard = writer(store, {"x": 4096})
-    shard.append(rows_of(300), {"x": vectors_of(300, 4096)})
+    shard.append(*rows_of(300), {"x": vectors_of(300, 4096)})
     shard.seal()
 
 
@@ -288,7 +289,7 @@ def test_a_full_disk_surfaces_as_enospc_and_recovers(tmp_path: Path, options: st
         assert not list(small.rglob("*.part"))
         fill.unlink()
         shard = writer(small, {"x": 8})
-        shard.append(rows_of(3), {"x": vectors_of(3, 8)})
+        shard.append(*rows_of(3), {"x": vectors_of(3, 8)})
         assert shard.seal().rows == 3
     finally:
         subprocess.run(["umount", small], check=True)
@@ -297,16 +298,16 @@ def test_a_full_disk_surfaces_as_enospc_and_recovers(tmp_path: Path, options: st
 def test_wrong_shapes_add_nothing(tmp_path: Path) -> None:
     shard = writer(tmp_path)
     with pytest.raises(ValueError, match="fc7"):
-        shard.append(rows_of(2), {"fc7": vectors_of(3, 8)})
+        shard.append(*rows_of(2), {"fc7": vectors_of(3, 8)})
     with pytest.raises(ValueError, match="holds"):
-        shard.append(rows_of(2), {"fc6": vectors_of(2, 8)})
+        shard.append(*rows_of(2), {"fc6": vectors_of(2, 8)})
     assert shard.rows == 0
     shard.discard()
 
 
 def test_bytes_grow_with_the_payload(tmp_path: Path) -> None:
     shard = writer(tmp_path, {"x": 1000})
-    shard.append(rows_of(10), {"x": vectors_of(10, 1000)})
+    shard.append(*rows_of(10), {"x": vectors_of(10, 1000)})
     assert 40_000 <= shard.bytes <= 42_000
     assert shard.rows == 10
     shard.discard()

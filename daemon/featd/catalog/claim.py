@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
@@ -12,27 +11,7 @@ from featd.catalog import counters, dialects, leases
 from featd.catalog.counters import StateChanges
 from featd.catalog.leases import Lease
 from featd.catalog.schema import images, in_state
-from featd.states import PRIORITIES, State
-
-
-@dataclass(frozen=True, slots=True)
-class ClaimedImage:
-    """One row as it stood when it was claimed.
-
-    `known_content` is the hash of the bytes that the image's last vector was made from: where the file still
-    has it, the vector is still right and no forward pass is needed.
-    """
-
-    id: int
-    root: str
-    path: str
-    size: int
-    mtime_ns: int
-    version: int
-    priority: int
-    suspect: bool
-    known_content: str | None
-
+from featd.states import PRIORITIES, ClaimedImage, State
 
 _CLAIMED = (
     images.c.id,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
@@ -15,6 +15,7 @@ from featd import clock
 from featd.catalog import dialects
 from featd.errors import CatalogUnavailableError, ConfigError, SchemaError, reason
 
+K = TypeVar("K")
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -83,9 +84,32 @@ def reading(engine: sa.Engine) -> Iterator[sa.Connection]:
         raise unavailable(engine, error) from error
 
 
+def walk(
+    engine: sa.Engine,
+    page: Callable[Concatenate[sa.Connection, K, P], Sequence[T]],
+    key: Callable[[T], K],
+    after: K,
+    *arguments: P.args,
+    **options: P.kwargs,
+) -> Iterator[Sequence[T]]:
+    """All rows in order of their `key`, page by page, each page in a transaction of its own.
+
+    `page(connection, after, *arguments, **options)` gives the next rows behind the key `after`; an empty one ends
+    the walk. Rows that change meanwhile are seen as their page finds them.
+    """
+    while True:
+        with reading(engine) as conn:
+            rows = page(conn, after, *arguments, **options)
+        if not rows:
+            return
+        yield rows
+        after = key(rows[-1])
+
+
 def transact(
     engine: sa.Engine,
     work: Callable[Concatenate[sa.Connection, P], T],
+    /,
     *arguments: P.args,
     **options: P.kwargs,
 ) -> T:

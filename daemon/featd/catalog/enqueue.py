@@ -8,7 +8,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from featd.catalog import counters, dialects
+from featd.catalog import connect, counters, dialects, verdicts
 from featd.catalog.counters import StateChanges
 from featd.catalog.schema import images
 from featd.states import PRIORITY_BACKLOG, State
@@ -98,8 +98,15 @@ def enqueue(
     return result
 
 
-def known_files(conn: sa.Connection, root: str, after: str, limit: int, folder: str = "") -> list[KnownFile]:
-    """The next rows of `root` (or of its `folder`) that are not gone, in order of path, beginning behind `after`."""
+def walk_known(
+    catalog: sa.Engine, root: str, limit: int, *, folder: str = "", after: str = ""
+) -> Iterator[Sequence[KnownFile]]:
+    """Every row of `root` (or of its `folder`) that is not gone, in order of path, beginning behind `after`."""
+    return connect.walk(catalog, known_files, lambda file: file.path, after, root, limit, folder)
+
+
+def known_files(conn: sa.Connection, after: str, root: str, limit: int, folder: str = "") -> list[KnownFile]:
+    """The next of these rows, beginning behind the path `after`."""
     statement = (
         sa.select(images.c.id, images.c.path)
         .where(images.c.root == root, images.c.path > after, images.c.state != State.GONE)
@@ -235,15 +242,7 @@ def _change(
         "version": sa.Integer(),
     }
     moment = dialects.now(conn)
-    clean: dict[str, Any] = {
-        "error_kind": None,
-        "error": None,
-        "errors": 0,
-        "crashes": 0,
-        "kills": 0,
-        "suspect": False,
-        "updated_at": moment,
-    }
+    clean = {**verdicts.CLEAN, "updated_at": moment}
     fresh = {
         **clean,
         "state": State.PENDING,
@@ -258,19 +257,3 @@ def _change(
         due = dialects.later(conn, delay_seconds)
         sooner_of = sa.case((images.c.not_before > due, due), else_=images.c.not_before)
         conn.execute(sa.update(images).where(*asked).values(priority=priority, not_before=sooner_of))
-
-
-def walk_known(
-    engine_read: Any, root: str, batch: int = 5000, *, folder: str = "", after: str = ""
-) -> Iterator[list[KnownFile]]:
-    """Every row of `root` (or of its `folder`) that is not gone, batch by batch, beginning behind `after`.
-
-    `engine_read` opens a reading transaction.
-    """
-    while True:
-        with engine_read() as conn:
-            known = known_files(conn, root, after, batch, folder)
-        if not known:
-            return
-        yield known
-        after = known[-1].path

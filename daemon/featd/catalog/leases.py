@@ -141,13 +141,8 @@ def free_rows(conn: sa.Connection, lease_id: int, *which: sa.ColumnElement[bool]
     ).correlate(images)
     void = sa.case((spent, sa.not_(at_this_version)), else_=sa.false())
     budgets = {
-        column.name: sa.case((void, cleared), else_=column)
-        for column, cleared in (
-            (images.c.errors, 0),
-            (images.c.crashes, 0),
-            (images.c.kills, 0),
-            (images.c.suspect, sa.false()),
-        )
+        name: sa.case((void, sa.literal(cleared)), else_=images.c[name])
+        for name, cleared in {**verdicts.UNSPENT, "suspect": False}.items()
     }
     values = {"state": State.PENDING, "lease_id": None, "updated_at": dialects.now(conn), **budgets}
     return dialects.changed(conn, sa.update(images).where(*mine).values(**values))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
 import sqlalchemy as sa
 
-from featd.catalog import counters, dialects
+from featd.catalog import connect, counters, dialects, verdicts
 from featd.catalog.counters import StateChanges
 from featd.catalog.schema import images, in_state
 from featd.states import Kind, State
@@ -30,10 +29,17 @@ class FailedImage:
     failed_at: datetime
 
 
+def walk_failed(
+    catalog: sa.Engine, *, kind: Kind | None = None, since: datetime | None = None, limit: int = 2000
+) -> Iterator[Sequence[FailedImage]]:
+    """Every failed image, of one `kind` and failed `since` then where these are given, in order of id."""
+    return connect.walk(catalog, failed_after, lambda image: image.id, 0, limit, kind, since)
+
+
 def failed_after(
-    conn: sa.Connection, after_id: int, limit: int, *, kind: Kind | None = None, since: datetime | None = None
+    conn: sa.Connection, after_id: int, limit: int, kind: Kind | None = None, since: datetime | None = None
 ) -> list[FailedImage]:
-    """The next failed rows in order of id, beginning behind `after_id`."""
+    """The next of these rows, beginning behind `after_id`."""
     columns = (
         images.c.id,
         images.c.root,
@@ -54,26 +60,6 @@ def failed_after(
     return [FailedImage(r[0], r[1], r[2], r[3], Kind(r[4]), r[5] or "", r[6], r[7], r[8]) for r in rows]
 
 
-def walk_failed(
-    read: Callable[[], Any],
-    *,
-    kind: Kind | None = None,
-    since: datetime | None = None,
-    wanted: Callable[[FailedImage], bool] = lambda _: True,
-    batch: int = 2000,
-) -> Iterator[list[FailedImage]]:
-    """Every failed image that is `wanted`, batch by batch; `read` opens a reading transaction."""
-    after = 0
-    while True:
-        with read() as conn:
-            rows = failed_after(conn, after, batch, kind=kind, since=since)
-        if not rows:
-            return
-        after = rows[-1].id
-        if chosen := [row for row in rows if wanted(row)]:
-            yield chosen
-
-
 def retry(conn: sa.Connection, ids: Sequence[int]) -> int:
     """Make those of `ids` pending that still are failed. Budgets start afresh; a suspect still runs alone."""
     moment = dialects.now(conn)
@@ -85,13 +71,11 @@ def retry(conn: sa.Connection, ids: Sequence[int]) -> int:
         .where(*failed)
         .values(
             state=State.PENDING,
-            errors=0,
-            crashes=0,
-            kills=0,
             error_kind=None,
             error=None,
             not_before=moment,
             updated_at=moment,
+            **verdicts.UNSPENT,
         ),
     )
     counters.apply(conn, StateChanges({State.FAILED: -freed, State.PENDING: freed}))

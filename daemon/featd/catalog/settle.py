@@ -18,7 +18,7 @@ from featd.catalog.leases import Lease
 from featd.catalog.schema import images, shards
 from featd.catalog.schema import leases as lease_table
 from featd.catalog.verdicts import Attempt, Budget
-from featd.states import Kind, RetryPolicy, State
+from featd.states import ClaimedImage, Failure, Kind, RetryPolicy, State, Unchanged
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,37 +35,11 @@ class NewShard:
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """A vector of `version` of an image stands in row `shard_row` of the new shard."""
+    """The vector of `image`, made from `content`, stands in row `shard_row` of the new shard."""
 
-    image_id: int
-    version: int
+    image: ClaimedImage
     shard_row: int
     content: str
-
-
-@dataclass(frozen=True, slots=True)
-class Unchanged:
-    """The file has the content that the image's last vector was made from: it was only touched."""
-
-    image_id: int
-    version: int
-    content: str
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """An attempt that made no vector. For `read.changed`, `size` and `mtime_ns` are what the file has now.
-
-    `settle_seconds` says how long a changed file must rest before the next try.
-    """
-
-    image_id: int
-    version: int
-    kind: Kind
-    message: str
-    size: int | None = None
-    mtime_ns: int | None = None
-    settle_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +84,8 @@ def settle(
         _settle_made(conn, lease, settlement.shard, settlement.made, rows, changes)
     _settle_unchanged(conn, lease, settlement.unchanged, rows, changes)
     for failure in settlement.failures:
-        if failure.image_id in rows:
-            _settle_failure(conn, lease, failure, rows[failure.image_id], policy, changes)
+        if failure.image.id in rows:
+            _settle_failure(conn, lease, failure, rows[failure.image.id], policy, changes)
     settled = Settled(Counter({state: n for state, n in changes.items() if n > 0}))
     conn.execute(
         sa.update(lease_table)
@@ -160,7 +134,7 @@ def _lock(conn: sa.Connection, lease: Lease, settlement: Settlement) -> dict[int
     statement = (
         sa.select(*columns)
         .where(
-            dialects.has_id(conn, sorted(outcome.image_id for outcome in outcomes)),
+            dialects.has_id(conn, sorted(outcome.image.id for outcome in outcomes)),
             images.c.lease_id == lease.id,
             images.c.state == State.CLAIMED,
         )
@@ -169,25 +143,14 @@ def _lock(conn: sa.Connection, lease: Lease, settlement: Settlement) -> dict[int
     return {row[0]: row for row in conn.execute(dialects.lock_rows(conn, statement)).all()}
 
 
-_CLEAN: dict[str, Any] = {
-    "suspect": False,
-    "errors": 0,
-    "crashes": 0,
-    "kills": 0,
-    "error_kind": None,
-    "error": None,
-}
-"""Budgets belong to a version: a vector or a new version clears them."""
-
-
 def _done_values(conn: sa.Connection) -> dict[str, Any]:
-    return {**_CLEAN, "state": State.DONE, "lease_id": None, "updated_at": dialects.now(conn)}
+    return {**verdicts.CLEAN, "state": State.DONE, "lease_id": None, "updated_at": dialects.now(conn)}
 
 
 def _raised_values(conn: sa.Connection, delay_seconds: float = 0.0) -> dict[str, Any]:
     """The file changed while its vector was made: pending at the new version, no budget spent."""
     return {
-        **_CLEAN,
+        **verdicts.CLEAN,
         "state": State.PENDING,
         "lease_id": None,
         "not_before": dialects.later(conn, delay_seconds),
@@ -203,7 +166,7 @@ def _settle_made(
     rows: dict[int, sa.Row[Any]],
     changes: StateChanges,
 ) -> None:
-    mine = [one for one in made if one.image_id in rows]
+    mine = [one for one in made if one.image.id in rows]
     shard_id = conn.execute(
         sa.insert(shards)
         .values(
@@ -227,13 +190,13 @@ def _settle_made(
     claimed = (images.c.lease_id == lease.id) & (images.c.state == State.CLAIMED)
     for state, values in ((State.DONE, _done_values(conn)), (State.PENDING, _raised_values(conn))):
         chosen = [
-            (one.image_id, one.shard_row, one.version, one.content)
+            (one.image.id, one.shard_row, one.image.version, one.content)
             for one in mine
-            if (rows[one.image_id].version == one.version) is (state is State.DONE)
+            if (rows[one.image.id].version == one.image.version) is (state is State.DONE)
         ]
         updated = dialects.update_each(conn, claimed, per_row, chosen, {**values, "shard_id": shard_id})
         changes.move(State.CLAIMED, state, updated)
-    _leave_shards(conn, [rows[one.image_id].shard_id for one in mine])
+    _leave_shards(conn, [rows[one.image.id].shard_id for one in mine])
 
 
 def _leave_shards(conn: sa.Connection, shard_ids: Sequence[int | None]) -> None:
@@ -256,19 +219,19 @@ def _settle_unchanged(
 ) -> None:
     """Done again with the vector that is there. Never writes shard_id or shard_row: compaction may have moved them."""
     claimed = (images.c.lease_id == lease.id) & (images.c.state == State.CLAIMED)
-    mine = [one for one in unchanged if one.image_id in rows]
+    mine = [one for one in unchanged if one.image.id in rows]
     same = [
         one
         for one in mine
-        if rows[one.image_id].version == one.version
-        and rows[one.image_id].content == one.content
-        and rows[one.image_id].shard_id is not None
+        if rows[one.image.id].version == one.image.version
+        and rows[one.image.id].content == one.content
+        and rows[one.image.id].shard_id is not None
     ]
     per_row: dict[str, sa.types.TypeEngine[Any]] = {"shard_version": sa.Integer()}
     done = dialects.update_each(
-        conn, claimed, per_row, [(one.image_id, one.version) for one in same], _done_values(conn)
+        conn, claimed, per_row, [(one.image.id, one.image.version) for one in same], _done_values(conn)
     )
-    again = sorted({one.image_id for one in mine} - {one.image_id for one in same})
+    again = sorted({one.image.id for one in mine} - {one.image.id for one in same})
     if again:
         conn.execute(
             sa.update(images).where(dialects.has_id(conn, again), claimed).values(**_raised_values(conn))
@@ -288,18 +251,18 @@ def _settle_failure(
     changed: dict[str, Any] = {}
     if failure.kind is Kind.READ_CHANGED and failure.size is not None:
         changed = {"size": failure.size, "mtime_ns": failure.mtime_ns}
-    if row.version != failure.version:
+    if row.version != failure.image.version:
         # Ingest saw another version of the file than the one that failed: it starts afresh.
         values = {**_raised_values(conn, failure.settle_seconds), **changed}
         conn.execute(sa.update(images).where(images.c.id == row.id).values(**values))
         changes.move(State.CLAIMED, State.PENDING)
         return
     if changed:
-        changed |= {**_CLEAN, "version": row.version + 1, "error": verdicts.kept(failure.message)}
+        changed |= {**verdicts.CLEAN, "version": row.version + 1, "error": verdicts.kept(failure.message)}
     verdicts.apply_verdict(
         conn,
         lease.id,
-        Attempt(row.id, failure.version, failure.kind, failure.message),
+        Attempt(row.id, failure.image.version, failure.kind, failure.message),
         Budget(row.errors, row.crashes, row.kills),
         policy,
         changes,

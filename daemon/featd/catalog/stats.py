@@ -9,7 +9,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from featd.catalog import dialects
+from featd.catalog import connect, dialects
 from featd.catalog.schema import images, in_state, leases, shards
 from featd.states import MAX_BACKOFF_SECONDS, PRIORITIES, State
 
@@ -184,16 +184,9 @@ def live_vectors(conn: sa.Connection, after_id: int, limit: int) -> list[LiveVec
     return [LiveVector(*row) for row in conn.execute(statement)]
 
 
-def walk_live(read: Any, batch: int = 4096) -> Iterator[Sequence[LiveVector]]:
-    """Every live vector, batch by batch, in order of image id; `read` opens a reading transaction."""
-    after = 0
-    while True:
-        with read() as conn:
-            rows = live_vectors(conn, after, batch)
-        if not rows:
-            return
-        yield rows
-        after = rows[-1].image_id
+def walk_live(catalog: sa.Engine, limit: int) -> Iterator[Sequence[LiveVector]]:
+    """Every live vector, in order of image id."""
+    return connect.walk(catalog, live_vectors, lambda image: image.image_id, 0, limit)
 
 
 def known_shards(conn: sa.Connection, names: Sequence[str]) -> set[str]:

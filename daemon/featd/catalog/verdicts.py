@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -17,6 +18,12 @@ from featd.states import MAX_KILLS, OUTCOMES, Kind, Outcome, RetryPolicy, State
 
 MAX_MESSAGE = 2000
 """Characters of an error that are kept: the net's and the decoder's messages have no bound of their own."""
+
+
+UNSPENT: dict[str, Any] = {"errors": 0, "crashes": 0, "kills": 0}
+"""The budgets of a version that no attempt has failed at."""
+CLEAN: dict[str, Any] = {**UNSPENT, "suspect": False, "error_kind": None, "error": None}
+"""Budgets belong to a version: a vector or a new version clears them, and what was said of the failures."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,11 +29,9 @@ from featd.clock import monotonic
 from featd.decoders.wire import (
     PACKET_BYTES,
     Decoded,
-    DecodeTask,
-    NotDecoded,
     Result,
+    RootOffline,
     Setup,
-    Unchanged,
     clean,
     pack_answer,
     unpack_task,
@@ -47,7 +45,7 @@ from featd.preprocess.apply import apply
 from featd.preprocess.spec import PreprocessSpec
 from featd.processes.hands import Hands
 from featd.roots import RootState, root_state
-from featd.states import Kind
+from featd.states import ClaimedImage, Failure, Kind, Unchanged
 
 _PR_SET_PDEATHSIG = 1
 _OOM_SCORE = "500"
@@ -66,15 +64,13 @@ class Decoder:
         self,
         index: int,
         hands: Hands,
-        requests: socket.socket,
-        answers: socket.socket,
+        tasks: socket.socket,
         setup: Setup,
         slots: npt.NDArray[np.float32],
     ) -> None:
         self.index = index
         self.hands = hands
-        self.requests = requests
-        self.answers = answers
+        self.tasks = tasks
         self.setup = setup
         self.slots = slots
         self.spec = PreprocessSpec.from_bytes(setup.spec)
@@ -87,77 +83,68 @@ class Decoder:
 
     def step(self) -> bool:
         """Wait for one task and answer it; False when there will be no more."""
-        packet = self.requests.recv(PACKET_BYTES)
+        packet = self.tasks.recv(PACKET_BYTES)
         if not packet:
             return False
-        ticket, slot, task = unpack_task(packet)
-        self.hands.decoder_takes(self.index, task.image_id, monotonic(), ticket)
-        answer = pack_answer(ticket, self.answer(slot, task))
+        ticket, slot, image = unpack_task(packet)
+        self.hands.decoder_takes(self.index, image.id, monotonic(), ticket)
+        answer = pack_answer(ticket, self.answer(slot, image))
         # From here the image is not what could hang us: a pool in a long forward reads its answers late.
         self.hands.decoder_answers(self.index)
-        self.answers.send(answer)
+        self.tasks.send(answer)
         self.hands.decoder_drops(self.index)
         return True
 
-    def answer(self, slot: int, task: DecodeTask) -> Result:
-        """What became of one task. Never raises: this is the border around one image."""
+    def answer(self, slot: int, image: ClaimedImage) -> Result:
+        """What became of one image. Never raises: an image's errors end here."""
         try:
-            return self._prepare(slot, task)
+            return self.prepare(slot, image)
         except ChangedError as error:
-            return NotDecoded(
-                slot, task.image_id, error.kind, clean(error.message), error.size, error.mtime_ns
-            )
+            return Failure(image, error.kind, clean(error.message), error.size, error.mtime_ns)
         except ImageError as error:
-            offline = error.kind is Kind.READ_MISSING and _is_offline(task.root)
-            return NotDecoded(slot, task.image_id, error.kind, clean(error.message), root_offline=offline)
+            if error.kind is Kind.READ_MISSING and root_state(Path(image.root)) is not RootState.ONLINE:
+                return RootOffline(image)
+            return Failure(image, error.kind, clean(error.message))
         except MemoryError:
-            return NotDecoded(
-                slot, task.image_id, Kind.DECODE_TOO_LARGE, "out of memory: lower preprocess.max_pixels"
-            )
+            return Failure(image, Kind.DECODE_TOO_LARGE, "out of memory: lower preprocess.max_pixels")
         except Exception as error:
-            message = clean(f"{type(error).__name__}: {error}")
-            return NotDecoded(slot, task.image_id, Kind.DECODE_CORRUPT, message)
+            return Failure(image, Kind.DECODE_CORRUPT, clean(f"{type(error).__name__}: {error}"))
 
-    def _prepare(self, slot: int, task: DecodeTask) -> Decoded | Unchanged:
-        started = monotonic()
-        raw = from_catalog(task.path)
+    def prepare(self, slot: int, image: ClaimedImage) -> Decoded | Unchanged:
+        """Read, decode and preprocess into `slot`. ImageError, and whatever libraries raise."""
         # Opened anew for each image (4 microseconds): a descriptor kept would pin the mount, and go on
         # showing the old tree after the disk came back.
         try:
-            root_fd = os.open(task.root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            root_fd = os.open(image.root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
             # Only a root that is not there makes its files missing; any other error is one of reading.
             kind = Kind.READ_MISSING if error.errno in (errno.ENOENT, errno.ENOTDIR) else Kind.READ_IO
             raise ImageError(
-                kind, f"its root {task.root} cannot be opened: {os.strerror(error.errno or 0)}"
+                kind, f"its root {image.root} cannot be opened: {os.strerror(error.errno or 0)}"
             ) from error
         try:
-            image = read_image(
+            file = read_image(
                 root_fd,
-                raw,
-                task.size,
-                task.mtime_ns,
-                follow_symlinks=self.setup.roots[task.root],
+                from_catalog(image.path),
+                image.size,
+                image.mtime_ns,
+                follow_symlinks=self.setup.roots[image.root],
                 max_bytes=self.setup.max_bytes,
             )
         finally:
             os.close(root_fd)
-        if image.content == task.known_content:
-            return Unchanged(slot, task.image_id, image.content)
+        if file.content == image.known_content:
+            return Unchanged(image, file.content)
         spec = self.spec
         pixels = decode(
-            image.data,
+            file.data,
             max_pixels=spec.max_pixels,
             gray=spec.decode_gray,
             orientation=spec.orientation,
             stderr=self.stderr,
         )
         apply(pixels, spec, self.slots[slot])
-        return Decoded(slot, task.image_id, image.content, monotonic() - started)
-
-
-def _is_offline(root: str) -> bool:
-    return root_state(Path(root)) is not RootState.ONLINE
+        return Decoded(image, file.content)
 
 
 def _settle_in(parent: int) -> None:
@@ -187,7 +174,7 @@ def _bound_memory(max_pixels: int, max_bytes: int) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Child main: the descriptors are inherited, the rest is in the setup file."""
     parser = argparse.ArgumentParser(prog="featd.decoders.process", allow_abbrev=False)
-    for name in ("requests", "answers", "setup", "slots", "index", "parent"):
+    for name in ("tasks", "setup", "slots", "index", "parent"):
         parser.add_argument(f"--{name}", type=int, required=True)
     parser.add_argument("--hands", type=Path, required=True)
     given = parser.parse_args(argv)
@@ -198,14 +185,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     slots = np.frombuffer(mmap.mmap(given.slots, slots_bytes), np.float32).reshape(setup.shape)
     os.close(given.slots)
     with Hands.open(given.hands) as hands:
-        decoder = Decoder(
-            given.index,
-            hands,
-            socket.socket(fileno=given.requests),
-            socket.socket(fileno=given.answers),
-            setup,
-            slots,
-        )
+        decoder = Decoder(given.index, hands, socket.socket(fileno=given.tasks), setup, slots)
         _bound_memory(decoder.spec.max_pixels, setup.max_bytes)
         hands.decoder_ready(given.index, os.getpid())
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the worker is gone: so are we

@@ -1,15 +1,17 @@
 """What a pool and its decoders say to each other: tasks, answers, and what a decoder is told once at its start.
 
 One packet is one message, as JSON: a few microseconds against a millisecond of decoding, and readable in strace.
+An image is sent with its task; an answer names the task's ticket, and the pool knows the image.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import astuple, dataclass
 from typing import Any
 
-from featd.states import Kind
+from featd.states import ClaimedImage, Failure, Kind, Unchanged
 
 PACKET_BYTES = 65_536
 MESSAGE_CHARS = 2_000
@@ -17,80 +19,47 @@ MESSAGE_CHARS = 2_000
 
 
 @dataclass(frozen=True, slots=True)
-class DecodeTask:
-    """One image to read, hash, decode and preprocess. `path` in catalog form, relative to the folder `root`.
-
-    `known_content`: the hash of the version whose vector is there already; equal bytes are not decoded.
-    """
-
-    image_id: int
-    root: str
-    path: str
-    size: int
-    mtime_ns: int
-    known_content: str | None
-
-
-@dataclass(frozen=True, slots=True)
 class Decoded:
-    """The input stands in the slot. `content`: the hash of the file's bytes; `seconds`: from read to slot."""
+    """The net's input stands in the slot. `content` is the hash of the file's bytes."""
 
-    slot: int
-    image_id: int
-    content: str
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class Unchanged:
-    """The file's bytes are those of `known_content`; the slot was not touched."""
-
-    slot: int
-    image_id: int
+    image: ClaimedImage
     content: str
 
 
 @dataclass(frozen=True, slots=True)
-class NotDecoded:
-    """No input. `size` and `mtime_ns` as observed, for read.changed; `root_offline`: read.missing because the
-    whole root is away (requeue without budget)."""
+class RootOffline:
+    """The whole root of `image` is away, so nothing is known about its file."""
 
-    slot: int
-    image_id: int
-    kind: Kind
-    message: str
-    size: int | None = None
-    mtime_ns: int | None = None
-    root_offline: bool = False
+    image: ClaimedImage
 
 
-Result = Decoded | Unchanged | NotDecoded
-_RESULTS: dict[str, type[Any]] = {kind.__name__: kind for kind in (Decoded, Unchanged, NotDecoded)}
+Result = Decoded | Unchanged | RootOffline | Failure
+_RESULTS: dict[str, type[Any]] = {kind.__name__: kind for kind in (Decoded, Unchanged, RootOffline, Failure)}
 
 
-def pack_task(ticket: int, slot: int, task: DecodeTask) -> bytes:
+def pack_task(ticket: int, slot: int, image: ClaimedImage) -> bytes:
     """A task as a packet. `ticket` is the pool's own number of this submission."""
-    fields = [task.image_id, task.root, task.path, task.size, task.mtime_ns, task.known_content]
-    return json.dumps([ticket, slot, *fields]).encode()
+    return json.dumps([ticket, slot, astuple(image)]).encode()
 
 
-def unpack_task(packet: bytes) -> tuple[int, int, DecodeTask]:
-    """(ticket, slot, task)."""
-    ticket, slot, *fields = json.loads(packet)
-    return ticket, slot, DecodeTask(*fields)
+def unpack_task(packet: bytes) -> tuple[int, int, ClaimedImage]:
+    """(ticket, slot, image)."""
+    ticket, slot, fields = json.loads(packet)
+    return ticket, slot, ClaimedImage(*fields)
 
 
 def pack_answer(ticket: int, result: Result) -> bytes:
-    """An answer as a packet."""
-    return json.dumps([ticket, type(result).__name__, asdict(result)]).encode()
+    """An answer as a packet, without the image."""
+    fields = [getattr(result, name) for name in result.__dataclass_fields__ if name != "image"]
+    return json.dumps([ticket, type(result).__name__, fields]).encode()
 
 
-def unpack_answer(packet: bytes) -> tuple[int, Result]:
-    """(ticket, result)."""
+def unpack_answer(packet: bytes, images: Mapping[int, ClaimedImage]) -> tuple[int, Result]:
+    """(ticket, result). `images`: the image of each ticket."""
     ticket, name, fields = json.loads(packet)
-    if "kind" in fields:
-        fields["kind"] = Kind(fields["kind"])
-    result: Result = _RESULTS[name](**fields)
+    if name == Failure.__name__:
+        fields[0] = Kind(fields[0])
+    result: Result = _RESULTS[name](images[ticket], *fields)
     return ticket, result
 
 

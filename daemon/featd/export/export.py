@@ -155,7 +155,7 @@ def _choose(blob: str | None, blobs: Sequence[str]) -> str:
 def read_chunks(catalog: sa.Engine, store: Path, blob: str, fingerprint: str) -> Iterator[Chunk]:
     """The live vectors of `blob` in order of image id. ShardError where a shard is not what its rows say."""
     with OpenShards(store, fingerprint) as shards:
-        for images in stats.walk_live(lambda: connect.reading(catalog), CATALOG_ROWS):
+        for images in stats.walk_live(catalog, CATALOG_ROWS):
             at = 0
             while at < len(images):
                 some = images[at : at + _rows_at_once(shards, images[at], blob)]

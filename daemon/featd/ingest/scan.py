@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -172,16 +172,12 @@ class Scan:
         finally:
             os.close(root_fd)
 
-    def _known(self, cursor: str) -> Iterator[list[KnownFile]]:
+    def _known(self, cursor: str) -> Iterator[Sequence[KnownFile]]:
         """The rows beneath `start` that are not gone: those behind the cursor, then the others."""
 
-        def rows(after: str) -> Iterator[list[KnownFile]]:
+        def rows(after: str) -> Iterator[Sequence[KnownFile]]:
             return enqueue.walk_known(
-                lambda: connect.reading(self._catalog),
-                str(self._root.path),
-                BATCH_FILES,
-                folder=to_catalog(self.start),
-                after=after,
+                self._catalog, self.report.root, BATCH_FILES, folder=to_catalog(self.start), after=after
             )
 
         yield from rows(cursor)

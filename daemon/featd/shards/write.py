@@ -26,6 +26,7 @@ from featd.shards.atomic import create_part, publish_part, remove_part
 from featd.shards.layout import ShardName, check_blobs
 from featd.shards.part_file import PartFile
 from featd.shards.read import checksum_of
+from featd.states import ClaimedImage
 
 # Rows that wait in memory before they are written, and the chunks they are written in: a chunk of about 1 MiB
 # is quick for both a whole read and a single row.
@@ -33,17 +34,6 @@ _BLOCK_ROWS = 256
 _BLOCK_BYTES = 32 * 1024 * 1024
 _CHUNK_BYTES = 1024 * 1024
 _TEXT = h5py.string_dtype("utf-8")
-
-
-@dataclass(frozen=True, slots=True)
-class ShardRow:
-    """One row's keys. `path` in catalog form, relative to the folder `root`; `content` is `xxh3_128:<hex>`."""
-
-    image_id: int
-    version: int
-    root: str
-    path: str
-    content: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +85,8 @@ class ShardWriter:
         self._attributes = dict(attributes)
         row_bytes = sum(self._blobs.values()) * self._dtype.itemsize
         self._block_rows = _power_of_two(min(_BLOCK_ROWS, _BLOCK_BYTES // max(row_bytes, 1)))
-        self._keys: list[ShardRow] = []
+        self._images: list[ClaimedImage] = []
+        self._contents: list[str] = []
         self._names: list[bytes] = []
         self._waiting = 0
         self._block = {
@@ -107,17 +98,23 @@ class ShardWriter:
         self._part = PartFile(self._fd)
         self._open = True
 
-    def append(self, rows: Sequence[ShardRow], vectors: Mapping[str, npt.NDArray[np.float32]]) -> int:
-        """Add rows; `vectors`: each blob's (n, d) float32. Returns the first new row's index. ValueError where
-        the shapes do not agree (nothing is added then); OSError where a full block could not be written."""
+    def append(
+        self,
+        images: Sequence[ClaimedImage],
+        contents: Sequence[str],
+        vectors: Mapping[str, npt.NDArray[np.float32]],
+    ) -> int:
+        """Add a row for each image, with the hash `xxh3_128:<hex>` of its bytes; `vectors`: each blob's (n, d)
+        float32. Returns the first new row's index. ValueError where the shapes do not agree (nothing is added
+        then); OSError where a full block could not be written."""
         self._must_be_open()
-        count = len(rows)
+        count = len(images)
         if set(vectors) != set(self._blobs):
             raise ValueError(f"vectors of {sorted(vectors)}, but this shard holds {sorted(self._blobs)}")
         for blob, width in self._blobs.items():
             if vectors[blob].shape != (count, width):
                 raise ValueError(f"{blob}: vectors of shape {vectors[blob].shape}, not {(count, width)}")
-        names = [from_catalog(row.path) for row in rows]
+        names = [from_catalog(image.path) for image in images]
         first = self.rows
         done = 0
         while done < count:
@@ -128,13 +125,13 @@ class ShardWriter:
             done += room
             if self._waiting == self._block_rows:
                 self._write_block()
-        self._keys.extend(rows)
+        self._images.extend(images)
+        self._contents.extend(contents)
         self._names.extend(names)
         self.rows += count
         self.bytes += count * (sum(self._blobs.values()) * self._dtype.itemsize + 12)
-        self.bytes += sum(
-            len(name) + len(row.root) + len(row.content) for name, row in zip(names, rows, strict=True)
-        )
+        for name, image, content in zip(names, images, contents, strict=True):
+            self.bytes += len(name) + len(image.root) + len(content)
         return first
 
     def seal(self) -> SealedShard:
@@ -231,16 +228,16 @@ class ShardWriter:
         self._waiting = 0
 
     def _write_keys(self, file: h5py.File) -> None:
-        keys = self._keys
+        images = self._images
         file.create_dataset(layout.NAMES, data=_bytes_column(self._names), dtype=_TEXT)
         file.create_dataset(
-            layout.ROOT, data=_bytes_column([os.fsencode(row.root) for row in keys]), dtype=_TEXT
+            layout.ROOT, data=_bytes_column([os.fsencode(image.root) for image in images]), dtype=_TEXT
         )
         file.create_dataset(
-            layout.CONTENT, data=_bytes_column([row.content.encode() for row in keys]), dtype=_TEXT
+            layout.CONTENT, data=_bytes_column([content.encode() for content in self._contents]), dtype=_TEXT
         )
-        file.create_dataset(layout.IMAGE_ID, data=np.array([row.image_id for row in keys], np.int64))
-        file.create_dataset(layout.VERSION, data=np.array([row.version for row in keys], np.int32))
+        file.create_dataset(layout.IMAGE_ID, data=np.array([image.id for image in images], np.int64))
+        file.create_dataset(layout.VERSION, data=np.array([image.version for image in images], np.int32))
         file.attrs.update(
             {
                 "featd_version": featd.__version__,

@@ -13,12 +13,11 @@ import sqlalchemy as sa
 
 from featd import clock, logs
 from featd.catalog import claim, connect
-from featd.catalog.claim import ClaimedImage
 from featd.catalog.leases import Lease
 from featd.errors import CatalogUnavailableError, LeaseLostError
 from featd.processes.link import ChildLink
 from featd.roots import RootState, root_state
-from featd.states import PRIORITIES, PRIORITY_ARRIVAL, PRIORITY_ASKED, PRIORITY_BACKLOG
+from featd.states import PRIORITIES, PRIORITY_ARRIVAL, PRIORITY_ASKED, PRIORITY_BACKLOG, ClaimedImage
 
 log = logs.get("worker")
 
@@ -159,9 +158,7 @@ class Claims(threading.Thread):
         """Claim what is missing; returns how many rows that were."""
         if now >= self._unheld_due:
             held = self._held.snapshot()
-            freed = connect.transact(
-                self._catalog, lambda conn: claim.release_unheld(conn, self._lease, held)
-            )
+            freed = connect.transact(self._catalog, claim.release_unheld, self._lease, held)
             if freed:
                 log.warning("released", "a claim whose answer was lost had taken these rows", rows=freed)
             self._unheld_due = now + self._unheld_every
@@ -176,13 +173,9 @@ class Claims(threading.Thread):
             if not self._woken or want <= 0:
                 return 0
         roots = self._roots.now(now)
-        claimed = (
-            connect.transact(
-                self._catalog, lambda conn: claim.claim(conn, self._lease, want, roots, priorities)
-            )
-            if roots
-            else []
-        )
+        claimed: list[ClaimedImage] = []
+        if roots:
+            claimed = connect.transact(self._catalog, claim.claim, self._lease, want, roots, priorities)
         self._woken = False
         self._held.add(image.id for image in claimed)
         for image in claimed:
@@ -193,7 +186,7 @@ class Claims(threading.Thread):
 
     def _release_returned(self) -> None:
         ids = list(self._returned)
-        connect.transact(self._catalog, lambda conn: claim.release(conn, self._lease, ids))
+        connect.transact(self._catalog, claim.release, self._lease, ids)
         for _ in ids:
             self._returned.popleft()
         self._held.drop(ids)

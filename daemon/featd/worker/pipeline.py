@@ -7,21 +7,19 @@ decoders are used from this thread alone: Caffe's device is per thread, and deco
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from featd import logs
-from featd.catalog.claim import ClaimedImage
-from featd.catalog.settle import Failure, Unchanged
-from featd.decoders import wire
 from featd.decoders.pool import DecoderPool
+from featd.decoders.wire import Decoded, Result, RootOffline
 from featd.engines.base import Batch, Engine, Vectors
 from featd.errors import EngineError
 from featd.processes.link import ChildLink
 from featd.shards.write import fits
-from featd.states import Kind
+from featd.states import ClaimedImage, Failure, Kind, Unchanged
 from featd.worker.claims import Claims
 from featd.worker.shares import Shares
 from featd.worker.writer import Flush, VectorBatch, Writer
@@ -124,52 +122,34 @@ class Pipeline:
                     self._filling.append(tray)
                 tray.images[place] = image
                 self._flushed = False
-                self._pool.submit(
-                    tray.index * self._batch + place,
-                    wire.DecodeTask(
-                        image.id, image.root, image.path, image.size, image.mtime_ns, image.known_content
-                    ),
-                )
+                self._pool.submit(tray.index * self._batch + place, image)
 
-    def _wait_for_decoders(self) -> list[wire.Result]:
+    def _wait_for_decoders(self) -> list[tuple[int, Result]]:
         if self._pool.pending:
             with self._shares.spend("decode"):
                 return self._pool.poll(DECODE_WAIT_SECONDS)
         with self._shares.spend("wait"):
             return self._pool.poll(IDLE_SECONDS)
 
-    def _take(self, results: Iterable[wire.Result]) -> None:
+    def _take(self, results: Iterable[tuple[int, Result]]) -> None:
         """What the decoders say, into the trays or, where there is no picture, to the writer."""
-        for result in results:
-            index, place = divmod(result.slot, self._batch)
+        for slot, result in results:
+            index, place = divmod(slot, self._batch)
             tray = next(tray for tray in self._filling if tray.index == index)
-            image = tray.images[place]
             match result:
-                case wire.Decoded():
+                case Decoded():
                     tray.ready[place] = result.content
                     continue
-                case wire.Unchanged():
-                    self._put(Unchanged(image.id, image.version, result.content))
-                case wire.NotDecoded(root_offline=True):
-                    self._claims.give_back(image)  # nothing is known about the file
-                case wire.NotDecoded():
-                    self._put(self._failure(image, result))
+                case RootOffline(image):
+                    self._claims.give_back(image)
+                case Failure(image, Kind.READ_CHANGED):
+                    self._put(replace(result, settle_seconds=self._settle_seconds[image.root]))
+                case _:
+                    self._put(result)
             del tray.images[place]
             if not tray.images:
                 self._filling.remove(tray)
                 self._free.append(tray)
-
-    def _failure(self, image: ClaimedImage, result: wire.NotDecoded) -> Failure:
-        changed = result.kind is Kind.READ_CHANGED
-        return Failure(
-            image.id,
-            image.version,
-            result.kind,
-            result.message,
-            result.size,
-            result.mtime_ns,
-            self._settle_seconds.get(image.root, 0.0) if changed else 0.0,
-        )
 
     def _next_tray(self) -> Tray | None:
         """A full tray; or, when no more images come to fill it, one whose decoders are done."""
@@ -230,7 +210,7 @@ class Pipeline:
             try:
                 vectors = self._engine_forward([image], batch[at : at + 1])
             except Exception as own:
-                failures.append(Failure(image.id, image.version, Kind.EXTRACT_ERROR, str(own) or repr(own)))
+                failures.append(Failure(image, Kind.EXTRACT_ERROR, str(own) or repr(own)))
                 continue
             self._shares.count(1)
             self._emit([image], [contents[at]], vectors)
@@ -251,10 +231,7 @@ class Pipeline:
         """Sanity gate, then the writer: a vector that is not finite fails its image and no other."""
         sound = np.logical_and.reduce([fits(values, self._dtype) for values in vectors.values()])
         for at in np.flatnonzero(~sound).tolist():
-            image = images[at]
-            self._put(
-                Failure(image.id, image.version, Kind.EXTRACT_NOT_FINITE, self._not_finite(vectors, at))
-            )
+            self._put(Failure(images[at], Kind.EXTRACT_NOT_FINITE, self._not_finite(vectors, at)))
         if not sound.all():
             kept = np.flatnonzero(sound).tolist()
             images = [images[at] for at in kept]

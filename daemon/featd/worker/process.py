@@ -91,14 +91,12 @@ def run(link: ChildLink, plan: WorkerPlan) -> int:
     engine = booted.model.engine
     lease = connect.transact(
         catalog,
-        lambda conn: leases.open_lease(
-            conn,
-            host=plan.host,
-            pid=os.getpid(),
-            device=plan.label,
-            engine=engine.name,
-            lease_seconds=plan.lease_seconds,
-        ),
+        leases.open_lease,
+        host=plan.host,
+        pid=os.getpid(),
+        device=plan.label,
+        engine=engine.name,
+        lease_seconds=plan.lease_seconds,
     )
     link.report("lease", id=lease.id, token=lease.token)
     worker = Worker(link, plan, catalog, lease, booted)
@@ -231,9 +229,7 @@ class Worker:
         self._renewal.stop()
         self._pool.close()
         with contextlib.suppress(CatalogUnavailableError):
-            connect.transact(
-                self._catalog, lambda conn: leases.end_lease(conn, self._lease, reason, self._policy)
-            )
+            connect.transact(self._catalog, leases.end_lease, self._lease, reason, self._policy)
             self._hands_path.unlink(missing_ok=True)
 
     def _check_golden(self) -> None:

@@ -48,10 +48,7 @@ class Renewal(threading.Thread):
         """Renew once; leave for good where the lease would end before the next try."""
         asked_at = clock.boottime()
         try:
-            connect.transact(
-                self._catalog,
-                lambda conn: leases.renew(conn, self._lease, self._lease_seconds, self._shares()),
-            )
+            connect.transact(self._catalog, leases.renew, self._lease, self._lease_seconds, self._shares())
             self._renewed_at = asked_at
         except LeaseLostError as error:
             log.error(

@@ -21,16 +21,15 @@ import sqlalchemy as sa
 
 from featd import clock, logs
 from featd.catalog import connect, settle
-from featd.catalog.claim import ClaimedImage
 from featd.catalog.connect import CommitUnknownError
 from featd.catalog.leases import Lease
-from featd.catalog.settle import Failure, Identity, Made, NewShard, Settlement, Unchanged
+from featd.catalog.settle import Identity, Made, NewShard, Settlement
 from featd.config import StoreConfig
 from featd.errors import CatalogUnavailableError, StoreUnavailableError
 from featd.shards.layout import ShardName
 from featd.shards.store import check_store
-from featd.shards.write import ShardRow, ShardWriter
-from featd.states import RetryPolicy, State
+from featd.shards.write import ShardWriter
+from featd.states import ClaimedImage, Failure, RetryPolicy, State, Unchanged
 from featd.worker.claims import Held
 
 log = logs.get("worker")
@@ -194,18 +193,12 @@ class Writer(threading.Thread):
             shard = self._shard or self._open(batch.images[at:])
             take = min(len(batch.images) - at, self._store.shard_rows - shard.rows)
             images, contents = batch.images[at : at + take], batch.contents[at : at + take]
-            rows = [
-                ShardRow(image.id, image.version, image.root, image.path, content)
-                for image, content in zip(images, contents, strict=True)
-            ]
             vectors = {blob: values[at : at + take] for blob, values in batch.vectors.items()}
             try:
-                first = shard.append(rows, vectors)
+                first = shard.append(images, contents, vectors)
             except OSError as error:
                 raise _store_error(self._store.path, error) from error
-            self._made += [
-                Made(row.image_id, row.version, first + index, row.content) for index, row in enumerate(rows)
-            ]
+            self._made += map(Made, images, range(first, first + take), contents)
             at += take
             if shard.rows >= self._store.shard_rows or shard.bytes >= self._store.shard_bytes:
                 self._seal()
@@ -269,12 +262,12 @@ class Writer(threading.Thread):
         self._unchanged, self._failures, self._waiting_since = [], [], None
         settled = self._commit(settlement)
         outcomes: tuple[Any, ...] = (*settlement.made, *settlement.unchanged, *settlement.failures)
-        self._held.drop([outcome.image_id for outcome in outcomes])
+        self._held.drop([outcome.image.id for outcome in outcomes])
         fields = {state.value: count for state, count in settled.items() if count > 0}
         if shard is not None:
             log.info("sealed", "a shard is on disk and its images are done", shard=shard.name, **fields)
         for failure in settlement.failures[:5]:
-            log.debug("failed", failure.message, image=failure.image_id, kind=failure.kind)
+            log.debug("failed", failure.message, image=failure.image.id, kind=failure.kind)
 
     def _commit(self, settlement: Settlement) -> dict[State, int]:
         """Settle, however often the database goes away meanwhile. LeaseLostError ends the trying."""
@@ -286,8 +279,7 @@ class Writer(threading.Thread):
                     self._settles += 1
                     return {}
                 settled = connect.transact(
-                    self._catalog,
-                    lambda conn: settle.settle(conn, self._lease, settlement, self._identity, self._policy),
+                    self._catalog, settle.settle, self._lease, settlement, self._identity, self._policy
                 )
                 self._settles += 1
                 return dict(settled.states)
@@ -302,11 +294,8 @@ class Writer(threading.Thread):
         """Whether a settlement was committed: its shard is known, or the lease has settled once more."""
         shard = settlement.shard
         if shard is not None:
-            return connect.transact(
-                self._catalog, lambda conn: settle.find_shard(conn, self._lease, shard.name)
-            )
-        settles = connect.transact(self._catalog, lambda conn: settle.count_settles(conn, self._lease))
-        return settles > self._settles
+            return connect.transact(self._catalog, settle.find_shard, self._lease, shard.name)
+        return connect.transact(self._catalog, settle.count_settles, self._lease) > self._settles
 
 
 def _store_error(store: Path, error: OSError) -> StoreUnavailableError:
