@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 import sqlalchemy as sa
 
-from featd.catalog import connect, enqueue
+from featd.catalog import connect, enqueue, stats
 from featd.catalog.schema import images
 from featd.errors import FeatdError, ModelError, NothingMatchedError, StoreUnavailableError
-from featd.export import export
+from featd.export import export, npy, read
 from featd.shards.layout import ShardError
 from filled import Filled
 
@@ -75,9 +75,9 @@ def test_small_chunks_give_the_same_file(
     for start in range(0, 60, 7):
         filled.done([f"{at:02}.jpg" for at in range(start, start + 7)])
     export.to_npy(filled.catalog, filled.store, tmp_path / "whole")
-    monkeypatch.setattr(export, "CHUNK_BYTES", 60)  # three vectors
-    monkeypatch.setattr(export, "CATALOG_ROWS", 10)
-    monkeypatch.setattr(export, "OPEN_SHARDS", 2)
+    monkeypatch.setattr(read, "CHUNK_BYTES", 60)  # three vectors
+    monkeypatch.setattr(read, "CATALOG_ROWS", 10)
+    monkeypatch.setattr(read, "OPEN_SHARDS", 2)
     export.to_npy(filled.catalog, filled.store, tmp_path / "pieces")
     export.to_hdf5(filled.catalog, filled.store, tmp_path / "pieces.h5")
     for name in ("features.npy", "names.txt"):
@@ -108,9 +108,9 @@ def test_what_is_not_done_is_not_exported(filled: Filled, tmp_path: Path) -> Non
 def stale(filled: Filled, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
     """The export sees its first chunk as it was before compaction moved the rows."""
     with connect.reading(filled.catalog) as conn:
-        rows = export.stats.live_vectors(conn, 0, 1000)
+        rows = stats.live_vectors(conn, 0, 1000)
     before = [replace(row, **changes) for row in rows]
-    monkeypatch.setattr(export.stats, "walk_live", lambda catalog, limit: iter([before]))
+    monkeypatch.setattr(stats, "walk_live", lambda catalog, limit: iter([before]))
 
 
 def test_rows_that_moved_to_another_shard_are_followed(
@@ -144,7 +144,7 @@ def test_an_export_that_fails_half_way_leaves_nothing(
     filled.done(["c.jpg"])
     newest = max(filled.store.glob("shards/*/*.h5"), key=lambda path: path.name)
     newest.unlink()
-    monkeypatch.setattr(export, "CHUNK_BYTES", 20)  # one vector
+    monkeypatch.setattr(read, "CHUNK_BYTES", 20)  # one vector
     for write, out in ((export.to_npy, tmp_path / "out"), (export.to_hdf5, tmp_path / "out.h5")):
         with pytest.raises(ShardError, match="missing"):
             write(filled.catalog, filled.store, out)
@@ -215,9 +215,9 @@ def test_what_is_there_is_replaced_by_force_alone(filled: Filled, tmp_path: Path
 
 @pytest.mark.parametrize("rows", [0, 1, 10**12])
 def test_the_header_is_numpys(rows: int) -> None:
-    header = export.npy_header(np.dtype(np.float16), (rows, 4096))
-    assert len(header) == export.NPY_HEADER_BYTES
+    header = npy.npy_header(np.dtype(np.float16), (rows, 4096))
+    assert len(header) == npy.NPY_HEADER_BYTES
     file = io.BytesIO(header)
     assert np.lib.format.read_magic(file) == (1, 0)
     assert np.lib.format.read_array_header_1_0(file) == ((rows, 4096), False, np.dtype(np.float16))
-    assert file.tell() == export.NPY_HEADER_BYTES
+    assert file.tell() == npy.NPY_HEADER_BYTES

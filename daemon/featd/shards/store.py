@@ -33,6 +33,16 @@ def create_store(path: Path, instance: str) -> None:
 
 def check_store(path: Path, instance: str) -> None:
     """StoreUnavailableError where `path` is not the writable store of `instance`; says what to do."""
+    check_readable(path, instance)
+    for folder in (path, shards_folder(path)):
+        if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
+            raise StoreUnavailableError(
+                f"{folder}: featd cannot write there: check its owner, and whether the disk is mounted read-only"
+            )
+
+
+def check_readable(path: Path, instance: str) -> None:
+    """StoreUnavailableError where `path` is not the store of `instance`, writable or not."""
     if not path.is_dir():
         raise StoreUnavailableError(f"{path}: no store there: is the disk mounted?")
     marker = _marker(path)
@@ -50,11 +60,6 @@ def check_store(path: Path, instance: str) -> None:
             f"{path}: the store belongs to instance {marker.get('instance')!r}, the catalog to {instance!r}: "
             "check catalog.url and store.path, or whether the right disk is mounted"
         )
-    for folder in (path, shards_folder(path)):
-        if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
-            raise StoreUnavailableError(
-                f"{folder}: featd cannot write there: check its owner, and whether the disk is mounted read-only"
-            )
 
 
 def is_store(path: Path) -> bool:
