@@ -19,7 +19,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from featd.catalog import claim, connect, enqueue, leases, migrate, retry, settle, stats
+from featd.catalog import claim, connect, enqueue, leases, live, migrate, retry, settle, stats
 from featd.catalog.enqueue import FoundFile
 from featd.catalog.leases import Lease
 from featd.catalog.settle import Identity, Made, NewShard, Settlement
@@ -183,7 +183,7 @@ def explain(url: str) -> None:
     turn("end_lease", lambda conn: leases.end_lease(conn, lease, "explained", RetryPolicy()))
     for name in ("pending_roots", "next_due_seconds", "mend_far_future", "failures_by_kind"):
         turn(name, getattr(stats, name))
-    turn("live_vectors", lambda conn: stats.live_vectors(conn, 1000, 4096))
+    turn("live_vectors", lambda conn: live.live_vectors(conn, 1000, 4096))
     turn("failed_after", lambda conn: retry.failed_after(conn, 1000, 2000))
     engine.dispose()
 

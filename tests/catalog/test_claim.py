@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from featd.catalog import claim, connect, leases, stats
+from featd.catalog import claim, connect, leases, mend
 from featd.catalog.schema import images, shards
 from featd.states import PRIORITY_ARRIVAL, PRIORITY_ASKED, Kind, State
 
@@ -107,9 +107,9 @@ def test_a_time_too_far_ahead_is_mended(desk: Any) -> None:
     desk.find("far.jpg", delay_seconds=86_400.0)
     desk.find("backoff.jpg", delay_seconds=3600.0)
     desk.find("far too.jpg", delay_seconds=86_400.0, priority=PRIORITY_ASKED, root=desk.other)
-    assert desk.do(stats.mend_far_future) == 2
+    assert desk.do(mend.mend_far_future) == 2
     assert _paths(desk.claim(desk.lease())) == ["far too.jpg", "far.jpg"]
-    assert desk.do(stats.mend_far_future) == 0
+    assert desk.do(mend.mend_far_future) == 0
 
 
 def test_the_content_of_the_last_vector_is_known(desk: Any) -> None:

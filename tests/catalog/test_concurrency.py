@@ -7,7 +7,7 @@ import threading
 import time
 from typing import Any
 
-from featd.catalog import claim, leases, retry, stats
+from featd.catalog import claim, leases, mend, retry
 from featd.catalog.leases import InHand, Lease
 from featd.errors import LeaseLostError
 from featd.states import Failure, Kind
@@ -47,7 +47,7 @@ def _ingest(desk: Any, seed: int, until: float) -> None:
         paths = random_.sample([f"{n}.jpg" for n in range(60)], 20)
         desk.find(*paths, size=random_.randint(1, 3), priority=random_.choice([0, 10]))
         desk.vanish(*random_.sample(paths, 3))
-        desk.do(stats.mend_far_future)
+        desk.do(mend.mend_far_future)
 
 
 def _janitor(desk: Any, seed: int, until: float) -> None:

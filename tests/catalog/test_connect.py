@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from featd.catalog import connect, counters, dialects, migrate
+from featd.catalog import connect, counters, dialects, migrate, values
 from featd.errors import EXIT_OUT_OF_REACH, CatalogUnavailableError, ConfigError
 
 sqlite_only = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
@@ -39,7 +39,7 @@ def _out_of_reach(engine: sa.Engine) -> str:
     """What both ways in say, and with which exit code."""
     said = []
     for attempt in (
-        lambda: connect.transact(engine, lambda conn: counters.set_value(conn, "x", 1)),
+        lambda: connect.transact(engine, lambda conn: values.set_value(conn, "x", 1)),
         lambda: migrate.check_schema(engine),
     ):
         with pytest.raises(CatalogUnavailableError) as raised:
@@ -80,15 +80,15 @@ def test_increments_of_many_threads_are_all_kept(desk: Any) -> None:
     """sqlite3's own transaction mode lost half of them."""
 
     def add(conn: sa.Connection) -> None:
-        counters.set_value(conn, "n", counters.get_value(conn, "n") + 1)
+        values.set_value(conn, "n", values.get_value(conn, "n") + 1)
 
-    desk.do(counters.set_value, "n", 0)
+    desk.do(values.set_value, "n", 0)
     threads = [threading.Thread(target=lambda: [desk.do(add) for _ in range(20)]) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(60)
-    assert desk.do(counters.get_value, "n") == 80
+    assert desk.do(values.get_value, "n") == 80
 
 
 @sqlite_only
@@ -132,12 +132,12 @@ def test_a_lock_that_is_never_let_go_is_given_up(desk: Any, monkeypatch: pytest.
 
 def test_work_that_raises_leaves_nothing_behind(desk: Any) -> None:
     def work(conn: sa.Connection) -> None:
-        counters.set_value(conn, "half", True)
+        values.set_value(conn, "half", True)
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
         desk.do(work)
-    assert desk.do(counters.get_value, "half") is None
+    assert desk.do(values.get_value, "half") is None
 
 
 def test_a_mistake_of_ours_is_not_called_an_outage(desk: Any) -> None:
@@ -236,7 +236,7 @@ def test_a_file_that_may_not_be_written(opened: Any) -> None:
         os.seteuid(65534)
         try:
             with pytest.raises(CatalogUnavailableError, match=r"readonly|unable to open"):
-                connect.transact(engine, lambda conn: counters.set_value(conn, "x", 1))
+                connect.transact(engine, lambda conn: values.set_value(conn, "x", 1))
         finally:
             os.seteuid(0)
             engine.dispose()
@@ -280,7 +280,7 @@ def test_a_connection_that_breaks_is_made_anew(desk: Any) -> None:
         pid = conn.exec_driver_sql("SELECT pg_backend_pid()").scalar()
         with desk.engine.connect() as other:
             other.exec_driver_sql(f"SELECT pg_terminate_backend({pid})")
-        counters.set_value(conn, "half", True)
+        values.set_value(conn, "half", True)
 
     with pytest.raises(CatalogUnavailableError) as raised:
         desk.do(broken)
@@ -288,7 +288,7 @@ def test_a_connection_that_breaks_is_made_anew(desk: Any) -> None:
     with desk.engine.connect() as conn:
         conn.exec_driver_sql(kill)
     assert desk.find("y").new == 1
-    assert desk.do(counters.get_value, "half") is None
+    assert desk.do(values.get_value, "half") is None
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from featd.catalog import claim, counters, enqueue, leases, retry, stats
+from featd.catalog import claim, counters, enqueue, leases, live, retry, stats, values
 from featd.catalog.counters import StateChanges
 from featd.catalog.stats import FailureLine, ShardTotals
 from featd.states import PRIORITY_ARRIVAL, Kind, State
@@ -77,7 +77,7 @@ def test_live_vectors_are_those_of_done_rows_in_order(desk: Any) -> None:
     desk.make_done("a", "b", "c", "d")
     desk.vanish("b")
     desk.find("c", size=2)
-    walked = [vector for batch in stats.walk_live(desk.engine, 1) for vector in batch]
+    walked = [vector for batch in live.walk_live(desk.engine, 1) for vector in batch]
     assert [(vector.path, vector.shard_row, vector.version) for vector in walked] == [
         ("a", 0, 1),
         ("d", 3, 1),
@@ -93,10 +93,10 @@ def test_known_shards_among_any_number_of_names(desk: Any) -> None:
 
 
 def test_values_are_kept_as_json(desk: Any) -> None:
-    assert desk.do(counters.get_value, "ingest") is None
+    assert desk.do(values.get_value, "ingest") is None
     for value in ({"last": "é"}, [1, 2.5], None, "x"):
-        desk.do(counters.set_value, "ingest", value)
-        assert desk.do(counters.get_value, "ingest") == value
+        desk.do(values.set_value, "ingest", value)
+        assert desk.do(values.get_value, "ingest") == value
 
 
 def test_a_change_that_is_none_costs_no_statement(desk: Any) -> None:

@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from watchdog.observers.inotify_c import InotifyFD
 
 from featd import clock
-from featd.catalog import connect, counters, schema
+from featd.catalog import connect, schema, values
 from featd.config import RootConfig
 from featd.ingest.root import RootIngest
 from featd.ingest.watch import Handler
@@ -453,4 +453,4 @@ def test_an_interrupted_scan_goes_on_where_it_was(catalog: sa.Engine, root: Path
     assert len(states) == 23
     assert [path for path, state in states.items() if state == "gone"] == ["12/a.jpg"]
     with connect.reading(catalog) as conn:
-        assert counters.get_value(conn, f"scan.{root}") == {}
+        assert values.get_value(conn, f"scan.{root}") == {}

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import sqlalchemy as sa
 
-from featd.catalog import connect, enqueue, stats
+from featd.catalog import connect, enqueue, live
 from featd.catalog.schema import images
 from featd.errors import FeatdError, ModelError, NothingMatchedError, StoreUnavailableError
 from featd.export import export, npy, read
@@ -108,9 +108,9 @@ def test_what_is_not_done_is_not_exported(filled: Filled, tmp_path: Path) -> Non
 def stale(filled: Filled, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
     """The export sees its first chunk as it was before compaction moved the rows."""
     with connect.reading(filled.catalog) as conn:
-        rows = stats.live_vectors(conn, 0, 1000)
+        rows = live.live_vectors(conn, 0, 1000)
     before = [replace(row, **changes) for row in rows]
-    monkeypatch.setattr(stats, "walk_live", lambda catalog, limit: iter([before]))
+    monkeypatch.setattr(live, "walk_live", lambda catalog, limit: iter([before]))
 
 
 def test_rows_that_moved_to_another_shard_are_followed(

@@ -1,15 +1,12 @@
-"""Counters and named values in `settings`. Changed last in a transaction, in order of name, so that
-transactions wait for one another and never deadlock."""
+"""Counters of images by state, in `settings`. Changed last in a transaction, in order of name, so that transactions
+wait for one another and never deadlock."""
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from typing import Any
 
 import sqlalchemy as sa
 
-from featd.catalog import dialects
 from featd.catalog.schema import settings
 from featd.states import State
 
@@ -42,15 +39,3 @@ def counts(conn: sa.Connection) -> dict[State, int]:
     """Images per state, from the counters: no row of `images` is read."""
     found = {row.name: row.number for row in conn.execute(sa.select(settings.c.name, settings.c.number))}
     return {state: found.get(counter_name(state), 0) for state in State}
-
-
-def get_value(conn: sa.Connection, name: str) -> Any:
-    """The JSON value stored under `name`, or None."""
-    text = conn.scalar(sa.select(settings.c.value).where(settings.c.name == name))
-    return None if text is None else json.loads(text)
-
-
-def set_value(conn: sa.Connection, name: str, value: Any) -> None:
-    """Store a JSON value under `name`."""
-    row = {"name": name, "value": json.dumps(value, sort_keys=True), "number": 0}
-    conn.execute(dialects.upsert(conn, settings, ["name"], row))

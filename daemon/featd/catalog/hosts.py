@@ -15,7 +15,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from featd import clock
-from featd.catalog import counters, dialects
+from featd.catalog import dialects, values
 from featd.catalog.schema import settings
 
 TIDY = "tidy"
@@ -144,14 +144,14 @@ def forget_reports(conn: sa.Connection, host: str) -> None:
 
 def note_scan(conn: sa.Connection) -> None:
     """A whole root was scanned to its end just now."""
-    counters.set_value(conn, LAST_SCAN, clock.utcnow().isoformat())
+    values.set_value(conn, LAST_SCAN, clock.utcnow().isoformat())
 
 
 def ingest_of_all(conn: sa.Connection, down: str | None = None) -> dict[str, Any]:
     """What the status shows of ingest: sums over the hosts. `down`: this host's is known not to run."""
     told: dict[str, Any] = {
         "watching": 0,
-        "last_scan_at": counters.get_value(conn, LAST_SCAN),
+        "last_scan_at": values.get_value(conn, LAST_SCAN),
         "scanned_by": {
             duty.removeprefix(_SCAN): host
             for duty, host in sorted(duty_holders(conn).items())

@@ -8,7 +8,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from featd.catalog import counters, dialects
+from featd.catalog import counters, dialects, values
 from featd.catalog.schema import settings
 from featd.errors import FingerprintError
 from featd.states import State
@@ -23,24 +23,24 @@ def create_instance(conn: sa.Connection) -> str:
 
 
 def instance_id(conn: sa.Connection) -> str:
-    return str(counters.get_value(conn, "instance"))
+    return str(values.get_value(conn, "instance"))
 
 
 def fingerprint(conn: sa.Connection) -> str | None:
     """The fingerprint of this catalog's vectors; None before the first."""
-    value = counters.get_value(conn, "fingerprint")
+    value = values.get_value(conn, "fingerprint")
     return None if value is None else str(value)
 
 
 def spec(conn: sa.Connection) -> dict[str, Any] | None:
     """What the fingerprint was made from; None before the first vector."""
-    value = counters.get_value(conn, "spec")
+    value = values.get_value(conn, "spec")
     return None if value is None else dict(value)
 
 
 def golden(conn: sa.Connection) -> dict[str, Any] | None:
     """The golden vectors that were stored with the first done row."""
-    value = counters.get_value(conn, "golden")
+    value = values.get_value(conn, "golden")
     return None if value is None else dict(value)
 
 

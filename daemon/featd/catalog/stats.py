@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
 
-from featd.catalog import connect, dialects
+from featd.catalog import dialects
 from featd.catalog.schema import images, in_state, leases, shards
-from featd.states import MAX_BACKOFF_SECONDS, PRIORITIES, State
-
-MEND_ROWS = 5000
-"""Rows that one statement of `mend_far_future` mends."""
+from featd.states import PRIORITIES, State
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,10 +95,10 @@ def pending_roots(conn: sa.Connection) -> set[str]:
     # By lease: for a DISTINCT over the claimed, SQLite would walk the unique index from end to end.
     open_leases = sa.select(leases.c.id).where(leases.c.ended_at.is_(None))
     claimed = sa.select(images.c.root).where(in_state(State.CLAIMED), images.c.lease_id.in_(open_leases))
-    return {*_queued_roots(conn), *conn.execute(claimed).scalars()}
+    return {*queued_roots(conn), *conn.execute(claimed).scalars()}
 
 
-def _queued_roots(conn: sa.Connection) -> list[str]:
+def queued_roots(conn: sa.Connection) -> list[str]:
     """The roots that have pending rows: one step into the claim index for each, however many rows wait."""
     roots: list[str] = []
     first = sa.select(images.c.root).where(in_state(State.PENDING)).order_by(images.c.root).limit(1)
@@ -115,7 +112,7 @@ def _queued_roots(conn: sa.Connection) -> list[str]:
 def next_due_seconds(conn: sa.Connection) -> float | None:
     """Seconds until the next pending row is due; 0 where one is due now; None where none is pending."""
     soonest: list[datetime] = []
-    for root in _queued_roots(conn):
+    for root in queued_roots(conn):
         for priority in PRIORITIES:
             first = (
                 sa.select(images.c.not_before)
@@ -129,64 +126,6 @@ def next_due_seconds(conn: sa.Connection) -> float | None:
         return None
     moment: datetime = conn.execute(sa.select(dialects.now(conn))).scalar_one()
     return max(0.0, (min(soonest) - moment).total_seconds())
-
-
-def mend_far_future(conn: sa.Connection) -> int:
-    """Rows that may not be claimed before a time further off than the longest back-off become due.
-
-    A wall clock that was wrong for a while leaves such times behind. Called by the janitor; needs no lease.
-    """
-    mended = 0
-    horizon = dialects.later_once(conn, MAX_BACKOFF_SECONDS * 1.1)
-    for root in _queued_roots(conn):
-        for priority in PRIORITIES:
-            queue = (in_state(State.PENDING), images.c.root == root, images.c.priority == priority)
-            # From the far end of the claim index: mostly one step, and a walk of no more than what is mended.
-            far = sa.select(images.c.id).where(*queue, images.c.not_before > horizon)
-            last = far.order_by(images.c.not_before.desc(), images.c.id.desc()).limit(MEND_ROWS)
-            while ids := conn.execute(last).scalars().all():
-                these = (dialects.has_id(conn, ids), images.c.state == State.PENDING)
-                dialects.lock_images(conn, *these)
-                due = sa.update(images).where(*these).values(not_before=dialects.now(conn))
-                mended += dialects.changed(conn, due)
-    return mended
-
-
-@dataclass(frozen=True, slots=True)
-class LiveVector:
-    """Where an image's live vector is."""
-
-    image_id: int
-    root: str
-    path: str
-    version: int
-    shard_path: str
-    shard_row: int
-
-
-def live_vectors(conn: sa.Connection, after_id: int, limit: int) -> list[LiveVector]:
-    """The next done images in order of id, beginning behind `after_id`."""
-    columns = (
-        images.c.id,
-        images.c.root,
-        images.c.path,
-        images.c.shard_version,
-        shards.c.path,
-        images.c.shard_row,
-    )
-    statement = (
-        sa.select(*columns)
-        .join(shards, shards.c.id == images.c.shard_id)
-        .where(images.c.state == State.DONE, images.c.id > after_id)
-        .order_by(images.c.id)
-        .limit(limit)
-    )
-    return [LiveVector(*row) for row in conn.execute(statement)]
-
-
-def walk_live(catalog: sa.Engine, limit: int) -> Iterator[Sequence[LiveVector]]:
-    """Every live vector, in order of image id."""
-    return connect.walk(catalog, live_vectors, lambda image: image.image_id, 0, limit)
 
 
 def known_shards(conn: sa.Connection, names: Sequence[str]) -> set[str]:

@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import sqlalchemy as sa
 
-from featd.catalog import connect, stats
-from featd.catalog.stats import LiveVector
+from featd.catalog import connect, live
+from featd.catalog.live import LiveVector
 from featd.shards.layout import ShardError
 from featd.shards.read import ShardReader
 
@@ -37,7 +37,7 @@ class Chunk:
 def read_chunks(catalog: sa.Engine, store: Path, blob: str, fingerprint: str) -> Iterator[Chunk]:
     """The live vectors of `blob` in order of image id. ShardError where a shard is not what its rows say."""
     with OpenShards(store, fingerprint) as shards:
-        for images in stats.walk_live(catalog, CATALOG_ROWS):
+        for images in live.walk_live(catalog, CATALOG_ROWS):
             at = 0
             while at < len(images):
                 some = images[at : at + _rows_at_once(shards, images[at], blob)]
@@ -93,7 +93,7 @@ def _read_again(catalog: sa.Engine, shards: OpenShards, images: Sequence[LiveVec
     for _ in range(3):
         wanted = {image.image_id for image in images}
         with connect.reading(catalog) as conn:
-            found = stats.live_vectors(conn, images[0].image_id - 1, len(images))
+            found = live.live_vectors(conn, images[0].image_id - 1, len(images))
         images = [image for image in found if image.image_id in wanted]
         if not images:
             return Chunk((), np.empty((0, 0), np.float32))

@@ -12,7 +12,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from featd import clock, logs
-from featd.catalog import connect, counters, enqueue, hosts
+from featd.catalog import connect, enqueue, hosts, values
 from featd.catalog.enqueue import Enqueued, FoundFile, KnownFile
 from featd.config import RootConfig
 from featd.ingest.globs import Globs
@@ -193,14 +193,14 @@ class Scan:
         if not self._durable:
             return {}
         with connect.reading(self._catalog) as conn:
-            return counters.get_value(conn, cursor_name(self._root)) or {}
+            return values.get_value(conn, cursor_name(self._root)) or {}
 
     def _save(self, cursor: dict[str, Any]) -> None:
         now = clock.monotonic()
         if self._durable and now - self._saved_at >= CURSOR_SECONDS and any(cursor.values()):
             self._saved_at = now
             connect.transact(
-                self._catalog, lambda conn: counters.set_value(conn, cursor_name(self._root), cursor)
+                self._catalog, lambda conn: values.set_value(conn, cursor_name(self._root), cursor)
             )
 
     def _note(self, conn: sa.Connection) -> None:
@@ -208,7 +208,7 @@ class Scan:
             return
         hosts.note_scan(conn)
         if self._durable:
-            counters.set_value(conn, cursor_name(self._root), {})
+            values.set_value(conn, cursor_name(self._root), {})
 
 
 def scan_root(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from featd import clock, logs
-from featd.catalog import connect, counters, hosts, stats
+from featd.catalog import connect, counters, hosts, mend, stats
 from featd.catalog.leases import Lease
 from featd.errors import CatalogUnavailableError
 from featd.janitor import drain
@@ -71,7 +71,7 @@ class Janitor:
             self._tidies = hosts.TIDY in held
         # One host's janitor does these for all.
         if self._tidies and self._is_due("mend", now, MEND_EVERY_SECONDS):
-            connect.transact(self._catalog, stats.mend_far_future)
+            connect.transact(self._catalog, mend.mend_far_future)
         if self._tidies and self._is_due("leftovers", now, LEFTOVERS_EVERY_SECONDS):
             remove_leftovers(self._catalog, self._store)
         if self._draining and self._scanned and self._is_due("drain", now, DRAIN_EVERY_SECONDS):

@@ -1,0 +1,33 @@
+"""Rows that a wrong wall clock left behind: the janitor makes them due again."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+
+from featd.catalog import dialects, stats
+from featd.catalog.schema import images, in_state
+from featd.states import MAX_BACKOFF_SECONDS, PRIORITIES, State
+
+MEND_ROWS = 5000
+"""Rows that one statement mends."""
+
+
+def mend_far_future(conn: sa.Connection) -> int:
+    """Rows that may not be claimed before a time further off than the longest back-off become due.
+
+    A wall clock that was wrong for a while leaves such times behind. Called by the janitor; needs no lease.
+    """
+    mended = 0
+    horizon = dialects.later_once(conn, MAX_BACKOFF_SECONDS * 1.1)
+    for root in stats.queued_roots(conn):
+        for priority in PRIORITIES:
+            queue = (in_state(State.PENDING), images.c.root == root, images.c.priority == priority)
+            # From the far end of the claim index: mostly one step, and a walk of no more than what is mended.
+            far = sa.select(images.c.id).where(*queue, images.c.not_before > horizon)
+            last = far.order_by(images.c.not_before.desc(), images.c.id.desc()).limit(MEND_ROWS)
+            while ids := conn.execute(last).scalars().all():
+                these = (dialects.has_id(conn, ids), images.c.state == State.PENDING)
+                dialects.lock_images(conn, *these)
+                due = sa.update(images).where(*these).values(not_before=dialects.now(conn))
+                mended += dialects.changed(conn, due)
+    return mended
