@@ -164,6 +164,8 @@ def test_no_hot_statement_scans_the_images(desk: Any, doing: str) -> None:
                 desk.do(retry.retry, [1, 2])
             case "known_files":
                 desk.do(enqueue.known_files, "a", desk.root, 10)
+            case "mend_far_future":
+                desk.do(mend.mend_far_future)
             case name:
                 desk.do(getattr(stats, name))
     finally:
