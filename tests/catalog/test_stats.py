@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from featd.catalog import claim, counters, enqueue, leases, live, retry, stats, values
+from featd.catalog import claim, counters, enqueue, leases, live, mend, retry, stats, values
 from featd.catalog.counters import StateChanges
 from featd.catalog.stats import FailureLine, ShardTotals
 from featd.states import PRIORITY_ARRIVAL, Kind, State
