@@ -5,6 +5,7 @@ Whatever a test does, the counters must be exact when it ends.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime
@@ -20,7 +21,7 @@ from featd.catalog.enqueue import Enqueued, FoundFile
 from featd.catalog.leases import InHand, Lease
 from featd.catalog.schema import attempts, images, shards
 from featd.catalog.schema import leases as lease_table
-from featd.catalog.settle import Identity, Made, NewShard, Settled, Settlement
+from featd.catalog.settle import Identity, Made, NewShard, Settlement
 from featd.states import ClaimedImage, Failure, Kind, RetryPolicy, State, Unchanged
 
 T = TypeVar("T")
@@ -45,7 +46,7 @@ class Desk:
         return self.engine.dialect.name == "sqlite"
 
     def do(self, work: Callable[..., T], *args: Any, **named: Any) -> T:
-        return connect.transact(self.engine, lambda conn: work(conn, *args, **named))
+        return connect.transact(self.engine, work, *args, **named)
 
     def execute(self, statement: sa.Executable) -> None:
         self.do(lambda conn: conn.execute(statement))
@@ -81,7 +82,7 @@ class Desk:
         content: str | None = None,
         shard: str | None = None,
         identity: Identity = IDENTITY,
-    ) -> Settled:
+    ) -> Counter[State]:
         """Settle; the vectors `made` stand in one new shard, in their order."""
         sealed = self.shard(len(made), shard) if made else None
         rows = [
@@ -103,7 +104,7 @@ class Desk:
 
     def fail(
         self, lease: Lease, image: ClaimedImage, kind: Kind, message: str = "why", **named: Any
-    ) -> Settled:
+    ) -> Counter[State]:
         return self.settle(lease, failures=[Failure(image, kind, message, **named)])
 
     def end(self, lease: Lease, in_hand: InHand | None = None, reason: str = "died") -> bool:

@@ -190,7 +190,7 @@ def test_no_postgresql_session_outlives_a_third_of_a_lease(desk: Any, opened: An
 
 def test_a_missing_folder(tmp_path: Path, opened: Any) -> None:
     assert "no such file" in _out_of_reach(opened(f"sqlite:///{tmp_path / 'missing' / 'featd.db'}"))
-    with pytest.raises(CatalogUnavailableError, match="cannot be made"):
+    with pytest.raises(CatalogUnavailableError, match="cannot be created"):
         migrate.upgrade(opened(f"sqlite:///{tmp_path / 'missing' / 'featd.db'}"))
 
 

@@ -198,10 +198,10 @@ def test_what_is_there_is_replaced_by_force_alone(filled: Filled, tmp_path: Path
     filled.done(["a.jpg"])
     out, file = tmp_path / "out", tmp_path / "out.h5"
     for _ in range(2):
-        with pytest.raises(FeatdError, match="there already") if out.exists() else contextlib.nullcontext():
+        with pytest.raises(FeatdError, match="exists already") if out.exists() else contextlib.nullcontext():
             export.to_npy(filled.catalog, filled.store, out)
             export.to_hdf5(filled.catalog, filled.store, file)
-    with pytest.raises(FeatdError, match="there already"):
+    with pytest.raises(FeatdError, match="exists already"):
         export.to_hdf5(filled.catalog, filled.store, file)
     filled.done(["b.jpg"])
     (out / "mine.txt").write_text("kept")

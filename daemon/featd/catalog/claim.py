@@ -27,7 +27,7 @@ _CLAIMED = (
 )
 
 GROUP_ROOTS = 16
-"""Roots whose queues one statement merges: each costs the database a plan."""
+"""How many roots' queues one statement merges: each adds to the time that the database plans for."""
 
 
 def claim(
@@ -54,14 +54,14 @@ def claim(
 
 
 def _claimed(row: Sequence[Any]) -> ClaimedImage:
-    # Decided here: SQLite 3.40 can find a NULL to be NOT NULL in the RETURNING of an UPDATE.
+    # Not in SQL: SQLite 3.40 can evaluate NULL as NOT NULL in the RETURNING of an UPDATE.
     image_id, root, path, size, mtime_ns, version, priority, suspect, content, shard_id = row
     known_content = None if shard_id is None else content
     return ClaimedImage(image_id, root, path, size, mtime_ns, version, priority, suspect, known_content)
 
 
 def _groups(conn: sa.Connection, roots: Sequence[str], priority: int) -> Iterator[Sequence[str]]:
-    """Those of `roots` that have due rows, longest waiting first, a few at a time; a lone root is not asked."""
+    """The roots that have due rows, longest waiting first, in groups of GROUP_ROOTS. A single root is not looked up."""
     if len(roots) > 1:
         given = dialects.rows_of(conn, "given", {"root": sa.Text()}, [(root,) for root in roots])
         head = _queue(conn, given.c.root, priority).with_only_columns(images.c.not_before).limit(1)
@@ -87,13 +87,13 @@ def _queue(conn: sa.Connection, root: str | sa.ColumnElement[str], priority: int
 
 
 def release(conn: sa.Connection, lease: Lease, ids: Sequence[int]) -> int:
-    """Give back rows that were claimed and not worked on; nothing is counted against them."""
+    """Make claimed rows that were not worked on pending again; no attempt is counted."""
     leases.hold(conn, lease)
     return _to_pending(conn, lease, images.c.state == State.CLAIMED, dialects.has_id(conn, ids))
 
 
 def release_unheld(conn: sa.Connection, lease: Lease, held: Sequence[int]) -> int:
-    """Give back every row of the lease that the worker does not hold: what a claim took whose answer was lost."""
+    """Make every row of the lease pending that is not in `held`: rows of a claim whose COMMIT reply was lost."""
     leases.hold(conn, lease)
     return _to_pending(conn, lease, in_state(State.CLAIMED), sa.not_(dialects.has_id(conn, held)))
 

@@ -1,4 +1,4 @@
-"""Opening the catalog and running transactions in it. Never carry what is opened here across a fork."""
+"""Opening the catalog and running transactions in it. Nothing that is opened here may be used after a fork."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 RETRY_SECONDS = 20.0
-"""How long a transaction is tried again while others hold its locks."""
+"""How long a transaction is retried while other transactions hold its locks."""
 
 
 class CommitUnknownError(CatalogUnavailableError):
-    """The answer to a COMMIT was lost: it may stand or not. Look before trying again."""
+    """The reply to a COMMIT was lost, so nobody knows whether it succeeded. Check before trying again."""
 
 
 def open_catalog(url: str, lease_seconds: float = 60.0) -> sa.Engine:
@@ -56,7 +56,7 @@ def open_catalog(url: str, lease_seconds: float = 60.0) -> sa.Engine:
 
 
 def credential() -> str | None:
-    """The database's password as systemd hands it over (LoadCredential=database-password:...), if it does."""
+    """The database password that systemd provides (LoadCredential=database-password:...), or None."""
     folder = os.environ.get("CREDENTIALS_DIRECTORY")
     if not folder:
         return None
@@ -115,8 +115,8 @@ def transact(
 ) -> T:
     """Run `work(connection, *arguments, **options)` in one write transaction and commit it.
 
-    Tried again, from its start, while it loses to other transactions' locks. CommitUnknownError where the
-    connection broke in COMMIT; CatalogUnavailableError for every other trouble with the database.
+    The whole transaction is retried while other transactions hold its locks. CommitUnknownError where the
+    connection broke during COMMIT; CatalogUnavailableError for any other problem with the database.
     """
     deadline = clock.monotonic() + RETRY_SECONDS
     while True:
@@ -134,7 +134,7 @@ def transact(
                     if dialects.is_transient(error):
                         raise
                     raise CommitUnknownError(
-                        f"the catalog's answer to a commit was lost: {error.orig}"
+                        f"the connection to the catalog was lost during COMMIT: {error.orig}"
                     ) from error
                 return result
         except sa.exc.DBAPIError as error:
@@ -144,10 +144,10 @@ def transact(
 
 
 def unavailable(engine: sa.Engine, error: sa.exc.DBAPIError) -> Exception:
-    """What a database error means to featd: out of reach, or (a programming error) itself."""
+    """What to raise for a database error: SchemaError, CatalogUnavailableError, or the error itself (a bug)."""
     if dialects.is_foreign_schema(error):
         return SchemaError(
-            f"catalog {shown_url(engine)} does not have the tables that its revision says: {_first_line(error)}:"
+            f"catalog {shown_url(engine)} lacks tables or columns of its schema revision: {_first_line(error)}:"
             " restore it from a backup"
         )
     if dialects.is_unreachable(error):

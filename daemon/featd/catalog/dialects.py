@@ -1,4 +1,4 @@
-"""Everything in which SQLite and PostgreSQL differ. No other module asks which database it is on."""
+"""Everything in which SQLite and PostgreSQL differ. No other module asks which of the two it runs on."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ DRIVERS = {
     "postgresql": "postgresql+psycopg",
     "postgresql+psycopg": "postgresql+psycopg",
 }
-"""The databases that featd knows, and the driver it takes for each."""
+"""The database names that featd accepts, and the driver for each."""
 
 LOCK_KEY = 0x66656174
-"""Names featd's migrations among PostgreSQL's advisory locks ("feat")."""
+"""The key of the advisory lock that a migration takes on PostgreSQL ("feat" in ASCII)."""
 
 
 def is_sqlite(conn: sa.Connection | sa.Engine) -> bool:
@@ -37,19 +37,19 @@ def is_sqlite(conn: sa.Connection | sa.Engine) -> bool:
 
 
 def prepare_engine(engine: sa.Engine) -> None:
-    """Make SQLite's transactions and durability what featd's promise needs."""
+    """Set up SQLite's transactions and durability; without this committed rows can be lost."""
     if not is_sqlite(engine):
         return
 
     @sa.event.listens_for(engine, "do_connect")
     def _do_connect(*_: Any) -> None:
-        # SQLite would make an empty database where the catalog's disk is not mounted.
+        # SQLite would create an empty database where the catalog's disk is not mounted.
         if not Path(str(engine.url.database)).exists():
             raise sqlite3.OperationalError("there is no such file; `featd init` makes a new catalog")
 
     @sa.event.listens_for(engine, "connect")
     def _connect(connection: Any, _record: Any) -> None:
-        # sqlite3's own transaction mode begins late and loses updates: `_begin` below says BEGIN itself.
+        # The transaction mode of Python's sqlite3 begins too late and loses updates, so `_begin` below sends BEGIN.
         connection.isolation_level = None
         for pragma in (
             "busy_timeout = 2000",
@@ -67,7 +67,7 @@ def prepare_engine(engine: sa.Engine) -> None:
 
 
 def create_database(engine: sa.Engine) -> None:
-    """Make SQLite's file where there is none yet: only a migration may. OSError where it cannot be made."""
+    """Create SQLite's file where there is none; only a migration may do that. OSError where it cannot be created."""
     if is_sqlite(engine):
         Path(str(engine.url.database)).touch()
 
@@ -89,7 +89,7 @@ def connect_args(url: sa.URL, lease_seconds: float) -> dict[str, Any]:
 
 
 def is_transient(error: sa.exc.DBAPIError) -> bool:
-    """Whether the transaction was rolled back for a reason that a second try can pass: a lock, a deadlock."""
+    """Whether the transaction was rolled back because of a lock or a deadlock, so that a retry can succeed."""
     cause = error.orig
     code = getattr(cause, "sqlstate", None)
     if code is not None:
@@ -98,9 +98,9 @@ def is_transient(error: sa.exc.DBAPIError) -> bool:
 
 
 def is_unreachable(error: sa.exc.DBAPIError) -> bool:
-    """Whether the trouble lies with the database (away, full, read-only, damaged), not with the statement."""
+    """Whether the database is the problem (away, full, read-only, damaged) and not the statement."""
     name = getattr(error.orig, "sqlite_errorname", "")
-    if name == "SQLITE_ERROR":  # a table that is missing, or there already: nothing to wait for
+    if name == "SQLITE_ERROR":  # a table that is missing or exists already: waiting does not help
         return False
     if isinstance(error, (sa.exc.OperationalError, sa.exc.InterfaceError)):
         return True
@@ -122,25 +122,25 @@ def is_foreign_schema(error: sa.exc.DBAPIError) -> bool:
 
 
 def now(conn: sa.Connection) -> sa.ColumnElement[Any]:
-    """The moment, by the catalog's clock."""
+    """Now, by the catalog's clock."""
     if is_sqlite(conn):
         return sa.literal(clock.utcnow(), Moment)
     return sa.func.clock_timestamp(type_=Moment)
 
 
 def now_once(conn: sa.Connection) -> sa.ColumnElement[Any]:
-    """The moment, read once per statement: PostgreSQL bounds no index walk by a clock that moves under it."""
+    """Now, read once per statement: PostgreSQL cannot use an index with a clock that moves while it scans."""
     return later_once(conn, 0.0)
 
 
 def later_once(conn: sa.Connection, seconds: float) -> sa.ColumnElement[Any]:
-    """The moment `seconds` from now, read once per statement."""
+    """`seconds` from now, read once per statement."""
     moment = later(conn, seconds)
     return moment if is_sqlite(conn) else sa.select(moment).scalar_subquery()
 
 
 def later(conn: sa.Connection, seconds: float) -> sa.ColumnElement[Any]:
-    """The moment `seconds` from now, by the catalog's clock."""
+    """`seconds` from now, by the catalog's clock."""
     if is_sqlite(conn):
         return sa.literal(clock.utcnow() + timedelta(seconds=seconds), Moment)
     return sa.type_coerce(
@@ -149,14 +149,14 @@ def later(conn: sa.Connection, seconds: float) -> sa.ColumnElement[Any]:
 
 
 def lease_now(conn: sa.Connection) -> sa.ColumnElement[float]:
-    """Now on the clock of leases, in seconds: a stepped wall clock expires no lease."""
+    """Now on the clock of leases, in seconds. Setting the wall clock does not expire a lease."""
     if is_sqlite(conn):
         return sa.literal(clock.boottime(), sa.Double)
     return sa.cast(sa.extract("epoch", sa.func.clock_timestamp()), sa.Double)
 
 
 def boot_id(conn: sa.Connection) -> str | None:
-    """What this host's leases must carry to be live: the boot they were opened in, on SQLite."""
+    """The boot id that a live lease of this host must carry; None on PostgreSQL, which needs none."""
     return clock.boot_id() if is_sqlite(conn) else None
 
 
@@ -164,7 +164,7 @@ def boot_id(conn: sa.Connection) -> str | None:
 
 
 def insert_if_new(conn: sa.Connection, table: sa.Table, keys: Sequence[str]) -> Any:
-    """An INSERT that leaves rows alone which are there already."""
+    """An INSERT that skips rows that exist already."""
     dialect: Any = sqlite if is_sqlite(conn) else postgresql
     return dialect.insert(table).on_conflict_do_nothing(index_elements=list(keys))
 
@@ -248,8 +248,8 @@ def claim_first(
         return list(
             conn.execute(update.where(images.c.id == sa.any_(sa.func.array(locked.scalar_subquery()))))
         )
-    # FOR UPDATE cannot stand over a UNION: look for the first, lock what is free of them, and look on behind
-    # them for what others had locked.
+    # PostgreSQL does not allow FOR UPDATE over a UNION: find the first rows, lock those that are free, and continue
+    # behind them to make up for those that others had locked.
     claimed: list[Any] = []
     behind: list[sa.Select[Any]] = list(queues)
     while (wanted := limit - len(claimed)) > 0:
@@ -271,7 +271,7 @@ def claim_first(
 
 
 def _first(queues: Sequence[sa.Select[Any]], limit: int) -> sa.FromClause:
-    """The first `limit` rows of all `queues`, by not_before and id. No queue is walked further than `limit`."""
+    """The first `limit` rows of all `queues`, by not_before and id. No queue is read further than `limit`."""
     parts = [queue.limit(limit).subquery() for queue in queues]
     union = sa.union_all(*(sa.select(part.c.id, part.c.not_before) for part in parts)).subquery()
     merged = parts[0] if len(parts) == 1 else union
@@ -324,6 +324,6 @@ def changed(conn: sa.Connection, statement: Any) -> int:
 
 
 def migration_lock(conn: sa.Connection) -> None:
-    """Let one migration run at a time. SQLite's write transaction is that lock already."""
+    """Let only one migration run at a time. On SQLite the write transaction does that already."""
     if not is_sqlite(conn):
         conn.execute(sa.select(sa.func.pg_advisory_xact_lock(LOCK_KEY)))

@@ -1,4 +1,4 @@
-"""Enqueueing: what a scan or a watch found becomes rows; what vanished becomes gone."""
+"""Enqueueing: files that a scan or the watch found become rows, and rows of files that vanished become gone."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from featd.states import PRIORITY_BACKLOG, State
 
 @dataclass(frozen=True, slots=True)
 class FoundFile:
-    """A file that is there: its path in catalog form, relative to its root, and its stat."""
+    """A file on disk: its path in catalog form, relative to its root, with its size and time."""
 
     path: str
     size: int
@@ -25,7 +25,7 @@ class FoundFile:
 
 @dataclass(slots=True)
 class Enqueued:
-    """How many of the found files were new, changed, or had come back."""
+    """How many of the found files were new, had changed, or had returned."""
 
     new: int = 0
     changed: int = 0
@@ -38,13 +38,13 @@ class Enqueued:
 
     @property
     def any(self) -> bool:
-        """Whether there is work in it."""
+        """Whether any row became pending."""
         return bool(self.new or self.changed or self.returned)
 
 
 @dataclass(frozen=True, slots=True)
 class KnownFile:
-    """A row that is not gone, for the look whether its file still is there."""
+    """A row that is not gone, to check whether its file still exists."""
 
     id: int
     path: str
@@ -68,7 +68,7 @@ def enqueue(
     """Bring the catalog up to `found`, files under `root`: new, changed and returned ones become pending.
 
     A changed file of a claimed row only raises its version: the settle that follows sees it. A row that is
-    pending at a lower priority moves up and waits no longer than `delay_seconds`. Needs no lease. Safe to repeat.
+    pending at a lower priority moves up and waits no longer than `delay_seconds`. Needs no lease and can be repeated.
     """
     rows = dialects.rows_of(conn, "found", _FILE, [(file.path, file.size, file.mtime_ns) for file in found])
     known = images.alias("known")
@@ -114,7 +114,7 @@ def known_files(conn: sa.Connection, after: str, root: str, limit: int, folder: 
         .limit(limit)
     )
     if folder:
-        # Paths compare by their bytes on both databases: what is beneath a folder stands together.
+        # Paths are compared by their bytes on both databases, so that the files of a folder are neighbours.
         statement = statement.where(images.c.path > f"{folder}/", images.c.path < f"{folder}0")
     return [KnownFile(*row) for row in conn.execute(statement)]
 
@@ -182,7 +182,7 @@ def _insert(
         "kills": sa.literal(0),
         "updated_at": moment,
     }
-    # WHERE true: without it SQLite takes ON CONFLICT for the ON of a join.
+    # WHERE true: without it SQLite parses ON CONFLICT as the ON of a join.
     source = sa.select(*(value.label(name) for name, value in columns.items())).where(sa.true())
     statement = dialects.insert_if_new(conn, images, ["root", "path"]).from_select(list(columns), source)
     inserted = dialects.changed(conn, statement)

@@ -1,8 +1,8 @@
-"""What hosts agree on: duties that one of them does for all, and what each reports of its ingest.
+"""What several hosts agree on: duties that one of them does for all, and what each reports about its ingest.
 
-A duty is the advisory lease of the design: it spares work. Where two hosts do it at once for a moment, nothing is
-wrong afterwards. Duties and reports stand in `settings` and hold for a time, which `number` bounds: milliseconds on
-the clock of leases.
+A duty saves work; correctness does not depend on it: when two hosts do it at the same time for a moment, nothing is
+wrong afterwards. Duties and reports are rows of `settings` that are valid until `number`, in milliseconds on the
+clock of leases.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from featd.catalog import dialects, values
 from featd.catalog.schema import settings
 
 TIDY = "tidy"
-"""The duty of files that no row names, and of times that are wrong."""
+"""The duty to remove files that no row names, and to correct times that are wrong."""
 FORGET_SECONDS = 24 * 3600.0
-"""So long after its end a report is kept for its counts."""
+"""How long a report is kept for its counts after it has ended."""
 LAST_SCAN = "last_scan"
 _DUTY = "duty."
 _ASKED = "asked."
@@ -31,7 +31,7 @@ _SCAN = "scan."
 
 @dataclass(frozen=True, slots=True)
 class IngestReport:
-    """What a host's ingest reported last. `live`: it holds still."""
+    """The last report of a host's ingest. `live`: still valid."""
 
     live: bool
     report: dict[str, Any]
@@ -41,9 +41,9 @@ class IngestReport:
 
 
 def scan_of(root: str) -> str:
-    """The duty of scans of all of a root, and with them of what is gone there.
+    """The duty to scan all of a root, and to mark what is gone there.
 
-    The root stands in it as it stands beside each image, in an index too: what is too long here is so there.
+    It contains the root as image rows do. Both are in an index, so both have the same limit of length.
     """
     return _SCAN + root
 
@@ -53,15 +53,15 @@ def take_duties(
 ) -> set[str]:
     """Take or renew `duties` for `seconds`; returns those that are this host's now. Needs no lease.
 
-    A host takes what it held itself without waiting: there is one supervisor per store and host.
-    leave: what another host may have at once, where this one held it.
+    A host takes over its own duties without waiting, because there is one supervisor per store and host.
+    leave: duties of this host that another host may take at once.
     """
     names = sorted(_DUTY + duty for duty in {*duties, *leave})
     if not names:
         return set()
     new = [{"name": name, "value": None, "number": 0} for name in names]
     conn.execute(dialects.insert_if_new(conn, settings, ["name"]), new)
-    # One order for all hosts: they wait for one another and never deadlock.
+    # All hosts lock in the same order, so that they wait for one another and never deadlock.
     statement = _kept(conn).where(settings.c.name.in_(names)).order_by(settings.c.name)
     free, mine = set(), set()
     for row in conn.execute(dialects.lock_rows(conn, statement)).all():
@@ -80,12 +80,12 @@ def take_duties(
 
 
 def leave_duties(conn: sa.Connection, duties: Collection[str], host: str) -> None:
-    """Let another host have them at once."""
+    """Give up these duties, so that another host can take them at once."""
     take_duties(conn, (), host, 0.0, leave=duties)
 
 
 def duty_holders(conn: sa.Connection) -> dict[str, str]:
-    """Each duty that somebody does now -> the host that does it."""
+    """Each duty that is taken now -> the host that has it."""
     rows = conn.execute(_kept(conn).where(settings.c.name.startswith(_DUTY, autoescape=True))).all()
     return {
         row.name.removeprefix(_DUTY): str(json.loads(row.value)["host"])
@@ -95,9 +95,9 @@ def duty_holders(conn: sa.Connection) -> dict[str, str]:
 
 
 def ask_for(conn: sa.Connection, duties: Collection[str]) -> None:
-    """Have whoever does these duties do them soon. Called after `take_duties`, which locks.
+    """Ask the hosts that have these duties to do them soon. Called after `take_duties`, which locks the rows.
 
-    Asks are counted and never taken back: no lost answer to a COMMIT can lose one.
+    Requests are counted and never withdrawn, so that a lost reply to a COMMIT cannot lose one.
     """
     names = sorted(_ASKED + duty for duty in duties)
     if names:
@@ -108,7 +108,7 @@ def ask_for(conn: sa.Connection, duties: Collection[str]) -> None:
 
 
 def times_asked(conn: sa.Connection, duties: Collection[str]) -> dict[str, int]:
-    """How often each of these duties was asked for, ever: to be compared with what was seen last."""
+    """How often each of these duties was ever asked for; the caller compares it with the number it saw last."""
     names = [_ASKED + duty for duty in duties]
     statement = sa.select(settings.c.name, settings.c.number).where(settings.c.name.in_(names))
     found = {row.name.removeprefix(_ASKED): int(row.number) for row in conn.execute(statement)}
@@ -119,13 +119,13 @@ def times_asked(conn: sa.Connection, duties: Collection[str]) -> dict[str, int]:
 
 
 def report_ingest(conn: sa.Connection, host: str, report: dict[str, Any], seconds: float) -> None:
-    """Store what this host's ingest reports of itself; it holds for `seconds`."""
+    """Store the report of this host's ingest; it is valid for `seconds`."""
     row = {"name": _REPORT + host, **_values(conn, {"report": report}, seconds)}
     conn.execute(dialects.upsert(conn, settings, ["name"], row))
 
 
 def ingest_reports(conn: sa.Connection) -> dict[str, IngestReport]:
-    """What each host's ingest reported last."""
+    """The last report of each host's ingest."""
     rows = conn.execute(_kept(conn).where(settings.c.name.startswith(_REPORT, autoescape=True))).all()
     return {
         row.name.removeprefix(_REPORT): IngestReport(_is_live(conn, row), json.loads(row.value)["report"])
@@ -134,21 +134,21 @@ def ingest_reports(conn: sa.Connection) -> dict[str, IngestReport]:
 
 
 def forget_reports(conn: sa.Connection, host: str) -> None:
-    """Remove the reports of hosts, besides `host`, that have been away for more than a day, with their counts."""
+    """Remove the reports of other hosts that ended more than a day ago, with their counts."""
     rows = conn.execute(_kept(conn).where(settings.c.name.startswith(_REPORT, autoescape=True))).all()
-    # When a report of another boot ended cannot be told, but that it did.
+    # A report of another boot has ended too; when is not known.
     old = [row.name for row in rows if not _is_live(conn, row, FORGET_SECONDS) and row.name != _REPORT + host]
     if old:
         conn.execute(sa.delete(settings).where(settings.c.name.in_(old)))
 
 
 def note_scan(conn: sa.Connection) -> None:
-    """A whole root was scanned to its end just now."""
+    """Record that the scan of a whole root has just finished."""
     values.set_value(conn, LAST_SCAN, clock.utcnow().isoformat())
 
 
 def ingest_of_all(conn: sa.Connection, down: str | None = None) -> dict[str, Any]:
-    """What the status shows of ingest: sums over the hosts. `down`: this host's is known not to run."""
+    """What status shows about ingest, added up over the hosts. `down`: a host whose ingest is known not to run."""
     told: dict[str, Any] = {
         "watching": 0,
         "last_scan_at": values.get_value(conn, LAST_SCAN),
@@ -176,7 +176,7 @@ def ingest_of_all(conn: sa.Connection, down: str | None = None) -> dict[str, Any
     return told
 
 
-# What holds for a time
+# Rows that are valid for a time
 
 
 def _kept(conn: sa.Connection) -> sa.Select[Any]:
@@ -191,7 +191,7 @@ def _values(conn: sa.Connection, value: dict[str, Any], seconds: float) -> dict[
 
 
 def _is_live(conn: sa.Connection, row: sa.Row[Any], grace_seconds: float = 0.0) -> bool:
-    """Whether it holds, or held `grace_seconds` ago."""
+    """Whether the row is valid, or was `grace_seconds` ago."""
     if row.value is None or json.loads(row.value)["boot"] != dialects.boot_id(conn):
         return False
     return bool(row.number + grace_seconds * 1000 > row.now_ms)

@@ -1,4 +1,4 @@
-"""What this catalog is: its instance id, and the one fingerprint that its vectors have."""
+"""The identity of a catalog: its instance id and the one fingerprint of its vectors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from featd.states import State
 
 
 def create_instance(conn: sa.Connection) -> str:
-    """Give a fresh catalog its instance id and its counters; on one that has them, change nothing."""
+    """Give a new catalog its instance id and its counters. A catalog that has them stays as it is."""
     rows = [{"name": counters.counter_name(state), "value": None, "number": 0} for state in State]
     rows.append({"name": "instance", "value": json.dumps(str(uuid.uuid4())), "number": 0})
     conn.execute(dialects.insert_if_new(conn, settings, ["name"]), rows)
@@ -33,7 +33,7 @@ def fingerprint(conn: sa.Connection) -> str | None:
 
 
 def spec(conn: sa.Connection) -> dict[str, Any] | None:
-    """What the fingerprint was made from; None before the first vector."""
+    """What the fingerprint was computed from; None before the first vector."""
     value = values.get_value(conn, "spec")
     return None if value is None else dict(value)
 
@@ -45,9 +45,9 @@ def golden(conn: sa.Connection) -> dict[str, Any] | None:
 
 
 def fix_fingerprint(conn: sa.Connection, mine: str, spec: dict[str, Any], golden: dict[str, Any]) -> None:
-    """Hold this transaction's vectors against the catalog's fingerprint; the first vectors set it."""
+    """Compare the fingerprint of this transaction's vectors with the catalog's; the first vectors set it."""
     if fingerprint(conn) is None:
-        # Two workers may come with the first vectors at once: the second waits here and finds the first's.
+        # Two workers may bring the first vectors at the same time: the second waits here and then reads the first's.
         given = {"fingerprint": mine, "golden": golden, "spec": spec}
         rows = [
             {"name": name, "value": json.dumps(value, sort_keys=True), "number": 0}

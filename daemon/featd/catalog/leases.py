@@ -17,7 +17,7 @@ from featd.states import Kind, RetryPolicy, State
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """What a worker shows to be let in: the row and the secret that only it knows."""
+    """The id of a lease's row and the token that only its worker knows; both are needed to use it."""
 
     id: int
     token: str
@@ -36,7 +36,7 @@ class OpenLease:
 
 @dataclass(frozen=True, slots=True)
 class InHand:
-    """What a dead worker had in its net when it died, and why it died.
+    """The images that a dead worker had in its net, and why it died.
 
     `kind` is CRASH (its own signal, hanging, out of memory) or KILLED (a SIGKILL nobody explained, or the
     death of everything). With one image in hand the image is charged; with several all become suspects.
@@ -50,7 +50,7 @@ class InHand:
 def open_lease(
     conn: sa.Connection, *, host: str, pid: int, device: str, engine: str, lease_seconds: float
 ) -> Lease:
-    """Begin a lease. Called by a worker once it can work."""
+    """Open a lease. A worker calls this once it is able to work."""
     token = secrets.token_hex(8)
     row: dict[str, Any] = {
         "token": token,
@@ -73,7 +73,7 @@ def open_lease(
 def hold(conn: sa.Connection, lease: Lease) -> None:
     """Lock the lease row; LeaseLostError unless it is mine, has not ended and has not expired.
 
-    First in every transaction of a worker: from here to the end of the transaction nobody can end the lease.
+    This comes first in every transaction of a worker: nobody can end the lease until the transaction is over.
     """
     held = conn.execute(
         dialects.lock_rows(conn, sa.select(leases.c.id).where(_live(conn), *_mine(lease)))
@@ -83,7 +83,7 @@ def hold(conn: sa.Connection, lease: Lease) -> None:
 
 
 def renew(conn: sa.Connection, lease: Lease, lease_seconds: float, shares: dict[str, Any]) -> None:
-    """Move the lease's end to `lease_seconds` from now. One row, whatever the worker holds."""
+    """Extend the lease to `lease_seconds` from now. This updates one row, however many images are claimed."""
     hold(conn, lease)
     conn.execute(
         sa.update(leases)
@@ -98,16 +98,16 @@ def open_leases(conn: sa.Connection, host: str) -> list[OpenLease]:
 
 
 def expired_leases(conn: sa.Connection) -> list[OpenLease]:
-    """The leases of any host that expired and that nobody has ended."""
+    """The expired leases of all hosts that nobody has ended yet."""
     return _read_open(conn, sa.not_(_live(conn)))
 
 
 def end_lease(
     conn: sa.Connection, lease: Lease, reason: str, policy: RetryPolicy, in_hand: InHand | None = None
 ) -> bool:
-    """End a lease and make its claimed rows pending again; False where it had ended before.
+    """End a lease and make its claimed rows pending again; False where it had already ended.
 
-    Called by the worker itself as its last word, or by the janitor for a worker that is dead or silent.
+    Called by the worker as its last step, or by the janitor for a worker that died or stopped renewing.
     `in_hand` is counted against its images in the same transaction, so that it is counted once.
     """
     locked = conn.execute(
@@ -129,9 +129,9 @@ def end_lease(
 
 
 def free_rows(conn: sa.Connection, lease_id: int, *which: sa.ColumnElement[bool]) -> int:
-    """Make those rows of a lease pending that are `which`; returns how many. The caller holds the lease.
+    """Make the rows of a lease pending that match `which`; returns how many. The caller holds the lease.
 
-    Ingest may have raised a row's version while it was claimed: budgets spent on the version before are void.
+    Ingest may have raised a row's version while it was claimed; budgets spent on the earlier version are cleared.
     """
     mine = (images.c.lease_id == lease_id, *which)
     dialects.lock_images(conn, *mine)

@@ -13,16 +13,16 @@ MEND_ROWS = 5000
 
 
 def mend_far_future(conn: sa.Connection) -> int:
-    """Rows that may not be claimed before a time further off than the longest back-off become due.
+    """Make pending rows due whose time lies further in the future than the longest back-off.
 
-    A wall clock that was wrong for a while leaves such times behind. Called by the janitor; needs no lease.
+    A wall clock that was wrong for a while causes such times. Called by the janitor; needs no lease.
     """
     mended = 0
     horizon = dialects.later_once(conn, MAX_BACKOFF_SECONDS * 1.1)
     for root in stats.queued_roots(conn):
         for priority in PRIORITIES:
             queue = (in_state(State.PENDING), images.c.root == root, images.c.priority == priority)
-            # From the far end of the claim index: mostly one step, and a walk of no more than what is mended.
+            # From the end of the claim index: usually one look-up, and never more rows than are mended.
             far = sa.select(images.c.id).where(*queue, images.c.not_before > horizon)
             last = far.order_by(images.c.not_before.desc(), images.c.id.desc()).limit(MEND_ROWS)
             while ids := conn.execute(last).scalars().all():

@@ -1,4 +1,4 @@
-"""Bringing a catalog to this featd's schema, and refusing to run on another one."""
+"""Upgrading a catalog to this featd's schema, and refusing to run on any other."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _config() -> Config:
 
 
 def head() -> str:
-    """The revision that this featd works on."""
+    """The schema revision that this featd works with."""
     return str(ScriptDirectory.from_config(_config()).get_current_head())
 
 
@@ -34,16 +34,16 @@ def current(conn: sa.Connection) -> str | None:
 
 
 def upgrade(engine: sa.Engine, *, create: bool = True) -> tuple[str | None, str]:
-    """Bring the catalog to this featd's schema, in one transaction, under a lock; returns (before, after).
+    """Upgrade the catalog to this featd's schema, in one transaction, under a lock; returns (before, after).
 
-    `create`: make SQLite's file where there is none. Without it that is an error: its disk may not be mounted.
+    `create`: create SQLite's file where there is none. Otherwise that is an error, for its disk may not be mounted.
     """
     try:
         if create:
             dialects.create_database(engine)
     except OSError as error:
         raise CatalogUnavailableError(
-            f"catalog {connect.shown_url(engine)} cannot be made: {error.strerror}"
+            f"catalog {connect.shown_url(engine)} cannot be created: {error.strerror}"
         ) from error
     _refuse_unknown(engine)
 
@@ -66,7 +66,7 @@ def check_schema(engine: sa.Engine) -> None:
         revision = current(conn)
     if revision is None:
         raise SchemaError(
-            f"catalog {connect.shown_url(engine)} is empty: make its tables with `featd init` or `featd db upgrade`"
+            f"catalog {connect.shown_url(engine)} is empty: create its tables with `featd init` or `featd db upgrade`"
         )
     if revision != head():
         raise SchemaError(

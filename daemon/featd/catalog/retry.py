@@ -61,7 +61,7 @@ def failed_after(
 
 
 def retry(conn: sa.Connection, ids: Sequence[int]) -> int:
-    """Make those of `ids` pending that still are failed. Budgets start afresh; a suspect still runs alone."""
+    """Make those of `ids` that are still failed pending, with fresh budgets. A suspect still runs alone."""
     moment = dialects.now(conn)
     failed = (dialects.has_id(conn, ids), images.c.state == State.FAILED)
     dialects.lock_images(conn, *failed)

@@ -1,4 +1,4 @@
-"""The tables, as SQLAlchemy Core sees them. The migrations make them; a test holds the two together."""
+"""The tables in SQLAlchemy Core. The migrations create them; a test compares both."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ metadata = sa.MetaData(naming_convention=NAMING)
 
 # SQLite gives rowids (and AUTOINCREMENT) to INTEGER PRIMARY KEY only; both are 64 bits wide.
 BigId = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
-# Byte order on both databases, so that an order by path is the same everywhere.
+# Both databases compare paths by their bytes, so that their order is the same everywhere.
 Path = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
 
 
@@ -83,8 +83,8 @@ images = sa.Table(
     _one_of("error_kind", Kind),
     sqlite_autoincrement=True,
 )
-# Claiming walks this one from its head, for one root and priority at a time, and stops at the first row not yet
-# due. The root comes first: the backlog of one that is offline must not stand in the way of the others.
+# A claim reads this index from its start, for one root and priority at a time, and stops at the first row that is
+# not due yet. The root comes first, so that the backlog of an offline root does not slow down the others.
 sa.Index(
     "ix_images_claim",
     images.c.root,
@@ -177,5 +177,5 @@ settings = sa.Table(
 
 
 def in_state(state: State) -> sa.ColumnElement[bool]:
-    """`images.state` is `state`, written into the statement, where any planner sees a partial index's predicate."""
+    """`images.state` is `state`, as a literal, so that the planner recognises the predicate of a partial index."""
     return images.c.state == sa.literal_column(f"'{state}'")

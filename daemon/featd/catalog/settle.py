@@ -1,13 +1,13 @@
-"""Settling: the one transaction in which a sealed shard becomes known and its images become done.
+"""Settling: the one transaction that records a sealed shard and makes its images done.
 
-The shard is on stable storage before this is called. Rows are done here and nowhere else.
+The shard is on stable storage before this is called. Rows become done here and nowhere else.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
@@ -23,7 +23,7 @@ from featd.states import ClaimedImage, Failure, Kind, RetryPolicy, State, Unchan
 
 @dataclass(frozen=True, slots=True)
 class NewShard:
-    """A sealed shard, ready to be known. `path` is relative to the store."""
+    """A sealed shard that is not recorded yet. `path` is relative to the store."""
 
     name: str
     path: str
@@ -35,7 +35,7 @@ class NewShard:
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """The vector of `image`, made from `content`, stands in row `shard_row` of the new shard."""
+    """The vector of `image`, made from `content`, is in row `shard_row` of the new shard."""
 
     image: ClaimedImage
     shard_row: int
@@ -44,7 +44,7 @@ class Made:
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What the vectors are: compared with the catalog's in the settling transaction, or set by the first."""
+    """What decides the vectors' values. A settle compares it with the catalog's; the first one sets it."""
 
     fingerprint: str
     spec: dict[str, Any]
@@ -53,7 +53,7 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class Settlement:
-    """What became of some of a lease's rows."""
+    """The outcomes of some of a lease's rows."""
 
     shard: NewShard | None = None
     made: Sequence[Made] = ()
@@ -64,17 +64,10 @@ class Settlement:
         return bool(self.shard or self.unchanged or self.failures)
 
 
-@dataclass(slots=True)
-class Settled:
-    """How many rows went where."""
-
-    states: Counter[State] = field(default_factory=Counter)
-
-
 def settle(
     conn: sa.Connection, lease: Lease, settlement: Settlement, identity: Identity, policy: RetryPolicy
-) -> Settled:
-    """Record what became of rows claimed under `lease`. LeaseLostError changes nothing."""
+) -> Counter[State]:
+    """Record the outcomes of rows claimed under `lease`; how many entered each state. LeaseLostError: nothing changed."""
     leases.hold(conn, lease)
     instance.check_fingerprint(instance.fingerprint(conn), identity.fingerprint)
     changes = StateChanges()
@@ -86,13 +79,13 @@ def settle(
     for failure in settlement.failures:
         if failure.image.id in rows:
             _settle_failure(conn, lease, failure, rows[failure.image.id], policy, changes)
-    settled = Settled(Counter({state: n for state, n in changes.items() if n > 0}))
+    settled = Counter({state: rows for state, rows in changes.items() if rows > 0})
     conn.execute(
         sa.update(lease_table)
         .where(lease_table.c.id == lease.id)
         .values(
-            done=lease_table.c.done + settled.states[State.DONE],
-            failed=lease_table.c.failed + settled.states[State.FAILED],
+            done=lease_table.c.done + settled[State.DONE],
+            failed=lease_table.c.failed + settled[State.FAILED],
             settles=lease_table.c.settles + 1,
         )
     )
@@ -101,22 +94,22 @@ def settle(
 
 
 def find_shard(conn: sa.Connection, lease: Lease, name: str) -> bool:
-    """Whether a shard is known: the look-up after a COMMIT whose answer was lost.
+    """Whether a shard is recorded: the look-up after a COMMIT whose reply was lost.
 
-    Locks the lease row first, so that it waits for that COMMIT if it is still under way.
+    Locks the lease row first, so that it waits for that COMMIT if it is still running.
     """
     conn.execute(dialects.lock_rows(conn, sa.select(lease_table.c.id).where(lease_table.c.id == lease.id)))
     return conn.execute(sa.select(shards.c.id).where(shards.c.name == name)).first() is not None
 
 
 def count_settles(conn: sa.Connection, lease: Lease) -> int:
-    """How often this lease has settled: the look-up after a lost answer where no shard was settled."""
+    """How often this lease has settled: the look-up after a lost reply where no shard was settled."""
     statement = sa.select(lease_table.c.settles).where(lease_table.c.id == lease.id)
     return int(conn.execute(dialects.lock_rows(conn, statement)).scalar_one())
 
 
 def _lock(conn: sa.Connection, lease: Lease, settlement: Settlement) -> dict[int, sa.Row[Any]]:
-    """Lock the settlement's rows that are still this lease's, by id."""
+    """Lock the settlement's rows that still belong to this lease, in order of id."""
     outcomes: tuple[Made | Unchanged | Failure, ...] = (
         *settlement.made,
         *settlement.unchanged,
@@ -148,7 +141,7 @@ def _done_values(conn: sa.Connection) -> dict[str, Any]:
 
 
 def _raised_values(conn: sa.Connection, delay_seconds: float = 0.0) -> dict[str, Any]:
-    """The file changed while its vector was made: pending at the new version, no budget spent."""
+    """For a file that changed while its vector was made: pending at the new version, no budget spent."""
     return {
         **verdicts.CLEAN,
         "state": State.PENDING,
@@ -200,7 +193,7 @@ def _settle_made(
 
 
 def _leave_shards(conn: sa.Connection, shard_ids: Sequence[int | None]) -> None:
-    """Rows that named `shard_ids` name another shard now."""
+    """Count down the live rows of shards whose rows name another shard now."""
     left = Counter(shard_id for shard_id in shard_ids if shard_id is not None)
     for shard_id in sorted(left):
         conn.execute(
@@ -217,7 +210,7 @@ def _settle_unchanged(
     rows: dict[int, sa.Row[Any]],
     changes: StateChanges,
 ) -> None:
-    """Done again with the vector that is there. Never writes shard_id or shard_row: compaction may have moved them."""
+    """Done again with the existing vector. Never writes shard_id or shard_row, which compaction may have changed."""
     claimed = (images.c.lease_id == lease.id) & (images.c.state == State.CLAIMED)
     mine = [one for one in unchanged if one.image.id in rows]
     same = [
@@ -252,7 +245,7 @@ def _settle_failure(
     if failure.kind is Kind.READ_CHANGED and failure.size is not None:
         changed = {"size": failure.size, "mtime_ns": failure.mtime_ns}
     if row.version != failure.image.version:
-        # Ingest saw another version of the file than the one that failed: it starts afresh.
+        # Ingest has seen a newer version of the file than the one that failed: the row starts anew.
         values = {**_raised_values(conn, failure.settle_seconds), **changed}
         conn.execute(sa.update(images).where(images.c.id == row.id).values(**values))
         changes.move(State.CLAIMED, State.PENDING)

@@ -1,4 +1,4 @@
-"""What `featd status` and a drain ask. Counts come from the counters; no table is counted but small ones."""
+"""What `featd status` and a drain ask. Counts come from the counters; only small tables are counted."""
 
 from __future__ import annotations
 
@@ -92,14 +92,14 @@ def failures_by_kind(conn: sa.Connection) -> list[FailureLine]:
 
 def pending_roots(conn: sa.Connection) -> set[str]:
     """The roots that have pending or claimed rows."""
-    # By lease: for a DISTINCT over the claimed, SQLite would walk the unique index from end to end.
+    # By lease: for a DISTINCT over the claimed rows, SQLite would read the whole unique index.
     open_leases = sa.select(leases.c.id).where(leases.c.ended_at.is_(None))
     claimed = sa.select(images.c.root).where(in_state(State.CLAIMED), images.c.lease_id.in_(open_leases))
     return {*queued_roots(conn), *conn.execute(claimed).scalars()}
 
 
 def queued_roots(conn: sa.Connection) -> list[str]:
-    """The roots that have pending rows: one step into the claim index for each, however many rows wait."""
+    """The roots that have pending rows: one look-up in the claim index for each root, however many rows wait."""
     roots: list[str] = []
     first = sa.select(images.c.root).where(in_state(State.PENDING)).order_by(images.c.root).limit(1)
     statement = first

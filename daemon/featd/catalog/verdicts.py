@@ -23,12 +23,12 @@ MAX_MESSAGE = 2000
 UNSPENT: dict[str, Any] = {"errors": 0, "crashes": 0, "kills": 0}
 """The budgets of a version that no attempt has failed at."""
 CLEAN: dict[str, Any] = {**UNSPENT, "suspect": False, "error_kind": None, "error": None}
-"""Budgets belong to a version: a vector or a new version clears them, and what was said of the failures."""
+"""Budgets belong to a version: a vector or a new version clears them, with the error's kind and message."""
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """What an image has used up at this version."""
+    """How many attempts of each kind an image has used up at this version."""
 
     errors: int
     crashes: int
@@ -37,7 +37,7 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What becomes of a row. `delay_seconds` None keeps its place in the queue."""
+    """The new state of a row. With `delay_seconds` None it keeps its place in the queue."""
 
     state: State
     budget: Budget
@@ -47,7 +47,7 @@ class Verdict:
 
 
 def judge(kind: Kind, budget: Budget, policy: RetryPolicy) -> Verdict:
-    """The rule for one failed attempt of `kind`, with `budget` as it stood before."""
+    """The verdict on one failed attempt of `kind`; `budget` is as it was before the attempt."""
     match OUTCOMES[kind]:
         case Outcome.FAIL:
             return Verdict(State.FAILED, budget, kind=kind)
@@ -91,7 +91,7 @@ def apply_verdict(
     extra: dict[str, object] | None = None,
     settle_seconds: float = 0.0,
 ) -> State:
-    """Record `attempt` and do to its claimed row what `judge` says. The caller holds the lease and the row."""
+    """Record `attempt` and apply the verdict to its claimed row. The caller holds the lease and the row."""
     verdict = judge(attempt.kind, budget, policy)
     message = attempt.message
     record(conn, lease_id, [attempt])
@@ -135,7 +135,7 @@ def record(conn: sa.Connection, lease_id: int | None, failed: Iterable[Attempt])
 
 
 def kept(message: str) -> str:
-    """What is stored of a message: bounded, and without what a database refuses in a text."""
+    """A message as it is stored: of limited length, and without characters that a database refuses."""
     text = message[:MAX_MESSAGE].encode("utf-8", "backslashreplace").decode()
     return text.replace("\0", "\\x00")
 
@@ -149,7 +149,7 @@ def charge_deaths(
     policy: RetryPolicy,
     changes: StateChanges,
 ) -> None:
-    """A process died with `image_ids` in hand, claimed under `lease_id`: one is charged, several are suspects."""
+    """A process died with `image_ids`, claimed under `lease_id`: a single image is charged, several become suspects."""
     mine = (images.c.lease_id == lease_id, images.c.state == State.CLAIMED, dialects.has_id(conn, image_ids))
     if len(image_ids) > 1:
         dialects.lock_images(conn, *mine)

@@ -29,9 +29,9 @@ def to_npy(
 ) -> Exported:
     """Write OUT/features.npy (n, d) and OUT/names.txt, and OUT/roots.txt where there are several roots."""
     if out.exists() and not force and not (out.is_dir() and not any(out.iterdir())):
-        raise FeatdError(f"{out} is there already: name another place, or replace it with --force")
+        raise FeatdError(f"{out} exists already: name another place, or replace it with --force")
     if out.exists() and not out.is_dir():
-        raise FeatdError(f"{out} is a file: name a folder to make, or --format hdf5")
+        raise FeatdError(f"{out} is a file: name a folder to create, or use --format hdf5")
     return _export(catalog, store, blob, lambda: NpySink(out))
 
 
@@ -40,9 +40,9 @@ def to_hdf5(
 ) -> Exported:
     """Write one file with `feats` (n, d) and `names`, and `root`, `image_id` and `version` beside them."""
     if out.is_dir():
-        raise FeatdError(f"{out} is a folder: name a file to make, or --format npy")
+        raise FeatdError(f"{out} is a folder: name a file to create, or use --format npy")
     if out.exists() and not force:
-        raise FeatdError(f"{out} is there already: name another place, or replace it with --force")
+        raise FeatdError(f"{out} exists already: name another place, or replace it with --force")
     return _export(catalog, store, blob, lambda: Hdf5Sink(out))
 
 

@@ -21,7 +21,7 @@ FEATURES, NAMES, ROOTS = "features.npy", "names.txt", "roots.txt"
 
 
 class NpySink:
-    """features.npy, names.txt and roots.txt, in a folder. features.npy appears last: with it all is there."""
+    """features.npy, names.txt and roots.txt, in a folder. features.npy appears last, when all others are complete."""
 
     def __init__(self, folder: Path) -> None:
         self._made = not folder.exists()
@@ -29,7 +29,7 @@ class NpySink:
         self._roots: set[str] = set()
         self._files: dict[str, IO[bytes]] = {}
         for name in (FEATURES, NAMES, ROOTS):
-            atomic.remove_part(folder / name)  # what a killed export left behind
+            atomic.remove_part(folder / name)  # left by an export that was killed
             self._files[name] = os.fdopen(atomic.create_part(folder / name), "wb")
         self._files[FEATURES].write(bytes(NPY_HEADER_BYTES))
 
@@ -47,7 +47,7 @@ class NpySink:
             file.flush()
             os.fsync(file.fileno())
             file.close()
-        (self._folder / FEATURES).unlink(missing_ok=True)  # never old vectors beside new names
+        (self._folder / FEATURES).unlink(missing_ok=True)  # old vectors must never be beside new names
         atomic.publish_part(self._folder / NAMES)
         if len(self._roots) > 1:
             atomic.publish_part(self._folder / ROOTS)

@@ -1,1 +1,1 @@
-"""What must be put right: leases of the dead, files that no row names, times that are wrong."""
+"""Cleaning up: leases of dead workers, files that no row names, times that are wrong."""

@@ -1,8 +1,8 @@
-"""Files in the store that no row names: what a worker left behind that died between writing and settling.
+"""Files in the store that no row names: leftovers of workers that died between writing and settling.
 
-Order is the safety argument: first the lease has ended (an ended lease can commit no more), then no shard
-row names the file, then it is removed. A file of a lease that the catalog does not know is reported only:
-the catalog may be a restored backup, and the file may hold the only copy of its vectors.
+The order makes it safe: first the lease has ended (an ended lease cannot commit any more), then no shard row names
+the file, then it is removed. A file of a lease that the catalog does not know is only reported: the catalog may be a
+restored backup, and the file may hold the only copy of its vectors.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ BATCH_FILES = 500
 
 @dataclass(slots=True)
 class Leftovers:
-    """What a look through the store found."""
+    """What going through the store found."""
 
     removed: list[Path] = field(default_factory=list)
     unknown: list[Path] = field(default_factory=list)
 
 
 def remove_leftovers(catalog: sa.Engine, store: Path) -> Leftovers:
-    """Look through the store once; remove what ended leases left behind and report what is of nobody."""
+    """Go through the store once; remove leftovers of ended leases and report files of unknown leases."""
     result = Leftovers()
     over: dict[Lease, bool | None] = {}
     files = _files(shards_folder(store))
@@ -45,7 +45,7 @@ def remove_leftovers(catalog: sa.Engine, store: Path) -> Leftovers:
                 lease = Lease(name.lease_id, name.token)
                 if not over.get(lease):
                     over[lease] = leases.is_over(conn, lease)
-        # A new transaction: what an ended lease committed before it ended is seen now.
+        # A new transaction sees everything that an ended lease committed before it ended.
         with connect.reading(catalog) as conn:
             known = stats.known_shards(conn, [path.name for path, _ in some])
         for path, name in some:
@@ -55,12 +55,12 @@ def remove_leftovers(catalog: sa.Engine, store: Path) -> Leftovers:
 
 
 def _judge(path: Path, over: bool | None, result: Leftovers) -> None:
-    """A file that no shard row names: `over` says whether its lease has ended (None: there is no such lease)."""
+    """Handle a file that no shard row names. `over`: whether its lease has ended; None where there is no such lease."""
     if over is None:
         result.unknown.append(path)
         log.warning(
-            "unknown_file",
-            "no lease of this catalog made it; it is left alone (was the catalog restored from a backup?)",
+            "unknown_file_found",
+            "a file in the store belongs to no lease of this catalog; leaving it (was the catalog restored?)",
             file=path,
         )
     elif over:
@@ -68,11 +68,18 @@ def _judge(path: Path, over: bool | None, result: Leftovers) -> None:
             path.unlink(missing_ok=True)
         except OSError as error:
             log.warning(
-                "not_removed", "a file of an ended lease stays behind", file=path, error=error.strerror
+                "leftover_not_removed",
+                "cannot delete a file of an ended lease; trying again at the next look",
+                file=path,
+                error=error.strerror,
             )
             return
         result.removed.append(path)
-        log.info("removed", "its lease ended before it was settled; its images are done again", file=path)
+        log.info(
+            "leftover_removed",
+            "removed a file that was not settled before its lease ended; its images are done again",
+            file=path,
+        )
 
 
 def _files(folder: Path) -> Iterator[tuple[Path, ShardName]]:
@@ -93,5 +100,10 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
     except FileNotFoundError:
         return []
     except OSError as error:
-        log.warning("unreadable", "leftovers in it are not looked for", folder=folder, error=error.strerror)
+        log.warning(
+            "store_folder_unreadable",
+            "cannot read a folder of the store; leftovers in it stay",
+            folder=folder,
+            error=error.strerror,
+        )
         return []

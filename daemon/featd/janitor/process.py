@@ -1,4 +1,4 @@
-"""The janitor child: ends leases of the dead, removes leftovers, and says when a drain is over."""
+"""The janitor process: ends leases of dead workers, removes leftovers, and says when a drain is over."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ BEAT_SECONDS = 300.0
 
 
 class Janitor:
-    """Every duty has its own time; `step` does those that are due."""
+    """Each task has its own interval; `step` does those that are due."""
 
     def __init__(self, plan: JanitorPlan, link: ChildLink) -> None:
         self._plan = plan
@@ -54,7 +54,7 @@ class Janitor:
 
     def step(self, now: float) -> None:
         """Hear of deaths, then do what is due."""
-        # A record leaves the list once it is dealt with: an outage of the catalog must not lose those behind it.
+        # A record leaves the list after it is handled: an outage of the catalog must not lose it or those behind it.
         self._heard.extend(self._link.inbox.receive())
         while self._heard:
             self._hear(self._heard[0])
@@ -65,11 +65,9 @@ class Janitor:
             self._rescue.end_expired()
         lease_seconds = self._plan.lease_seconds
         if self._is_due("duty", now, min(DUTY_EVERY_SECONDS, lease_seconds / 3)):
-            held = connect.transact(
-                self._catalog, lambda conn: hosts.take_duties(conn, [hosts.TIDY], self._host, lease_seconds)
-            )
+            held = connect.transact(self._catalog, hosts.take_duties, [hosts.TIDY], self._host, lease_seconds)
             self._tidies = hosts.TIDY in held
-        # One host's janitor does these for all.
+        # The janitor of one host does these for all hosts.
         if self._tidies and self._is_due("mend", now, MEND_EVERY_SECONDS):
             connect.transact(self._catalog, mend.mend_far_future)
         if self._tidies and self._is_due("leftovers", now, LEFTOVERS_EVERY_SECONDS):
@@ -81,7 +79,7 @@ class Janitor:
                 self._draining = False
 
     def stop_draining(self) -> None:
-        """The drain is over, however it ended: say no more of it."""
+        """The drain is over; report its end no more."""
         self._draining = False
 
     def _is_due(self, duty: str, now: float, every_seconds: float) -> bool:
@@ -99,8 +97,8 @@ class Janitor:
         if lease is None or record["why"] == "finished":
             return
         self._rescue.end(Lease(lease["id"], lease["token"]), death_of(record))
-        # It may have died with a shard in hand. Where another host tidies this may wait for that host's next look:
-        # a leftover costs nothing but room on the disk, for LEFTOVERS_EVERY_SECONDS.
+        # The worker may have left an unfinished shard. Where another host tidies, that host finds it at its next look;
+        # until then the leftover only takes room on the disk.
         self._due["leftovers"] = 0.0
         self._link.wake_others()
 
@@ -118,7 +116,7 @@ class Janitor:
 
     def close(self) -> None:
         with contextlib.suppress(CatalogUnavailableError):
-            connect.transact(self._catalog, lambda conn: hosts.leave_duties(conn, [hosts.TIDY], self._host))
+            connect.transact(self._catalog, hosts.leave_duties, [hosts.TIDY], self._host)
         self._catalog.dispose()
 
 
@@ -150,7 +148,11 @@ def run(link: ChildLink, plan: JanitorPlan) -> int:
         try:
             janitor.step(clock.monotonic())
         except CatalogUnavailableError as error:
-            log.warning("out_of_reach", "trying again; leases end by themselves meanwhile", error=str(error))
+            log.warning(
+                "janitor_waits",
+                "cannot reach the catalog; trying again in 2 s, and leases expire by themselves meanwhile",
+                error=str(error),
+            )
             select.select([stop], [], [], 2.0)
         if last_turn:
             break

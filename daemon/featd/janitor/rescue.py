@@ -1,7 +1,7 @@
-"""Ending the leases of the dead: their rows become pending, and what was in their hands is accounted for.
+"""Rescuing: ending the leases of dead workers, whose rows become pending, and charging what they had in hand.
 
-The hands file of a lease is read before its end is recorded and removed after: whenever the janitor itself
-dies, the next one does the same again.
+The hands file of a lease is read before the lease is ended and removed afterwards: if the janitor dies in between,
+the next one does the same again.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ HANDS_SUFFIX = ".hands"
 
 @dataclass(frozen=True, slots=True)
 class Death:
-    """Why a worker died, as its supervisor saw it. `kind` is None where nobody in hand is to blame."""
+    """Why a worker died, as its supervisor saw it. `kind` is None where no image in hand is to blame."""
 
     kind: Kind | None
     message: str
 
 
 EVERYTHING_DIED = Death(
-    Kind.KILLED, "everything on this host died at once (a power cut, a kill of all of featd)"
+    Kind.KILLED, "all of featd on this host died at once (a power cut, or everything was killed)"
 )
-SILENT = Death(None, "its lease expired")
+SILENT = Death(None, "the lease expired: the worker did not renew it")
 
 
 class Rescue:
@@ -47,9 +47,9 @@ class Rescue:
         self._policy = policy
 
     def end_all_of_this_host(self) -> int:
-        """At start, before any worker claims: no worker of before is alive, its supervisor held the lock.
+        """At start, before any worker claims: workers of an earlier supervisor are dead, since it held the lock.
 
-        But a janitor that is started again finds workers of its own supervisor at work: those stay.
+        A janitor that was restarted finds workers of its own supervisor: their leases stay.
         """
         with connect.reading(self._catalog) as conn:
             open_leases = leases.open_leases(conn, self._host)
@@ -60,23 +60,21 @@ class Rescue:
         return ended
 
     def end_expired(self) -> int:
-        """Leases of any host that nobody renews any more."""
+        """End the expired leases of all hosts."""
         with connect.reading(self._catalog) as conn:
             expired = leases.expired_leases(conn)
         return sum(self.end(_key(lease), SILENT, lease) for lease in expired)
 
     def end(self, lease: Lease, death: Death, shown: OpenLease | None = None) -> bool:
-        """End one lease; what its worker had in its net when it died is charged, unless nobody is to blame."""
+        """End one lease; the images that its worker had in its net are charged, unless no image is to blame."""
         hands = self._run_folder / f"{lease.token}{HANDS_SUFFIX}"
         in_hand = _in_hand(hands, death)
-        ended = connect.transact(
-            self._catalog, lambda conn: leases.end_lease(conn, lease, death.message, self._policy, in_hand)
-        )
+        ended = connect.transact(self._catalog, leases.end_lease, lease, death.message, self._policy, in_hand)
         _remove(hands)
         if ended:
             log.info(
-                "rescued",
-                "its claimed images are pending again",
+                "lease_rescued",
+                "ended the lease of a dead worker; its claimed images are pending again",
                 lease=lease.id,
                 why=death.message.partition("; its last words")[0],
                 in_hand=len(in_hand.images) if in_hand else 0,
@@ -85,7 +83,7 @@ class Rescue:
         return ended
 
     def _remove_stale_hands(self, alive: set[str]) -> None:
-        """Hands files of leases that ended while nobody could remove them."""
+        """Remove hands files of leases that have ended."""
         for path in self._run_folder.glob(f"*{HANDS_SUFFIX}"):
             if path.name.removesuffix(HANDS_SUFFIX) not in alive:
                 _remove(path)
@@ -101,11 +99,16 @@ def _is_sibling(pid: int) -> bool:
 
 
 def _remove(path: Path) -> None:
-    """A hands file that cannot be removed is of an ended lease: it says nothing any more."""
+    """Remove a hands file. Where that fails it does no harm, for its lease has ended."""
     try:
         path.unlink(missing_ok=True)
     except OSError as error:
-        log.warning("not_removed", "it stays behind and does no harm", file=path, error=error.strerror)
+        log.warning(
+            "hands_file_not_removed",
+            "cannot delete this file; safe to ignore",
+            file=path,
+            error=error.strerror,
+        )
 
 
 def _key(lease: OpenLease) -> Lease:

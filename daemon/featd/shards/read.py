@@ -1,7 +1,7 @@
-"""Reading shards that may have been made by anybody: nothing outside the file is opened, nothing runs.
+"""Reading shards that anybody may have made: no other file is opened and no plugin is run.
 
-HDF5 can point at other files (external links, external storage, virtual datasets): all of these are refused
-before any value is read, on every component of every path.
+HDF5 can refer to other files (external links, external storage, virtual datasets). All of these are refused on every
+component of every path before any value is read.
 """
 
 from __future__ import annotations

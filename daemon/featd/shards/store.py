@@ -1,4 +1,4 @@
-"""The store's marker: without it, or with another instance's, featd does not run. It may be a disk that is not
+"""The store's marker. featd does not run where it is missing or belongs to another instance: the disk may not be
 mounted, and then every write would go into the empty mount point."""
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ FORMAT = 1
 
 
 def create_store(path: Path, instance: str) -> None:
-    """Make `path` the store of `instance`; does nothing where it is already. StoreUnavailableError where it is
-    another's or cannot be written."""
+    """Make `path` the store of `instance`, unless it is already. StoreUnavailableError where it belongs to another
+    instance or cannot be written."""
     if _marker(path) is not None:
         check_store(path, instance)
         return
@@ -27,7 +27,7 @@ def create_store(path: Path, instance: str) -> None:
         make_folder(shards_folder(path))
     except OSError as error:
         raise StoreUnavailableError(
-            f"{path}: the store cannot be made: {os.strerror(error.errno or 0)}"
+            f"{path}: cannot create the store: {os.strerror(error.errno or 0)}"
         ) from error
 
 
@@ -63,12 +63,12 @@ def check_readable(path: Path, instance: str) -> None:
 
 
 def is_store(path: Path) -> bool:
-    """Whether a marker stands there, whosever store it is."""
+    """Whether there is a marker, of any instance."""
     return (path / MARKER).is_file()
 
 
 def shards_folder(store: Path) -> Path:
-    """Where the shards stand, in a folder for each day."""
+    """The folder of the shards, which has one folder for each day."""
     return store / SHARDS
 
 

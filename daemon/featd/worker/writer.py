@@ -282,7 +282,7 @@ class Writer(threading.Thread):
                     self._catalog, settle.settle, self._lease, settlement, self._identity, self._policy
                 )
                 self._settles += 1
-                return dict(settled.states)
+                return dict(settled)
             except CommitUnknownError as error:
                 unknown = True
                 log.warning("commit_unknown", "looking whether it stands", error=str(error))
