@@ -67,7 +67,7 @@ class Settlement:
 def settle(
     conn: sa.Connection, lease: Lease, settlement: Settlement, identity: Identity, policy: RetryPolicy
 ) -> Counter[State]:
-    """Record the outcomes of rows claimed under `lease`; how many entered each state. LeaseLostError: nothing changed."""
+    """Record the outcomes of rows claimed under `lease`; returns how many entered each state. LeaseLostError."""
     leases.hold(conn, lease)
     instance.check_fingerprint(instance.fingerprint(conn), identity.fingerprint)
     changes = StateChanges()
