@@ -21,9 +21,8 @@ import sqlalchemy as sa
 
 from featd.catalog import claim, connect, enqueue, leases, live, migrate, retry, settle, stats
 from featd.catalog.enqueue import FoundFile
-from featd.catalog.leases import Lease
 from featd.catalog.settle import Identity, Made, NewShard, Settlement
-from featd.states import RetryPolicy
+from featd.states import Lease, RetryPolicy
 
 ROOT = "/data/images"
 IDENTITY = Identity("0" * 64, {}, {})

@@ -15,12 +15,11 @@ import sqlalchemy as sa
 from featd import clock, config
 from featd.catalog import claim, connect, enqueue, instance, leases, migrate, settle
 from featd.catalog.enqueue import FoundFile
-from featd.catalog.leases import Lease
 from featd.catalog.settle import Identity, Made, NewShard, Settlement
 from featd.shards.layout import ShardName
 from featd.shards.store import create_store
 from featd.shards.write import ShardWriter
-from featd.states import ClaimedImage, Failure, Kind, RetryPolicy
+from featd.states import ClaimedImage, Failure, Kind, Lease, RetryPolicy
 
 POLICY = RetryPolicy(max_errors=1, max_crashes=1)
 """One error is enough to fail."""

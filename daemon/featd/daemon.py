@@ -8,9 +8,7 @@ import fcntl
 import functools
 import os
 import socket
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from featd import clock, logs
 from featd.config import Settings
@@ -25,6 +23,7 @@ from featd.shards.atomic import make_folder
 from featd.shards.store import is_store, run_folder
 from featd.start.preflight import check_beforehand
 from featd.start.reload import ConfigReload
+from featd.states import Lease
 from featd.supervisor.state_file import forget_failed_start, leave_failed_start
 from featd.supervisor.supervisor import Supervisor
 from featd.supervisor.systemd import Notifier
@@ -33,9 +32,9 @@ from featd.worker.plan import WorkerPlan
 log = logs.get("daemon")
 
 LOCK_SECONDS = 2.0
-"""A start waits this long for the lock: the old supervisor's children close it as they die."""
+"""A start waits this long for the lock, which children of an old supervisor hold until they are dead."""
 MAX_BOOT_FAILURES = 5
-"""Of a worker in a drain; the daemon itself tries for ever, ever more slowly."""
+"""How often a worker may fail to start in a drain. Without --drain it is tried again for ever, ever more slowly."""
 
 
 def run(settings: Settings, *, drain: bool, config: Path | None = None) -> int:
@@ -52,8 +51,8 @@ def run(settings: Settings, *, drain: bool, config: Path | None = None) -> int:
     try:
         check_beforehand(worker_plans(settings, host)[0], notifier)
     except FeatdError as error:
-        with contextlib.suppress(OSError):  # a hint, where the store can be written
-            if is_store(settings.store.path):  # else it may be a disk that is not mounted
+        with contextlib.suppress(OSError):  # only a hint; the store may not be writable
+            if is_store(settings.store.path):  # else its disk may not be mounted
                 make_folder(folder)
                 leave_failed_start(folder, str(error), error.exit_code)
         raise
@@ -86,7 +85,7 @@ def run(settings: Settings, *, drain: bool, config: Path | None = None) -> int:
 
 
 def child_specs(settings: Settings, host: str, *, drain: bool) -> list[ChildSpec]:
-    """The janitor first: it ends what is left of former runs before any worker claims."""
+    """The janitor comes first: it ends leases of earlier runs before any worker claims."""
     janitor, ingest = janitor_plan(settings, host, drain=drain), ingest_plan(settings, host, once=drain)
     return [
         ChildSpec("janitor", functools.partial(_janitor, plan=janitor), last=True),
@@ -100,7 +99,7 @@ def child_specs(settings: Settings, host: str, *, drain: bool) -> list[ChildSpec
     ]
 
 
-# Settings end here: a child gets a plan with what it needs.
+# Settings end here: each child gets a plan with what it needs.
 
 
 def worker_plans(settings: Settings, host: str) -> list[WorkerPlan]:
@@ -150,8 +149,7 @@ def janitor_plan(settings: Settings, host: str, *, drain: bool) -> JanitorPlan:
     )
 
 
-# Each child imports its own room after the fork: the supervisor's process holds no database, no engine and
-# no HDF5, so that nothing of theirs can break it or be carried into a child.
+# Each child imports its own package after the fork, so that the supervisor's process loads no database, engine or HDF5.
 
 
 def _janitor(link: ChildLink, plan: JanitorPlan) -> int:
@@ -185,7 +183,7 @@ def take_lock(path: Path) -> int:
                 holder = os.pread(fd, 32, 0).decode(errors="replace").strip()
                 os.close(fd)
                 raise LockHeldError(
-                    f"featd runs already on this store and host (pid {holder}): `featd status` shows it"
+                    f"featd is already running on this store and host (pid {holder}): see `featd status`"
                 ) from None
             clock.sleep(0.05)
     os.ftruncate(fd, 0)
@@ -193,5 +191,5 @@ def take_lock(path: Path) -> int:
     return fd
 
 
-def _excuse(run: Path, lease: Mapping[str, Any]) -> None:
-    mark_escalated(run / f"{lease['token']}.hands")
+def _excuse(run: Path, lease: Lease) -> None:
+    mark_escalated(run / f"{lease.token}.hands")

@@ -87,6 +87,14 @@ class RetryPolicy:
 
 
 @dataclass(frozen=True, slots=True)
+class Lease:
+    """A worker's right to the rows it claimed: the id of its row, and the token that only this worker knows."""
+
+    id: int
+    token: str
+
+
+@dataclass(frozen=True, slots=True)
 class ClaimedImage:
     """One row as it stood when it was claimed. `path` is in catalog form, relative to the folder `root`.
 

@@ -18,11 +18,11 @@ import sqlalchemy as sa
 from featd import clock
 from featd.catalog import claim, connect, counters, enqueue, leases, settle
 from featd.catalog.enqueue import Enqueued, FoundFile
-from featd.catalog.leases import InHand, Lease
+from featd.catalog.leases import InHand
 from featd.catalog.schema import attempts, images, shards
 from featd.catalog.schema import leases as lease_table
 from featd.catalog.settle import Identity, Made, NewShard, Settlement
-from featd.states import ClaimedImage, Failure, Kind, RetryPolicy, State, Unchanged
+from featd.states import ClaimedImage, Failure, Kind, Lease, RetryPolicy, State, Unchanged
 
 T = TypeVar("T")
 

@@ -8,9 +8,9 @@ import time
 from typing import Any
 
 from featd.catalog import claim, leases, mend, retry
-from featd.catalog.leases import InHand, Lease
+from featd.catalog.leases import InHand
 from featd.errors import LeaseLostError
-from featd.states import Failure, Kind
+from featd.states import Failure, Kind, Lease
 
 SECONDS = 3.0
 SEED = 20261124

@@ -10,11 +10,10 @@ import pytest
 import sqlalchemy as sa
 
 from featd.catalog import claim, leases, stats
-from featd.catalog.leases import Lease
 from featd.catalog.schema import images, shards
 from featd.catalog.schema import leases as lease_table
 from featd.errors import LeaseLostError
-from featd.states import Failure, Kind, RetryPolicy, State, Unchanged
+from featd.states import Failure, Kind, Lease, RetryPolicy, State, Unchanged
 
 
 def _ended(desk: Any, lease: Lease) -> Lease:

@@ -20,12 +20,12 @@ from hypothesis.stateful import (
 
 from featd.catalog import claim, connect, enqueue, leases, retry, settle
 from featd.catalog.enqueue import FoundFile
-from featd.catalog.leases import InHand, Lease
+from featd.catalog.leases import InHand
 from featd.catalog.schema import images, shards
 from featd.catalog.schema import leases as lease_table
 from featd.catalog.settle import Made, NewShard, Settlement
 from featd.errors import LeaseLostError
-from featd.states import MAX_KILLS, ClaimedImage, Failure, Kind, State, Unchanged
+from featd.states import MAX_KILLS, ClaimedImage, Failure, Kind, Lease, State, Unchanged
 
 PATHS = ["a.jpg", "b.jpg"]
 BAD = "a broken picture"

@@ -8,12 +8,12 @@ import pytest
 import sqlalchemy as sa
 
 from featd.catalog import settle
-from featd.catalog.leases import InHand, Lease
+from featd.catalog.leases import InHand
 from featd.catalog.schema import images
 from featd.catalog.schema import leases as lease_table
 from featd.catalog.settle import Settlement
 from featd.errors import LeaseLostError
-from featd.states import MAX_KILLS, Kind, State
+from featd.states import MAX_KILLS, Kind, Lease, State
 
 
 def _die(desk: Any, kind: Kind, *, paths: tuple[str, ...] = ("x.jpg",), claim: int = 100) -> Lease:

@@ -15,6 +15,8 @@ from featd.errors import CatalogUnavailableError
 from featd.janitor.leftovers import remove_leftovers
 from featd.janitor.process import Janitor
 from featd.processes.link import Channel, ChildLink, Heartbeat
+from featd.processes.records import Death, StopRequest, Why
+from featd.states import Lease
 from running import Instance, make_instance
 
 
@@ -54,13 +56,8 @@ def test_an_outage_of_the_catalog_loses_no_record(
 ) -> None:
     janitor, inbox, reports = make()
     janitor.begin()
-    lease = {"id": 1, "token": "a" * 16}
-    inbox.send(
-        {"event": "death", "child": "worker-0", "why": "crash", "what": "x", "lease": lease, "words": "/x"}
-    )
-    inbox.send(
-        {"event": "death", "child": "ingest", "why": "finished", "what": "x", "lease": None, "words": "/x"}
-    )
+    inbox.send(Death("worker-0", Why.CRASH, "x", Lease(1, "a" * 16), "/x"))
+    inbox.send(Death("ingest", Why.FINISHED, "x", None, "/x"))
     monkeypatch.setattr(connect, "RETRY_SECONDS", 0.1)
     other = sqlite3.connect(instance.folder / "featd.db", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
@@ -69,7 +66,8 @@ def test_an_outage_of_the_catalog_loses_no_record(
     other.execute("ROLLBACK")
     other.close()
     janitor.step(2e6)
-    assert [record["code"] for record in reports.receive() if record["event"] == "stop"] == [0]
+    news = [report.news for report in reports.receive()]
+    assert [one.code for one in news if isinstance(one, StopRequest)] == [0]
 
 
 def test_a_leftover_that_cannot_be_removed_costs_nothing_else(

@@ -11,12 +11,12 @@ from typing import NoReturn
 import pytest
 
 from featd.errors import CatalogUnavailableError, ConfigError, FeatdError, ModelError, StoreUnavailableError
-from featd.start.preflight import Answer, Check
+from featd.processes.throwaway import Answer, Throwaway
 from photographs import write_photographs
 from running import make_instance, wait_for
 
 
-def answer_of(check: Check) -> Answer:
+def answer_of(check: Throwaway) -> Answer:
     try:
         answer: Answer = wait_for(check.poll, 15, "an answer")
         return answer
@@ -36,7 +36,7 @@ def dies(number: int, words: bytes = b"") -> NoReturn:
 
 def test_an_answer_of_any_length_comes_back() -> None:
     before = len(list(Path("/proc/self/fd").iterdir()))
-    answer = answer_of(Check(lambda: "x" * 1_000_000))
+    answer = answer_of(Throwaway(lambda: "x" * 1_000_000))
     answer.raise_error()
     assert len(answer.text) == 1_000_000
     assert len(list(Path("/proc/self/fd").iterdir())) == before
@@ -53,7 +53,7 @@ def test_an_answer_of_any_length_comes_back() -> None:
 )
 def test_an_error_is_raised_here_with_its_exit_code(error: Exception, kind: type[FeatdError]) -> None:
     with pytest.raises(kind, match=str(error)) as raised:
-        answer_of(Check(lambda: refuses(error))).raise_error()
+        answer_of(Throwaway(lambda: refuses(error))).raise_error()
     assert raised.value.exit_code == getattr(error, "exit_code", 1)
 
 
@@ -67,14 +67,14 @@ def test_an_error_is_raised_here_with_its_exit_code(error: Exception, kind: type
 )
 def test_a_death_is_explained(number: int, words: bytes, code: int) -> None:
     with pytest.raises(FeatdError) as raised:
-        answer_of(Check(lambda: dies(number, words))).raise_error()
+        answer_of(Throwaway(lambda: dies(number, words))).raise_error()
     assert raised.value.exit_code == code
     assert words.decode() in str(raised.value)
     assert signal.Signals(number).name in str(raised.value)
 
 
 def test_one_that_hangs_can_be_ended() -> None:
-    check = Check(lambda: str(signal.pause()))
+    check = Throwaway(lambda: str(signal.pause()))
     assert check.poll() is None
     check.end()
     assert check.poll() is None

@@ -18,6 +18,7 @@ import pytest
 from featd import config, daemon
 from featd.processes.child import ChildSpec
 from featd.processes.link import ChildLink
+from featd.processes.records import Ready, StatusLine
 from featd.start import reload
 from featd.supervisor.rollout import Change, Refusal
 from featd.supervisor.supervisor import Supervisor
@@ -101,21 +102,32 @@ class Answers:
 
 def works(link: ChildLink, says: str = "") -> int:
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
-    link.report("status", text=says)
-    link.report("ready")
+    link.report(StatusLine(says))
+    link.report(Ready())
     while True:
         signal.pause()
 
 
 def ignores_term(link: ChildLink) -> int:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    link.report("ready")
+    link.report(Ready())
     while True:
         signal.pause()
 
 
 def bad_config(link: ChildLink) -> int:
     return 78
+
+
+def exits(link: ChildLink) -> int:
+    return 1
+
+
+def works_the_second_time(link: ChildLink, flag: Path) -> int:
+    if not flag.exists():
+        flag.touch()
+        return 1
+    return works(link)
 
 
 Make = Callable[..., tuple[Supervisor, Answers]]
@@ -128,7 +140,7 @@ def make(tmp_path: Path) -> Iterator[Make]:
     def build(*specs: ChildSpec) -> tuple[Supervisor, Answers]:
         answers = Answers()
         supervisor = Supervisor(specs, run_folder=tmp_path, stop_seconds=5.0, reload=answers)
-        supervisor._signals.__enter__()
+        supervisor.__enter__()
         made.append(supervisor)
         return supervisor, answers
 
@@ -138,14 +150,13 @@ def make(tmp_path: Path) -> Iterator[Make]:
             if child.pid is not None:
                 os.kill(child.pid, signal.SIGKILL)
                 os.waitpid(child.pid, 0)
-        supervisor._signals.__exit__(None, None, None)
-        supervisor._close()
+        supervisor.__exit__()
 
 
 def turn_until(supervisor: Supervisor, condition: Callable[[], Any]) -> Any:
     def turn() -> Any:
         supervisor.step(time.monotonic())
-        supervisor._wait(0.02)
+        supervisor.wait(0.02)
         return condition()
 
     return wait_for(turn, 15)
@@ -156,18 +167,20 @@ def hang_up(supervisor: Supervisor, answers: Answers, answer: Change | Refusal) 
     answers.answer = answer
 
 
-def test_children_that_are_concerned_start_anew_at_once_and_without_blame(make: Make) -> None:
+def test_children_that_are_concerned_start_anew_at_once_and_without_blame(make: Make, tmp_path: Path) -> None:
     supervisor, answers = make(ChildSpec("worker", works, essential=True), ChildSpec("ingest", works))
     worker, ingest = supervisor.children["worker"], supervisor.children["ingest"]
     turn_until(supervisor, lambda: worker.ready and ingest.ready)
     before, other = worker.pid, ingest.pid
     spec = ChildSpec("worker", functools.partial(works, says="new"), essential=True)
-    hang_up(supervisor, answers, Change([spec], 7.0, "applying x"))
-    turn_until(supervisor, lambda: worker.ready and worker.pid != before and supervisor._said == "new")
+    hang_up(supervisor, answers, Change([spec], 7.0, ["workers.batch"]))
+    state = tmp_path / "supervisor.json"
+    turn_until(supervisor, lambda: worker.ready and worker.pid != before)
+    turn_until(supervisor, lambda: json.loads(state.read_text())["status"] == "new")
     assert (worker.deaths, worker.boot_failures, worker.why) == (0, 0, "")
     assert ingest.pid == other
-    assert supervisor._stop_seconds == 7.0
-    assert not supervisor._reloading
+    assert supervisor.rollout.stop_seconds == 7.0
+    assert not supervisor.rollout.active
 
 
 def test_workers_start_anew_one_after_the_other(make: Make) -> None:
@@ -176,7 +189,7 @@ def test_workers_start_anew_one_after_the_other(make: Make) -> None:
     workers = list(supervisor.children.values())
     turn_until(supervisor, lambda: all(worker.ready for worker in workers))
     before = {worker.pid for worker in workers}
-    hang_up(supervisor, answers, Change(specs, 5.0, "applying x"))
+    hang_up(supervisor, answers, Change(specs, 5.0, ["workers.batch"]))
     least = len(workers)
 
     def all_are_new() -> bool:
@@ -186,7 +199,7 @@ def test_workers_start_anew_one_after_the_other(make: Make) -> None:
 
     turn_until(supervisor, all_are_new)
     assert least == 2
-    turn_until(supervisor, lambda: not supervisor._reloading)
+    turn_until(supervisor, lambda: not supervisor.rollout.active)
 
 
 def test_where_the_first_worker_does_not_come_back_the_others_keep_what_they_have(
@@ -198,18 +211,60 @@ def test_where_the_first_worker_does_not_come_back_the_others_keep_what_they_hav
     turn_until(supervisor, lambda: all(child.ready for child in supervisor.children.values()))
     before = [child.pid for child in others]
     bad = [replace(spec, target=bad_config) for spec in specs]
-    hang_up(supervisor, answers, Change(bad, 5.0, "applying x"))
-    turn_until(supervisor, lambda: first.given_up == 78 and not supervisor._reloading)
+    hang_up(supervisor, answers, Change(bad, 5.0, ["workers.batch"]))
+    turn_until(supervisor, lambda: first.given_up == 78 and not supervisor.rollout.active)
     state = tmp_path / "supervisor.json"
     turn_until(supervisor, lambda: "keep the old one" in json.loads(state.read_text())["status"])
     assert [child.pid for child in others] == before
     assert all(child.ready for child in others)
     # The way out: a configuration that works reaches them all.
-    hang_up(supervisor, answers, Change(specs, 5.0, "applying y"))
-    turn_until(supervisor, lambda: not supervisor._reloading)
+    hang_up(supervisor, answers, Change(specs, 5.0, ["workers.batch"]))
+    turn_until(supervisor, lambda: not supervisor.rollout.active)
     assert all(child.ready for child in supervisor.children.values())
     assert not set(before) & {child.pid for child in supervisor.children.values()}
     turn_until(supervisor, lambda: json.loads(state.read_text())["reload"] == "")
+
+
+def test_a_second_bad_configuration_touches_no_worker_that_is_at_work(make: Make) -> None:
+    specs = [ChildSpec(f"worker-{number}", works, essential=True) for number in range(3)]
+    supervisor, answers = make(*specs)
+    first, *others = supervisor.children.values()
+    turn_until(supervisor, lambda: all(child.ready for child in supervisor.children.values()))
+    before = [child.pid for child in others]
+    for target in (bad_config, exits, bad_config):
+        hang_up(
+            supervisor, answers, Change([replace(spec, target=target) for spec in specs], 5.0, ["model.net"])
+        )
+        turn_until(supervisor, lambda: not supervisor.rollout.active and not first.ready)
+        assert "worker-0 does not start" in supervisor.rollout.verdict
+        assert [child.pid for child in others] == before
+
+
+def test_a_worker_that_was_down_before_holds_nobody_up(make: Make) -> None:
+    specs = [ChildSpec(f"worker-{number}", works, essential=True) for number in range(2)]
+    supervisor, answers = make(replace(specs[0], target=exits), specs[1])
+    broken, sound = supervisor.children.values()
+    turn_until(supervisor, lambda: sound.ready and broken.deaths)
+    before = sound.pid
+    hang_up(supervisor, answers, Change([replace(specs[0], target=exits), specs[1]], 5.0, ["workers.batch"]))
+    turn_until(supervisor, lambda: sound.ready and sound.pid != before and not supervisor.rollout.active)
+    assert supervisor.rollout.verdict == ""
+
+
+def test_the_others_follow_once_the_first_has_come_up_after_all(make: Make, tmp_path: Path) -> None:
+    specs = [ChildSpec(f"worker-{number}", works, essential=True) for number in range(2)]
+    supervisor, answers = make(*specs)
+    turn_until(supervisor, lambda: all(child.ready for child in supervisor.children.values()))
+    before = supervisor.children["worker-1"].pid
+    late = functools.partial(works_the_second_time, flag=tmp_path / "flag")
+    hang_up(
+        supervisor, answers, Change([replace(spec, target=late) for spec in specs], 5.0, ["workers.batch"])
+    )
+    turn_until(supervisor, lambda: supervisor.rollout.verdict)
+    assert supervisor.children["worker-1"].pid == before
+    turn_until(supervisor, lambda: not supervisor.rollout.verdict and not supervisor.rollout.active)
+    assert all(child.ready for child in supervisor.children.values())
+    assert supervisor.children["worker-1"].pid != before
 
 
 def test_a_second_reload_does_not_end_the_first_one_early(make: Make) -> None:
@@ -217,13 +272,13 @@ def test_a_second_reload_does_not_end_the_first_one_early(make: Make) -> None:
     supervisor, answers = make(spec)
     worker = supervisor.children["worker"]
     turn_until(supervisor, lambda: worker.ready)
-    hang_up(supervisor, answers, Change([spec], 5.0, "applying x"))
+    hang_up(supervisor, answers, Change([spec], 5.0, ["workers.batch"]))
     supervisor.step(time.monotonic())
     assert worker.restarting
-    hang_up(supervisor, answers, Change([], 5.0, "nothing has changed"))
+    hang_up(supervisor, answers, Change([], 5.0, []))
     supervisor.step(time.monotonic())
-    assert supervisor._reloading
-    turn_until(supervisor, lambda: not supervisor._reloading)
+    assert supervisor.rollout.active
+    turn_until(supervisor, lambda: not supervisor.rollout.active)
     assert worker.ready
     assert not worker.restarting
 
@@ -245,7 +300,7 @@ def test_one_that_does_not_stop_for_a_new_configuration_is_killed(make: Make) ->
     worker = supervisor.children["worker"]
     turn_until(supervisor, lambda: worker.ready)
     before = worker.pid
-    hang_up(supervisor, answers, Change([ChildSpec("worker", works, essential=True)], 0.1, "applying x"))
+    hang_up(supervisor, answers, Change([ChildSpec("worker", works, essential=True)], 0.1, ["workers.batch"]))
     turn_until(supervisor, lambda: worker.ready and worker.pid != before)
     assert worker.deaths == 0
 
@@ -256,16 +311,16 @@ def test_what_was_down_has_another_chance(make: Make) -> None:
     )
     bad = supervisor.children["bad"]
     turn_until(supervisor, lambda: bad.given_up == 78)
-    hang_up(supervisor, answers, Change([ChildSpec("bad", works, essential=True)], 5.0, "applying x"))
+    hang_up(supervisor, answers, Change([ChildSpec("bad", works, essential=True)], 5.0, ["workers.batch"]))
     turn_until(supervisor, lambda: bad.ready)
 
 
 def test_children_come_and_go(make: Make) -> None:
     supervisor, answers = make(ChildSpec("worker", works, essential=True), ChildSpec("web", works))
     turn_until(supervisor, lambda: supervisor.children["web"].ready)
-    hang_up(supervisor, answers, Change([ChildSpec("other", works)], 5.0, "applying x", without=["web"]))
+    hang_up(supervisor, answers, Change([ChildSpec("other", works)], 5.0, ["workers.batch"], without=["web"]))
     turn_until(supervisor, lambda: supervisor.children["web"].over and supervisor.children["other"].ready)
-    hang_up(supervisor, answers, Change([ChildSpec("web", works)], 5.0, "applying x"))
+    hang_up(supervisor, answers, Change([ChildSpec("web", works)], 5.0, ["workers.batch"]))
     turn_until(supervisor, lambda: supervisor.children["web"].ready)
 
 
@@ -299,7 +354,7 @@ def test_a_root_is_added_while_it_runs(running: tuple[Instance, subprocess.Popen
     )
     process.send_signal(signal.SIGHUP)
     wait_for(lambda: instance.count("done") == 18, 60, "the second root")
-    wait_for(lambda: "the new configuration is in force" in said(instance), 60, "the reload's end")
+    wait_for(lambda: "new configuration in force" in said(instance), 60, "the reload's end")
     process.terminate()
     assert process.wait(60) == 0
     assert check_promise(instance) == {"done": 18}
@@ -320,7 +375,7 @@ def test_a_bad_configuration_changes_nothing(running: tuple[Instance, subprocess
         process.send_signal(signal.SIGHUP)
         wait_for(lambda reason=reason: reason in said(instance), 60, reason)
     instance.config.write_text(text)
-    assert said(instance).count("the old one stays") == len(bad)
+    assert said(instance).count("keeping the old one") == len(bad)
     assert [worker["pid"] for worker in instance.live_workers()] == workers
     assert process.poll() is None
 

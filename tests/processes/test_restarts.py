@@ -15,6 +15,8 @@ import pytest
 from featd.daemon import take_lock
 from featd.processes.child import ChildSpec
 from featd.processes.link import ChildLink
+from featd.processes.records import LeaseOpened, Ready
+from featd.states import Lease
 from featd.supervisor.supervisor import Supervisor
 from photographs import write_photographs
 from running import kill_all, make_instance, wait_for
@@ -25,13 +27,13 @@ HOW = ("exit", "abort", "kill", "hang")
 
 def dies(link: ChildLink) -> int:
     """It makes what workers make (pipes, memory, a grandchild), and dies each time in another way."""
-    link.report("lease", id=1, token="x")
+    link.report(LeaseOpened(Lease(1, "x")))
     memory = os.memfd_create("pixels")
     os.ftruncate(memory, 1 << 16)
     if os.fork() == 0:
         os.close(2)
         os._exit(0)
-    link.report("ready")
+    link.report(Ready())
     match HOW[os.getpid() // 2 % len(HOW)]:
         case "exit":
             return 1
@@ -46,7 +48,7 @@ def dies(link: ChildLink) -> int:
 
 def janitor(link: ChildLink) -> int:
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
-    link.report("ready")
+    link.report(Ready())
     while True:
         list(link.inbox.receive())
         signal.sigtimedwait([signal.SIGUSR1], 0.05)
@@ -71,11 +73,10 @@ def supervisor(tmp_path: Path) -> Iterator[Supervisor]:
     one = Supervisor(
         specs, run_folder=tmp_path, stop_seconds=5.0, deaths_to="janitor", close_in_children=[lock]
     )
-    with one._signals:
+    with one:
         yield one
         one.stop(0, time.monotonic())
         wait_for(lambda: one.step(time.monotonic()) is not None, 15)
-        one._close()
     os.close(lock)
 
 
@@ -91,7 +92,7 @@ def test_a_hundred_restarts_leave_nothing(supervisor: Supervisor) -> None:
             deaths += worker.deaths
             worker.deaths, worker.start_at = 0, 0.0
             held.append(holdings())
-        supervisor._wait(0.01)
+        supervisor.wait(0.01)
         return deaths >= RESTARTS
 
     wait_for(turn, 120, "a hundred deaths")

@@ -15,6 +15,8 @@ import pytest
 
 from featd.processes.child import ChildSpec
 from featd.processes.link import ChildLink
+from featd.processes.records import Death, LeaseOpened, Ready
+from featd.states import Lease
 from featd.supervisor.supervisor import MIN_BACKOFF_SECONDS, Supervisor
 from running import wait_for
 
@@ -23,7 +25,7 @@ Make = Callable[..., Supervisor]
 
 def sleeps(link: ChildLink) -> int:
     """A child that works until it is told to stop."""
-    link.report("ready")
+    link.report(Ready())
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     while True:
         signal.pause()
@@ -31,23 +33,23 @@ def sleeps(link: ChildLink) -> int:
 
 def ignores_term(link: ChildLink) -> int:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    link.report("lease", id=7, token="abc")
-    link.report("ready")
+    link.report(LeaseOpened(Lease(7, "abc")))
+    link.report(Ready())
     while True:
         signal.pause()
 
 
 def hangs(link: ChildLink) -> int:
-    link.report("lease", id=7, token="abc")
-    link.report("ready")
+    link.report(LeaseOpened(Lease(7, "abc")))
+    link.report(Ready())
     link.beat(0.05)
     while True:
         time.sleep(60)
 
 
 def aborts(link: ChildLink) -> int:
-    link.report("lease", id=7, token="abc")
-    link.report("ready")
+    link.report(LeaseOpened(Lease(7, "abc")))
+    link.report(Ready())
     os.write(2, b"F1124 net.cpp:42] Check failed: nothing fits\n")
     os.abort()
 
@@ -57,7 +59,7 @@ def fails(link: ChildLink) -> int:
 
 
 def floods(link: ChildLink) -> int:
-    link.report("ready")
+    link.report(Ready())
     while True:
         os.write(2, b"a warning of a layer\n" * 1000)
 
@@ -77,7 +79,7 @@ def make(tmp_path: Path) -> Iterator[Make]:
     def build(*specs: ChildSpec, **options: Any) -> Supervisor:
         options = {"run_folder": tmp_path, "stop_seconds": 30.0, **options}
         supervisor = Supervisor(specs, **options)
-        supervisor._signals.__enter__()
+        supervisor.__enter__()
         made.append(supervisor)
         return supervisor
 
@@ -87,8 +89,7 @@ def make(tmp_path: Path) -> Iterator[Make]:
             if child.pid is not None:
                 os.kill(child.pid, signal.SIGKILL)
                 os.waitpid(child.pid, 0)
-        supervisor._signals.__exit__(None, None, None)
-        supervisor._close()
+        supervisor.__exit__()
 
 
 def turn_until(supervisor: Supervisor, condition: Callable[[], Any], seconds: float = 15.0) -> Any:
@@ -100,10 +101,10 @@ def turn_until(supervisor: Supervisor, condition: Callable[[], Any], seconds: fl
             return value
         assert code is None, f"it ended with {code} before"
         assert time.monotonic() < deadline, "the condition did not come true"
-        supervisor._wait(0.05)
+        supervisor.wait(0.05)
 
 
-def deaths(supervisor: Supervisor) -> list[dict[str, Any]]:
+def deaths(supervisor: Supervisor) -> list[Death]:
     return list(supervisor.children["janitor"].inbox.receive())
 
 
@@ -131,10 +132,10 @@ def test_a_child_waits_for_those_it_comes_after(make: Make) -> None:
 def test_the_janitor_hears_who_died_of_what_and_its_last_words(make: Make) -> None:
     supervisor = make(ChildSpec("janitor", sleeps), ChildSpec("worker", aborts), deaths_to="janitor")
     (death,) = turn_until(supervisor, lambda: deaths(supervisor))
-    assert (death["child"], death["why"]) == ("worker", "crash")
-    assert "SIGABRT" in death["what"]
-    assert death["lease"] == {"id": 7, "token": "abc"}
-    assert "Check failed: nothing fits" in Path(death["words"]).read_text()
+    assert (death.child, death.why) == ("worker", "crash")
+    assert "SIGABRT" in death.what
+    assert death.lease == Lease(7, "abc")
+    assert "Check failed: nothing fits" in Path(death.words).read_text()
 
 
 def test_a_kill_from_outside_is_no_crash(make: Make) -> None:
@@ -144,15 +145,15 @@ def test_a_kill_from_outside_is_no_crash(make: Make) -> None:
     assert worker.pid is not None
     os.kill(worker.pid, signal.SIGKILL)
     (death,) = turn_until(supervisor, lambda: deaths(supervisor))
-    assert death["why"] == "killed"
+    assert death.why == "killed"
 
 
 def test_a_child_that_makes_no_progress_is_killed_with_a_stack_dump(make: Make) -> None:
     supervisor = make(ChildSpec("janitor", sleeps), ChildSpec("worker", hangs), deaths_to="janitor")
     (death,) = turn_until(supervisor, lambda: deaths(supervisor))
-    assert death["why"] == "crash"
-    assert "no progress" in death["what"]
-    assert "in hangs" in Path(death["words"]).read_text()
+    assert death.why == "crash"
+    assert "no progress" in death.what
+    assert "in hangs" in Path(death.words).read_text()
 
 
 def test_a_once_child_that_finished_is_over_and_a_new_janitor_hears_of_it_again(make: Make) -> None:
@@ -160,13 +161,13 @@ def test_a_once_child_that_finished_is_over_and_a_new_janitor_hears_of_it_again(
         ChildSpec("janitor", sleeps), ChildSpec("ingest", finishes, once=True), deaths_to="janitor"
     )
     (death,) = turn_until(supervisor, lambda: deaths(supervisor))
-    assert (death["child"], death["why"]) == ("ingest", "finished")
+    assert (death.child, death.why) == ("ingest", "finished")
     janitor = supervisor.children["janitor"]
     turn_until(supervisor, lambda: janitor.ready)
     assert janitor.pid is not None
     os.kill(janitor.pid, signal.SIGKILL)
     (again,) = turn_until(supervisor, lambda: deaths(supervisor))
-    assert again["child"] == "ingest"
+    assert again.child == "ingest"
 
 
 def test_stopping_asks_first_those_that_are_not_last(make: Make) -> None:
@@ -192,8 +193,8 @@ def test_a_child_that_does_not_stop_is_excused_first_and_killed_then(make: Make)
     turn_until(supervisor, lambda: all(child.ready for child in supervisor.children.values()))
     supervisor.handle_signal(signal.SIGTERM, time.monotonic())
     (death,) = turn_until(supervisor, lambda: deaths(supervisor))
-    assert excused == [{"id": 7, "token": "abc"}]
-    assert death["why"] == "stopped"
+    assert excused == [Lease(7, "abc")]
+    assert death.why == "stopped"
     wait_for(lambda: supervisor.step(time.monotonic()) == 0, 10, "the end")
 
 

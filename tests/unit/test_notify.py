@@ -13,6 +13,7 @@ import pytest
 
 from featd.processes.child import ChildSpec
 from featd.processes.link import ChildLink
+from featd.processes.records import Ready, StatusLine
 from featd.supervisor.supervisor import Supervisor
 from featd.supervisor.systemd import EXTEND_SECONDS, Notifier
 from running import wait_for
@@ -108,8 +109,8 @@ def test_a_watchdog_that_is_not_ours_is_left_alone(
 
 def works(link: ChildLink) -> int:
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
-    link.report("ready")
-    link.report("status", text="3 images done")
+    link.report(Ready())
+    link.report(StatusLine("3 images done"))
     while True:
         signal.pause()
 
@@ -121,7 +122,7 @@ def fails(link: ChildLink) -> int:
 def run_until(supervisor: Supervisor, condition: Callable[[], bool]) -> None:
     def turn() -> bool:
         supervisor.step(time.monotonic())
-        supervisor._wait(0.02)
+        supervisor.wait(0.02)
         return condition()
 
     wait_for(turn, 15)
@@ -133,7 +134,7 @@ def make(tmp_path: Path) -> Iterator[Callable[..., Supervisor]]:
 
     def build(*specs: ChildSpec) -> Supervisor:
         supervisor = Supervisor(specs, run_folder=tmp_path, stop_seconds=5.0, notifier=Notifier())
-        supervisor._signals.__enter__()
+        supervisor.__enter__()
         made.append(supervisor)
         return supervisor
 
@@ -141,8 +142,7 @@ def make(tmp_path: Path) -> Iterator[Callable[..., Supervisor]]:
     for supervisor in made:
         supervisor.stop(0, time.monotonic())
         wait_for(lambda one=supervisor: one.step(time.monotonic()) is not None, 15)
-        supervisor._signals.__exit__(None, None, None)
-        supervisor._close()
+        supervisor.__exit__()
 
 
 def test_a_supervisor_is_ready_with_its_first_worker(
@@ -186,15 +186,15 @@ def test_workers_that_cannot_start_are_told_and_not_waited_for_without_end(
 def test_a_child_that_hangs_unattended_stops_the_watchdog(
     listener: Listener, make: Callable[..., Supervisor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("WATCHDOG_USEC", "200000")
     supervisor = make(ChildSpec("worker", works, essential=True))
     child = supervisor.children["worker"]
     run_until(supervisor, lambda: child.ready)
-    monkeypatch.setattr(Supervisor, "_abort_hung", lambda self, now: None)  # a bug in the supervisor
+    monkeypatch.setattr(Supervisor, "abort_hung", lambda self, now: None)  # a bug in the supervisor
     child.heartbeat.expect(-1.0)
     before = listener.hear().count("WATCHDOG=1")
-    supervisor._notifier._watchdog_due = 0.0
-    supervisor.step(time.monotonic())
+    later = time.monotonic() + 0.3
+    run_until(supervisor, lambda: time.monotonic() > later)
     assert listener.hear().count("WATCHDOG=1") == before
     child.heartbeat.clear()
-    supervisor.step(time.monotonic())
-    assert listener.hear().count("WATCHDOG=1") == before + 1
+    run_until(supervisor, lambda: listener.hear().count("WATCHDOG=1") > before)

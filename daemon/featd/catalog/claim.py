@@ -9,9 +9,8 @@ import sqlalchemy as sa
 
 from featd.catalog import counters, dialects, leases
 from featd.catalog.counters import StateChanges
-from featd.catalog.leases import Lease
 from featd.catalog.schema import images, in_state
-from featd.states import PRIORITIES, ClaimedImage, State
+from featd.states import PRIORITIES, ClaimedImage, Lease, State
 
 _CLAIMED = (
     images.c.id,

@@ -12,23 +12,14 @@ from featd.catalog import counters, dialects, verdicts
 from featd.catalog.counters import StateChanges
 from featd.catalog.schema import attempts, images, in_state, leases
 from featd.errors import LeaseLostError
-from featd.states import Kind, RetryPolicy, State
-
-
-@dataclass(frozen=True, slots=True)
-class Lease:
-    """The id of a lease's row and the token that only its worker knows; both are needed to use it."""
-
-    id: int
-    token: str
+from featd.states import Kind, Lease, RetryPolicy, State
 
 
 @dataclass(frozen=True, slots=True)
 class OpenLease:
     """A lease that has not ended, as the janitor sees it."""
 
-    id: int
-    token: str
+    lease: Lease
     host: str
     pid: int
     device: str
@@ -167,4 +158,4 @@ def _live(conn: sa.Connection) -> sa.ColumnElement[bool]:
 def _read_open(conn: sa.Connection, which: sa.ColumnElement[bool]) -> list[OpenLease]:
     columns = (leases.c.id, leases.c.token, leases.c.host, leases.c.pid, leases.c.device)
     rows = conn.execute(sa.select(*columns).where(leases.c.ended_at.is_(None), which).order_by(leases.c.id))
-    return [OpenLease(*row) for row in rows]
+    return [OpenLease(Lease(row.id, row.token), row.host, row.pid, row.device) for row in rows]

@@ -14,11 +14,10 @@ import sqlalchemy as sa
 
 from featd.catalog import counters, dialects, instance, leases, verdicts
 from featd.catalog.counters import StateChanges
-from featd.catalog.leases import Lease
 from featd.catalog.schema import images, shards
 from featd.catalog.schema import leases as lease_table
 from featd.catalog.verdicts import Attempt, Budget
-from featd.states import ClaimedImage, Failure, Kind, RetryPolicy, State, Unchanged
+from featd.states import ClaimedImage, Failure, Kind, Lease, RetryPolicy, State, Unchanged
 
 
 @dataclass(frozen=True, slots=True)

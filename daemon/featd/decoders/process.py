@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import ctypes
 import errno
 import faulthandler
 import mmap
@@ -17,7 +16,6 @@ import os
 import resource
 import signal
 import socket
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -44,10 +42,10 @@ from featd.paths import from_catalog
 from featd.preprocess.apply import apply
 from featd.preprocess.spec import PreprocessSpec
 from featd.processes.hands import Hands
+from featd.processes.signals import die_with_parent
 from featd.roots import RootState, root_state
 from featd.states import ClaimedImage, Failure, Kind, Unchanged
 
-_PR_SET_PDEATHSIG = 1
 _OOM_SCORE = "500"
 _IGNORED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -152,9 +150,7 @@ def _settle_in(parent: int) -> None:
     for number in _IGNORED:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _IGNORED)  # the pool blocked them until we could ignore them
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:  # it died before the prctl
-        sys.exit(0)
+    die_with_parent(parent)
     with contextlib.suppress(OSError):  # a sandbox may hide it; it is only a preference
         Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE)
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))

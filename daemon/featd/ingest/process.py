@@ -22,6 +22,7 @@ from featd.ingest.scan import Scan, ScanReport
 from featd.ingest.watch import take_over_watchdogs_words
 from featd.paths import to_catalog
 from featd.processes.link import ChildLink
+from featd.processes.records import Ready
 from featd.processes.signals import StopFlag
 
 log = logs.get("ingest")
@@ -213,7 +214,7 @@ def run(link: ChildLink, plan: IngestPlan) -> int:
     take_over_watchdogs_words()
     stop = StopFlag()
     ingest = Ingest(plan, link)
-    link.report("ready")
+    link.report(Ready())
     while not stop.stopping:
         try:
             ingest.step(clock.monotonic())

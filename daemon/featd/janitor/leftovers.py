@@ -17,9 +17,9 @@ import sqlalchemy as sa
 
 from featd import logs
 from featd.catalog import connect, leases, stats
-from featd.catalog.leases import Lease
 from featd.shards.layout import ShardName
 from featd.shards.store import shards_folder
+from featd.states import Lease
 
 log = logs.get("janitor")
 

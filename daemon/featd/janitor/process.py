@@ -6,18 +6,17 @@ import contextlib
 import select
 from collections import deque
 from pathlib import Path
-from typing import Any
 
 from featd import clock, logs
 from featd.catalog import connect, counters, hosts, mend, stats
-from featd.catalog.leases import Lease
 from featd.errors import CatalogUnavailableError
 from featd.janitor import drain
 from featd.janitor.leftovers import remove_leftovers
 from featd.janitor.plan import JanitorPlan
-from featd.janitor.rescue import Death, Rescue
+from featd.janitor.rescue import Cause, Rescue
 from featd.processes.last_words import telling
 from featd.processes.link import ChildLink
+from featd.processes.records import Death, Ready, StatusLine, StopRequest, Why
 from featd.processes.signals import StopFlag
 from featd.states import Kind, State
 
@@ -42,7 +41,7 @@ class Janitor:
         self._tidies = False
         self._draining = plan.draining
         self._scanned = False
-        self._heard: deque[dict[str, Any]] = deque()
+        self._heard: deque[Death] = deque()
         self._store = plan.store
         self._catalog = connect.open_catalog(plan.catalog_url, plan.lease_seconds)
         self._rescue = Rescue(self._catalog, plan.run_folder, plan.host, plan.retry)
@@ -55,12 +54,12 @@ class Janitor:
     def step(self, now: float) -> None:
         """Hear of deaths, then do what is due."""
         # A record leaves the list after it is handled: an outage of the catalog must not lose it or those behind it.
-        self._heard.extend(self._link.inbox.receive())
+        self._heard.extend(one for one in self._link.inbox.receive() if isinstance(one, Death))
         while self._heard:
             self._hear(self._heard[0])
             self._heard.popleft()
         if self._is_due("status", now, STATUS_EVERY_SECONDS):
-            self._link.report("status", text=self._status())
+            self._link.report(StatusLine(self._status()))
         if self._is_due("expired", now, EXPIRED_EVERY_SECONDS):
             self._rescue.end_expired()
         lease_seconds = self._plan.lease_seconds
@@ -75,7 +74,7 @@ class Janitor:
         if self._draining and self._scanned and self._is_due("drain", now, DRAIN_EVERY_SECONDS):
             drained = drain.look(self._catalog, [str(root) for root in self._plan.roots])
             if drained is not None:
-                self._link.report("stop", code=drained.code, message=drained.message)
+                self._link.report(StopRequest(drained.code, drained.message))
                 self._draining = False
 
     def stop_draining(self) -> None:
@@ -88,15 +87,13 @@ class Janitor:
         self._due[duty] = now + every_seconds
         return True
 
-    def _hear(self, record: dict[str, Any]) -> None:
-        if record.get("event") != "death":
+    def _hear(self, death: Death) -> None:
+        if death.why is Why.FINISHED:
+            self._scanned = self._scanned or death.child == "ingest"
             return
-        if record["child"] == "ingest" and record["why"] == "finished":
-            self._scanned = True
-        lease = record["lease"]
-        if lease is None or record["why"] == "finished":
+        if death.lease is None:
             return
-        self._rescue.end(Lease(lease["id"], lease["token"]), death_of(record))
+        self._rescue.end(death.lease, cause_of(death))
         # The worker may have left an unfinished shard. Where another host tidies, that host finds it at its next look;
         # until then the leftover only takes room on the disk.
         self._due["leftovers"] = 0.0
@@ -120,17 +117,13 @@ class Janitor:
         self._catalog.dispose()
 
 
-def death_of(record: dict[str, Any]) -> Death:
-    """What a supervisor's record of a death means for the images in hand."""
-    kinds = {"crash": Kind.CRASH, "killed": Kind.KILLED}
-    message = record["what"]
-    try:
-        words = telling(Path(record["words"]).read_text(encoding="utf-8"))
-    except OSError:
-        words = ""
-    if words:
-        message += f"; its last words: {words}"
-    return Death(kinds.get(record["why"]), message)
+def cause_of(death: Death) -> Cause:
+    """What a death means for the images that its worker had in hand."""
+    kinds = {Why.CRASH: Kind.CRASH, Why.KILLED: Kind.KILLED}
+    words = ""
+    with contextlib.suppress(OSError):
+        words = telling(Path(death.words).read_text(encoding="utf-8"))
+    return Cause(kinds.get(death.why), f"{death.what}; its last words: {words}" if words else death.what)
 
 
 def run(link: ChildLink, plan: JanitorPlan) -> int:
@@ -138,7 +131,7 @@ def run(link: ChildLink, plan: JanitorPlan) -> int:
     stop = StopFlag()
     janitor = Janitor(plan, link)
     janitor.begin()
-    link.report("ready")
+    link.report(Ready())
     while True:
         link.beat(BEAT_SECONDS)
         # The workers' deaths are in the inbox before the supervisor asks the janitor to stop.

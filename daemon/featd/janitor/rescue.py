@@ -14,9 +14,9 @@ import sqlalchemy as sa
 
 from featd import logs
 from featd.catalog import connect, leases
-from featd.catalog.leases import InHand, Lease, OpenLease
+from featd.catalog.leases import InHand
 from featd.processes.hands import read_hands
-from featd.states import Kind, RetryPolicy
+from featd.states import Kind, Lease, RetryPolicy
 
 log = logs.get("janitor")
 
@@ -24,17 +24,17 @@ HANDS_SUFFIX = ".hands"
 
 
 @dataclass(frozen=True, slots=True)
-class Death:
+class Cause:
     """Why a worker died, as its supervisor saw it. `kind` is None where no image in hand is to blame."""
 
     kind: Kind | None
     message: str
 
 
-EVERYTHING_DIED = Death(
+EVERYTHING_DIED = Cause(
     Kind.KILLED, "all of featd on this host died at once (a power cut, or everything was killed)"
 )
-SILENT = Death(None, "the lease expired: the worker did not renew it")
+SILENT = Cause(None, "the lease expired: the worker did not renew it")
 
 
 class Rescue:
@@ -53,9 +53,9 @@ class Rescue:
         """
         with connect.reading(self._catalog) as conn:
             open_leases = leases.open_leases(conn, self._host)
-        alive = {lease.token for lease in open_leases if _is_sibling(lease.pid)}
-        dead = [lease for lease in open_leases if lease.token not in alive]
-        ended = sum(self.end(_key(lease), EVERYTHING_DIED) for lease in dead)
+        alive = {one.lease.token for one in open_leases if _is_sibling(one.pid)}
+        dead = [one.lease for one in open_leases if one.lease.token not in alive]
+        ended = sum(self.end(lease, EVERYTHING_DIED) for lease in dead)
         self._remove_stale_hands(alive)
         return ended
 
@@ -63,22 +63,22 @@ class Rescue:
         """End the expired leases of all hosts."""
         with connect.reading(self._catalog) as conn:
             expired = leases.expired_leases(conn)
-        return sum(self.end(_key(lease), SILENT, lease) for lease in expired)
+        return sum(self.end(one.lease, SILENT, one.host) for one in expired)
 
-    def end(self, lease: Lease, death: Death, shown: OpenLease | None = None) -> bool:
+    def end(self, lease: Lease, cause: Cause, host: str | None = None) -> bool:
         """End one lease; the images that its worker had in its net are charged, unless no image is to blame."""
         hands = self._run_folder / f"{lease.token}{HANDS_SUFFIX}"
-        in_hand = _in_hand(hands, death)
-        ended = connect.transact(self._catalog, leases.end_lease, lease, death.message, self._policy, in_hand)
+        in_hand = _in_hand(hands, cause)
+        ended = connect.transact(self._catalog, leases.end_lease, lease, cause.message, self._policy, in_hand)
         _remove(hands)
         if ended:
             log.info(
                 "lease_rescued",
                 "ended the lease of a dead worker; its claimed images are pending again",
                 lease=lease.id,
-                why=death.message.partition("; its last words")[0],
+                why=cause.message.partition("; its last words")[0],
                 in_hand=len(in_hand.images) if in_hand else 0,
-                host=shown.host if shown else self._host,
+                host=host or self._host,
             )
         return ended
 
@@ -111,12 +111,8 @@ def _remove(path: Path) -> None:
         )
 
 
-def _key(lease: OpenLease) -> Lease:
-    return Lease(lease.id, lease.token)
-
-
-def _in_hand(hands: Path, death: Death) -> InHand | None:
+def _in_hand(hands: Path, cause: Cause) -> InHand | None:
     report = read_hands(hands)
-    if report is None or report.escalated or death.kind is None or not report.forward:
+    if report is None or report.escalated or cause.kind is None or not report.forward:
         return None
-    return InHand(report.forward, death.kind, death.message)
+    return InHand(report.forward, cause.kind, cause.message)

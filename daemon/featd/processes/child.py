@@ -1,4 +1,4 @@
-"""One child of the supervisor, over all its processes: the fork, what both sides share, its last words."""
+"""One child of the supervisor, from its first process to its last: what both sides share, and its last words."""
 
 from __future__ import annotations
 
@@ -7,16 +7,14 @@ import faulthandler
 import os
 import signal
 import sys
-import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from featd import logs
-from featd.errors import EXIT_ERROR, FeatdError
-from featd.processes.link import Channel, ChildLink, Heartbeat, Target, die_with_parent
-from featd.processes.signals import HANDLED, reset_in_child
+from featd.processes.link import Channel, ChildLink, Heartbeat, Target
+from featd.processes.throwaway import fork
+from featd.states import Lease
 
 READS_PER_TURN = 16
 """A child that floods its stderr must not keep the supervisor from its other work."""
@@ -28,8 +26,8 @@ WORDS_LINES = 100
 class ChildSpec:
     """A child to run. `after` names the children that must be ready before it starts.
 
-    once: its exit with code 0 is its end. essential: without any of these featd has nothing to live for.
-    last: stopped when all others are gone.
+    once: its exit with code 0 is its end. essential: featd stops when none of these can run.
+    last: stopped after all others.
     """
 
     name: str
@@ -42,7 +40,7 @@ class ChildSpec:
 
 @dataclass(slots=True)
 class Child:
-    """A child's life. `pid` is None between its processes; moments are monotonic seconds."""
+    """The state of a child. `pid` is None between two of its processes; moments are monotonic seconds."""
 
     spec: ChildSpec
     inbox: Channel = field(default_factory=Channel)
@@ -61,7 +59,7 @@ class Child:
     pid: int | None = None
     started_at: float = 0.0
     ready: bool = False
-    lease: dict[str, Any] | None = None
+    lease: Lease | None = None
     asked_at: float | None = None
     aborted_at: float | None = None
     hung: bool = False
@@ -71,36 +69,37 @@ class Child:
 
     @property
     def over(self) -> bool:
-        """It will not run again."""
+        """Whether it will not run again."""
         return self.pid is None and (self.finished or self.given_up is not None)
 
     def start(self, now: float, link: Callable[[], ChildLink], close_in_child: Sequence[int]) -> None:
-        """Fork a process for it. `link` is called in the child."""
+        """Fork a process for it. `link` is called in the child. OSError."""
         read_fd, write_fd = os.pipe2(os.O_CLOEXEC)
         os.set_blocking(read_fd, False)
+        log_fd = os.dup(
+            2
+        )  # log lines go straight to our stderr; only other words of the child go through the pipe
         self.words.clear()
         self._partial = b""
         self.heartbeat.clear()
         self.started_at = now
-        supervisor = os.getpid()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        # A signal that arrives before the child has handlers of its own must wait for them.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)
         try:
-            pid = os.fork()
+            self.pid = fork(lambda: _run(self.spec, link, log_fd), write_fd, (read_fd, *close_in_child))
+            self.stderr_fd = read_fd
         except OSError:
             os.close(read_fd)
-            os.close(write_fd)
             raise
         finally:
-            if os.getpid() == supervisor:
-                signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        if pid == 0:
-            _run(self.spec, link, supervisor, write_fd, (read_fd, *close_in_child))
-        os.close(write_fd)
-        self.pid = pid
-        self.stderr_fd = read_fd
+            os.close(write_fd)
+            os.close(log_fd)
+
+    def replace(self, spec: ChildSpec, now: float) -> None:
+        """Start anew with `spec`: its process ends when it has finished what it has in hand, its history is void."""
+        self.spec = spec
+        self.finished, self.given_up = False, None
+        self.deaths = self.boot_failures = 0
+        self.start_at = now
+        self.restarting = self.pid is not None
 
     def kill(self, number: signal.Signals) -> None:
         """Send it a signal, if it is there."""
@@ -109,7 +108,7 @@ class Child:
                 os.kill(self.pid, number)
 
     def read_stderr(self) -> None:
-        """Keep its last words, and pass on what it says in native code to our own stderr."""
+        """Keep its last words, and pass its stderr on to our own."""
         for _ in range(READS_PER_TURN):
             if self.stderr_fd is None:
                 return
@@ -129,7 +128,7 @@ class Child:
             self._partial = self._partial[-4096:]
 
     def end_stderr(self) -> None:
-        """Its process is dead: take what is left. A grandchild may still hold the other end."""
+        """Its process is dead: read what is left. A grandchild may still hold the other end."""
         self.read_stderr()
         if self.stderr_fd is not None:
             os.close(self.stderr_fd)
@@ -139,7 +138,7 @@ class Child:
             self._partial = b""
 
     def forget_process(self) -> None:
-        """Its process is buried: nothing of it may be taken for the next one's."""
+        """Its process has ended: clear its state, so that it is not taken for the next one's."""
         self.pid, self.ready, self.lease = None, False, None
         self.asked_at, self.aborted_at, self.hung = None, None, False
         self.heartbeat.clear()
@@ -150,32 +149,10 @@ class Child:
         os.close(self.wake_fd)
 
 
-def _run(
-    spec: ChildSpec, link: Callable[[], ChildLink], supervisor: int, stderr_fd: int, close: Sequence[int]
-) -> None:
-    """The child process's whole life; never returns."""
-    code = EXIT_ERROR
-    try:
-        reset_in_child()
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)
-        # Its own group: a Ctrl-C in a terminal reaches the supervisor alone, and only that escalates.
-        os.setpgid(0, 0)
-        die_with_parent(supervisor)
-        for fd in close:
-            os.close(fd)
-        # Log lines go straight to our stderr; what native code writes to fd 2 is kept as last words.
-        logs.setup(stream=os.fdopen(os.dup(2), "w", buffering=1, errors="backslashreplace"))
-        os.dup2(stderr_fd, 2)
-        os.close(stderr_fd)
-        faulthandler.enable(2)
-        code = spec.target(link())
-    except FeatdError as error:
-        print(error, file=sys.stderr)  # the last words: the supervisor passes them on
-        code = error.exit_code
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        with contextlib.suppress(Exception):
-            sys.stdout.flush()
-            sys.stderr.flush()
-        os._exit(code)
+def _run(spec: ChildSpec, link: Callable[[], ChildLink], log_fd: int) -> int:
+    """In the child."""
+    # A group of its own: Ctrl-C in a terminal reaches the supervisor alone, which then stops its children.
+    os.setpgid(0, 0)
+    logs.setup(stream=os.fdopen(log_fd, "w", buffering=1, errors="backslashreplace"))
+    faulthandler.enable(2)
+    return spec.target(link())

@@ -1,33 +1,29 @@
-"""What stands between the supervisor and one child: pipes and memory made before the fork.
+"""What connects the supervisor and one child: pipes and memory made before the fork.
 
-Everything here is a hint: a full pipe drops the record, a lost one is made good by the catalog.
+All of it is a hint: a full pipe drops the record, and the catalog makes up for a lost one.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import fcntl
-import json
 import mmap
 import os
 import select
-import signal
 import struct
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
 
 from featd import clock
+from featd.processes.records import LeaseOpened, Ready, Record, Report, StatusLine, StopRequest, pack, unpack
 
 MAX_RECORD = select.PIPE_BUF
 """Bytes of one record: what a pipe takes as a whole or not at all."""
 
-_PR_SET_PDEATHSIG = 1
 _DEADLINE = struct.Struct("d")
 
 
 class Channel:
-    """A non-blocking pipe of JSON records, one per line. Both ends stay open in the supervisor."""
+    """A non-blocking pipe of records. Both ends stay open in the supervisor."""
 
     def __init__(self) -> None:
         self.read_fd, self.write_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -35,9 +31,9 @@ class Channel:
             fcntl.fcntl(self.write_fd, fcntl.F_SETPIPE_SZ, 1 << 20)
         self._rest = b""
 
-    def send(self, record: Mapping[str, Any]) -> bool:
+    def send(self, record: Record) -> bool:
         """Write one record; False where it was dropped."""
-        line = json.dumps(record).encode() + b"\n"
+        line = pack(record)
         if len(line) > MAX_RECORD:
             return False
         try:
@@ -46,8 +42,8 @@ class Channel:
             return False
         return True
 
-    def receive(self) -> Iterator[dict[str, Any]]:
-        """The records that are there."""
+    def receive(self) -> Iterator[Record]:
+        """The records that have arrived."""
         while True:
             try:
                 chunk = os.read(self.read_fd, 1 << 16)
@@ -58,7 +54,7 @@ class Channel:
             *lines, self._rest = (self._rest + chunk).split(b"\n")
             for line in lines:
                 with contextlib.suppress(ValueError):
-                    yield json.loads(line)
+                    yield unpack(line)
 
     def close(self) -> None:
         os.close(self.read_fd)
@@ -66,26 +62,26 @@ class Channel:
 
 
 class Heartbeat:
-    """The moment by which a child's loop will have come round again, in shared memory.
+    """The moment by which a child's loop promises its next turn, in shared memory.
 
-    The child moves it from its work loop, never from a helper thread: a child that hangs in native code
-    misses it, whatever its threads do.
+    The child moves it from its work loop, never from a helper thread, so that a child that hangs in native code
+    misses it whatever its other threads do.
     """
 
     def __init__(self) -> None:
         self._memory = mmap.mmap(-1, mmap.PAGESIZE)
 
     def expect(self, within_seconds: float) -> None:
-        """Promise to be back within `within_seconds`."""
+        """Promise the next turn within `within_seconds`."""
         _DEADLINE.pack_into(self._memory, 0, clock.monotonic() + within_seconds)
 
     def overdue(self, now: float) -> bool:
-        """Whether the promise is broken. False before the first."""
+        """Whether the promise is broken; False before the first one."""
         (deadline,) = _DEADLINE.unpack_from(self._memory, 0)
         return bool(0.0 < deadline < now)
 
     def postpone(self, seconds: float) -> None:
-        """Nobody ran for `seconds`: the promise holds so much longer."""
+        """No process ran for `seconds`: extend the promise by that."""
         (deadline,) = _DEADLINE.unpack_from(self._memory, 0)
         if deadline > 0.0:
             _DEADLINE.pack_into(self._memory, 0, deadline + seconds)
@@ -98,7 +94,7 @@ class Heartbeat:
 
 
 class ChildLink:
-    """A child's side: it reports, beats, hears and is woken."""
+    """The child's side: reports, heartbeat, inbox and wake-ups."""
 
     def __init__(
         self,
@@ -117,23 +113,23 @@ class ChildLink:
         self._heartbeat = heartbeat
         self._wake_fds = dict(wake_fds)
 
-    def report(self, event: str, **fields: Any) -> None:
+    def report(self, news: Ready | LeaseOpened | StatusLine | StopRequest) -> None:
         """Tell the supervisor."""
-        self._reports.send({"child": self.name, "pid": os.getpid(), "event": event, **fields})
+        self._reports.send(Report(self.name, os.getpid(), news))
 
     def beat(self, within_seconds: float) -> None:
-        """Promise the supervisor that this loop comes round within `within_seconds`."""
+        """Promise the supervisor the next turn of this loop within `within_seconds`."""
         self._heartbeat.expect(within_seconds)
 
     def wake_others(self) -> None:
-        """There is work: end the other children's sleep."""
+        """Wake the workers: there is work."""
         for name, fd in self._wake_fds.items():
             if name != self.name:
                 with contextlib.suppress(BlockingIOError):
                     os.eventfd_write(fd, 1)
 
     def wake_self(self) -> None:
-        """End the sleep of another thread of this child."""
+        """Wake another thread of this child."""
         with contextlib.suppress(BlockingIOError):
             os.eventfd_write(self.wake_fd, 1)
 
@@ -148,10 +144,3 @@ class ChildLink:
 
 Target = Callable[[ChildLink], int]
 """What a child runs; returns its exit code."""
-
-
-def die_with_parent(parent_pid: int) -> None:
-    """Have the kernel kill this process when its parent dies, even by SIGKILL."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent_pid:  # it died before the call
-        os._exit(1)

@@ -1,8 +1,9 @@
-"""Signals as data: handlers queue a number and nothing else; loops read the queue when they are ready."""
+"""Signals as data: handlers only queue a number, and loops read the queue when they are ready."""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import signal
 import socket
@@ -10,6 +11,8 @@ from collections import deque
 from collections.abc import Iterable
 from types import FrameType, TracebackType
 from typing import Any, Self
+
+_PR_SET_PDEATHSIG = 1
 
 HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 """What a supervisor answers to."""
@@ -26,7 +29,7 @@ OWN = frozenset(
         signal.SIGTRAP,
     }
 )
-"""What a process dies of by its own doing."""
+"""Signals that a process causes itself."""
 
 
 class SignalQueue:
@@ -66,17 +69,25 @@ class SignalQueue:
         with contextlib.suppress(BlockingIOError):
             while self._reader.recv(4096):
                 pass
-        taken = list(self.pending)
-        self.pending.clear()
+        taken = []
+        while self.pending:  # one by one: another may arrive at any moment
+            taken.append(self.pending.popleft())
         return taken
 
 
 def reset_in_child() -> None:
-    """A fresh child has Python's own handlers again; INT is its supervisor's to answer."""
+    """Give a forked child Python's own handlers again. It ignores SIGINT, which the supervisor answers."""
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def die_with_parent(parent_pid: int) -> None:
+    """Have the kernel kill this process when its parent dies, even by SIGKILL."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent_pid:  # it died before the call
+        os._exit(1)
 
 
 def name_of(number: int) -> str:
@@ -88,7 +99,7 @@ def name_of(number: int) -> str:
 
 
 class StopFlag:
-    """Set by SIGTERM in a child: its loop ends when it next looks. Wakes a poll on `fileno()`."""
+    """Set by SIGTERM in a child: its loop ends at its next turn. Wakes a poll on `fileno()`."""
 
     def __init__(self) -> None:
         self.stopping = False

@@ -1,6 +1,6 @@
-"""SIGHUP: a new configuration is read whole and checked in a throw-away process, then applied or refused.
+"""SIGHUP: a new configuration is read and checked in a throw-away process, then applied or refused as a whole.
 
-Nothing of a refused one takes effect. What is applied restarts the children that it concerns, gracefully.
+Applying it restarts the children that it concerns, after they have finished what they have in hand.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from featd import clock, config, logs
 from featd.config import Settings
 from featd.errors import ConfigError, FeatdError
 from featd.processes.child import ChildSpec
-from featd.start.preflight import Check
+from featd.processes.throwaway import Throwaway
 from featd.supervisor.rollout import Change, Refusal
 
 FIXED = (
@@ -41,10 +41,10 @@ CONCERNS: dict[str, tuple[str, ...]] = {
     "web": (WEB,),
     "log": (WORKERS, INGEST, JANITOR, WEB),
 }
-"""Whom a changed key concerns: the longest name that fits."""
+"""The kinds of children that a changed key concerns; the longest name that fits counts."""
 
 CHECK_SECONDS = 120.0
-"""A configuration that cannot be read and checked in this time is refused: a dead mount, a dead database."""
+"""A configuration that is not read and checked in this time is refused: a mount or a database may hang."""
 
 Specs = Callable[[Settings], list[ChildSpec]]
 
@@ -62,12 +62,12 @@ def changed_keys(old: Settings, new: Settings) -> list[str]:
 
 
 def refused_keys(changed: Sequence[str]) -> list[str]:
-    """Those that only a restart applies."""
+    """The keys that only a restart applies."""
     return [key for key in changed if any(key == fixed or key.startswith(f"{fixed}.") for fixed in FIXED)]
 
 
 def concerned(changed: Sequence[str]) -> set[str]:
-    """The kinds of children that must start anew."""
+    """The kinds of children that must be restarted."""
     kinds: set[str] = set()
     for key in changed:
         kinds.update(CONCERNS[key] if key in CONCERNS else CONCERNS[key.partition(".")[0]])
@@ -75,21 +75,23 @@ def concerned(changed: Sequence[str]) -> set[str]:
 
 
 class ConfigReload:
-    """The supervisor's `Reload`: `begin` starts the check, `step` asks whether it is over."""
+    """The supervisor's `Reload`: `begin` starts the check, `step` looks whether it has ended."""
 
     def __init__(self, file: Path, settings: Settings, specs: Specs, close: Sequence[int] = ()) -> None:
         self._file = file
         self._settings = settings
         self._specs = specs
         self._close = close
-        self._check: Check | None = None
+        self._check: Throwaway | None = None
         self._again = False
         self._deadline = 0.0
 
     def begin(self) -> None:
         if self._check is None:
             self._deadline = clock.monotonic() + CHECK_SECONDS
-            self._check = Check(functools.partial(_read_and_check, self._file, self._settings), self._close)
+            self._check = Throwaway(
+                functools.partial(_read_and_check, self._file, self._settings), self._close
+            )
         else:
             self._again = True  # the file may have changed since this check read it
 
@@ -111,7 +113,7 @@ class ConfigReload:
         except FeatdError as error:
             return Refusal(str(error))
         if settings.model_dump_json() != answer.text:
-            return Refusal(f"{self._file} changed while it was read: reload once more")
+            return Refusal(f"{self._file} changed while it was read: reload again")
         return self._change_to(settings)
 
     def close(self) -> None:
@@ -127,11 +129,10 @@ class ConfigReload:
         self._settings = settings
         logs.configure(settings.log.level, settings.log.format)
         logs.setup()
-        message = f"applying {', '.join(changed)}" if changed else "nothing has changed"
         return Change(
             specs=[spec for spec in after if spec.name not in before or spec.name.partition("-")[0] in kinds],
             stop_seconds=settings.workers.stop_seconds,
-            message=message,
+            keys=changed,
             without=sorted(before - {spec.name for spec in after}),
         )
 

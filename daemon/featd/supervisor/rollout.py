@@ -1,26 +1,29 @@
-"""A new configuration on its way to the children: who starts anew for it, and in what order.
+"""A new configuration on its way to the children: the names still to replace, the one under way, and the verdict.
 
-Workers come one after the other: while one loads its net the others go on, and where it does not come back they
-keep the configuration that they have.
+Workers are replaced one after the other: the next one only when the one before is ready again. Where it does not come
+back, the others keep their configuration, until a worker has started with a new one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from featd import logs
 from featd.processes.child import Child, ChildSpec
+
+log = logs.get("supervisor")
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What a new configuration asks for: `specs` replace those of their names, whose children start anew, or are
-    new; the children of `without` end."""
+    """What a new configuration asks for: new `specs` for the children of these names, or for new children; the
+    children of `without` end. `keys` are the settings that changed."""
 
     specs: Sequence[ChildSpec]
     stop_seconds: float
-    message: str
+    keys: Sequence[str]
     without: Sequence[str] = ()
 
 
@@ -32,7 +35,7 @@ class Refusal:
 
 
 class Reload(Protocol):
-    """Reads a new configuration, without making the supervisor wait."""
+    """Reads a new configuration while the supervisor goes on."""
 
     def begin(self) -> None: ...
 
@@ -42,76 +45,106 @@ class Reload(Protocol):
 
 
 class Rollout:
-    """Of one configuration after the other; `children` are the supervisor's, by name."""
+    """Asks `reload` for new configurations and brings them to `children`, the supervisor's, by name."""
 
-    def __init__(self, children: dict[str, Child]) -> None:
+    def __init__(self, children: dict[str, Child], reload: Reload | None, stop_seconds: float) -> None:
+        self.stop_seconds = stop_seconds
         self._children = children
-        self._concerned: set[str] = set()
-        self._were_at_work: set[str] = set()
+        self._reload = reload
+        self._reading = False
+        self._waiting: dict[str, ChildSpec] = {}
+        self._under_way: set[str] = set()
+        """Children that must be ready before the next worker is replaced: at most one of them is a worker."""
+        self._refusal = ""
 
-    def begin(self, change: Change, now: float) -> None:
-        """Give the children their new specs. What an earlier change has not come to yet goes on with it."""
-        names = {spec.name for spec in change.specs}
-        self._were_at_work |= {
-            name for name in names if name in self._children and self._children[name].ready
-        }
-        self._were_at_work &= names
-        self._concerned |= names
-        for spec in change.specs:
-            if spec.name not in self._children:
-                self._children[spec.name] = Child(spec)
-            _replace(self._children[spec.name], spec, now)
-        for name in change.without:
-            self._concerned.discard(name)
-            _replace(self._children[name], replace(self._children[name].spec, once=True), now)
+    @property
+    def reading(self) -> bool:
+        """Whether a process reads the configuration."""
+        return self._reading
 
-    def to_end(self) -> Iterator[Child]:
-        """Those whose process is to end now, or goes on to. Asked every turn, child by child as they are told."""
-        for child in self._children.values():
-            if child.restarting and self._is_its_turn(child):
-                yield child
+    @property
+    def active(self) -> bool:
+        """Whether a configuration is read, or children are still being replaced."""
+        return self._reading or (bool(self._waiting or self._under_way) and not self._stalled())
 
-    def is_over(self) -> bool:
-        """All that are concerned are at work again, or must be waited for no longer."""
-        if self.stalled() or all(_is_settled(self._children[name]) for name in self._concerned):
-            self._concerned.clear()
-            return True
-        return False
-
-    def stalled(self) -> str:
-        """Why workers keep the configuration of before; empty where none does."""
-        failing = next((name for name in sorted(self._were_at_work) if _fails(self._children[name])), None)
-        if failing is None or not any(child.restarting for child in self._children.values()):
-            return ""
+    @property
+    def verdict(self) -> str:
+        """Why children run with an older configuration than the file's; empty where none does."""
+        if self._refusal or not (self._waiting and (failing := self._stalled())):
+            return self._refusal
         return f"{failing} does not start with the new configuration: the other workers keep the old one"
 
-    def _is_its_turn(self, child: Child) -> bool:
-        if child.spec.once or not child.spec.essential or child.asked_at is not None:
-            return True
-        others = (other for other in self._children.values() if other is not child and other.spec.essential)
-        return not any(self._is_away(other) for other in others)
+    def ask(self) -> bool:
+        """Read the configuration again; False where there is none to read."""
+        if self._reload is None:
+            return False
+        self._reload.begin()
+        self._reading = True
+        return True
 
-    def _is_away(self, worker: Child) -> bool:
-        """It ends for the new configuration, or has not come back yet. One that was not at work before is not
-        waited for once it has failed."""
-        if worker.asked_at is not None:
-            return True
-        if worker.spec.name in self._were_at_work:
-            return not worker.ready
-        return not (worker.ready or worker.over or worker.deaths)
+    def step(self, now: float) -> None:
+        """One turn."""
+        was_active = self.active
+        if self._reading and self._reload is not None:
+            match self._reload.step():
+                case Refusal(reason):
+                    self._reading = False
+                    self._refusal = f"new configuration refused: {reason}"
+                    log.error(
+                        "reload_refused", "new configuration refused; keeping the old one", reason=reason
+                    )
+                case Change() as change:
+                    self._reading = False
+                    self._begin(change, now)
+        self._under_way = {name for name in self._under_way if not self._is_settled(name)}
+        if not self._under_way and self._waiting:
+            name = next(iter(self._waiting))
+            self._children[name].replace(self._waiting.pop(name), now)
+            self._under_way = {name}
+        if was_active and not self.active and not self.verdict:
+            log.info("reload_finished", "new configuration in force")
 
+    def close(self) -> None:
+        """Ask no more."""
+        if self._reload is not None:
+            self._reload.close()
+        self._reading = False
 
-def _replace(child: Child, spec: ChildSpec, now: float) -> None:
-    child.spec = spec
-    child.finished, child.given_up = False, None
-    child.deaths = child.boot_failures = 0
-    child.start_at = now
-    child.restarting = child.pid is not None
+    def _begin(self, change: Change, now: float) -> None:
+        children = [spec.name for spec in change.specs]
+        log.info("reload_applied", "applying the new configuration", keys=change.keys, children=children)
+        self._refusal = ""
+        self.stop_seconds = change.stop_seconds
+        for spec in change.specs:
+            child = self._children.setdefault(spec.name, Child(spec))
+            if spec.essential and child.ready and not child.restarting:
+                self._waiting[spec.name] = (
+                    spec  # what an earlier change has not reached yet gets the newer one
+                )
+            else:
+                child.replace(spec, now)
+                if not spec.essential or spec.name in self._under_way:
+                    self._under_way.add(spec.name)
+        for name in change.without:
+            self._waiting.pop(name, None)
+            self._under_way.discard(name)
+            self._children[name].replace(replace(self._children[name].spec, once=True), now)
 
+    def _stalled(self) -> str:
+        """The worker that does not come back with its new configuration; empty where there is none."""
+        for name in self._under_way:
+            child = self._children[name]
+            if (
+                child.spec.essential
+                and not child.ready
+                and (child.boot_failures or child.given_up is not None)
+            ):
+                return name
+        return ""
 
-def _is_settled(child: Child) -> bool:
-    return not child.restarting and (child.ready or child.over or child.deaths > 0)
-
-
-def _fails(child: Child) -> bool:
-    return not child.ready and (child.boot_failures > 0 or child.given_up is not None)
+    def _is_settled(self, name: str) -> bool:
+        """Whether a child is ready again. Only for a worker does the rollout wait while it fails."""
+        child = self._children[name]
+        if child.restarting:
+            return False
+        return child.ready or (not child.spec.essential and (child.over or child.deaths > 0))

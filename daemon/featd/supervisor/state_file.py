@@ -1,9 +1,8 @@
-"""What a supervisor tells of its children: one line for systemd, one small file for `featd status`.
+"""What a supervisor tells about its children: one line for systemd, and one small file for `featd status`.
 
-The file is `<store>/run/<host>/supervisor.json`. It is there while a supervisor runs; after a crash it is
-stale: whoever reads it looks first whether anybody holds the lock. `next_start_at` is of the host's monotonic clock.
-Beside it stands `failed_start.json`, from a start that failed, or an end that nobody asked for, until a start that
-does not fail.
+The file is `<store>/run/<host>/supervisor.json`. It exists while a supervisor runs. After a crash it is stale, so a
+reader first checks whether the lock is held. `next_start_at` is of the host's monotonic clock. Beside it is
+`failed_start.json` after a start that failed or an end that nobody asked for, until the next start that succeeds.
 """
 
 from __future__ import annotations
@@ -39,13 +38,13 @@ def state_of(child: Child, now: float) -> str:
 
 
 def trouble(children: Iterable[Child], now: float) -> str:
-    """The children that are not there, and why: `worker-1 is down (exit code 1)`; empty where all are well."""
+    """The children that do not run, and why: `worker-1 is down (exit code 1)`; empty where all are well."""
     words = {
         "down": "is down",
         "backing_off": "died and will be started again",
-        "hung": "hangs",
-        "starting": "starts again",
-        "waiting": "starts again",
+        "hung": "makes no progress",
+        "starting": "is starting again",
+        "waiting": "will start again",
     }
     return ", ".join(
         f"{child.spec.name} {words[state]}" + (f" ({child.why})" if child.why else "")
@@ -55,7 +54,7 @@ def trouble(children: Iterable[Child], now: float) -> str:
 
 
 class StateFile:
-    """Keeps the file up to date; never raises, for it is a hint."""
+    """Keeps the file up to date. Never raises: the file is only a hint."""
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / FILE
@@ -78,14 +77,16 @@ class StateFile:
         self._written, self._due = document, now + WRITE_EVERY_SECONDS
         part = self._path.with_name(f"{FILE}.part")
         with contextlib.suppress(OSError):
-            # Not fsynced, unlike all that counts: after a power cut it is of no use to anybody.
+            # Not fsynced: after a power cut nobody needs it.
             part.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
             part.rename(self._path)
 
     def remove(self) -> None:
         with contextlib.suppress(OSError):
             self._path.unlink(missing_ok=True)
-        forget_failed_start(self._path.parent)  # of a second featd, which this one stood in the way of
+        forget_failed_start(
+            self._path.parent
+        )  # left by a second featd, which could not start beside this one
 
 
 def leave_failed_start(folder: Path, message: str, exit_code: int) -> None:
@@ -99,7 +100,7 @@ def leave_failed_start(folder: Path, message: str, exit_code: int) -> None:
 
 
 def forget_failed_start(folder: Path) -> None:
-    """One does not fail now. Never raises."""
+    """Remove what an earlier start that failed has left. Never raises."""
     with contextlib.suppress(OSError):
         (folder / FAILED_START).unlink(missing_ok=True)
 

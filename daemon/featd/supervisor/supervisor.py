@@ -1,7 +1,7 @@
-"""Forks the children, reaps them, starts them again, and stops them in order. Single-threaded for life.
+"""Forks the children, reaps them, restarts them, and stops them in order. Single-threaded for life.
 
-Knows no database, engine, HDF5 or watchdog: a child is a name and a function. Whoever must be told of
-deaths (the janitor) is told through its inbox.
+Knows no database, engine, HDF5 or watchdog: a child is a name and a function. The child that must know of deaths (the
+janitor) is told through its inbox.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import functools
 import os
 import selectors
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Self
 
 from featd import clock, logs
 from featd.errors import EXIT_BAD_CONFIG, EXIT_ERROR, EXIT_OK, EXIT_OUT_OF_REACH
@@ -21,9 +21,11 @@ from featd.processes.child import Child, ChildSpec
 from featd.processes.last_words import telling
 from featd.processes.link import Channel, ChildLink
 from featd.processes.oom import OomWatch
+from featd.processes.records import Death, LeaseOpened, Ready, Report, StatusLine, StopRequest, Why
 from featd.processes.signals import HANDLED, SignalQueue, name_of
-from featd.supervisor.deaths import Why, explain
-from featd.supervisor.rollout import Change, Refusal, Reload, Rollout
+from featd.states import Lease
+from featd.supervisor.deaths import explain
+from featd.supervisor.rollout import Reload, Rollout
 from featd.supervisor.state_file import StateFile, trouble
 from featd.supervisor.systemd import Notifier
 
@@ -32,14 +34,14 @@ log = logs.get("supervisor")
 MIN_BACKOFF_SECONDS = 0.5
 MAX_BACKOFF_SECONDS = 60.0
 STEADY_SECONDS = 60.0
-"""A child that lived this long after it was ready has paid off its earlier deaths."""
+"""A child that lived this long after it was ready starts again without delay."""
 STANDSTILL_SECONDS = 5.0
-"""A turn that took longer than this was not ours to take: nobody ran."""
+"""A turn that took longer than this means that no process ran: a frozen container, a suspended host."""
 OOM_LOOK_SECONDS = 5.0
 ABORT_SECONDS = 5.0
 """Between SIGABRT, which leaves a stack dump, and SIGKILL."""
 PATIENCE_BOOT_FAILURES = 3
-"""So many boots of a worker may fail before systemd's start timeout is no longer put off."""
+"""After so many failed starts of every worker, systemd's start timeout is no longer extended."""
 
 
 class Supervisor:
@@ -53,57 +55,63 @@ class Supervisor:
         stop_seconds: float,
         deaths_to: str | None = None,
         max_boot_failures: int | None = None,
-        on_escalate: Callable[[Mapping[str, Any]], None] = lambda lease: None,
+        on_escalate: Callable[[Lease], None] = lambda lease: None,
         close_in_children: Sequence[int] = (),
         notifier: Notifier | None = None,
         reload: Reload | None = None,
     ) -> None:
+        self.children = {spec.name: Child(spec) for spec in specs}
+        self.rollout = Rollout(self.children, reload, stop_seconds)
+        self.failure = ""
+        """Why it ended by itself."""
         self._run_folder = run_folder
-        self._stop_seconds = stop_seconds
         self._deaths_to = deaths_to
         self._max_boot_failures = max_boot_failures
         self._on_escalate = on_escalate
         self._close_in_children = tuple(close_in_children)
         self._notifier = notifier or Notifier()
-        self._reload = reload
-        self._refusal = ""
-        self._reading = self._reloading = False
-        self._began = False
-        self._said = ""
         self._state_file = StateFile(run_folder)
         self._reports = Channel()
-        self.children = {spec.name: Child(spec) for spec in specs}
-        self._rollout = Rollout(self.children)
         self._signals = SignalQueue(HANDLED)
-        self.failure = ""
-        """Why it ended by itself."""
+        self._oom = OomWatch(OOM_LOOK_SECONDS)
+        self._working = False
+        """Whether a worker was ever ready; before that featd is starting."""
+        self._status_line = ""
         self._stopping_since: float | None = None
         self._exit_code = EXIT_OK
-        self._oom = OomWatch(OOM_LOOK_SECONDS)
         self._turned_at: float | None = None
 
     # The loop
 
     def run(self) -> int:
         """Until everything is over; returns the exit code."""
-        with self._signals:
-            while True:
-                code = self.step(clock.monotonic())
-                if code is not None:
-                    self._close()
-                    return code
-                self._wait(0.25)
+        with self:
+            while (code := self.step(clock.monotonic())) is None:
+                self.wait(0.25)
+        return code
+
+    def __enter__(self) -> Self:
+        self._signals.__enter__()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._signals.__exit__(None, None, None)
+        self.rollout.close()
+        self._state_file.remove()
+        self._reports.close()
+        for child in self.children.values():
+            child.close()
 
     def step(self, now: float) -> int | None:
         """One turn: signals, news, deaths, hangs, starts, stops. The exit code when all is over."""
         self._notice_standstill(now)
         for number in self._signals.take():
             self.handle_signal(number, now)
-        self._hear()
+        self._hear(now)
         self._reap(now)
-        self._abort_hung(now)
+        self.abort_hung(now)
         if self._stopping_since is None:
-            self._turn_reload(now)
+            self._turn_rollout(now)
             self._start_due(now)
             self._stop_without_essentials(now)
         else:
@@ -116,7 +124,8 @@ class Supervisor:
     def _is_over(self) -> bool:
         return self._stopping_since is not None or all(child.over for child in self.children.values())
 
-    def _wait(self, seconds: float) -> None:
+    def wait(self, seconds: float) -> None:
+        """Until a signal, a report or words of a child arrive, or `seconds` have passed."""
         with selectors.DefaultSelector() as selector:
             selector.register(self._signals.fileno(), selectors.EVENT_READ)
             selector.register(self._reports.read_fd, selectors.EVENT_READ)
@@ -124,14 +133,6 @@ class Supervisor:
                 if child.stderr_fd is not None:
                     selector.register(child.stderr_fd, selectors.EVENT_READ)
             selector.select(seconds)
-
-    def _close(self) -> None:
-        if self._reload is not None:
-            self._reload.close()
-        self._state_file.remove()
-        self._reports.close()
-        for child in self.children.values():
-            child.close()
 
     # Signals
 
@@ -142,21 +143,24 @@ class Supervisor:
             case signal.SIGHUP:
                 self._handle_reload()
             case _:
-                pass  # SIGCHLD: it has ended the wait, which is all it is for
+                pass  # SIGCHLD has ended the wait, and needs no more
 
     def _handle_stop(self, number: int, now: float) -> None:
         if self._stopping_since is not None:
             log.warning(
-                "stop", "asked to stop a second time: leaving now, the next start recovers what is open"
+                "stop_forced",
+                "asked to stop a second time: exiting now; the next start recovers what is open",
             )
             for child in self.children.values():
-                if child.lease is not None:
-                    self._on_escalate(child.lease)  # what is in hand must not be charged for our haste
+                self._excuse(child)
                 child.kill(signal.SIGKILL)
             os._exit(EXIT_ERROR)
-        log.info("stop", "finishing the batches in flight and sealing their shards", signal=name_of(number))
-        early = EXIT_ERROR if self._max_boot_failures is not None else EXIT_OK
-        self.stop(early, now)
+        log.info(
+            "stop_requested",
+            "stopping: finishing the batches in flight and sealing their shards",
+            signal=name_of(number),
+        )
+        self.stop(EXIT_OK if self._max_boot_failures is None else EXIT_ERROR, now)
 
     def stop(self, code: int, now: float) -> None:
         """Begin the stop ladder; `code` is the exit code in the end."""
@@ -164,95 +168,76 @@ class Supervisor:
             self._stopping_since = now
             self._exit_code = code
             self._notifier.stopping()
-            if self._reload is not None:
-                self._reload.close()
-
-    # A new configuration
+            self.rollout.close()
 
     def _handle_reload(self) -> None:
-        if self._reload is None or self._stopping_since is not None:
-            log.warning("reload", "a drain, and a featd that is stopping, keep their configuration")
+        if self._stopping_since is not None or not self.rollout.ask():
+            log.warning("reload_ignored", "a drain, or a featd that is stopping, keeps its configuration")
             return
-        log.info("reload", "reading the configuration; what runs goes on meanwhile")
-        self._reload.begin()
-        self._reading = self._reloading = True
-        if self._began:
+        log.info("reload_started", "reading the new configuration; everything keeps running")
+        if self._working:
             self._notifier.reloading()
 
-    def _turn_reload(self, now: float) -> None:
-        if self._reload is not None and self._reading:
-            match self._reload.step():
-                case Refusal(reason):
-                    self._reading = False
-                    log.error("reload", "the new configuration is refused, the old one stays", reason=reason)
-                    self._refusal = f"the new configuration is refused: {reason}"
-                case Change() as change:
-                    self._reading = False
-                    log.info("reload", change.message, children=[spec.name for spec in change.specs])
-                    self._refusal = ""
-                    self._stop_seconds = change.stop_seconds
-                    self._rollout.begin(change, now)
-        for child in self._rollout.to_end():
-            self._urge(child, now)
-        if self._reloading and not self._reading and self._rollout.is_over():
-            self._reloading = False
-            if not self._refusal and not self._rollout.stalled():
-                log.info("reload", "the new configuration is in force")
-            if self._began:
-                self._notifier.ready()
+    def _turn_rollout(self, now: float) -> None:
+        was_active = self.rollout.active
+        self.rollout.step(now)
+        for child in self.children.values():
+            if child.restarting:
+                self._urge(child, now)
+        if was_active and not self.rollout.active and self._working:
+            self._notifier.ready()
 
     # What others are told
 
     def _tell(self, now: float) -> None:
-        """systemd, and whoever reads the state file."""
+        """Tell systemd, and whoever reads the state file."""
         essential = [child for child in self.children.values() if child.spec.essential]
-        began = self._began or not essential or any(child.ready for child in essential)
-        reload = self._refusal or self._rollout.stalled()
+        working = self._working or not essential or any(child.ready for child in essential)
         if self._stopping_since is not None:
             status = "stopping: finishing the batches in flight"
         else:
-            if self._reloading or (
-                not began and any(c.boot_failures < PATIENCE_BOOT_FAILURES for c in essential)
-            ):
+            patient = any(child.boot_failures < PATIENCE_BOOT_FAILURES for child in essential)
+            if self.rollout.active or (not working and patient):
                 self._notifier.still_starting(now)
-            said = [self._said or ("working" if began else "starting: loading the net")]
-            said += [text for text in (trouble(self.children.values(), now), reload) if text]
-            status = "; ".join(said)
+            first = self._status_line or ("working" if working else "starting: loading the net")
+            texts = (first, trouble(self.children.values(), now), self.rollout.verdict)
+            status = "; ".join(text for text in texts if text)
         self._notifier.status(status, now)
         if not any(self._neglected(child, now) for child in self.children.values()):
             self._notifier.alive(now)
-        self._state_file.write(now, status, reload, self.children.values())
-        if began and not self._began and self._stopping_since is None:
-            self._began = True
+        self._state_file.write(now, status, self.rollout.verdict, self.children.values())
+        if working and not self._working and self._stopping_since is None:
+            self._working = True
             self._notifier.ready()
 
     def _neglected(self, child: Child, now: float) -> bool:
-        """It makes no progress and nobody here does anything about it: then we are not well ourselves."""
+        """Whether a child makes no progress and this supervisor does nothing about it, so is not well itself."""
         acted_on = child.aborted_at is not None or child.asked_at is not None
         return child.pid is not None and not acted_on and child.heartbeat.overdue(now)
 
     # News from children
 
-    def _hear(self) -> None:
+    def _hear(self, now: float) -> None:
         for child in self.children.values():
             child.read_stderr()
-        for record in self._reports.receive():
-            child = self.children[record["child"]]
-            if record["pid"] != child.pid:
-                continue
-            match record["event"]:
-                case "ready":
-                    child.ready = True
-                    child.boot_failures = 0
-                    child.why = child.last_words = ""
-                    log.info("ready", "it is at work", child=child.spec.name, pid=child.pid)
-                case "lease":
-                    child.lease = {"id": record["id"], "token": record["token"]}
-                case "status":
-                    self._said = record["text"]
-                case "stop":
-                    log.info("stop", record["message"], asked_by=child.spec.name)
-                    self.stop(int(record["code"]), clock.monotonic())
+        for report in self._reports.receive():
+            if isinstance(report, Report) and report.pid == self.children[report.child].pid:
+                self._take(self.children[report.child], report, now)
+
+    def _take(self, child: Child, report: Report, now: float) -> None:
+        match report.news:
+            case Ready():
+                child.ready = True
+                child.boot_failures = 0
+                child.why = child.last_words = ""
+                log.info("child_started", f"{child.spec.name} started", child=child.spec.name, pid=child.pid)
+            case LeaseOpened(lease):
+                child.lease = lease
+            case StatusLine(text):
+                self._status_line = text
+            case StopRequest(code, message):
+                log.info("drain_finished", message, exit_code=code)
+                self.stop(code, now)
 
     # Deaths
 
@@ -263,23 +248,24 @@ class Supervisor:
             pid, status = os.waitpid(child.pid, os.WNOHANG)
             if pid:
                 self._bury(child, os.waitstatus_to_exitcode(status), now)
-        if os.getpid() == 1 and not self._reading:
+        if os.getpid() == 1 and not self.rollout.reading:
             self._reap_orphans()
 
     def _reap_orphans(self) -> None:
-        """As a container's first process: the decoders of a worker that was killed are ours to reap. Not while a
-        configuration is read, for that has a process of its own."""
+        """As the first process of a container: reap decoders whose worker was killed. Not while a configuration is
+        read, for that has a process of its own."""
         ours = {child.pid for child in self.children.values()}
         with contextlib.suppress(ChildProcessError):
             while (dead := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) is not None:
                 if dead.si_pid in ours:
-                    return  # the next turn's
+                    return  # the next turn reaps it
                 os.waitpid(dead.si_pid, 0)
 
     def _bury(self, child: Child, code: int, now: float) -> None:
         child.end_stderr()
-        why, what = explain(child, code, self._stop_seconds, self._oom)
-        fields = {"child": child.spec.name, "pid": child.pid, "why": what}
+        why, what = explain(child, code, self.rollout.stop_seconds, self._oom)
+        name = child.spec.name
+        fields = {"child": name, "pid": child.pid, "why": what}
         words = telling("\n".join(child.words))
         if why is not Why.FINISHED and words:
             fields["last_words"] = words
@@ -290,19 +276,23 @@ class Supervisor:
         child.forget_process()
         if why is Why.FINISHED and (child.spec.once or self._stopping_since is not None):
             child.finished = True
-            log.info("finished", "it has done its work", **fields)
+            log.info("child_finished", f"{name} finished", **fields)
             return
         if self._stopping_since is not None:
-            log.warning("died", "it will not be started again: featd is stopping", **fields)
+            log.warning("child_lost", f"{name} died while featd was stopping", **fields)
             return
         if replaced and why in (Why.FINISHED, Why.STOPPED):
-            log.info("replaced", "it starts again with the new configuration", **fields)
+            log.info("child_replaced", f"{name} stopped; starting it with the new configuration", **fields)
             child.start_at = now
             return
         child.why, child.last_words = what, words
         if code == EXIT_BAD_CONFIG:
             child.given_up = code
-            log.error("down", "only a person can mend this; it stays down", **fields)
+            log.error(
+                "child_misconfigured",
+                f"{name}: configuration error; not starting it again: correct the configuration, then reload",
+                **fields,
+            )
             return
         if was_ready and lived > STEADY_SECONDS:
             child.deaths = 0
@@ -311,11 +301,16 @@ class Supervisor:
         limit = self._max_boot_failures if child.spec.essential else None
         if limit is not None and child.boot_failures >= limit:
             child.given_up = code if code > 0 else EXIT_ERROR
-            log.error("down", "it died at every start; it stays down", starts=child.boot_failures, **fields)
+            log.error(
+                "child_given_up",
+                f"{name} died at every start; not starting it again",
+                starts=child.boot_failures,
+                **fields,
+            )
             return
         delay = self._backoff(child)
         child.start_at = now + delay
-        log.warning("died", "it will be started again", in_seconds=delay, **fields)
+        log.warning("child_died", f"{name} died; starting it again in {delay:g} s", **fields)
 
     def _backoff(self, child: Child) -> float:
         return float(min(MIN_BACKOFF_SECONDS * 2 ** min(child.deaths - 1, 20), MAX_BACKOFF_SECONDS))
@@ -324,7 +319,7 @@ class Supervisor:
         if self._deaths_to is None:
             return
         if child.spec.name == self._deaths_to:
-            # Its next process must hear again what is over for good.
+            # Its next process must hear again which children are finished.
             for other in self.children.values():
                 if other.finished:
                     self._tell_death(other, Why.FINISHED, "finished")
@@ -332,27 +327,19 @@ class Supervisor:
         words = self._run_folder / f"{child.spec.name}.words"
         with contextlib.suppress(OSError):
             words.write_text("\n".join(child.words), encoding="utf-8")
-        self.children[self._deaths_to].inbox.send(
-            {
-                "event": "death",
-                "child": child.spec.name,
-                "why": why,
-                "what": what,
-                "lease": child.lease,
-                "words": str(words),
-            }
-        )
+        death = Death(child.spec.name, why, what, child.lease, str(words))
+        self.children[self._deaths_to].inbox.send(death)
 
     def _notice_standstill(self, now: float) -> None:
-        """Where everything stood still (a frozen container, a suspended host) the children get that time back."""
+        """Where everything stood still, the children get that time back."""
         if self._turned_at is not None and now - self._turned_at > STANDSTILL_SECONDS:
             for child in self.children.values():
                 child.heartbeat.postpone(now - self._turned_at)
         self._turned_at = now
         self._oom.look(now)
 
-    def _abort_hung(self, now: float) -> None:
-        """A child that did not come round in time is asked for its stack (SIGABRT), then killed."""
+    def abort_hung(self, now: float) -> None:
+        """Ask a child that missed its heartbeat for its stack (SIGABRT), then kill it."""
         for child in self.children.values():
             if child.pid is None:
                 continue
@@ -360,25 +347,26 @@ class Supervisor:
                 if now - child.aborted_at > ABORT_SECONDS:
                     child.kill(signal.SIGKILL)
             elif child.heartbeat.overdue(now):
-                log.error("hung", "it makes no progress: killing it", child=child.spec.name, pid=child.pid)
+                name = child.spec.name
+                log.error("child_hung", f"{name} makes no progress; killing it", child=name, pid=child.pid)
                 child.hung = True
                 child.aborted_at = now
                 child.kill(signal.SIGABRT)
 
     def _stop_without_essentials(self, now: float) -> None:
-        """Where no worker can ever start, or what workers wait for cannot, there is nothing to go on for."""
+        """Stop where no worker can ever start, or where what workers wait for cannot."""
         essential = [child for child in self.children.values() if child.spec.essential]
         needed = {name for child in essential for name in child.spec.after}
         lost = {child.given_up for child in essential}
         if None in lost or not essential:
             lost = {self.children[name].given_up for name in needed} - {None}
         if lost:
-            log.error("stop", "no worker could start: see what each said above")
-            down = (child for child in self.children.values() if child.given_up is not None)
+            down = [child for child in self.children.values() if child.given_up is not None]
             self.failure = "; ".join(
                 f"{child.spec.name}: {child.why}" + (f": {child.last_words}" if child.last_words else "")
                 for child in down
             )
+            log.error("no_worker_started", "no worker could start; stopping", reason=self.failure)
             code = lost.pop() if len(lost) == 1 else None
             self.stop(code if code in (EXIT_BAD_CONFIG, EXIT_OUT_OF_REACH) else EXIT_ERROR, now)
 
@@ -395,20 +383,22 @@ class Supervisor:
                 child.start(now, functools.partial(self._link, child), self._close_in_children)
             except OSError as error:
                 child.deaths += 1
-                child.why = f"no process can be made: {error.strerror}"
+                child.why = f"cannot start a process: {error.strerror}"
                 child.start_at = now + self._backoff(child)
-                log.error("not_started", "trying again", child=child.spec.name, error=str(error))
+                name = child.spec.name
+                log.error(
+                    "child_not_forked", f"cannot start {name}; trying again", child=name, error=str(error)
+                )
 
     def _link(self, child: Child) -> ChildLink:
-        """What a fresh child talks through. Called in the child."""
-        wakes = {name: other.wake_fd for name, other in self.children.items() if other.spec.essential}
+        """What a new child talks through. Called in the child."""
         return ChildLink(
             child.spec.name,
             reports=self._reports,
             inbox=child.inbox,
             heartbeat=child.heartbeat,
             wake_fd=child.wake_fd,
-            wake_fds=wakes,
+            wake_fds={name: other.wake_fd for name, other in self.children.items() if other.spec.essential},
         )
 
     def _stop_ladder(self, now: float) -> None:
@@ -423,10 +413,14 @@ class Supervisor:
         if child.asked_at is None:
             child.asked_at = now
             child.kill(signal.SIGTERM)
-        if child.aborted_at is None and now - child.asked_at > self._stop_seconds:
-            log.error("stop", "it does not stop: killing it", child=child.spec.name, pid=child.pid)
-            if child.lease is not None:
-                # Into the hands file first: what is in hand must not be charged for our impatience.
-                self._on_escalate(child.lease)
+        if child.aborted_at is None and now - child.asked_at > self.rollout.stop_seconds:
+            name = child.spec.name
+            log.error("child_not_stopping", f"{name} does not stop; killing it", child=name, pid=child.pid)
+            self._excuse(child)
             child.aborted_at = now
             child.kill(signal.SIGABRT)
+
+    def _excuse(self, child: Child) -> None:
+        """Before a kill that is ours: what the child has in hand must not be charged for it."""
+        if child.lease is not None:
+            self._on_escalate(child.lease)

@@ -1,4 +1,4 @@
-"""Talking to systemd (sd_notify(3)): a datagram to a unix socket. Does nothing where nobody listens; never raises."""
+"""Talking to systemd (sd_notify(3)) by datagrams to a unix socket. Without a socket it does nothing. Never raises."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import socket
 from featd import clock
 
 EXTEND_SECONDS = 60.0
-"""How much longer a start may take, said again and again while a net loads."""
+"""How much longer a start may take; sent repeatedly while a net loads."""
 STATUS_EVERY_SECONDS = 1.0
 
 
 class Notifier:
-    """What the supervisor tells systemd. Takes its variables out of the environment: children must not speak."""
+    """What the supervisor tells systemd. Removes its variables from the environment, so that children tell nothing."""
 
     def __init__(self) -> None:
         self._address = os.environ.pop("NOTIFY_SOCKET", "")

@@ -13,11 +13,10 @@ import sqlalchemy as sa
 
 from featd import clock, logs
 from featd.catalog import claim, connect
-from featd.catalog.leases import Lease
 from featd.errors import CatalogUnavailableError, LeaseLostError
 from featd.processes.link import ChildLink
 from featd.roots import RootState, root_state
-from featd.states import PRIORITIES, PRIORITY_ARRIVAL, PRIORITY_ASKED, PRIORITY_BACKLOG, ClaimedImage
+from featd.states import PRIORITIES, PRIORITY_ARRIVAL, PRIORITY_ASKED, PRIORITY_BACKLOG, ClaimedImage, Lease
 
 log = logs.get("worker")
 

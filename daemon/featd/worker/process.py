@@ -10,14 +10,15 @@ import sqlalchemy as sa
 
 from featd import clock, logs
 from featd.catalog import connect, instance, leases
-from featd.catalog.leases import Lease
 from featd.catalog.settle import Identity
 from featd.decoders.pool import DecoderPool
 from featd.errors import CatalogUnavailableError, ConfigError, EngineError, LeaseLostError
 from featd.processes import devices
 from featd.processes.link import ChildLink
+from featd.processes.records import LeaseOpened, Ready
 from featd.processes.signals import StopFlag
 from featd.shards.store import check_store
+from featd.states import Lease
 from featd.worker import golden
 from featd.worker.claims import Claims, Held, OnlineRoots
 from featd.worker.golden import Golden
@@ -98,11 +99,11 @@ def run(link: ChildLink, plan: WorkerPlan) -> int:
         engine=engine.name,
         lease_seconds=plan.lease_seconds,
     )
-    link.report("lease", id=lease.id, token=lease.token)
+    link.report(LeaseOpened(lease))
     worker = Worker(link, plan, catalog, lease, booted)
     reason = "stopped"
     try:
-        link.report("ready")
+        link.report(Ready())
         log.info(
             "working",
             "claiming images",

@@ -11,8 +11,8 @@ import sqlalchemy as sa
 
 from featd import clock, logs
 from featd.catalog import connect, leases
-from featd.catalog.leases import Lease
 from featd.errors import EXIT_ERROR, CatalogUnavailableError, LeaseLostError
+from featd.states import Lease
 
 log = logs.get("worker")
 

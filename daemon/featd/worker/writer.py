@@ -22,14 +22,13 @@ import sqlalchemy as sa
 from featd import clock, logs
 from featd.catalog import connect, settle
 from featd.catalog.connect import CommitUnknownError
-from featd.catalog.leases import Lease
 from featd.catalog.settle import Identity, Made, NewShard, Settlement
 from featd.config import StoreConfig
 from featd.errors import CatalogUnavailableError, StoreUnavailableError
 from featd.shards.layout import ShardName
 from featd.shards.store import check_store
 from featd.shards.write import ShardWriter
-from featd.states import ClaimedImage, Failure, RetryPolicy, State, Unchanged
+from featd.states import ClaimedImage, Failure, Lease, RetryPolicy, State, Unchanged
 from featd.worker.claims import Held
 
 log = logs.get("worker")
