@@ -1,0 +1,206 @@
+"""Instances of earlier versions: the current code upgrades, drains and exports them, and extracts nothing twice.
+
+tests/fixtures/make_0_1_0.py says what the files hold and how they were made.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import psycopg
+import pytest
+import sqlalchemy as sa
+
+from running import Instance, check_promise
+
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+PLACE = "/featd-fixture"
+"""Where the files stood when they were made."""
+TOLERANCE = 1e-4
+"""Relative L2 distance: what two machines make of one picture is closer than this."""
+
+Vectors = dict[str, np.ndarray[Any, Any]]
+
+
+@dataclass(frozen=True)
+class Old:
+    """An instance of an earlier version, restored below `place`. `recorded` is its expected.json, from `kept`."""
+
+    instance: Instance
+    kept: Path
+    place: Path
+    recorded: dict[str, Any]
+
+    @property
+    def images(self) -> dict[str, dict[str, Any]]:
+        """Path in the catalog -> the row as it was recorded; `drained`: what the old version's next drain made."""
+        return self.recorded["images"]  # type: ignore[no-any-return]
+
+    def put(self, path: str) -> None:
+        """Put the file of a row under the root, with the size and time that the row has."""
+        row = self.images[path]
+        file = self.place / "pictures" / row["name"]
+        file.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(self.kept.parent / "pictures" / row["source"], file)
+        os.utime(file, ns=(row["mtime_ns"], row["mtime_ns"]))
+        assert file.stat().st_size == row["size"]
+
+    def run(self, *arguments: str, code: int = 0) -> str:
+        """Run a command to its end; what it printed on standard output."""
+        result = self.instance.run(*arguments, plain_user=True)
+        assert result.returncode == code, result.stderr
+        return result.stdout
+
+    def counts(self) -> Counter[str]:
+        """Images per state, as `featd status` gives them."""
+        counts = Counter(json.loads(self.run("status", "--json"))["images"])
+        assert counts.pop("total") == len(self.images)
+        return +counts
+
+    def export(self, blob: str) -> Vectors:
+        """Path in the catalog -> the live vector."""
+        out = self.place / "export"
+        self.run("export", str(out), "--blob", blob, "--force")
+        names = (out / "names.txt").read_text(encoding="utf-8").splitlines()
+        return dict(zip(names, np.load(out / "features.npy"), strict=True))
+
+    def vectors(self, blob: str) -> Vectors:
+        """Path in the catalog -> the vector that the old version made, before the files were kept or after."""
+        values = np.load(self.kept / "vectors" / f"{blob}.npy")
+        return dict(zip(self.recorded["vectors"], values, strict=True))
+
+    def shards(self) -> dict[Path, bytes]:
+        return shards_in(self.instance.folder)
+
+
+def shards_in(folder: Path) -> dict[Path, bytes]:
+    """Path below the store -> content."""
+    store = folder / "features"
+    return {path.relative_to(store): path.read_bytes() for path in store.glob("shards/*/*")}
+
+
+@pytest.fixture(params=["0.1.0"])
+def old(request: pytest.FixtureRequest, database_url: str, tmp_path: Path) -> Old:
+    """The recorded instance of this database, restored."""
+    database = sa.make_url(database_url).get_backend_name()
+    (kept,) = (FIXTURES / request.param).glob(f"*-{database}")
+    folder = tmp_path / "instance"
+    shutil.copytree(kept / "features", folder / "features")
+    shutil.copytree(kept.parent / "net", tmp_path / "net")
+    lines = (kept / "featd.toml").read_text(encoding="utf-8").replace(PLACE, str(tmp_path)).splitlines()
+    lines = [f"url = {json.dumps(database_url)}" if line.startswith("url = ") else line for line in lines]
+    (folder / "featd.toml").write_text("\n".join(lines), encoding="utf-8")
+    if database == "sqlite":
+        shutil.copyfile(kept / "featd.db", str(sa.make_url(database_url).database))
+    else:
+        with psycopg.connect(database_url.replace("+psycopg", ""), autocommit=True) as server:
+            server.execute((kept / "catalog.sql").read_text(encoding="utf-8"))
+    move_root(database_url, str(tmp_path))
+    recorded = json.loads((kept / "expected.json").read_text(encoding="utf-8"))
+    restored = Old(Instance(folder), kept, tmp_path, recorded)
+    for path, row in restored.images.items():
+        if row["state"] != "gone":
+            restored.put(path)
+    return restored
+
+
+def move_root(database_url: str, place: str) -> None:
+    """Replace the path under which the files were made wherever the catalog has it."""
+    engine = sa.create_engine(database_url)
+    try:
+        with engine.begin() as conn:
+            for table, column in (("images", "root"), ("settings", "name"), ("settings", "value")):
+                statement = sa.text(f"UPDATE {table} SET {column} = replace({column}, :before, :after)")
+                conn.execute(statement, {"before": PLACE, "after": place})
+    finally:
+        engine.dispose()
+
+
+def test_an_instance_of_an_earlier_version_is_upgraded_drained_and_exported(old: Old) -> None:
+    kept_shards = shards_in(old.kept)
+    schema = json.loads(old.run("db", "current", "--json"))
+    assert schema["current"] == old.recorded["schema"]
+    old.run("db", "upgrade")
+    assert json.loads(old.run("db", "current", "--json"))["up_to_date"]
+
+    status = json.loads(old.run("status", "--json"))
+    assert status["instance"] == old.recorded["instance"]
+    assert status["fingerprint"] == old.recorded["fingerprint"]
+    assert old.counts() == Counter(row["state"] for row in old.images.values())
+
+    old.run("run", "--drain", code=4)  # failed images remain
+    rows = {row.path: row for row in old.instance.rows()}
+    assert {path: (row.state, row.version) for path, row in rows.items()} == {
+        path: (row["drained"]["state"], row["drained"]["version"]) for path, row in old.images.items()
+    }
+    assert {path: row.error_kind for path, row in rows.items() if row.state == "failed"} == {
+        path: row["error_kind"] for path, row in old.images.items() if row["state"] == "failed"
+    }
+    check_promise(old.instance)
+
+    # Vectors that the old version made stay in their shards; only the others were extracted.
+    done = {
+        path: row["drained"]["shard"] for path, row in old.images.items() if row["drained"]["state"] == "done"
+    }
+    made = {path for path, shard in done.items() if shard is None}
+    assert names_in_new_shards(old) == {old.images[path]["name"] for path in made}
+    assert {path: data for path, data in old.shards().items() if path in kept_shards} == kept_shards
+    assert json.loads(old.run("status", "--json"))["fingerprint"] == old.recorded["fingerprint"]
+    for blob in old.recorded["spec"]["blobs"]:
+        exported, expected = old.export(blob), old.vectors(blob)
+        assert exported.keys() == done.keys()
+        for path in done.keys() - made:
+            assert np.array_equal(exported[path], expected[path]), path
+        for path in made:
+            assert distance(exported[path], expected[path]) < TOLERANCE, path
+
+
+def test_gone_and_failed_images_of_an_earlier_version_come_back(old: Old) -> None:
+    old.run("db", "upgrade")
+    before = old.counts()
+    (gone,) = (path for path, row in old.images.items() if row["state"] == "gone")
+    old.put(gone)
+    old.run("scan")
+    assert old.counts() == before - Counter(gone=1) + Counter(done=1)
+    assert old.shards() == shards_in(old.kept)
+    for blob in old.recorded["spec"]["blobs"]:
+        assert np.array_equal(old.export(blob)[gone], old.vectors(blob)[gone])
+
+    failures = json.loads(old.run("failures", "--json"))
+    assert {failure["path"]: failure["kind"] for failure in failures} == {
+        path: row["error_kind"] for path, row in old.images.items() if row["state"] == "failed"
+    }
+    explained = old.run(
+        "explain", "--json", str(old.place / "pictures" / old.images[failures[0]["path"]]["name"])
+    )
+    assert [attempt["kind"] for attempt in json.loads(explained)["attempts"]] == [failures[0]["kind"]]
+    old.run("retry-failed")
+    assert old.counts()["pending"] == before["pending"] + before["failed"]
+    old.run("run", "--drain", code=4)
+    assert check_promise(old.instance) == {
+        "done": len(old.images) - before["failed"],
+        "failed": before["failed"],
+    }
+
+
+def names_in_new_shards(old: Old) -> set[str]:
+    """The files whose vectors stand in shards that the earlier version did not make."""
+    names: list[str] = []
+    for path in old.shards().keys() - shards_in(old.kept).keys():
+        with h5py.File(old.instance.folder / "features" / path) as shard:
+            names += [os.fsdecode(name) for name in shard["names"][:]]
+    assert len(names) == len(set(names))
+    return set(names)
+
+
+def distance(mine: np.ndarray[Any, Any], theirs: np.ndarray[Any, Any]) -> float:
+    """Relative L2."""
+    return float(np.linalg.norm(mine - theirs) / np.linalg.norm(theirs))
