@@ -7,7 +7,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import pytest
 
 import nets
 from featd.net import caffemodel
@@ -67,7 +66,6 @@ def test_a_net_that_aborts_caffe_is_a_failed_start_and_no_failed_image(tmp_path:
     assert words in instance.run("status").stdout.replace("\n", " ").replace("  ", " ")
 
 
-@pytest.mark.slow
 def test_an_image_that_aborts_caffe_is_given_up_with_caffes_words(tmp_path: Path) -> None:
     instance = make(tmp_path, ABORTS_ON_WHITE)
     cv2.imwrite(str(tmp_path / "images" / "white.png"), np.full((100, 100, 3), 255, np.uint8))

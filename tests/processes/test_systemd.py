@@ -17,6 +17,8 @@ from postgres import PROGRAMS
 from running import wait_for
 from systemd_host import CHECKOUT, PROJECT, SystemdHost
 
+pytestmark = pytest.mark.serial
+
 PHOTOGRAPHS = 24
 IMPATIENT = (
     f"{sys.executable} -c 'import sys; from featd.worker import pipeline; pipeline.MIN_HANG_SECONDS = 4.0;"

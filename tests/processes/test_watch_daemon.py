@@ -138,7 +138,7 @@ def test_what_arrives_at_an_idle_daemon_is_done_within_moments(
     wait_for(lambda: rows(running)["moved.jpg"].state == "gone", SOON_SECONDS, "the deleted file to be gone")
 
 
-@pytest.mark.slow
+@pytest.mark.serial
 @pytest.mark.timeout(900)
 def test_a_flood_becomes_rows_exactly_once_and_the_overflow_is_shown(
     instance: Instance, tmp_path: Path
@@ -185,6 +185,7 @@ def test_a_flood_becomes_rows_exactly_once_and_the_overflow_is_shown(
     assert check_promise(instance)["failed"] == 0
 
 
+@pytest.mark.serial
 def test_out_of_watches_is_shown(instance: Instance, tmp_path: Path) -> None:
     limit = Path("/proc/sys/fs/inotify/max_user_watches")
     if not os.access(limit, os.W_OK):

@@ -1,8 +1,8 @@
-"""watchdog's inotify observer for one root, mended where it keeps silent (out of watches, folders that may not
-be watched, disks that go away), goes on too long (folders moved out of the root) or goes round in circles
-(overflow in a large tree). Bound to the inside of watchdog 7.1.
+"""The inotify watch of one root: an emitter of events for watchdog's observer, with an inotify instance of its own.
+
+It watches every folder of the root that is not excluded, and tells what may have kept events from it.
 """
-# ruff: noqa: PTH112, PTH114, PTH118 -- paths are bytes here, pathlib's are text
+# ruff: noqa: PTH118 -- paths are bytes here, pathlib's are text
 
 from __future__ import annotations
 
@@ -10,204 +10,189 @@ import contextlib
 import errno
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
+from inotify_simple import Event, INotify, flags
 from watchdog import events
-from watchdog.observers.api import BaseObserver
-from watchdog.observers.inotify import InotifyFullEmitter, InotifyWatchGroup
-from watchdog.observers.inotify_c import (
-    CallbackId,
-    InotifyConstants,
-    InotifyEvent,
-    InotifyFD,
-    Mask,
-    WatchCallback,
-    WatchDescriptor,
-)
-from watchdog.observers.inotify_move_event_grouper import GroupedInotifyEvent, PathedInotifyEvent
+from watchdog.observers.api import BaseObserver, EventEmitter, EventQueue, ObservedWatch
 
 from featd.ingest.hints import Trouble
 
 OnTrouble = Callable[[Trouble], None]
 
-EVENTS: list[type[events.FileSystemEvent]] = [
-    events.FileCreatedEvent,
-    events.FileClosedEvent,
-    events.FileAttribEvent,
-    events.FileMovedEvent,
-    events.FileDeletedEvent,
-    events.DirCreatedEvent,
-    events.DirMovedEvent,
-    events.DirDeletedEvent,
-]
-"""What is asked of the kernel. Writes are not: a file that is written is closed in the end."""
+MASK = (
+    flags.CREATE
+    | flags.CLOSE_WRITE
+    | flags.ATTRIB
+    | flags.DELETE
+    | flags.MOVED_FROM
+    | flags.MOVED_TO
+    | flags.DELETE_SELF
+    | flags.MOVE_SELF
+    | flags.ONLYDIR
+    | flags.DONT_FOLLOW
+    | flags.EXCL_UNLINK
+)
+"""What the kernel is asked for. Not for writes: a file that is written is closed in the end."""
+GONE = flags.DELETE | flags.MOVED_FROM
 
 
 class RootObserver(BaseObserver):
-    """Observes one root with an inotify instance of its own: its troubles are no other root's."""
+    """Observes one root, so that its troubles do not affect other roots."""
 
     def __init__(self, on_trouble: OnTrouble, excluded: Callable[[bytes], bool]) -> None:
-        self._fd = _Instance(on_trouble)
-        super().__init__(_Emitter, inotify_fd=self._fd, excluded=excluded)
-        self._fd.start()
+        super().__init__(TreeEmitter, on_trouble=on_trouble, excluded=excluded)
 
     def watch(self, root: bytes, handler: events.FileSystemEventHandler) -> None:
-        """Begin. OSError where not even the root can be watched; close it then all the same."""
-        self.schedule(handler, os.fsdecode(root), recursive=True, event_filter=EVENTS)
+        """Begin. OSError where not even the root itself can be watched; `close` is needed even then."""
+        self.schedule(handler, os.fsdecode(root), recursive=True)
         self.start()
 
     def at_work(self) -> bool:
-        """Whether every thread lives and the root itself still is watched."""
+        """Whether every thread lives and the root itself is still watched."""
         emitters = list(self.emitters)
         return (
             self.is_alive()
-            and self._fd.is_alive()
             and bool(emitters)
-            and all(isinstance(one, _Emitter) and one.is_alive() and one.watches_root() for one in emitters)
+            and all(
+                isinstance(one, TreeEmitter) and one.is_alive() and one.watches_root() for one in emitters
+            )
         )
 
     def close(self) -> None:
         """End all threads and give every watch back, whatever state they are in."""
-        failed: Exception | None = None
-        for thread in (self, self._fd):
-            try:
-                thread.stop()
-            except Exception as error:  # of watchdog's own book-keeping: the descriptor must be closed yet
-                failed = error
-            if thread.is_alive():
-                thread.join(5.0)
-        if failed is not None:
-            raise failed
+        self.stop()
+        if self.is_alive():
+            self.join(5.0)
 
 
-class _Instance(InotifyFD):
-    """An inotify instance that tells what it could not watch and what it lost."""
+class TreeEmitter(EventEmitter):
+    """Turns inotify's events into watchdog's. A moved file or folder is one that went and one that came."""
 
-    def __init__(self, on_trouble: OnTrouble) -> None:
-        super().__init__()
+    def __init__(
+        self,
+        event_queue: EventQueue,
+        watch: ObservedWatch,
+        *,
+        on_trouble: OnTrouble,
+        excluded: Callable[[bytes], bool],
+        **options: Any,
+    ) -> None:
+        super().__init__(event_queue, watch, **options)
+        self._root = os.fsencode(watch.path)
         self._on_trouble = on_trouble
-
-    def handle_event(self, event: InotifyEvent) -> None:
-        super().handle_event(event)
-        # After the watches were rebuilt: a scan that began before could miss what came in between.
-        if event.is_queue_overflow:
-            self._on_trouble(Trouble.OVERFLOW)
-        if event.mask & InotifyConstants.IN_UNMOUNT:
-            self._on_trouble(Trouble.UNMOUNTED)
-
-    def _add_callback(
-        self, path: bytes, mask: Mask, callback: WatchCallback, id_: CallbackId
-    ) -> WatchDescriptor:
-        try:
-            watch = self._get_or_create_watch(path, mask)
-        except OSError as error:
-            if error.errno == errno.ENOSPC:
-                self._on_trouble(Trouble.OUT_OF_WATCHES)
-            raise
-        if watch.wd == -1:  # watchdog takes EACCES for a watch; the scan tells of such a folder
-            self._watch_for_wd.pop(watch.wd, None)
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), os.fsdecode(path))
-        # A folder that was moved out and comes back still has its watch: that is nothing to warn of.
-        watch.callbacks[id_] = callback
-        return watch.wd
-
-
-def _excludes_nothing(_folder: bytes) -> bool:
-    return False
-
-
-@dataclass
-class _Group(InotifyWatchGroup):
-    """The watches of one root. Excluded folders have none."""
-
-    excluded: Callable[[bytes], bool] = _excludes_nothing
-
-    def watches_root(self) -> bool:
-        return self.path in self._active_callbacks_by_path
-
-    def on_queue_overflow(self) -> None:
-        """Watch what was made while events were lost.
-
-        watchdog would take all watches away first, and each makes an event: in a tree of more folders than the
-        queue holds, one overflow would lead to the next for ever.
-        """
-        with self._lock:
-            if not self.is_active:
-                return
-            self._move_event_grouper.discard_pending_events()
-            before = set(self._active_callbacks_by_watch)
-            self._active_callbacks_by_watch.clear()
-            self._active_callbacks_by_path.clear()
-            with contextlib.suppress(OSError):  # the root is away: whoever asks `watches_root` will see
-                self._add_all_callbacks(self.path)
-            stale = before - self._active_callbacks_by_watch.keys()
-            self._inotify_fd.remove_callbacks([(wd, self._id) for wd in stale])
-
-    def forget(self, folder: bytes) -> None:
-        """`folder` was moved out of the root: give back its watches, which would fire under its old path."""
-        with self._lock:
-            beneath = folder + b"/"
-            stale = [
-                wd
-                for wd, path in self._active_callbacks_by_watch.items()
-                if path == folder or path.startswith(beneath)
-            ]
-            self._remove_callbacks(stale)
-            if os.path.isdir(folder):  # another one stands there by now
-                self._add_all_callbacks(folder)
-
-    def _add_all_callbacks(self, path: bytes) -> None:
-        if path != self.path and self.excluded(path):
-            return
-        self._add_callback(path)
-        for folder, names, _ in os.walk(path):
-            names[:] = [name for name in names if not self.excluded(os.path.join(folder, name))]
-            for name in names:
-                below = os.path.join(folder, name)
-                if not os.path.islink(below):
-                    self._add_callback(below)
-
-    def _remove_watch_internally(self, wd: WatchDescriptor) -> None:
-        # Two watches may have had one path in turn: only what is this one's is taken out.
-        path = self._active_callbacks_by_watch.pop(wd, None)
-        if path is not None and self._active_callbacks_by_path.get(path) == wd:
-            del self._active_callbacks_by_path[path]
-
-
-class _Emitter(InotifyFullEmitter):
-    def __init__(self, *arguments: Any, excluded: Callable[[bytes], bool], **options: Any) -> None:
-        super().__init__(*arguments, **options)
         self._excluded = excluded
+        self._inotify = INotify()
+        self._paths: dict[int, bytes] = {}  # by watch descriptor
+        self._watches: dict[bytes, int] = {}
 
     def on_thread_start(self) -> None:
-        self._inotify = _Group(
-            self._inotify_fd,
-            os.fsencode(self.watch.path),
-            is_recursive=True,
-            event_mask=self.get_event_mask_from_filter(),
-            excluded=self._excluded,
-        )
+        self._add(self._root)
+        self._watch_tree(self._root)
+
+    def on_thread_stop(self) -> None:
+        with contextlib.suppress(OSError, ValueError):  # ValueError: closed already
+            self._inotify.rm_watch(next(iter(self._paths), -1))  # makes an event, which ends the wait
+        if not self.is_alive():
+            self._inotify.close()
+
+    def run(self) -> None:
+        with self._inotify:
+            super().run()
 
     def watches_root(self) -> bool:
-        group = self._inotify
-        return isinstance(group, _Group) and group.watches_root()
+        return self._root in self._watches
 
-    def get_event_mask_from_filter(self) -> Mask:
-        # watchdog does not ask for what FileAttribEvent is made of.
-        return Mask(super().get_event_mask_from_filter() | InotifyConstants.IN_ATTRIB)
+    def queue_events(self, timeout: float) -> None:
+        for event in self._inotify.read(int(timeout * 1000)):
+            self.handle(event)
 
-    def queue_event(self, event: events.FileSystemEvent) -> None:
-        # What watchdog makes up about files in a moved folder is found by the scan of that folder.
-        if not event.is_synthetic:
-            super().queue_event(event)
+    def handle(self, event: Event) -> None:
+        """One event of the kernel."""
+        if event.mask & flags.Q_OVERFLOW:
+            self._watch_anew()
+            self._on_trouble(Trouble.OVERFLOW)
+            return
+        folder = self._paths.get(event.wd)
+        if folder is None:
+            return  # of a folder that was moved out
+        if event.mask & flags.UNMOUNT:
+            self._on_trouble(Trouble.UNMOUNTED)
+        if event.mask & flags.IGNORED:
+            self._forget(folder)
+        elif event.name:
+            self._handle_entry(os.path.join(folder, os.fsencode(event.name)), event.mask)
+        elif folder == self._root and event.mask & (flags.DELETE_SELF | flags.MOVE_SELF):
+            self.queue_event(events.DirDeletedEvent(folder))
 
-    def build_and_queue_event(self, event: GroupedInotifyEvent, *, full_events: bool = True) -> None:
-        group = self._inotify
-        match event:
-            case PathedInotifyEvent(ev, path) if ev.is_moved_from and ev.is_directory:
-                if isinstance(group, _Group):
-                    group.forget(path)
-            case _:
-                pass
-        super().build_and_queue_event(event, full_events=full_events)
+    def _handle_entry(self, path: bytes, mask: int) -> None:
+        """Something happened to a file or folder in a watched folder."""
+        if mask & flags.ISDIR:
+            if mask & GONE:
+                self._forget_tree(path)  # where it was moved to, its events would come under its old path
+                self.queue_event(events.DirDeletedEvent(path))
+            elif mask & (flags.CREATE | flags.MOVED_TO):
+                self._watch_tree(path)  # first, so that the scan of it that follows misses nothing
+                self.queue_event(events.DirCreatedEvent(path))
+        elif mask & GONE:
+            self.queue_event(events.FileDeletedEvent(path))
+        elif mask & flags.MOVED_TO:
+            self.queue_event(events.FileMovedEvent(b"", path))
+        elif mask & flags.CREATE:
+            self.queue_event(events.FileCreatedEvent(path))
+        elif mask & flags.CLOSE_WRITE:
+            self.queue_event(events.FileClosedEvent(path))
+        elif mask & flags.ATTRIB:
+            self.queue_event(events.FileAttribEvent(path))
+
+    # Watches
+
+    def _add(self, folder: bytes) -> None:
+        """Watch one folder. OSError."""
+        wd = self._inotify.add_watch(folder, MASK)
+        # The kernel has one watch for a folder, under whatever path it was found first.
+        if (before := self._paths.get(wd)) is not None and self._watches.get(before) == wd:
+            del self._watches[before]
+        self._paths[wd], self._watches[folder] = folder, wd
+
+    def _watch_tree(self, top: bytes) -> None:
+        """Watch a folder and those beneath it, but for what is excluded. A folder that cannot be read is left to the
+        scan, which reports it."""
+        waiting = [top]
+        while waiting:
+            folder = waiting.pop()
+            if folder != self._root and self._excluded(folder):
+                continue
+            try:
+                self._add(folder)
+                with os.scandir(folder) as entries:
+                    waiting += [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
+            except OSError as error:
+                if error.errno == errno.ENOSPC:
+                    self._on_trouble(Trouble.OUT_OF_WATCHES)
+                    return
+
+    def _watch_anew(self) -> None:
+        """After lost events: watch what was made meanwhile, and forget what is gone. No watch is taken away before:
+        each would make an event, and in a large tree one overflow would lead to the next."""
+        before = self._paths
+        self._paths, self._watches = {}, {}
+        self._watch_tree(self._root)
+        for wd in before.keys() - self._paths.keys():
+            self._remove(wd)
+
+    def _forget_tree(self, top: bytes) -> None:
+        beneath = top + b"/"
+        for folder, wd in list(self._watches.items()):
+            if folder == top or folder.startswith(beneath):
+                self._forget(folder)
+                self._remove(wd)
+
+    def _forget(self, folder: bytes) -> None:
+        wd = self._watches.pop(folder, None)
+        if wd is not None:
+            self._paths.pop(wd, None)
+
+    def _remove(self, wd: int) -> None:
+        with contextlib.suppress(OSError):  # the folder is deleted, and with it its watch
+            self._inotify.rm_watch(wd)

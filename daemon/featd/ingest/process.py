@@ -19,7 +19,6 @@ from featd.errors import CatalogUnavailableError
 from featd.ingest.plan import IngestPlan
 from featd.ingest.root import RootIngest
 from featd.ingest.scan import Scan, ScanReport
-from featd.ingest.watch import take_over_watchdogs_words
 from featd.paths import to_catalog
 from featd.processes.link import ChildLink
 from featd.processes.records import Ready
@@ -211,7 +210,6 @@ class Ingest:
 
 def run(link: ChildLink, plan: IngestPlan) -> int:
     """The child's life."""
-    take_over_watchdogs_words()
     stop = StopFlag()
     ingest = Ingest(plan, link)
     link.report(Ready())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import logging
 import os
 from pathlib import Path
 
@@ -117,11 +116,11 @@ class Handler(events.FileSystemEventHandler):
 
     def dispatch(self, event: events.FileSystemEvent) -> None:
         try:
-            self._hear(event)
+            self.hear(event)
         except Exception:
             self._hints.trouble(Trouble.HANDLER)
 
-    def _hear(self, event: events.FileSystemEvent) -> None:
+    def hear(self, event: events.FileSystemEvent) -> None:
         source, target = self._relative(event.src_path), self._relative(event.dest_path)
         if source == b"":
             self._hints.trouble(Trouble.LOST)
@@ -195,19 +194,3 @@ def explain(error: OSError) -> str:
             return "out of inotify instances (raise fs.inotify.max_user_instances)"
         case _:
             return f"it cannot be watched: {error.strerror}"
-
-
-class _Words(logging.Handler):
-    """watchdog's own warnings as lines of ours."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if "overflowed" in record.msg:
-            return  # Trouble.OVERFLOW tells it, once and with the root
-        log.warning("watchdog", record.getMessage(), logger=record.name)
-
-
-def take_over_watchdogs_words() -> None:
-    """In the process that watches: once."""
-    logger = logging.getLogger("watchdog")
-    logger.handlers[:] = [_Words(logging.WARNING)]
-    logger.propagate = False
