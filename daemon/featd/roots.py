@@ -13,11 +13,11 @@ class RootState(StrEnum):
     ONLINE = "online"
     MISSING = "missing"
     UNREADABLE = "unreadable"
-    EMPTY = "empty"  # what an unmounted disk leaves behind: an empty mount point
+    EMPTY = "empty"  # what an unmounted disk leaves: an empty mount point
 
 
 def root_state(root: Path) -> RootState:
-    """Look at a root now."""
+    """Check a root now."""
     try:
         with os.scandir(root) as entries:
             return RootState.ONLINE if next(entries, None) is not None else RootState.EMPTY

@@ -50,7 +50,7 @@ class Host:
 
     def scans(self) -> int:
         """How many scans of a whole root it has ended."""
-        return self._log.read_text().count("scanned")
+        return self._log.read_text().count("scan_finished")
 
     def said(self, text: str) -> bool:
         return text in self._log.read_text()

@@ -1,1 +1,1 @@
-"""Files become pending rows. The scan is the truth; it never opens a file."""
+"""Files become pending rows. The scan decides; the watch only says where to look. Neither opens a file."""

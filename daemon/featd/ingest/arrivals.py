@@ -1,4 +1,4 @@
-"""Arrivals: files that the watch spoke of become rows as soon as they are complete; those that went away, gone."""
+"""Arrivals: files that the watch reported become rows as soon as they are complete; those that vanished become gone."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from featd.states import PRIORITY_ARRIVAL
 
 BATCH_FILES = 2000
 PAUSE_SECONDS = 0.03
-"""Between two transactions: what arrives meanwhile shares the next."""
+"""Between two transactions: files that arrive meanwhile share the next one."""
 
 
 @dataclass(slots=True)
 class Arrived:
-    """What became of the paths that were looked at. `offline`: nothing, for the root is not there."""
+    """What became of the paths that were checked. `offline`: nothing, because the root is not there."""
 
     enqueued: Enqueued = field(default_factory=Enqueued)
     gone: int = 0
@@ -43,18 +43,18 @@ class Arrivals:
         self._pause_until = 0.0
 
     def hear(self, path: bytes, hint: Hint, now: float) -> bool:
-        """Look at this file when it may be complete. False where too many wait already."""
+        """Check this file when it may be complete. False where too many are waiting already."""
         if self._settling.full and path not in self._settling:
             return False
         self._settling.hear(path, hint, now)
         return True
 
     def take_young(self, file: FoundFile) -> bool:
-        """Take charge of a file that a scan found and that changed a moment ago."""
+        """Take over a file that a scan found and that changed a moment ago."""
         return self._settling.take_young(from_catalog(file.path), file.size, file.mtime_ns, clock.monotonic())
 
     def step(self, now: float) -> Arrived:
-        """Look at what is due: complete files are enqueued ahead of the backlog, missing ones are gone."""
+        """Check the files that are due: complete ones are enqueued ahead of the backlog, missing ones become gone."""
         arrived = Arrived()
         if now < self._pause_until:
             return arrived
@@ -76,7 +76,7 @@ class Arrivals:
         try:
             root_fd = os.open(self._root.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError:
-            self._settling.clear()  # the scan that follows when it is back sees them all
+            self._settling.clear()  # the scan after the root is back sees them all
             arrived.offline = True
             return
         try:
@@ -95,7 +95,7 @@ class Arrivals:
     def _sort(
         self, root_fd: int, due: list[bytes], now: float
     ) -> tuple[list[FoundFile], list[bytes], list[bytes]]:
-        """The complete files, the paths where no file is, and all that need not be looked at again."""
+        """The complete files, the paths without a file, and all paths that need not be checked again."""
         found: list[FoundFile] = []
         missing: list[bytes] = []
         over: list[bytes] = []
@@ -114,7 +114,7 @@ class Arrivals:
         return found, missing, over
 
     def _mark_gone(self, root_fd: int, paths: list[bytes]) -> int:
-        """Look again at those that have a row; only what is not there (ENOENT), in a root that is, is gone."""
+        """Check those that have a row again. Only a file that does not exist (ENOENT) in an online root is gone."""
         with connect.reading(self._catalog) as conn:
             known = enqueue.known_at(conn, str(self._root.path), [to_catalog(path) for path in paths])
         ids = [file.id for file in known if is_missing(root_fd, from_catalog(file.path), False)]

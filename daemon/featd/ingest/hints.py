@@ -1,4 +1,4 @@
-"""What the watch says: paths and folders to look at, merged and bounded. Its threads put, the loop takes."""
+"""What the watch reports: paths and folders to check, merged and limited in number. Its threads put, the loop takes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def folder_of(path: bytes) -> bytes:
 
 
 class Hint(StrEnum):
-    """What happened to a path. Whatever it was, the file is looked at: a hint says only how soon it is ready."""
+    """What happened to a path. The file is checked in any case; a hint only says how soon it may be complete."""
 
     CREATED = "created"  # perhaps still being written
     CLOSED = "closed"  # written and closed, or moved here: complete
@@ -26,18 +26,18 @@ class Hint(StrEnum):
 
 
 class Trouble(StrEnum):
-    """What may have kept events from us. Each is answered by a scan of the root."""
+    """What may have caused events to be lost. Each is answered by a scan of the root."""
 
     OVERFLOW = "overflow"  # the kernel's queue was full and events are lost; the watch goes on
     OUT_OF_WATCHES = "out_of_watches"  # a part of the tree is not watched
-    UNMOUNTED = "unmounted"  # a disk beneath the root went away, and with it its watches
+    UNMOUNTED = "unmounted"  # a disk beneath the root was unmounted, and its watches with it
     HANDLER = "handler"  # an event could not be understood
     LOST = "lost"  # the root was deleted or moved away
 
 
 @dataclass(slots=True)
 class Taken:
-    """What was said since the last look."""
+    """What was reported since the last call."""
 
     paths: dict[bytes, Hint] = field(default_factory=dict)
     folders: set[bytes] = field(default_factory=set)
@@ -57,7 +57,7 @@ class Hints:
         self._taken = Taken()
 
     def put(self, path: bytes, hint: Hint) -> None:
-        """Look at this file. Where too many wait, look at its folder."""
+        """Check this file. Where too many wait, check its folder instead."""
         with self._lock:
             paths = self._taken.paths
             before = paths.get(path)
@@ -68,7 +68,7 @@ class Hints:
         self._wake()
 
     def doubt(self, folder: bytes) -> None:
-        """Look at this folder and all beneath it. Where too many wait, look at everything."""
+        """Check this folder and all beneath it. Where too many wait, check everything."""
         with self._lock:
             self._add_folder(folder)
         self._wake()

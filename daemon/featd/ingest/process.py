@@ -1,6 +1,6 @@
-"""The ingest child: watches and scans the roots, and wakes the workers. One turn for all roots is `step`.
+"""The ingest process: watches and scans the roots, and wakes the workers. `step` is one turn for all roots.
 
-Of several hosts each watches, and of each root one scans: whoever holds that duty.
+With several hosts, each of them watches every root, and the one that has the scan duty of a root scans it.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from featd.processes.signals import StopFlag
 log = logs.get("ingest")
 
 SCAN_BEAT_SECONDS = 600.0
-"""A turn that takes longer than this is a hang (a dead network mount)."""
+"""A turn that takes longer than this hangs, for example on a dead network mount."""
 REPORT_SECONDS = 1.0
-"""Between two changes of what the status shows."""
+"""Between two updates of what status shows."""
 RENEW_SECONDS = 5.0
-"""Between two looks at who scans; at most a third of what a duty lasts, which is as long as a lease."""
+"""Between two renewals of the scan duties; at most a third of their time, which is that of a lease."""
 COUNTS = ("overflows", "rewatched", "handler_errors")
 
 
 class Ingest:
-    """All roots, a turn at a time. `once`: each is scanned one time, whoever else scans, and none is watched."""
+    """All roots, one turn at a time."""
 
     def __init__(self, plan: IngestPlan, link: ChildLink) -> None:
         self._catalog = connect.open_catalog(plan.catalog_url, plan.lease_seconds)
@@ -53,7 +53,7 @@ class Ingest:
         self._scanned: set[str] = set()
         self._times_asked: dict[str, int] = {}
         self._before: dict[str, int] | None = None
-        """What the processes before this one counted, once it was read."""
+        """What earlier ingest processes of this host counted; None until it is read."""
         self._reported: dict[str, Any] | None = None
         self._report_due = 0.0
 
@@ -63,7 +63,7 @@ class Ingest:
         return len(self._scanned) == len(self._roots)
 
     def fileno(self) -> int:
-        """Readable when the watch has something to say."""
+        """Readable when the watch has something to report."""
         return self._wake_fd
 
     def step(self, now: float) -> list[ScanReport]:
@@ -84,7 +84,7 @@ class Ingest:
         return ended
 
     def seconds_to_next(self, now: float) -> float:
-        """Until a turn is due although the watch says nothing."""
+        """Seconds until the next turn, if the watch reports nothing before."""
         soonest = min((root.next_due(now) for root in self._roots), default=now + 60.0)
         if self._report() != self._reported:
             soonest = min(soonest, self._report_due)
@@ -93,14 +93,14 @@ class Ingest:
     def close(self) -> None:
         for root in self._roots:
             root.close()
-        if self._before is not None:  # else it has told nothing, and would forget what was counted before
+        if self._before is not None:  # else nothing was reported yet, and earlier counts would be lost
             with contextlib.suppress(CatalogUnavailableError):
                 connect.transact(self._catalog, self._leave)
         self._catalog.dispose()
         os.close(self._wake_fd)
 
     def _wake(self) -> None:
-        with contextlib.suppress(OSError):  # full: it is readable; closed: nobody listens
+        with contextlib.suppress(OSError):  # full: it is readable already; closed: nobody reads it
             os.eventfd_write(self._wake_fd, 1)
 
     def _on_batch(self, enqueued: Enqueued) -> None:
@@ -112,8 +112,8 @@ class Ingest:
         report = scan.report
         tell = log.debug if scan.start else log.info
         tell(
-            "scanned",
-            "its images stand in the catalog",
+            "scan_finished",
+            "scan finished",
             root=report.root,
             folder=to_catalog(scan.start),
             files=report.files,
@@ -128,12 +128,12 @@ class Ingest:
     # What other hosts and the status are told
 
     def _renew(self, now: float) -> None:
-        """Say that this host is there still, and learn which roots it scans: those that no other does."""
+        """Renew this host's report and its scan duties; learn which roots it scans."""
         if self._before is None:
             self._before = connect.transact(self._catalog, self._read_before)
         online = {root.duty for root in self._roots if root.online}
         offline = {root.duty for root in self._roots} - online
-        # Also of roots that this host scanned until now: with the duty goes what it knew.
+        # Also for roots that this host has scanned until now: with the duty it loses what it knew.
         doubted = {root.duty for root in self._roots if root.in_doubt}
         report = self._report()
 
@@ -152,13 +152,13 @@ class Ingest:
             self._share_out(held, doubted)
 
     def _read_before(self, conn: sa.Connection) -> dict[str, int]:
-        """What this host counted before: counts go on from where the last process left them."""
+        """The counts of earlier processes of this host, which this one continues."""
         last = hosts.ingest_reports(conn).get(self._host)
         hosts.forget_reports(conn, self._host)
         return {name: 0 if last is None else last.report[name] for name in COUNTS}
 
     def _share_out(self, held: dict[str, int], doubted: set[str]) -> None:
-        """Scan where the duty is held, and soon where it was asked for since; `held` says how often, ever."""
+        """Scan the roots whose duty this host holds, soon where a host asked for it. `held`: duty -> times asked."""
         for root in self._roots:
             if root.scans != (root.duty in held):
                 self._tell_of_duty(root)
@@ -173,12 +173,14 @@ class Ingest:
     def _tell_of_duty(self, root: RootIngest) -> None:
         if not root.online:
             log.warning(
-                "offline", "left alone here until it is back; another host may scan it", root=root.name
+                "scan_duty_left", "root is offline on this host; another host may scan it", root=root.name
             )
         elif root.scans:
-            log.info("duty", "another host scans; this one watches", root=root.name, scans=False)
+            log.info(
+                "scan_duty_lost", "another host scans this root; this host only watches it", root=root.name
+            )
         else:
-            log.info("duty", "this host scans", root=root.name, scans=True)
+            log.info("scan_duty_taken", "this host scans this root", root=root.name)
 
     def _report(self) -> dict[str, Any]:
         before = self._before or {}
@@ -191,7 +193,7 @@ class Ingest:
         return report
 
     def _tell_of_itself(self, now: float) -> None:
-        """Write what changed into the catalog."""
+        """Store the report in the catalog where it has changed."""
         report = self._report()
         if now < self._report_due or report == self._reported:
             return
@@ -202,7 +204,7 @@ class Ingest:
         self._report_due = now + REPORT_SECONDS
 
     def _leave(self, conn: sa.Connection) -> None:
-        """Hold nothing any more, and count as live no more."""
+        """Give up all duties, and let the report end."""
         if not self._once:
             hosts.leave_duties(conn, [root.duty for root in self._roots], self._host)
         hosts.report_ingest(conn, self._host, self._report(), 0.0)
@@ -217,7 +219,7 @@ def run(link: ChildLink, plan: IngestPlan) -> int:
         try:
             ingest.step(clock.monotonic())
         except CatalogUnavailableError as error:
-            log.warning("out_of_reach", "looking again in 5 s", error=str(error))
+            log.warning("ingest_waits", "cannot reach the catalog; trying again in 5 s", error=str(error))
             _sleep(stop, link, 5.0)
             continue
         if plan.once and ingest.all_scanned:
@@ -228,7 +230,7 @@ def run(link: ChildLink, plan: IngestPlan) -> int:
 
 
 def _sleep(stop: StopFlag, link: ChildLink, seconds: float, *wake_fds: int) -> None:
-    """Until `seconds` have passed, a descriptor is readable, or the child is told to stop; beats meanwhile."""
+    """Sleep for `seconds`, or until a descriptor is readable or the process is told to stop. Beats meanwhile."""
     end = clock.monotonic() + seconds
     while not stop.stopping and (left := end - clock.monotonic()) > 0:
         link.beat(60.0)

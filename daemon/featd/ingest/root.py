@@ -1,4 +1,4 @@
-"""One root: its watch, its arrivals and its scans, a turn at a time. The scan is the truth, the watch a hint."""
+"""One root: its watch, its arrivals and its scans, one turn at a time."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from featd.states import PRIORITY_ARRIVAL, PRIORITY_BACKLOG
 log = logs.get("ingest")
 
 CHECK_SECONDS = 2.0
-"""Between two looks whether the root and the threads of its watch are still there."""
+"""Between two checks of the root and of the threads of its watch."""
 AGAIN_SECONDS = 1.0
-"""At least this long between two scans of a whole root, and a quarter of what the last one took."""
+"""At least this long between two scans of a whole root; and at least a quarter of the time that the last one took."""
 
 SENTENCES = {
-    Trouble.OVERFLOW: "events were lost (the kernel's inotify queue was full)",
+    Trouble.OVERFLOW: "events were lost: the kernel's inotify queue was full",
     Trouble.OUT_OF_WATCHES: "out of inotify watches (raise fs.inotify.max_user_watches)",
-    Trouble.UNMOUNTED: "a disk beneath it was unmounted",
-    Trouble.HANDLER: "an event could not be understood",
-    Trouble.LOST: "it was deleted",
+    Trouble.UNMOUNTED: "a disk beneath the root was unmounted",
+    Trouble.HANDLER: "an event could not be handled",
+    Trouble.LOST: "the root was deleted or moved",
 }
 
 
@@ -45,7 +45,7 @@ class Counts:
 
 @dataclass(slots=True)
 class Doubts:
-    """Folders to be scanned before long; `everything`: the whole root."""
+    """Folders that must be scanned soon; `everything`: the whole root."""
 
     folders: set[bytes] = field(default_factory=set)
     everything: bool = True
@@ -59,7 +59,7 @@ class Doubts:
             self.everything = True
 
     def take_folder(self) -> bytes | None:
-        """One of them; what is beneath it is done with it."""
+        """Take one of them, and with it all that are beneath it."""
         if not self.folders:
             return None
         first = min(self.folders, key=lambda folder: folder.split(b"/"))
@@ -69,7 +69,7 @@ class Doubts:
 
 
 class RootIngest:
-    """Brings the catalog up to one root, for as long as it lives."""
+    """Keeps the catalog up to date with one root."""
 
     def __init__(
         self,
@@ -84,7 +84,7 @@ class RootIngest:
         self.name = str(root.path)
         self.counts = Counts()
         self.scans = True
-        """Whether this host scans all of the root; folders in doubt are scanned by whoever doubts."""
+        """Whether this host scans the whole root. A host scans single folders in doubt itself."""
         self.duty = scan_of(self.name)
         self._catalog = catalog
         self._on_batch = on_batch
@@ -109,7 +109,7 @@ class RootIngest:
     # The turn
 
     def step(self, now: float) -> list[Scan]:
-        """Hear the watch, enqueue what is complete, scan on for a moment; returns the scans that ended."""
+        """Take what the watch reports, enqueue complete files, continue scans for a moment; returns the scans that ended."""
         if now >= self._check_due:
             self._check(now)
         self._hear(self._hints.take(), now)
@@ -121,7 +121,7 @@ class RootIngest:
         return self._scan_on(now)
 
     def next_due(self, now: float) -> float:
-        """The moment of the next turn; `now` where there is work already."""
+        """The time of the next turn; `now` where there is work already."""
         if self._scan is not None or self._folder_scan is not None or self._doubts.folders:
             return now
         due = [self._next_scan()]
@@ -139,30 +139,30 @@ class RootIngest:
 
     @property
     def online(self) -> bool:
-        """Whether this host can scan it, as it was seen last."""
+        """Whether the root was online at the last check."""
         return self._state is RootState.ONLINE
 
     @property
     def in_doubt(self) -> bool:
-        """Whether this host, which watches all of it, lost sight of it and no scan has told yet what became of it.
+        """Whether this host watches the whole root, but may have missed changes that no scan has found yet.
 
-        So it is at the start too: what was written here while this featd was down, no other host's watch told.
-        Where a root is not watched nothing is promised but the scan every `rescan_seconds`, and nobody is asked.
+        This is so at the start, too: no other host's watch has reported what was written here while featd was down.
+        A root that is not watched is scanned every `rescan_seconds` and no earlier.
         """
         return self.online and self.watching and (self._doubts.everything or self._scan is not None)
 
     def stand_by(self) -> None:
-        """This host does not scan this root, or not any more. What is in doubt remains so until somebody knows."""
+        """Do not scan this root (any more). Doubts remain until the scanning host has been asked."""
         self.scans = False
         self._scan = None
 
     def leave_doubt(self) -> None:
-        """Whoever scans this root knows of it."""
+        """The host that scans this root was asked for a scan."""
         self._doubts.everything = False
         self._passing = None
 
     def scan_soon(self) -> None:
-        """This host scans this root from now on, and begins with it."""
+        """Scan this root from now on, beginning now."""
         self.scans = True
         self._doubts.everything = True
 
@@ -175,12 +175,12 @@ class RootIngest:
 
     @property
     def note(self) -> str | None:
-        """What a person should know of this root, and what is done about it."""
+        """What the operator should know about this root, and what featd does about it."""
         every = f"scanning every {self.root.rescan_seconds:g} s instead"
         if self._state is RootState.EMPTY:
-            return "it is empty: its images, if it had any, keep their state until files are there"
+            return "empty: images of this root keep their state until there are files again"
         if self._state is not RootState.ONLINE:
-            return f"offline ({self._state}): its images keep their state until it is back"
+            return f"offline ({self._state}): images of this root keep their state until it is back"
         if self._watch is not None and self._watch.problem is not None:
             return f"{self._watch.problem}: {every}"
         if self._out_of_watches:
@@ -192,11 +192,11 @@ class RootIngest:
     # The watch
 
     def _check(self, now: float) -> None:
-        """Look whether the root and its watch are what they were, and mend what is not."""
+        """Check the root and its watch, and watch anew where something has changed."""
         self._check_due = now + CHECK_SECONDS
         before, self._state = self._state, root_state(self.root.path)
         if self._state is RootState.ONLINE and before is not RootState.ONLINE:
-            log.info("online", "the root is back; scanning it again", root=self.name)
+            log.info("root_online", "root is back; scanning it again", root=self.name)
             self._doubts.everything = True
             self._scan_not_before = now
         if self._watch is None:
@@ -206,7 +206,12 @@ class RootIngest:
             self._open_watch()
         elif (why := self._broken or self._watch.trouble()) is not None:
             self._broken = None
-            log.warning("watch_lost", "watching and scanning the root anew", root=self.name, why=why)
+            log.warning(
+                "watch_lost",
+                "lost the watch of a root; watching and scanning it again",
+                root=self.name,
+                why=why,
+            )
             self.counts.rewatched += 1
             self._passing = why
             self._doubts.everything = True
@@ -218,13 +223,13 @@ class RootIngest:
         assert self._watch is not None
         self._out_of_watches = False
         self._watch.open()
-        # What could not be watched was told meanwhile.
+        # Problems while the watches were added are among the hints.
         self._hear(self._hints.take(), clock.monotonic())
         why = SENTENCES[Trouble.OUT_OF_WATCHES] if self._out_of_watches else self._watch.problem
         if why is not None and why != self._told and self._state is RootState.ONLINE:
             log.warning(
-                "not_watched",
-                "what is not watched is scanned instead",
+                "root_not_watched",
+                "cannot watch a root or a part of it; scanning it instead",
                 root=self.name,
                 why=why,
                 every_seconds=self.root.rescan_seconds,
@@ -251,14 +256,20 @@ class RootIngest:
                 self._out_of_watches = True
             case Trouble.OVERFLOW:
                 self.counts.overflows += times
-                if self._passing != SENTENCES[trouble]:  # a flood brings hundreds
-                    log.warning("overflow", "events were lost; scanning the root again", root=self.name)
+                if self._passing != SENTENCES[trouble]:  # a flood of events brings hundreds of these
+                    log.warning(
+                        "watch_overflowed",
+                        "events of the watch were lost; scanning the root again",
+                        root=self.name,
+                    )
                 self._passing = SENTENCES[trouble]
             case Trouble.HANDLER:
                 self.counts.handler_errors += times
                 if self._passing != SENTENCES[trouble]:
                     log.error(
-                        "handler", "an event was not understood; scanning the root again", root=self.name
+                        "watch_event_failed",
+                        "cannot handle an event; scanning the root again",
+                        root=self.name,
                     )
                 self._passing = SENTENCES[trouble]
         self._doubts.everything = True
@@ -272,13 +283,13 @@ class RootIngest:
         ended = []
         if self._folder_scan is None and (folder := self._doubts.take_folder()) is not None:
             self._folder_scan = self._begin(folder)
-        # What is in a folder that was made or moved here a moment ago need not wait for the great scan.
+        # A folder that was made or moved here a moment ago does not wait for the scan of the whole root.
         if self._folder_scan is not None and self._go_on(self._folder_scan):
             ended.append(self._folder_scan)
             self._folder_scan = None
         if self._scan is None and now >= self._next_scan():
             if self._watch is not None and not (self.watching or (self.scans and self._doubts.everything)):
-                self._open_watch()  # perhaps there is room for it by now
+                self._open_watch()  # there may be enough watches by now
             if self.scans:
                 self._doubts.everything = False
                 self._scan_began = clock.monotonic()
@@ -297,9 +308,9 @@ class RootIngest:
         return ended
 
     def _compare_unreadable(self, unreadable: set[str]) -> None:
-        """What could not be read could not be watched either."""
+        """A folder that could not be read could not be watched either: watch anew once it can be read."""
         if self._unreadable - unreadable:
-            self._broken = "a folder that could not be read can be by now"
+            self._broken = "a folder that was unreadable can be read now"
             self._check_due = 0.0
         self._unreadable = unreadable
 
@@ -317,7 +328,7 @@ class RootIngest:
         return scan
 
     def _go_on(self, scan: Scan) -> bool:
-        """One step of a scan; one that breaks off is due again."""
+        """One step of a scan. A scan that fails is due again."""
         try:
             return scan.step()
         except BaseException:

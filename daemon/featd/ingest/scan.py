@@ -1,4 +1,4 @@
-"""The scan: bring the catalog up to what is on disk. Constant memory, safe to repeat, safe to interrupt."""
+"""The scan brings the catalog up to date with the disk. It needs constant memory and can be interrupted."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ log = logs.get("ingest")
 
 BATCH_FILES = 2000
 SLICE_SECONDS = 0.2
-"""How long one step of a scan looks at the disk: what arrives meanwhile waits for it."""
+"""How long one step of a scan takes; files that arrive meanwhile wait for it."""
 CURSOR_SECONDS = 2.0
-"""How much of a scan an interruption costs."""
+"""Between two saves of the scan's position: so much is repeated after an interruption."""
 VANISHED = "vanished"
 EXCLUDED = "excluded by the configuration"
 
@@ -45,14 +45,14 @@ class ScanReport:
 
 
 class Scan:
-    """One look at a root, or at its folder `start`: step by step, so that arrivals need not wait for its end.
+    """One scan of a root, or of its folder `start`, in steps, so that arrivals need not wait for its end.
 
-    First what is new, changed or back is enqueued, then what is missing is marked gone. An offline root is left
-    alone: its rows keep their state.
+    First new, changed and returned files are enqueued, then missing ones are marked gone. An offline root is skipped:
+    its rows keep their state.
 
-    durable: where the scan is stands in the catalog (`scan.<root>`). The next one begins there and comes round
-    to the same place, so that one interruption after another does not keep it from any folder.
-    take_young: may take charge of a file that changed a moment ago and would have to settle.
+    durable: the scan's position is kept in the catalog (`scan.<root>`). The next scan begins there and goes round to
+    the same place, so that repeated interruptions do not keep it from any folder.
+    take_young: may take over a file that changed a moment ago and must rest before it is complete.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Scan:
         self._root = root
         self._globs = Globs(root.include, root.exclude)
         self._priority = priority
-        # Where links are followed, the order of the walk decides under which name a folder is known.
+        # Where links are followed, the order of the walk decides under which of its names a folder is known.
         self._durable = durable and not root.follow_symlinks
         self._saved_at = clock.monotonic()
         self._on_batch = on_batch
@@ -79,14 +79,14 @@ class Scan:
         self._steps = self._all_steps()
 
     def step(self) -> bool:
-        """Look on for a moment; whether the scan is over."""
+        """Continue for a moment; whether the scan is over."""
         return next(self._steps, None) is None
 
     def _all_steps(self) -> Iterator[bool]:
         if self.report.state is not RootState.ONLINE:
             log.warning(
-                "offline",
-                "the root is left alone until it is back",
+                "root_offline",
+                "root is offline; its images keep their state until it is back",
                 root=self.report.root,
                 state=self.report.state,
             )
@@ -94,12 +94,12 @@ class Scan:
         cursor = self._cursor()
         if self._globs.takes_folder(to_catalog(self.start)):
             yield from self._enqueue_found(cursor.get("folder"))
-        # A root that went offline under the walk has emptied it: nothing may be believed gone then.
+        # A root that went offline during the walk looks empty: nothing may be marked gone then.
         if root_state(self._root.path) is RootState.ONLINE:
             yield from self._mark_gone(cursor.get("gone_after") or "")
         connect.transact(self._catalog, self._note)
 
-    # What is there
+    # Files that exist
 
     def _enqueue_found(self, cursor: str | None) -> Iterator[bool]:
         seen = Walked()
@@ -125,9 +125,9 @@ class Scan:
         self.report.unreadable = seen.unreadable
 
     def _enqueue(self, found: list[FoundFile]) -> None:
-        """Enqueue a batch; files that changed a moment ago may still be written and wait for settle_seconds.
+        """Enqueue a batch. Files that changed a moment ago may still be written and wait for settle_seconds.
 
-        A time in the future says nothing, and delays no further than that.
+        A time in the future is no reason to wait longer than that.
         """
         settle_seconds = self._root.settle_seconds
         now_ns = clock.utcnow().timestamp() * 1e9
@@ -146,10 +146,10 @@ class Scan:
             self.report.enqueued.add(enqueued)
             self._on_batch(enqueued)
 
-    # What is not
+    # Files that do not
 
     def _mark_gone(self, cursor: str) -> Iterator[bool]:
-        """Look again at every path the catalog knows; only what is not there (ENOENT) is gone."""
+        """Check every path that the catalog knows again; only a file that does not exist (ENOENT) is gone."""
         try:
             root_fd = os.open(self._root.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError:
@@ -173,7 +173,7 @@ class Scan:
             os.close(root_fd)
 
     def _known(self, cursor: str) -> Iterator[Sequence[KnownFile]]:
-        """The rows beneath `start` that are not gone: those behind the cursor, then the others."""
+        """The rows beneath `start` that are not gone, first those behind the cursor, then the others."""
 
         def rows(after: str) -> Iterator[Sequence[KnownFile]]:
             return enqueue.walk_known(
@@ -233,7 +233,7 @@ def cursor_name(root: RootConfig) -> str:
 def enqueue_files(
     catalog: sa.Engine, root: RootConfig, files: list[FoundFile], priority: int, delay_seconds: float = 0.0
 ) -> Enqueued:
-    """Enqueue files of a root, some thousand in one transaction."""
+    """Enqueue files of a root, BATCH_FILES in one transaction."""
     enqueued = Enqueued()
     for at in range(0, len(files), BATCH_FILES):
         enqueued.add(
@@ -250,12 +250,12 @@ def enqueue_files(
 
 
 def mark_gone(catalog: sa.Engine, ids: list[int], reason: str) -> int:
-    """These rows' files are surely not there any more."""
+    """Mark rows whose files certainly do not exist any more."""
     return connect.transact(catalog, lambda conn: enqueue.mark_gone(conn, ids, reason))
 
 
 def is_missing(root_fd: int, raw: bytes, follow_symlinks: bool) -> bool:
-    """Whether there is surely no such file any more. A doubt (no permission, an I/O error) is not missing."""
+    """Whether the file certainly does not exist any more; not where that is unknown (no permission, an I/O error)."""
     try:
         found = os.stat(raw, dir_fd=root_fd, follow_symlinks=follow_symlinks)
     except OSError as error:
@@ -266,9 +266,9 @@ def is_missing(root_fd: int, raw: bytes, follow_symlinks: bool) -> bool:
 def describe(report: ScanReport) -> str:
     """One line for people."""
     if report.state is not RootState.ONLINE:
-        return f"{report.root}: offline ({report.state}); left alone"
+        return f"{report.root}: offline ({report.state}); skipped"
     unreadable = f", {len(report.unreadable)} unreadable folders" if report.unreadable else ""
     return (
         f"{report.root}: {report.files} images, {report.enqueued.new} new, {report.enqueued.changed} changed,"
-        f" {report.enqueued.returned} back, {report.gone} gone{unreadable}"
+        f" {report.enqueued.returned} returned, {report.gone} gone{unreadable}"
     )

@@ -1,4 +1,4 @@
-"""When a file that was hinted at is complete. Pure bookkeeping: no disk, no catalog, no clock."""
+"""When a file that the watch reported is complete. Uses no disk, no catalog and no clock."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from featd.ingest.hints import Hint
 
 CLOSED_SECONDS = 0.02
-"""A file's time moves in steps of the kernel's tick: a write within one leaves it as it is."""
+"""The kernel's clock for file times moves in ticks: a write within the same tick does not change the time."""
 
 
 @dataclass(slots=True)
 class Waiting:
-    """A file that is looked at again when it is due. `since`: its size and time stand still from then on."""
+    """A file that is checked again when it is due. `since`: its size and time have not changed since then."""
 
     hint: Hint
     due: float
@@ -23,10 +23,10 @@ class Waiting:
 
 
 class Settling:
-    """The files of one root that wait to be complete, soonest due first.
+    """The files of one root that may not be complete yet, soonest due first.
 
-    Closed or moved here: ready when its mtime is 20 ms old. Otherwise: when size and mtime stood still for
-    settle_seconds on the monotonic clock, or mtime is older than that. A time in the future delays no further.
+    A file that was closed or moved here is complete when its mtime is 20 ms old. Any other file is complete when its
+    size and mtime have not changed for settle_seconds on the monotonic clock, or its mtime is older than that.
     """
 
     def __init__(self, settle_seconds: float, *, max_files: int) -> None:
@@ -46,17 +46,17 @@ class Settling:
         return len(self._waiting) >= self._max_files
 
     def hear(self, path: bytes, hint: Hint, now: float) -> None:
-        """Something happened to `path`: it is looked at now."""
+        """Something happened to `path`: check it now."""
         known = self._waiting.get(path)
         if known is None:
             self._waiting[path] = known = Waiting(hint, now)
         elif hint is Hint.ATTRIB:
-            return  # it is looked at anyway
+            return  # it is checked anyway
         known.hint = hint
         self._put_off(path, known, now)
 
     def take_young(self, path: bytes, size: int, mtime_ns: int, now: float) -> bool:
-        """A scan found a file that changed a moment ago. False where it must take care of it itself."""
+        """Take over a file that a scan found and that changed a moment ago. False where too many are waiting."""
         if path in self._waiting:
             return True
         if self.full:
@@ -67,7 +67,7 @@ class Settling:
         return True
 
     def due(self, now: float, limit: int) -> list[bytes]:
-        """Up to `limit` paths to look at now. Each must be answered with `looked_at` or `drop`."""
+        """Up to `limit` paths to check now. Each must be answered with `looked_at` or `drop`."""
         paths: dict[bytes, None] = {}
         while self._queue and self._queue[0][0] <= now and len(paths) < limit:
             due, path = heapq.heappop(self._queue)
@@ -102,7 +102,7 @@ class Settling:
         self._waiting.pop(path, None)
 
     def again(self, paths: list[bytes], now: float) -> None:
-        """What was to become of these did not come about: they are due still."""
+        """Handling these has failed: they are due again."""
         for path in paths:
             if (waiting := self._waiting.get(path)) is not None:
                 self._put_off(path, waiting, now)

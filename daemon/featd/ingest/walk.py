@@ -1,4 +1,4 @@
-"""Walking a root: one open folder per level, any number of files, links and special files passed over."""
+"""Walking a root: one open folder per level, any number of files. Links and special files are skipped."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ PORTION_FILES = 1000
 
 @dataclass(slots=True)
 class Walked:
-    """What a walk saw beside the files it gave."""
+    """What a walk has seen beside the files that it returned."""
 
     files: int = 0
     folders: int = 0
     unreadable: list[str] = field(default_factory=list)
     entered: set[tuple[int, int]] = field(default_factory=set)
-    """Folders that were looked into, where links are followed: each is walked once."""
+    """Folders that were entered, where links are followed, so that each is entered once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +51,9 @@ def walk(
 ) -> Iterator[Portion]:
     """Every wanted regular file beneath `root` (or its folder `start`), folder by folder, in order of name.
 
-    A folder comes before those in it; only those behind `after` and not behind `upto` in this order are looked
-    into. A symbolic link is followed only where `follow_symlinks`, and then only to what is beneath the root.
-    A folder that cannot be read is noted in `seen`: what is in it is not known to be gone.
+    A folder comes before those in it. Only folders behind `after` and not behind `upto` in this order are entered.
+    A symbolic link is followed only where `follow_symlinks`, and then only to what is beneath the root. A folder that
+    cannot be read is noted in `seen`: its files are not known to be gone.
     """
     real_root = os.path.realpath(root)
     first = None if after is None else _place(after)
@@ -66,7 +66,7 @@ def walk(
             return
         passed = first is not None and place <= first
         if passed and first is not None and first[: len(place)] != place:
-            continue  # it and all beneath it come before `after`
+            continue  # the folder and all beneath it come before `after`
         below: list[bytes] = []
         try:
             yield from _look_into(root, real_root, folder, globs, follow_symlinks, seen, below, passed)
@@ -75,12 +75,12 @@ def walk(
         except OSError as error:
             seen.unreadable.append(to_catalog(folder))
             log.warning(
-                "unreadable",
-                "a folder cannot be read; its images keep their state",
+                "folder_unreadable",
+                "cannot read a folder; its images keep their state",
                 folder=for_terminal(to_catalog(os.path.join(root, folder))),
                 error=error.strerror,
             )
-        # Names, not order of creation: a scan goes on where it was interrupted.
+        # In order of name, so that a scan can continue where it was interrupted.
         stack.extend(sorted(below, reverse=True))
 
 
@@ -94,7 +94,7 @@ def _look_into(
     below: list[bytes],
     passed: bool,
 ) -> Iterator[Portion]:
-    """The wanted files of one folder; the folders in it go to `below`. `passed`: those alone are asked for."""
+    """The wanted files of one folder; its folders go to `below`. `passed`: only the folders are wanted."""
     absolute = os.path.join(root, folder) if folder else root
     if follow_symlinks:
         here = os.stat(absolute)

@@ -1,4 +1,4 @@
-"""The watch of one root: a hint where to look. It puts into `hints` and nothing else; it may die at any time."""
+"""The watch of one root. It only puts hints where to look, and may fail at any time."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ REMOTE_FILE_SYSTEMS = frozenset((
     "nfs", "nfs4", "ocfs2", "orangefs", "smb3", "smbfs",
 ))
 # fmt: on
-"""Where other hosts write too, and inotify does not tell of it."""
+"""File systems on which other hosts write without inotify reporting it."""
 
 
 class Watch:
-    """Opens, checks and closes the observer of one root. `problem` says why the scan alone must do."""
+    """Opens, checks and closes the observer of one root. `problem`: why the root is only scanned."""
 
     def __init__(self, root: RootConfig, hints: Hints) -> None:
         self._root = root
@@ -43,15 +43,15 @@ class Watch:
         return self._observer is not None
 
     def open(self) -> bool:
-        """Watch the root as it is now; whether that came about. Takes a while in a large tree."""
+        """Watch the root as it is now; whether that succeeded. Takes a while in a large tree."""
         self.close()
         self.problem = None
         try:
             identity = identify(self._root.path)
             if (kind := file_system(identity[0])) in REMOTE_FILE_SYSTEMS:
-                self.problem = f"{kind} tells nothing of what other hosts write"
+                self.problem = f"{kind} does not report what other hosts write"
                 return False
-            # The link that a root may be is followed once, here; the links beneath it are not.
+            # A root may be a link, which is followed here, once; links beneath it are not.
             raw = os.fsencode(identity[0])
             observer = RootObserver(self._hints.trouble, Excluder(raw, self._globs))
         except OSError as error:
@@ -68,16 +68,16 @@ class Watch:
         return True
 
     def trouble(self) -> str | None:
-        """Why the watch is good for nothing any more, or None."""
+        """Why the watch does not work any more, or None."""
         if self._observer is None:
             return None
         try:
             if identify(self._root.path) != self._identity:
-                return "another folder stands in its place"
+                return "another folder is in its place"
         except OSError as error:
-            return f"it is not there ({error.strerror})"
+            return f"the root is not there ({error.strerror})"
         if not self._observer.at_work():
-            return "its threads ended"
+            return "the threads of the watch ended"
         return None
 
     def close(self) -> None:
@@ -87,8 +87,8 @@ class Watch:
                 observer.close()
             except Exception as error:
                 log.warning(
-                    "not_closed",
-                    "a watch left something behind",
+                    "watch_not_closed",
+                    "cannot close a watch completely; going on without it",
                     root=str(self._root.path),
                     error=repr(error),
                 )
@@ -106,7 +106,7 @@ class Excluder:
 
 
 class Handler(events.FileSystemEventHandler):
-    """Turns watchdog's events into hints, in watchdog's thread. An error here must not end that thread."""
+    """Turns watchdog's events into hints, in watchdog's thread, which an error must not end."""
 
     def __init__(self, root: bytes, config: RootConfig, globs: Globs, hints: Hints) -> None:
         self._root = root.rstrip(b"/")
@@ -125,7 +125,7 @@ class Handler(events.FileSystemEventHandler):
         if source == b"":
             self._hints.trouble(Trouble.LOST)
         elif self._follows_links:
-            # The same folder may be known under a link's name: only a scan of all says which.
+            # The same folder may be known under the name of a link: only a scan of the whole root finds out.
             self._hints.doubt(b"")
         elif event.is_directory:
             for folder in (source, target):
@@ -164,14 +164,14 @@ class Handler(events.FileSystemEventHandler):
 
 
 def identify(root: Path) -> tuple[str, int, int]:
-    """Which folder a root is now: another disk or a remade folder under the same name is another."""
+    """The identity of a root's folder: another disk, or a new folder of the same name, is another one."""
     real = os.path.realpath(root)
     found = Path(real).stat()
     return real, found.st_dev, found.st_ino
 
 
 def file_system(path: str) -> str:
-    """The type of the file system that `path` is on, as the kernel calls it; empty where it cannot be told."""
+    """The type of the file system that `path` is on, as the kernel names it; empty where that is unknown."""
     try:
         device = Path(path).stat().st_dev
         lines = Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines()
@@ -193,4 +193,4 @@ def explain(error: OSError) -> str:
         case errno.EMFILE:
             return "out of inotify instances (raise fs.inotify.max_user_instances)"
         case _:
-            return f"it cannot be watched: {error.strerror}"
+            return f"cannot be watched: {error.strerror}"
