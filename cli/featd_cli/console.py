@@ -1,4 +1,4 @@
-"""What commands print: data on standard output, everything else on standard error. Colour only on a terminal."""
+"""What commands print: data to standard output, everything else to standard error. Colour only on a terminal."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from featd.paths import for_terminal
 
 
 def say(text: str = "") -> None:
-    """One line of data. Text from outside (paths, messages) goes through `shown` first."""
+    """Print one line of data. Text from outside (paths, messages) must go through `shown` first."""
     typer.echo(text, color=_wants_colour())
 
 
 def note(text: str) -> None:
-    """One line about what happens, for people."""
+    """Print one line of information for people."""
     typer.echo(text, err=True)
 
 
 def complain(text: str) -> None:
-    """What is wrong. Several lines stay several lines; what could steer a terminal is escaped."""
+    """Print an error. Line breaks stay; characters that could control a terminal are escaped."""
     note("\n".join(shown(line) for line in f"featd: {text}".splitlines()))
 
 
 def document(value: Any) -> None:
-    """One JSON document."""
+    """Print one JSON document."""
     typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
 
 
 def array(items: Iterable[Any]) -> int:
-    """One JSON array, written as its items come; returns how many."""
+    """Print a JSON array, item by item; returns how many."""
     count = 0
     for item in items:
         typer.echo((",\n  " if count else "[\n  ") + json.dumps(item, ensure_ascii=False), nl=False)
@@ -44,12 +44,12 @@ def array(items: Iterable[Any]) -> int:
 
 
 def shown(text: str) -> str:
-    """`text` on one line, harmless to a terminal."""
+    """`text` on one line, safe to print to a terminal."""
     return for_terminal(" ".join(text.split("\n")))
 
 
 def styled(text: str, **style: Any) -> str:
-    """`text` in colour; `say` takes the colour out where it does not belong."""
+    """`text` in colour; `say` removes the colour off a terminal."""
     return typer.style(text, **style)
 
 

@@ -12,21 +12,21 @@ app = typer.Typer(help="Show and upgrade the catalog's schema.", no_args_is_help
 
 @app.command()
 def upgrade(ctx: typer.Context, config: ConfigOption = None) -> None:
-    """Bring the catalog to this featd's schema.
+    """Upgrade the catalog to this featd's schema.
 
-    In one transaction and under a lock; safe to repeat.
+    Runs in one transaction, under a lock. Running it again does no harm.
     """
     from featd.catalog import migrate
 
     with open_instance(ctx, config, check=False) as instance:
         before, after = migrate.upgrade(instance.catalog, create=False)
-    note(f"the catalog has this featd's schema already: {after}" if before == after else "upgraded")
+    note(f"the catalog already has this featd's schema: {after}" if before == after else "upgraded")
     say(f"{before or 'empty'} -> {after}")
 
 
 @app.command()
 def current(ctx: typer.Context, as_json: JsonOption = False, config: ConfigOption = None) -> None:
-    """Print the schema that the catalog has."""
+    """Print the catalog's schema revision."""
     from featd.catalog import migrate
 
     with open_instance(ctx, config, check=False) as instance:
@@ -38,6 +38,6 @@ def current(ctx: typer.Context, as_json: JsonOption = False, config: ConfigOptio
         return
     say(revision or "empty")
     if revision is not None and not migrate.is_known(revision):
-        note(f"this is newer than this featd knows ({head}): install a newer featd")
+        note(f"this schema is newer than this featd ({head}): install a newer featd")
     elif revision != head:
         note(f"this featd needs {head}: run `featd db upgrade`")

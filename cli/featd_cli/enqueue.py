@@ -1,4 +1,4 @@
-"""`featd enqueue`: take these files now, ahead of all others."""
+"""`featd enqueue`: process these files before all others."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ def enqueue(
     paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Files or folders under the roots.")],
     config: ConfigOption = None,
 ) -> None:
-    """Take these files now, ahead of all others.
+    """Process these files before all others.
 
-    New and changed ones become pending before the arrivals and the backlog; those that are waiting move up;
-    those that are done and unchanged stay as they are. Exit code 3 where a path is no image under a root.
+    New and changed files become pending, ahead of arrivals and backlog. Files that are waiting already move to the
+    front. Files that are done and unchanged stay done. Exits 3 if a path is not an image under a root.
     """
     from featd import logs
     from featd.catalog.enqueue import Enqueued
 
-    logs.setup("ERROR")  # the lines below say it all
+    logs.setup("ERROR")  # the lines below report everything
     total = Enqueued()
     with open_instance(ctx, config) as instance:
         chosen = [(path, *locate(instance.settings.roots, path)) for path in paths]
@@ -44,7 +44,7 @@ def enqueue(
     taken = total.new + total.changed + total.returned
     say(str(taken))
     note(
-        f"{total.new:,} new, {total.changed:,} changed, {total.returned:,} back; what was waiting has moved up"
+        f"{total.new:,} new, {total.changed:,} changed, {total.returned:,} returned; waiting images moved to the front"
     )
 
 
@@ -64,10 +64,7 @@ def _take(catalog: sa.Engine, path: Path, root: RootConfig, raw: bytes) -> Enque
     name = to_catalog(raw)
     if not stat.S_ISREG(found.st_mode) or not Globs(root.include, root.exclude).takes(name):
         raise NothingMatchedError(
-            f"{shown(str(path))} is no image by the `include` and `exclude` of its root: change them in featd.toml"
+            f"{shown(str(path))} does not match the `include` and `exclude` patterns of its root: see featd.toml"
         )
     file = FoundFile(name, found.st_size, found.st_mtime_ns)
-    return connect.transact(
-        catalog,
-        lambda conn: catalog_enqueue.enqueue(conn, str(root.path), [file], priority=PRIORITY_ASKED),
-    )
+    return connect.transact(catalog, catalog_enqueue.enqueue, str(root.path), [file], priority=PRIORITY_ASKED)

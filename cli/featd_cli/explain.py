@@ -1,4 +1,4 @@
-"""`featd explain`: everything known of one image."""
+"""`featd explain`: everything that is known about one image."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def explain(
     as_json: JsonOption = False,
     config: ConfigOption = None,
 ) -> None:
-    """Tell everything that is known of one image.
+    """Show everything that is known about one image.
 
-    Its state and versions, its attempts, the worker, its shard and row, and what happens next. Exit code 3
-    where the catalog does not know it.
+    Shows its state and version, failed attempts, worker, shard and row, and what happens next. Exits 3 if the catalog
+    does not know the image.
     """
     from featd.catalog import explain as catalog_explain
 
@@ -37,13 +37,13 @@ def explain(
         root, raw = locate(instance.settings.roots, path)
         with instance.read() as conn:
             found = catalog_explain.explain(conn, str(root.path), to_catalog(raw))
-            if found is None and b"\\" in raw and raw.isascii():  # perhaps copied from what featd printed
+            if found is None and b"\\" in raw and raw.isascii():  # perhaps copied from featd's output
                 found = catalog_explain.explain(conn, str(root.path), raw.decode())
         settings = instance.settings
     if found is None:
         raise NothingMatchedError(
-            f"{path}: the catalog does not know it: `featd scan` looks for it, if the root's `include` and"
-            " `exclude` want it"
+            f"{path} is not in the catalog: run `featd scan`, and check the `include` and `exclude` patterns of its"
+            " root"
         )
     following = next_of(found, settings)
     if as_json:
@@ -63,7 +63,7 @@ def as_document(found: Explained, following: str) -> dict[str, Any]:
 
 
 def lines(found: Explained, following: str) -> list[tuple[str, str]]:
-    """What is shown, line by line."""
+    """The lines of the output: (name, value)."""
     shown_lines = [
         ("path", found.path),
         ("root", found.root),
@@ -97,25 +97,25 @@ def moment(at: Any) -> str:
 
 
 def next_of(found: Explained, settings: Settings) -> str:
-    """One sentence: what will become of it, and what it has left of its budgets."""
+    """One sentence: what happens to the image next, and how many attempts it has left."""
     retry = settings.retry
     match found.state:
         case State.DONE:
-            return "nothing, until the file changes or vanishes"
+            return "nothing until the file changes or vanishes"
         case State.CLAIMED:
-            return "its worker settles it, or it is pending again when the worker's lease ends"
+            return "the worker records it as done or failed; if the worker dies, the image is pending again"
         case State.FAILED:
-            return "nothing, until `featd retry-failed` or a new version of the file"
+            return "nothing until `featd retry-failed`, or until the file changes"
         case State.GONE:
-            return "nothing, until the file is back"
+            return "nothing until the file returns"
         case _:
-            alone = " alone in the net, for a process died with it" if found.suspect else ""
+            alone = " alone in the net, because a process died while it was in it" if found.suspect else ""
             when = (
                 f"in {found.due_in_seconds:.0f} s"
                 if found.due_in_seconds >= 1
                 else "as soon as a worker is free"
             )
             return (
-                f"it is tried{alone} {when}; it has failed after {retry.max_errors - found.errors} more errors,"
-                f" {retry.max_crashes - found.crashes} crashes or {MAX_KILLS - found.kills} kills"
+                f"the image is processed{alone} {when}; it fails for good after {retry.max_errors - found.errors} more"
+                f" errors, {retry.max_crashes - found.crashes} crashes or {MAX_KILLS - found.kills} kills"
             )

@@ -27,7 +27,7 @@ class Format(StrEnum):
 
 
 def _refuse_own_files(out: Path, settings: Settings, config: Path) -> None:
-    """An export must not replace what featd itself lives of, whatever --force says."""
+    """Refuse to replace files of the instance itself, even with --force."""
     place = out.resolve()
     catalog = sqlite_file(settings.catalog.url)
     own = [config.resolve()]
@@ -35,13 +35,15 @@ def _refuse_own_files(out: Path, settings: Settings, config: Path) -> None:
         own += [catalog.with_name(catalog.name + end).resolve() for end in ("", "-wal", "-shm")]
     if place in own or place.is_relative_to(settings.store.path.resolve()):
         raise FeatdError(
-            f"{out} is a part of this instance (catalog, store or configuration): name another place"
+            f"{out} belongs to this instance (catalog, store or configuration): name another place"
         )
 
 
 def export(
     ctx: typer.Context,
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="npy: a folder to make; hdf5: a file to make.")],
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT", help="npy: a folder to create; hdf5: a file to create.")
+    ],
     form: Annotated[
         Format,
         typer.Option(
@@ -49,22 +51,22 @@ def export(
         ),
     ] = Format.NPY,
     blob: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Which of several blobs. Without it: the first.")
+        str | None, typer.Option(metavar="NAME", help="The blob to export. Default: the first.")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace what is at OUT.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace OUT if it exists.")] = False,
     config: ConfigOption = None,
 ) -> None:
-    """Write the live vectors into one file.
+    """Write the live vectors to one file.
 
-    In order of image, with the names beside them, and in little memory however many they are.
+    The vectors are in order of image, with the names beside them. Memory use does not depend on their number.
 
-    featd may go on working meanwhile: an image that changes or vanishes during the export is left out or has
-    the vector it had when its turn came.
+    featd may keep running: an image that changes or vanishes during the export is left out, or has the vector that
+    it had when the export reached it.
     """
     chosen = ctx.get_parameter_source("form")
     if out.suffix.lower() in HDF5_SUFFIXES and (chosen is None or chosen.name == "DEFAULT"):
         raise typer.BadParameter(
-            f"{out.name} is the name of an HDF5 file: add --format hdf5 (npy makes a folder)",
+            f"{out.name} looks like an HDF5 file: add --format hdf5 (npy creates a folder)",
             param_hint="OUT",
         )
     from featd.config import find

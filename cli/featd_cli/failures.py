@@ -1,4 +1,4 @@
-"""`featd failures`: the failed images with kind and message."""
+"""`featd failures`: the failed images, with kind and message."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def failures(
 ) -> None:
     """List the failed images and why they failed.
 
-    One a line: kind, path, message. Exits 3 when a filter matches none.
+    One image per line: kind, path, message. Exits 3 if a filter matches nothing.
     """
     single, wanted = image_filter(kind, path)
     filtered = kind is not None or path is not None

@@ -1,4 +1,4 @@
-"""Files that people name on the command line, as the catalog names them: a root and a path in it."""
+"""Files named on the command line, as the catalog names them: a root and a path in it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`featd init`: a configuration, a catalog and a store. Never changes what is there."""
+"""`featd init`: creates a configuration, a catalog and a store. Never changes existing ones."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 FILE = "featd.toml"
 SYSTEM_FOLDER = Path("/var/lib/featd")
-"""Where catalog and store of a configuration under /etc stand: nothing grows in /etc."""
+"""The place of catalog and store for a configuration under /etc, where no data belongs."""
 
 
 def init(
@@ -29,57 +29,59 @@ def init(
     folder: Annotated[
         Path,
         typer.Argument(
-            metavar="DIR", show_default="this folder", help="Where featd.toml is to be, or a NAME.toml."
+            metavar="DIR",
+            show_default="this folder",
+            help="The folder for featd.toml, or the path of a NAME.toml.",
         ),
     ] = Path(),
     images: Annotated[
         list[Path] | None,
-        typer.Option("--images", metavar="PATH", help="A folder of images; may be given again."),
+        typer.Option("--images", metavar="PATH", help="A folder of images. May be repeated."),
     ] = None,
     net: Annotated[
-        str, typer.Option(metavar="NET", help="`gist`, which is built in, or the path of a deploy.prototxt.")
+        str, typer.Option(metavar="NET", help="`gist` (built in), or the path of a deploy.prototxt.")
     ] = "gist",
     weights: Annotated[Path | None, typer.Option(metavar="PATH", help="The net's .caffemodel.")] = None,
     blob: Annotated[
         list[str] | None,
-        typer.Option("--blob", metavar="NAME", help="A blob to extract; may be given again."),
+        typer.Option("--blob", metavar="NAME", help="A blob to extract. May be repeated."),
     ] = None,
     preset: Annotated[
         str,
         typer.Option(
             metavar="NAME",
-            help="How pictures are brought to the net: `fast`, or to agree with published features"
-            " `caffe-transform` (Caffe's tools) or `pycaffe` (its Python).",
+            help="How pictures are prepared: `fast`, or, to agree with published features,"
+            " `caffe-transform` (Caffe's tools) or `pycaffe` (its Python interface).",
         ),
     ] = "fast",
     database: Annotated[
         str | None,
         typer.Option(
-            metavar="URL", help="postgresql+psycopg://user@host/db. Without it: SQLite beside featd.toml."
+            metavar="URL", help="postgresql+psycopg://user@host/db. Default: SQLite beside featd.toml."
         ),
     ] = None,
 ) -> None:
-    """Write a featd.toml, make the catalog and the store.
+    """Create a featd.toml, the catalog and the store.
 
-    Every key of the file is explained in it. The net is loaded first, so that a wrong file or blob is
-    told before anything is written. Where there is a featd.toml or a catalog already, it stays as it is.
+    The file explains each of its keys. The net is loaded first, so that a wrong file or blob is reported before
+    anything is written. An existing featd.toml or catalog stays as it is.
     """
     from featd import config
 
     folder = Path(os.path.abspath(folder))  # noqa: PTH100 - `resolve` would follow links in people's paths
     file = folder / FILE
-    if folder.suffix == ".toml":  # the file itself: one of several in /etc/featd
+    if folder.suffix == ".toml":  # the path of the file itself, for one of several instances
         folder, file = folder.parent, folder
     if file.exists():
-        note(f"{shown(str(file))} is there already: it is left as it is" + _not_applied(ctx))
+        note(f"{shown(str(file))} exists already and stays as it is" + _not_applied(ctx))
         settings = config.load(file)
     else:
         choices = _choices(file, images, net, weights, blob, preset, database)
         settings = _check(folder, choices)
         if _catalog_exists(settings):
             note(
-                f"the catalog {shown(_shown_url(settings))} is there already: nothing was changed."
-                " To use it from here, take the featd.toml that belongs to it"
+                f"the catalog {shown(_shown_url(settings))} exists already; nothing was changed."
+                " To use it from here, copy the featd.toml that belongs to it"
             )
             return
         _write(file, render(choices))
@@ -94,17 +96,17 @@ def init(
             return
         say("Next, in that folder:")
         say("  featd run --drain      extract everything that is there, and exit; or")
-        say("  featd run              go on as images arrive, until stopped")
-        say("  featd status           see how far it is")
+        say("  featd run              keep running as images arrive, until stopped")
+        say("  featd status           show progress")
     else:
-        note("catalog and store are there already: nothing was changed")
+        note("catalog and store exist already; nothing was changed")
 
 
 def _not_applied(ctx: typer.Context) -> str:
-    """The options that were given, although the file stays as it is."""
+    """The options that were given but have no effect, because the file stays as it is."""
     sources = {name: ctx.get_parameter_source(name) for name in ctx.params if name != "folder"}
     given = [f"--{name}" for name, source in sources.items() if source and source.name == "COMMANDLINE"]
-    return f"; {', '.join(given)} changed nothing in it" if given else ""
+    return f"; ignored: {', '.join(given)}" if given else ""
 
 
 def _choices(
@@ -116,7 +118,7 @@ def _choices(
     preset: str,
     database: str | None,
 ) -> Choices:
-    """What the file will say, checked as far as can be seen without reading the net."""
+    """The content of the file, checked as far as possible without reading the net."""
     from featd.config import BUILT_IN_NETS
 
     if not images:
@@ -128,7 +130,7 @@ def _choices(
         roots.append(_text(path))
     built_in = net in BUILT_IN_NETS
     if not built_in and not Path(net).is_file():
-        raise ConfigError(f"--net {net}: no such file, and no built-in net ({', '.join(BUILT_IN_NETS)})")
+        raise ConfigError(f"--net {net}: neither a file nor a built-in net ({', '.join(BUILT_IN_NETS)})")
     system = file.is_relative_to("/etc")
     state = SYSTEM_FOLDER if file.name == FILE else SYSTEM_FOLDER / file.stem
     return Choices(
@@ -143,19 +145,19 @@ def _choices(
 
 
 def _text(path: Path) -> str:
-    """An absolute path as TOML can hold it."""
+    """An absolute path, as text that TOML can hold."""
     text = os.path.abspath(path)  # noqa: PTH100
     try:
         text.encode()
     except UnicodeEncodeError:
         raise ConfigError(
-            f"{text!r}: a path in the configuration must be UTF-8; its files need not be"
+            f"{text!r}: a path in the configuration must be UTF-8; names of files below it need not be"
         ) from None
     return text
 
 
 def _check(folder: Path, choices: Choices) -> Settings:
-    """The settings that the file will give, its net loaded and its blobs found; writes nothing that stays."""
+    """The settings of the file to be written, after loading the net and finding its blobs."""
     from featd import config
     from featd.net.load import load_net
     from featd.preprocess.resolve import resolve
@@ -199,18 +201,18 @@ def _shown_url(settings: Settings) -> str:
 
 
 def _write(file: Path, text: str) -> None:
-    """Readable by its owner and group alone: the address of a catalog may hold a password."""
+    """Write the file, readable only by its owner and group: the catalog's address may hold a password."""
     from featd.shards.atomic import write_atomically
 
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(file, text.encode())
     except OSError as error:
-        raise FeatdError(f"{file}: cannot be written: {error.strerror}") from None
+        raise FeatdError(f"cannot write {file}: {error.strerror}") from None
 
 
 def _make(settings: Settings) -> bool:
-    """Make of catalog and store what is missing; False where both were there."""
+    """Create catalog and store where they are missing; False where both existed."""
     from featd.catalog import connect, instance, migrate
     from featd.shards.store import create_store
 
@@ -219,13 +221,13 @@ def _make(settings: Settings) -> bool:
         try:
             file.parent.mkdir(parents=True)
         except OSError as error:
-            raise FeatdError(f"{file.parent}: cannot be made: {error.strerror}") from None
+            raise FeatdError(f"cannot create {file.parent}: {error.strerror}") from None
     catalog = connect.open_catalog(settings.catalog.url)
     try:
         fresh = not _catalog_exists(settings)
         if fresh:
             migrate.upgrade(catalog)
-            say(f"made the catalog {shown(connect.shown_url(catalog))}")
+            say(f"created the catalog {shown(connect.shown_url(catalog))}")
         else:
             migrate.check_schema(catalog)
         with connect.reading(catalog) as conn:
@@ -236,7 +238,7 @@ def _make(settings: Settings) -> bool:
             _refuse_lost_store(catalog, store)
         create_store(store, instance_id)
         if made:
-            say(f"made the store {shown(str(store))}")
+            say(f"created the store {shown(str(store))}")
         return fresh or made
     finally:
         catalog.dispose()
@@ -249,12 +251,12 @@ def _has_store(store: Path) -> bool:
 
 
 def _refuse_lost_store(catalog: sa.Engine, store: Path) -> None:
-    """A new store for a catalog whose vectors stand in another: most likely a disk that is not mounted."""
+    """Refuse a new store for a catalog that has vectors in another: most likely a disk is not mounted."""
     from featd.catalog import connect, stats
 
     with connect.reading(catalog) as conn:
         totals = stats.shard_totals(conn)
     if totals.count:
         raise StoreUnavailableError(
-            f"{store}: no store there, but the catalog knows {totals.count} shards in it: is its disk mounted?"
+            f"{store}: no store there, but the catalog has {totals.count} shards in it: is its disk mounted?"
         )

@@ -1,4 +1,4 @@
-"""What most commands begin with: the configuration and the catalog it names, both looked at before use."""
+"""What most commands begin with: the configuration and its catalog, both checked before use."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 ConfigOption = Annotated[
     Path | None,
-    typer.Option("--config", metavar="PATH", help="The configuration file, as before the command."),
+    typer.Option(
+        "--config", metavar="PATH", help="The configuration file; the same as --config before the command."
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
@@ -39,7 +41,7 @@ class Instance:
 
 
 def load_settings(ctx: typer.Context, config: Path | None) -> Settings:
-    """The configuration named after the command, else before it, else where it is looked for."""
+    """The configuration given after the command, else before it, else the first one found."""
     from featd.config import load
 
     return load(config or ctx.obj)
@@ -47,7 +49,7 @@ def load_settings(ctx: typer.Context, config: Path | None) -> Settings:
 
 @contextmanager
 def open_instance(ctx: typer.Context, config: Path | None, *, check: bool = True) -> Iterator[Instance]:
-    """Configuration and catalog; with `check`, a catalog of exactly this featd's schema."""
+    """Configuration and catalog. With `check`, the catalog must have exactly this featd's schema."""
     from featd.catalog import connect, migrate
 
     settings = load_settings(ctx, config)

@@ -34,14 +34,14 @@ INTERRUPTED = 130
 
 EPILOG = """\b
 Exit codes:
-  0   all is well
-  1   an error; or no worker could start, or a drain stopped early
+  0   success
+  1   an error; no worker could start; a drain stopped early
   2   wrong usage of the command line
   3   nothing matched
   4   drained, and failed images remain
-  75  the catalog or the store is out of reach: try again later
-  78  bad configuration: also a model that is missing or refused, a wrong blob,
-      another fingerprint or schema
+  75  catalog or store out of reach: try again later
+  78  bad configuration, including a missing or unsupported model, a wrong
+      blob, another fingerprint or schema
   130 interrupted
 """
 
@@ -70,7 +70,7 @@ def featd(
         Path | None,
         typer.Option(
             metavar="PATH",
-            help="The configuration file. Else FEATD_CONFIG, ./featd.toml, ~/.config/featd/featd.toml,"
+            help="The configuration file. Default: FEATD_CONFIG, ./featd.toml, ~/.config/featd/featd.toml,"
             " /etc/featd/featd.toml.",
         ),
     ] = None,
@@ -78,7 +78,7 @@ def featd(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """What stands before the command."""
+    """Options before the command."""
     ctx.obj = config
 
 
@@ -97,7 +97,7 @@ app.add_typer(service.app, name="service")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; returns its exit code. The border where every error becomes a message and a code."""
+    """Run one command; returns its exit code. Every error ends here, as a message and a code."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, ValueError):
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
@@ -139,7 +139,7 @@ def _flushed(code: int) -> int:
 
 
 def _silenced() -> int:
-    """Whoever read our output has gone: say nothing more, also not when Python flushes at its end."""
+    """The reader of our output has gone: print nothing more, not even when Python flushes at its end."""
     with contextlib.suppress(OSError, ValueError):
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, sys.stdout.fileno())

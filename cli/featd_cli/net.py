@@ -1,4 +1,4 @@
-"""`featd net`: what a net is made of, and what can be asked of it."""
+"""`featd net`: the layers and blobs of a net."""
 
 from __future__ import annotations
 
@@ -17,18 +17,16 @@ if TYPE_CHECKING:
 
 
 def net(
-    file: Annotated[
-        str, typer.Argument(metavar="FILE", help="A deploy.prototxt, or `gist`, the built-in net.")
-    ],
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A deploy.prototxt, or `gist` (built in).")],
     weights: Annotated[
-        Path | None, typer.Option(metavar="PATH", help="Its .caffemodel, to see whether it fits.")
+        Path | None, typer.Option(metavar="PATH", help="The .caffemodel, to check whether it fits.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show the layers and blobs of a net.
 
-    With their sizes, and which engine runs what. A blob of this list is what `blobs` in the
-    configuration asks for. Exits 78 where the weights do not fit.
+    Shows their sizes, and which engine runs each layer. `blobs` in the configuration names blobs of this list.
+    Exits 78 if the weights do not fit.
     """
     from featd.net.describe import describe
 

@@ -16,12 +16,12 @@ def retry_failed(
     kind: KindOption = None,
     path: PathOption = None,
     since: SinceOption = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say how many it would be.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print how many images there are.")] = False,
     config: ConfigOption = None,
 ) -> None:
     """Make failed images pending again.
 
-    They have fresh budgets then. Prints how many they are; without filters it is all of them.
+    Their failed attempts no longer count. Without filters, all failed images. Prints how many there are.
     """
     single, wanted = image_filter(kind, path)
     moment = since_of(since)
@@ -33,4 +33,4 @@ def retry_failed(
             ids = [image.id for image in batch if wanted(image)]
             count += len(ids) if dry_run else connect.transact(instance.catalog, retry.retry, ids)
     images = "1 image" if count == 1 else f"{count} images"
-    say(f"{images} would be tried again" if dry_run else f"{images} pending again")
+    say(f"{images} would be retried" if dry_run else f"{images} pending again")

@@ -13,16 +13,15 @@ def run(
     ctx: typer.Context,
     drain: Annotated[
         bool,
-        typer.Option("--drain", help="Scan once, work until nothing is pending or claimed, and exit."),
+        typer.Option("--drain", help="Scan once, work until nothing is left to do, and exit."),
     ] = False,
     config: ConfigOption = None,
 ) -> None:
     """Run the daemon.
 
-    It finds images, extracts their vectors and seals them into shards. It ends on SIGTERM or Ctrl-C with
-    the batch in flight sealed; a second one ends it at once. SIGHUP makes it read its configuration again.
-    With --drain it exits 0 when all images are done, 4 where failed ones remain, 1 where only images of an
-    offline root remain.
+    Finds images, extracts their vectors and seals them into shards. SIGTERM or Ctrl-C stops it after sealing the
+    batches in flight; a second one stops it at once. SIGHUP reloads the configuration. With --drain it exits 0 when
+    all images are done, 4 if failed images remain, and 1 if only images of an offline root remain.
     """
     from featd import daemon
     from featd.config import find

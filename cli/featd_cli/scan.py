@@ -1,4 +1,4 @@
-"""`featd scan`: look again at the roots, without the daemon or beside it."""
+"""`featd scan`: scan the roots, without the daemon or beside it."""
 
 from __future__ import annotations
 
@@ -19,20 +19,19 @@ if TYPE_CHECKING:
 def scan(
     ctx: typer.Context,
     path: Annotated[
-        Path | None, typer.Argument(help="A root, or a folder in one. Without it: every root.")
+        Path | None, typer.Argument(help="A root, or a folder in one. Default: every root.")
     ] = None,
     config: ConfigOption = None,
 ) -> None:
-    """Look again at the roots.
+    """Scan the roots for new, changed, returned and vanished images.
 
-    Brings the catalog up to what is on disk: new, changed, returned and vanished images. Reads no image
-    and removes nothing. An offline root is left alone, and makes the exit code 1.
+    Updates the catalog. Reads no image and removes nothing. Skips an offline root, and then exits 1.
     """
     from featd import logs
     from featd.ingest.scan import describe, scan_root
     from featd.roots import RootState
 
-    logs.setup("ERROR")  # the lines below say it all
+    logs.setup("ERROR")  # the lines below report everything
     offline = False
     with open_instance(ctx, config) as instance:
         if not instance.settings.roots:

@@ -1,4 +1,4 @@
-"""Which failed images a command means: --kind, --path and --since, checked and turned into predicates."""
+"""Selecting failed images: --kind, --path and --since, checked and turned into predicates."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ KindOption = Annotated[
     typer.Option(
         "--kind",
         metavar="KIND",
-        help="Of this kind; `decode` is every `decode.*`. docs/error-kinds.md lists them.",
+        help="Only this kind; `decode` means every `decode.*`. docs/error-kinds.md lists the kinds.",
     ),
 ]
 PathOption = Annotated[
@@ -29,13 +29,17 @@ PathOption = Annotated[
     typer.Option(
         "--path",
         metavar="GLOB",
-        help="With this path: a pattern under the root, whatever the case ('2024/**/*.jpg'); without a slash it is"
-        " held against the file name; an absolute path is a file or a folder.",
+        help="Only this path: a pattern below the root, ignoring case ('2024/**/*.jpg'). Without a slash it is"
+        " compared with the file name. An absolute path is a file or a folder.",
     ),
 ]
 SinceOption = Annotated[
     str | None,
-    typer.Option("--since", metavar="WHEN", help="Failed since then: 30m, 2h, 1d (ago), or an ISO moment."),
+    typer.Option(
+        "--since",
+        metavar="WHEN",
+        help="Only failures since then: 30m, 2h, 1d (ago), or an ISO date and time.",
+    ),
 ]
 
 _AGO = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|h|d|w)")
@@ -50,12 +54,14 @@ def kinds_of(text: str | None) -> frozenset[Kind] | None:
     wanted = text.strip().lower().removesuffix("*").removesuffix(".")
     chosen = frozenset(kind for kind in Kind if kind == wanted or kind.startswith(f"{wanted}."))
     if not chosen:
-        raise typer.BadParameter(f"no kind {text!r}; there are: {', '.join(Kind)}", param_hint="--kind")
+        raise typer.BadParameter(
+            f"unknown kind {text!r}; the kinds are: {', '.join(Kind)}", param_hint="--kind"
+        )
     return chosen
 
 
 def since_of(text: str | None) -> datetime | None:
-    """The moment that `text` names. One without a time zone is in this machine's."""
+    """The time that `text` names; without a time zone, in this machine's."""
     if text is None:
         return None
     try:
@@ -64,7 +70,7 @@ def since_of(text: str | None) -> datetime | None:
         return datetime.fromisoformat(text.strip()).astimezone()
     except (ValueError, OverflowError):
         raise typer.BadParameter(
-            f"{text!r} is no moment: write 30m, 2h, 1d (ago) or 2026-11-24T10:00", param_hint="--since"
+            f"{text!r} is not a time: write 30m, 2h, 1d (ago) or 2026-11-24T10:00", param_hint="--since"
         ) from None
 
 
@@ -82,7 +88,7 @@ def path_filter(pattern: str | None) -> Callable[[str, str], bool]:
 
     def wanted(root: str, path: str) -> bool:
         subject = full_path(root, path) if absolute else path
-        # As it is printed, or a folder: also where a character of a real name looks like a pattern's.
+        # The path as it is printed, or a folder, even where its name has characters of a pattern.
         if (subject.casefold() + "/").startswith(folded.rstrip("/") + "/"):
             return True
         if globs is None:
@@ -102,7 +108,7 @@ def full_path(root: str, path: str) -> str:
 
 
 def image_filter(kind: str | None, path: str | None) -> tuple[Kind | None, Callable[[FailedImage], bool]]:
-    """The one kind that the catalog can look for by its index, if it is one; and the rest as a predicate."""
+    """The kind, if it is a single one, which the catalog finds by its index; and the rest as a predicate."""
     kinds = kinds_of(kind)
     matches = path_filter(path)
     single = next(iter(kinds)) if kinds is not None and len(kinds) == 1 else None

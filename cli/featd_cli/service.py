@@ -1,4 +1,4 @@
-"""`featd service`: systemd units for the present install."""
+"""`featd service`: systemd units for this installation."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ InstanceOption = Annotated[
     typer.Option(
         "--instance",
         metavar="NAME",
-        help="One of several: featd@NAME.service, which reads /etc/featd/NAME.toml.",
+        help="One of several instances: featd@NAME.service, which reads /etc/featd/NAME.toml.",
     ),
 ]
 ConfigOption = Annotated[
-    Path | None, typer.Option("--config", metavar="PATH", help="The configuration, where it is another.")
+    Path | None, typer.Option("--config", metavar="PATH", help="The configuration, if it is another file.")
 ]
-DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and do nothing.")]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Only print what would be done.")]
 
 
 @app.command()
@@ -44,10 +44,10 @@ def install(
     config: ConfigOption = None,
     dry_run: DryRunOption = False,
 ) -> None:
-    """Write the units for this install and configuration.
+    """Install the systemd units for this installation and configuration.
 
-    The user featd, the unit, and a drop-in for what the configuration needs. Safe to repeat: after an
-    upgrade, or when store, roots or devices have changed. Prints each thing it does.
+    Creates the user featd, the unit, and a drop-in for what the configuration needs. Run it again after an upgrade,
+    or when store, roots or devices have changed. Prints each step.
     """
     from featd import config as configuration
     from featd_cli import units
@@ -79,7 +79,7 @@ def install(
 def uninstall(instance: InstanceOption = None, dry_run: DryRunOption = False) -> None:
     """Stop the service and remove its units.
 
-    The configuration, the catalog, the vectors and the user featd stay; the output says where.
+    The configuration, the catalog, the vectors and the user featd stay.
     """
     _check_instance(instance)
     work = _Work(dry_run)
@@ -109,7 +109,7 @@ def _check_instance(instance: str | None) -> None:
 
 
 def _own(work: _Work, settings: Settings, file: Path) -> None:
-    """Catalog and store belong to the service's user, whoever made them; it may read its configuration."""
+    """Give catalog and store to the service's user, and let that user read the configuration."""
     from featd_cli.instance import sqlite_file
 
     catalog = sqlite_file(settings.catalog.url)
@@ -122,7 +122,7 @@ def _own(work: _Work, settings: Settings, file: Path) -> None:
 
 
 class _Work:
-    """Does things, or (dry) only prints them."""
+    """Does each step, or only prints it (dry)."""
 
     def __init__(self, dry: bool) -> None:
         self._dry = dry
@@ -138,7 +138,7 @@ class _Work:
         say(f"wrote {shown(str(path))}")
 
     def write_or_remove(self, path: Path, text: str) -> None:
-        """Write `path`; where there is nothing to write, see that it is not there."""
+        """Write `path`, or remove it where `text` is empty."""
         if text:
             self.write(path, text)
         elif path.exists():
@@ -153,7 +153,7 @@ class _Work:
         if self._dry:
             return
         if shutil.which(command[0]) is None:
-            note(f"{command[0]} is not installed here: run it where the service is to run")
+            note(f"{command[0]} is not installed here: run this step where the service will run")
             return
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         if result.returncode and not may_fail:

@@ -1,4 +1,4 @@
-"""`featd status`: how far it is, how fast, what failed, and what holds it back."""
+"""`featd status`: whether featd runs, its progress, failures and bottleneck."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ def status(
         bool,
         typer.Option(
             "--watch",
-            help="Go on, about every second, on one screen, until q or Ctrl-C. Not with --json: scripts call again.",
+            help="Update the screen about every second, until q or Ctrl-C. Not with --json.",
         ),
     ] = False,
     config: ConfigOption = None,
 ) -> None:
-    """Show how far it is and what holds it back.
+    """Show whether featd runs, its progress and its bottleneck.
 
-    Counts, rate, workers, failures by kind. Works with the daemon down, and exits 0 then. With --watch it
-    also outlives a database that goes away; off a terminal it prints block after block.
+    Shows counts, rate, workers and failures by kind. Works while the daemon is down, and then exits 0. With --watch it
+    keeps running while the database is away; off a terminal it prints one report after the other.
     """
     from featd_cli import status_report, status_screen
 
     if watch and as_json:
         raise typer.BadParameter(
-            "not together with --json: call `featd status --json` again", param_hint="--watch"
+            "cannot be combined with --json: call `featd status --json` again", param_hint="--watch"
         )
     blocks = "utf" in (sys.stdout.encoding or "").lower()
     with open_instance(ctx, config, check=not watch) as instance:

@@ -1,4 +1,4 @@
-"""What a featd of this host tells of itself: by its lock, by its supervisor's file, by what a failed start left."""
+"""What is known about featd on this host: from its lock, its supervisor's file and a failed start."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ MOST_BYTES = 256 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Daemon:
-    """`pid`: of the supervisor that runs. `down`: surely none does; without a store, say, it cannot be told."""
+    """`pid`: of the running supervisor. `down`: none runs, for certain; without a store that is unknown."""
 
     pid: int | None = None
     down: bool = False
     says: dict[str, Any] = field(default_factory=dict)
-    """Of its children and of the last reload; empty where none runs."""
+    """The supervisor's file: children and last reload; empty where none runs."""
     failed_start: dict[str, Any] | None = None
     """`at`, `exit_code` and `message` of a start that failed or an end that nobody asked for, until the next start."""
 
 
 def look(store: Path) -> Daemon:
-    """Who holds the lock of this store and host is alive; what a file says is believed only then."""
+    """A supervisor runs while the lock of this store and host is held; only then its file is read."""
     from featd.shards.store import is_store
     from featd.supervisor.state_file import FAILED_START, FILE
 
@@ -51,7 +51,7 @@ def look(store: Path) -> Daemon:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """What featd left there; None for anything else: whoever can write there must not break `featd status`."""
+    """A JSON object that featd wrote; None for anything else, which must not break `featd status`."""
     try:
         found = json.loads(read_regular(path, MOST_BYTES))
     except (OSError, ValueError, RecursionError):
@@ -60,7 +60,7 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def troubles(daemon: Daemon) -> list[str]:
-    """One line for each child that is not at work, for a configuration that was refused, for a failed start."""
+    """One line for each child that does not work, for a refused configuration, and for a failed start."""
     children = daemon.says.get("children")
     found = [
         f"{child.get('name')} is {str(child.get('state')).replace('_', ' ')}: {child['why']}"
@@ -71,5 +71,5 @@ def troubles(daemon: Daemon) -> list[str]:
     if daemon.says.get("reload"):
         found.append(str(daemon.says["reload"]))
     if daemon.failed_start is not None:
-        found.append(f"featd could not start or go on: {daemon.failed_start.get('message')}")
+        found.append(f"featd stopped with an error: {daemon.failed_start.get('message')}")
     return found

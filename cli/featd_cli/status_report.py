@@ -1,4 +1,4 @@
-"""What `featd status` knows: read from the catalog, from the roots and from the store, in one look."""
+"""What `featd status` shows: read from the catalog, the roots and the store."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from featd_cli.instance import Instance
 
 LEASE_WARNING = 1 / 3
-"""A lease is renewed long before so little of it is left."""
+"""Part of a lease below which it should have been renewed long ago."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class Report:
     daemon: Daemon = field(default_factory=Daemon)
     """The featd of this host."""
     next_due_seconds: float | None = None
-    """Until the next pending image is due; looked for only where no worker is working."""
+    """Until the next pending image is due; read only where no worker is working."""
     waiting_roots: dict[str, str] = field(default_factory=dict)
     """Roots that are offline or not configured, and have pending images -> why."""
     warnings: list[str] = field(default_factory=list)
@@ -50,7 +50,7 @@ class Report:
 
     @property
     def open(self) -> int:
-        """Images that still want work."""
+        """Images that are not finished."""
         return self.counts[State.PENDING] + self.counts[State.CLAIMED]
 
     @property
@@ -64,7 +64,7 @@ class Report:
 
 
 def look(instance: Instance) -> Report:
-    """One look at everything. Reads no row of `images` but by an index."""
+    """Read everything once. Rows of `images` are read by index only."""
     from featd.catalog import connect, counters, hosts, stats
     from featd.catalog import instance as identity
 
@@ -96,7 +96,7 @@ def look(instance: Instance) -> Report:
 
 
 def _dead(worker: WorkerLine) -> WorkerLine:
-    """Its lease is open, but its supervisor is gone: no worker outlives that."""
+    """A worker whose lease is open although its supervisor is gone, so it is dead."""
     return dataclasses.replace(worker, shares={"state": "dead"})
 
 
@@ -107,7 +107,7 @@ def state_of(worker: WorkerLine) -> str:
 
 
 def rate_of(worker: WorkerLine) -> float:
-    """Images per second, as the worker measured it over the last seconds."""
+    """Images per second, measured by the worker over the last seconds."""
     return float(worker.shares.get("images_per_second", 0.0))
 
 
@@ -135,8 +135,8 @@ def _warnings(settings: Settings, report: Report) -> list[str]:
     for root in settings.roots:
         state = root_state(root.path)
         if state is not RootState.ONLINE:
-            found.append(f"root {root.path} is offline ({state}): its images keep their state")
-            notes.pop(str(root.path), None)  # it says the same
+            found.append(f"root {root.path} is offline ({state}): images of this root keep their state")
+            notes.pop(str(root.path), None)  # says the same
     found.extend(f"root {root}: {note}" for root, note in sorted(notes.items()))
     for worker in report.workers:
         left = worker.expires_in_seconds
@@ -148,36 +148,38 @@ def _warnings(settings: Settings, report: Report) -> list[str]:
 
 
 def holds_back(report: Report) -> str:
-    """One sentence: what keeps featd from being done, or from being faster."""
+    """One sentence: what keeps featd from finishing, or from being faster."""
     if report.total == 0:
-        return "no image is known yet: " + (
-            "no file under the roots is an image by their `include`"
+        return "no images yet: " + (
+            "no file under the roots matches their `include` patterns"
             if report.ingest["last_scan_at"]
-            else "start `featd run`, or look for them with `featd scan`"
+            else "start `featd run`, or scan with `featd scan`"
         )
     if report.workers and all(state_of(worker) == "dead" for worker in report.workers):
-        return "featd was killed: start `featd run`, it recovers by itself"
+        return "featd was killed: start `featd run`; recovery is automatic"
     if not report.open:
         failed = report.counts[State.FAILED]
         return "nothing is left to do" + (
-            f"; {failed:,} failed: see `featd failures`, try again with `featd retry-failed`"
-            if failed
-            else ""
+            f"; {failed:,} failed: see `featd failures`, retry with `featd retry-failed`" if failed else ""
         )
     if not report.workers:
         if report.daemon.pid:
-            return f"no worker is at work yet: featd (pid {report.daemon.pid}) loads the net, or its log says why"
+            return (
+                f"no worker is ready yet: featd (pid {report.daemon.pid}) is loading the net, or see its log"
+            )
         return "no worker is running: start `featd run`"
     working = [worker for worker in report.workers if state_of(worker) == "working"]
     if working:
         return _limit(report, working)
     if report.waiting_roots:
         names = ", ".join(f"{root} ({why})" for root, why in report.waiting_roots.items())
-        return f"images wait for a root that is out of reach: {names}"
+        return f"images are waiting for an offline root: {names}"
     if report.next_due_seconds:
-        images = f"{report.counts[State.PENDING]:,} images wait" if report.open > 1 else "1 image waits"
-        return f"{images} for a back-off or for the file to rest; next in {report.next_due_seconds:.0f} s"
-    return "a worker has just started: nothing is measured yet"
+        pending = report.counts[State.PENDING]
+        if pending == 1:
+            return f"1 image will be retried in {report.next_due_seconds:.0f} s"
+        return f"{pending:,} images will be retried, the next one in {report.next_due_seconds:.0f} s"
+    return "workers have just started; nothing is measured yet"
 
 
 def _limit(report: Report, working: list[WorkerLine]) -> str:
@@ -186,23 +188,24 @@ def _limit(report: Report, working: list[WorkerLine]) -> str:
         for kind, share in worker.shares.get("share", {}).items():
             shares[kind] = shares.get(kind, 0.0) + share / len(working)
     if not any(shares.values()):
-        return "a worker has just started: nothing is measured yet"
+        return "workers have just started; nothing is measured yet"
     kind = max(shares, key=lambda name: shares[name])
     percent = f"{shares[kind] * 100:.0f} %"
     match kind:
         case "decode":
-            return f"decoding is the limit ({percent} of the time): raise workers.decoders (now {report.decoders})"
+            return f"bottleneck: decoding ({percent}); raise workers.decoders (now {report.decoders})"
         case "forward":
-            return f"the net is the limit ({percent} of the time), as it should be: more devices would help"
+            return f"bottleneck: the network ({percent}); add devices to go faster"
         case "write":
-            return f"writing is the limit ({percent} of the time): the store's disk is slow"
+            return f"bottleneck: writing ({percent}); the store's disk is slow"
         case _:
-            return f"the workers wait for images ({percent} of the time): nothing more was claimable"
+            return f"workers are waiting for images ({percent} of the time)"
 
 
 def as_json(report: Report) -> dict[str, Any]:
     """The document of `featd status --json`."""
     return {
+        "running": bool(report.daemon.pid),
         "instance": report.instance,
         "catalog": report.catalog,
         "fingerprint": report.fingerprint,

@@ -1,4 +1,4 @@
-"""`featd status` for people: at most as wide as it is told, and as high, whatever the paths."""
+"""`featd status` for people: never wider or higher than asked for, whatever the paths."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from featd_cli.status_report import Report, holds_back, rate_of, state_of
 WIDTH = 80
 MAX_WIDTH = 120
 HIGH = 24
-"""A terminal of so many lines has room for gaps."""
+"""A terminal with so many lines has room for empty lines."""
 BESIDE_BAR = 34
 BESIDE_TIME = 58
 _COMMAND = re.compile(r"`[^`]*`")
@@ -32,17 +32,17 @@ TIMES = {
     "forward": ("█", "#", "green"),
     "write": ("▓", "w", "magenta"),
 }
-"""Where a worker's time goes: as a block, as a character, its colour."""
+"""How a worker spends its time: a block, a character, and a colour for each kind."""
 
 
 @dataclass(frozen=True, slots=True)
 class Detail:
-    """How much of a report is shown; None: all of it."""
+    """How much of a report is shown; None means all."""
 
     whole_head: bool = True
     gaps: bool = True
     two_lines: bool = True
-    """For each worker."""
+    """Two lines for each worker."""
     workers: int | None = None
     failures: int | None = None
     warnings: int | None = None
@@ -57,13 +57,13 @@ LEVELS = (
     Detail(two_lines=False, failures=0, warnings=1, whole_head=False, gaps=False, workers=0),
     Detail(two_lines=False, failures=0, warnings=0, whole_head=False, gaps=False, workers=0),
 )
-"""From all that is known to what matters most."""
+"""From everything to only the most important."""
 
 
 def lines(report: Report, *, blocks: bool, width: int = WIDTH, detail: Detail = LEVELS[0]) -> list[str]:
     """The screen, line by line. `blocks`: the terminal can show block characters."""
     parts = [
-        list(_head(report, width, detail)),
+        list(_head(report, width, blocks, detail)),
         list(_images(report, width, blocks)),
         list(_workers(report, width, blocks, detail)),
         list(_failures(report, width, detail)),
@@ -77,7 +77,7 @@ def lines(report: Report, *, blocks: bool, width: int = WIDTH, detail: Detail = 
 
 
 def fitted(report: Report, *, blocks: bool, width: int, height: int) -> list[str]:
-    """As much of it as `height` lines hold; what is left out of a list is counted."""
+    """As much of the report as fits into `height` lines; what is left out of a list is counted."""
     width = min(width, MAX_WIDTH)
     for level in LEVELS:
         found = lines(report, blocks=blocks, width=width, detail=level)
@@ -90,7 +90,8 @@ def fitted(report: Report, *, blocks: bool, width: int, height: int) -> list[str
     return [*_images(report, width, blocks), *_verdict(report, width, LEVELS[-1])][:height]
 
 
-def _head(report: Report, width: int, detail: Detail) -> Iterator[str]:
+def _head(report: Report, width: int, blocks: bool, detail: Detail) -> Iterator[str]:
+    yield _running(report, blocks)
     yield styled(clip(f"catalog  {shown(report.catalog)}", width, 9), bold=True)
     if not detail.whole_head:
         return
@@ -110,6 +111,18 @@ def _head(report: Report, width: int, detail: Detail) -> Iterator[str]:
     )
 
 
+def _running(report: Report, blocks: bool) -> str:
+    """Whether featd runs on this host."""
+    daemon = report.daemon
+    if daemon.pid:
+        since = str(daemon.says.get("started_at", ""))[:16].replace("T", " ")
+        told = f"running (pid {daemon.pid}" + (f", since {since} UTC)" if since else ")")
+        return styled(f"{'●' if blocks else '*'} {told}", fg="green", bold=True)
+    if daemon.down:
+        return styled(f"{'○' if blocks else '-'} not running", fg="yellow", bold=True)
+    return styled("? unknown whether featd runs: the store cannot be read", fg="yellow", bold=True)
+
+
 def _ago(report: Report) -> str:
     at = report.ingest["last_scan_at"]
     if not at:
@@ -122,7 +135,7 @@ def _images(report: Report, width: int, blocks: bool) -> Iterator[str]:
     done = report.counts[State.DONE]
     share = done / there if there else 0.0
     bar = max(10, width - BESIDE_BAR)
-    filled = int(bar * share)  # full only when all is done
+    filled = int(bar * share)  # full only when everything is done
     bad_share = report.counts[State.FAILED] / there if there else 0.0
     failed = min(bar - filled, max(round(bar * bad_share), bool(bad_share)))
     full, bad, empty = ("█", "█", "░") if blocks else ("#", "x", ".")
@@ -175,7 +188,7 @@ def _workers(report: Report, width: int, blocks: bool, detail: Detail) -> Iterat
 
 
 def _time_bar(share: Mapping[str, float], room: int, blocks: bool) -> str:
-    """`room` places, dealt out to what a worker spends its time on."""
+    """A bar of `room` characters, divided by how a worker spends its time."""
     if not any(share.values()):
         return " " * room
     total = sum(share.values())
@@ -191,7 +204,7 @@ def _time_bar(share: Mapping[str, float], room: int, blocks: bool) -> str:
 def _worker_detail(
     worker: WorkerLine, share: Mapping[str, float], several: bool, width: int, blocks: bool
 ) -> str:
-    """Its second line: who it is, and the key to its bar."""
+    """The second line of a worker: who it is, and the key to its bar."""
     if not any(share.values()):
         return clip(f"  {_who(worker, several)}", width, 2)
     plain = "  ".join(f"*{kind} {share.get(kind, 0.0) * 100:.0f}%" for kind in TIMES)
@@ -211,7 +224,7 @@ def _failures(report: Report, width: int, detail: Detail) -> Iterator[str]:
     some = report.failures[: detail.failures]
     if not some:
         return
-    yield styled("failed because of          images  for example", bold=True)
+    yield styled("failed with kind           images  example", bold=True)
     for line in some:
         yield clip(f"{line.kind:<20}{line.count:>13,}  {shown(line.example)}", width, 35)
     if rest := report.failures[len(some) :]:
@@ -231,7 +244,7 @@ def _verdict(report: Report, width: int, detail: Detail) -> Iterator[str]:
 
 
 def clip(text: str, width: int, keep: int) -> str:
-    """`text` within `width` columns: its first `keep` characters and its end, which tells paths apart."""
+    """`text` cut to `width` columns: its first `keep` characters, and its end, which distinguishes paths."""
     if cell_len(text) <= width:
         return text
     head, tail = text[:keep], text[keep:]
@@ -241,14 +254,14 @@ def clip(text: str, width: int, keep: int) -> str:
 
 
 def wrap(text: str, width: int, indent: str = "") -> list[str]:
-    """`text` in lines; a command between backticks stays on one."""
+    """`text` in lines; a command between backticks is not broken."""
     whole = _COMMAND.sub(lambda command: command[0].replace(" ", "\0"), text)
     wrapped = textwrap.wrap(whole, width, subsequent_indent=indent, break_on_hyphens=False)
     return [line.replace("\0", " ") for line in wrapped]
 
 
 def duration(seconds: float) -> str:
-    """Two units at most: `4 s`, `3 min 20 s`, `5 h 2 min`, `3 d 4 h`."""
+    """At most two units: `4 s`, `3 min 20 s`, `5 h 2 min`, `3 d 4 h`."""
     left = max(0, round(seconds))
     parts: list[str] = []
     for unit, length in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
@@ -259,7 +272,7 @@ def duration(seconds: float) -> str:
 
 
 def size(count: float) -> str:
-    """Bytes for people, in units of 1000."""
+    """A size in bytes, in units of 1000."""
     for unit in ("bytes", "kB", "MB", "GB", "TB"):
         if count < 1000 or unit == "TB":
             return f"{count:,.0f} {unit}" if unit == "bytes" else f"{count:,.1f} {unit}"

@@ -1,7 +1,7 @@
-"""`featd status --watch`: the same again and again, on one screen. Off a terminal: block after block.
+"""`featd status --watch`: status on one screen, updated. Off a terminal: one report after the other.
 
-A thread looks and the main thread draws: a database that does not answer, or a dead mount under a root, must not
-keep the screen from saying so, nor a key from ending it.
+A thread reads and the main thread draws, so that the screen can say that a database or a mount does not answer, and a
+key can end it even then.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ from featd_cli.status_report import Report
 
 EVERY_SECONDS = 1.0
 REST = 4.0
-"""A look that takes long is followed by a pause that is so much longer: watching must not be a load."""
+"""The pause after a report, as a multiple of the time it took, so that watching is never a heavy load."""
 SILENT_SECONDS = 3.0
-"""After so long without an answer the screen says so."""
+"""After so long without an answer the screen reports it."""
 HINT = "q or Ctrl-C ends"
 ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What is known. `trouble`: why it is no longer true."""
+    """The last report. `trouble`: why it is outdated."""
 
     report: Report | None = None
     at: datetime | None = None
@@ -50,14 +50,14 @@ class Look:
 
 
 class Looker(threading.Thread):
-    """Looks about every second. `fileno()` is readable when there is something new."""
+    """Makes a report about every second. `fileno()` is readable when there is a new one."""
 
     def __init__(self, instance: Instance) -> None:
         super().__init__(name="looker", daemon=True)
         self.latest = Look()
         self.failure: Exception | None = None
         self._asked_at: float | None = None
-        """When the look that is under way began."""
+        """When the report under way was begun."""
         self._instance = instance
         self._checked = False
         self._identity: tuple[int, int] | None = None
@@ -82,7 +82,7 @@ class Looker(threading.Thread):
             pause = max(EVERY_SECONDS, REST * (clock.monotonic() - began))
 
     def step(self) -> Look:
-        """One look. An error that time does not mend is raised."""
+        """Make one report. Errors that do not pass by themselves are raised."""
         try:
             self._let_go_of_what_was_moved()
             if not self._checked:
@@ -90,11 +90,11 @@ class Looker(threading.Thread):
                 self._checked = True
             return Look(status_report.look(self._instance), clock.utcnow())
         except CatalogUnavailableError as error:
-            self._checked = False  # what comes back may be another: restored, or migrated
+            self._checked = False  # the catalog may have been restored or migrated meanwhile
             return Look(self.latest.report, self.latest.at, str(error))
 
     def _let_go_of_what_was_moved(self) -> None:
-        """An open SQLite file can be read still when it was moved away or replaced: then open what stands there."""
+        """Reopen an SQLite catalog that was moved or replaced: the open file would still be readable."""
         file = sqlite_file(self._instance.settings.catalog.url)
         if file is None:
             return
@@ -109,7 +109,7 @@ class Looker(threading.Thread):
         self._identity = identity
 
     def take(self) -> Look:
-        """What is known now. Raises what ended the thread, if it has ended."""
+        """The latest report. Raises the error that ended the thread, if it has ended."""
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self._fd)
         if self.failure is not None:
@@ -118,11 +118,11 @@ class Looker(threading.Thread):
         silent = 0.0 if asked_at is None else clock.monotonic() - asked_at
         if silent < SILENT_SECONDS:
             return self.latest
-        told = f"no answer for {status_screen.duration(silent)}: the catalog, a root or the store hangs"
+        told = f"no answer for {status_screen.duration(silent)}: the catalog, a root or the store does not respond"
         return Look(self.latest.report, self.latest.at, told)
 
     def stop(self) -> None:
-        """End it; where it hangs it is left behind, and ends with the process."""
+        """End the thread; where it hangs, it ends with the process."""
         self._told_to_stop.set()
         self.join(0.5)
 
@@ -147,16 +147,18 @@ def watch(instance: Instance, *, blocks: bool) -> None:
 
 def _draw(looker: Looker, signals: SignalQueue, blocks: bool) -> None:
     while _draw_until_left(looker, signals, blocks) == signal.SIGTSTP:
-        os.kill(os.getpid(), signal.SIGSTOP)  # the terminal is as it was; behind this line it is ours again
+        os.kill(os.getpid(), signal.SIGSTOP)  # returns when the process is continued
 
 
 def _draw_until_left(looker: Looker, signals: SignalQueue, blocks: bool) -> int:
-    """Returns the signal that ended it; 0 for a key."""
+    """Returns the signal that ended it, or 0 for a key."""
     console = Console(force_terminal=True, highlight=False, markup=False, emoji=False)
     with Live(console=console, screen=True, auto_refresh=False) as live, _keys() as keys:
         waits: list[Any] = [signals, looker, *keys]
         while True:
-            with contextlib.suppress(OSError):  # asked of the terminal itself: COLUMNS does not follow it
+            with contextlib.suppress(
+                OSError
+            ):  # from the terminal itself, since COLUMNS does not change with it
                 width, height = os.get_terminal_size(sys.stdout.fileno())
                 if width and height:
                     console.size = ConsoleDimensions(width, height)
@@ -172,7 +174,7 @@ def _draw_until_left(looker: Looker, signals: SignalQueue, blocks: bool) -> int:
 
 @contextlib.contextmanager
 def _keys() -> Iterator[list[int]]:
-    """Standard input, key by key and without echo; nothing where it is no terminal or another's."""
+    """Standard input, key by key and without echo; nothing where it is not a terminal of this process."""
     fd = 0
     try:
         before = termios.tcgetattr(fd)
@@ -200,7 +202,7 @@ def _screen(look: Look, width: int, height: int, blocks: bool) -> list[str]:
     if look.report is not None:
         top += status_screen.fitted(look.report, blocks=blocks, width=width, height=room)
     elif look.trouble is None:
-        top.append("looking ...")
+        top.append("reading ...")
     top = top[: height - 1]
     moment = f"as of {look.at.astimezone():%H:%M:%S}" if look.at else ""
     foot = styled(f"{moment:<18}{HINT}" if width >= 40 else HINT, fg="bright_black")
@@ -210,7 +212,7 @@ def _screen(look: Look, width: int, height: int, blocks: bool) -> list[str]:
 def _trouble(look: Look, width: int) -> list[str]:
     if look.trouble is None:
         return []
-    below = "; below is what was known then" if look.report is not None else ""
+    below = "; the report below is from then" if look.report is not None else ""
     told = shown(f"{look.trouble}. Trying again{below}.")
     return [styled(line, fg="red", bold=True) for line in status_screen.wrap(told, width)]
 
@@ -225,7 +227,7 @@ def _fit(line: str, width: int) -> Text:
 
 
 def _print(looker: Looker, signals: SignalQueue, blocks: bool) -> None:
-    """A block for each look, with its moment before it and an empty line after it."""
+    """One report after the other, each with its time before it and an empty line after it."""
     waits: list[Any] = [signals, looker]
     while True:
         ready, _, _ = select.select(waits, [], [], SILENT_SECONDS)

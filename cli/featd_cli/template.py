@@ -1,4 +1,4 @@
-"""The featd.toml that `featd init` writes: every key with its default, and one line that explains it."""
+"""The featd.toml that `featd init` writes: each key with its default and a comment."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ STORE = "features"
 
 @dataclass(frozen=True, slots=True)
 class Choices:
-    """What `featd init` was told; the rest of the file is defaults."""
+    """The options of `featd init`; everything else in the file is a default."""
 
     images: tuple[str, ...]
     net: str = "gist"
@@ -44,46 +44,47 @@ def render(choices: Choices) -> str:
 
 
 def toml_string(text: str) -> str:
-    """A TOML basic string. JSON's escapes are TOML's, but for DEL, which JSON leaves as it is."""
+    """A TOML basic string. JSON has the same escapes, except for DEL, which JSON does not escape."""
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 _ROOT = Template("""\
-# One section for each folder of images. featd only reads there.
+# One section for each folder of images. featd only reads these folders.
 [[roots]]
 path = $path
-# What is an image: patterns under the root, whatever the case; ** is any number of folders.
+# Which files are images: patterns below the root, ignoring case. ** means any number of folders.
 include = ["**/*.jpg", "**/*.jpeg", "**/*.png", "**/*.webp", "**/*.bmp", "**/*.tif", "**/*.tiff", "**/*.gif"]
-# What is none, even if included.
+# Which files are not, even if they match `include`.
 exclude = []
 # Take new files as they arrive.
 watch = true
-# Look at everything again after so many seconds.
+# Seconds between two scans of everything.
 rescan_seconds = 900.0
-# A file found by a scan is taken when it has not changed for so long.
+# A file found by a scan is taken when it has not changed for so many seconds.
 settle_seconds = 2.0
 # Follow symbolic links, as long as they stay under the root.
 follow_symlinks = false
 """)
 
 _FILE = Template("""\
-# featd's configuration. Relative paths are relative to this file. A key that is left out has the value shown
-# here, unless its comment says otherwise. The environment overrides single keys: FEATD_WORKERS__BATCH=8.
+# The configuration of featd. Relative paths are relative to this file. The values are the defaults, unless a comment
+# says otherwise. Environment variables override single keys: FEATD_WORKERS__BATCH=8.
 
 [catalog]
-# sqlite:///FILE, or for several hosts postgresql+psycopg://user@host/db (its password from PGPASSFILE).
+# sqlite:///FILE, or, for several hosts, postgresql+psycopg://user@host/db (with the password in PGPASSFILE).
 url = $url
 
 [store]
 # The folder of the shards.
 path = $store
-# A shard is sealed when it has so many vectors,
+# A shard is sealed when it has this many vectors,
 shard_rows = 4096
-# or so many bytes,
+# or this many bytes,
 shard_bytes = 268_435_456
-# or its first images have waited so many seconds, or nothing is left to do. A crash repeats at most what is unsealed.
+# or when its first images have waited this many seconds, or nothing is left to do. After a crash, only images that
+# were not sealed yet are processed again.
 shard_seconds = 30.0
-# none, gzip, or zstd (whose readers need the package hdf5plugin).
+# none, gzip, or zstd (readers then need the package hdf5plugin).
 compression = "none"
 # float32 or float16.
 dtype = "float32"
@@ -92,67 +93,67 @@ $roots
 [model]
 # caffe, onnxruntime, or auto: real Caffe where it is installed and runs this net, else ONNX Runtime.
 engine = "auto"
-# gist, the built-in net, or the path of a deploy.prototxt, which needs the two keys below.
+# gist (built in), or the path of a deploy.prototxt, which needs the two keys below.
 net = $net
 # The net's .caffemodel.
 $weights
-# The blobs to extract; the first is /feats in the shards. `featd net FILE` lists what there is.
+# The blobs to extract; the first one is /feats in the shards. `featd net FILE` lists them.
 $blobs
 
 [preprocess]
-# How other vectors were made that yours are to be compared with: fast (featd's own way), caffe-transform (Caffe's
-# tools, C++) or pycaffe (caffe.io.Transformer, Python). It decides the keys below that are commented out.
+# How pictures are prepared: fast, or, to agree with vectors made elsewhere, caffe-transform (Caffe's C++ tools) or
+# pycaffe (caffe.io.Transformer in Python). The preset decides the keys below that are commented out.
 preset = $preset
-# center, or ten: the mean of the vectors of four corners, the centre and their mirror images; ten times the work.
+# center, or ten: the mean vector of the four corners, the centre and their mirror images, at ten times the work.
 crops = "center"
-# A picture of more pixels is not decoded: decode.too_large.
+# A picture with more pixels is not decoded and fails with decode.too_large.
 max_pixels = 100_000_000
-# The rest is the preset's and the net's own unless set; these are a Caffe net's with preset fast.
-# Turn pictures as their EXIF says: apply or ignore (caffe-transform, pycaffe).
+# Unless set, these keys come from the preset and the net; shown are the values of a Caffe net with preset fast.
+# Rotate pictures as their EXIF says: apply, or ignore (caffe-transform, pycaffe).
 # orientation = "apply"
-# warp: to size, whatever the shape. short_side: the shorter side to size. Then the centre is cropped.
+# warp: stretch to size. short_side: scale the shorter side to size. The centre is cropped afterwards.
 # resize = "warp"
 # linear, area, cubic or nearest.
 # interpolation = "linear"
-# opencv: resize whole grey levels. skimage: in floats, as pycaffe does.
+# opencv: resize in whole grey levels. skimage: resize in floating point, as pycaffe does.
 # arithmetic = "opencv"
-# Height and width before the crop to the net's input (pycaffe: straight to the net's input).
+# Height and width before the crop to the net's input (pycaffe: the net's input itself).
 # size = [256, 256]
 # bgr, rgb or gray.
 # channels = "bgr"
-# Subtracted from each pixel: a value for each channel, or the path of a .npy or .binaryproto.
+# Subtracted from each pixel: one value per channel, or the path of a .npy or .binaryproto.
 # mean = [104.0, 117.0, 123.0]
 # Multiplied afterwards.
 # scale = 1.0
 
 [workers]
-# auto: every GPU, or one cpu worker without any. Or a list: ["cuda:0", "cuda:1"], ["cpu", "cpu"].
+# auto: every GPU, or one CPU worker if there is none. Or a list: ["cuda:0", "cuda:1"], ["cpu", "cpu"].
 devices = "auto"
-# Images in one pass through the net.
+# Images per pass through the net.
 batch = 32
-# Decoding processes for each worker.
+# Decoding processes per worker.
 decoders = 2
-# A worker that is silent for so long has lost its images to others.
+# After this many seconds without a renewal, a worker loses its images to others.
 lease_seconds = 60.0
-# At a stop, a worker has so long to seal what it has in hand.
+# Seconds that a worker has at a stop to seal what it has in hand.
 stop_seconds = 90.0
 
 [retry]
-# An image that could not be read so many times has failed.
+# After this many read errors an image has failed.
 max_errors = 3
-# An image that crashed its process so many times, alone in it, has failed.
+# After this many crashes of a process with only this image in hand the image has failed.
 max_crashes = 2
-# The wait after the first error; it doubles each time, up to an hour.
+# Seconds to wait after the first error; doubled after each further one, up to an hour.
 backoff_seconds = 30.0
 
 [web]
-# Reserved for a status page and metrics; nothing reads it yet.
+# Reserved for a status page and metrics; not used yet.
 enabled = false
 listen = "127.0.0.1:8787"
 
 [log]
 # debug, info, warning or error.
 level = "info"
-# text, json (one object a line), journal (systemd's, with fields), or auto: journal under systemd, else text.
+# text, json (one object per line), journal (systemd's, with fields), or auto: journal under systemd, else text.
 format = "auto"
 """)

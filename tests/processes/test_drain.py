@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,9 @@ def test_a_drain_makes_the_vectors_that_caffe_makes(
     result = instance.run("run", "--drain", plain_user=True)
     assert result.returncode == 4, result.stderr
     assert "Traceback" not in result.stderr
+    assert re.search(
+        r"drained: [\d,]+ images in [\d,]+ s, [\d.,]+ images/s on average; \d+ failed", result.stderr
+    )
 
     compare_states(instance, expected)
     states = check_promise(instance)

@@ -22,7 +22,8 @@ from featd.states import Kind, State
 from featd_cli import status_report, status_screen
 from featd_cli.instance import Instance
 from featd_cli.main import main
-from featd_cli.status_report import Report, holds_back
+from featd_cli.status_daemon import Daemon
+from featd_cli.status_report import Report, as_json, holds_back
 from featd_cli.status_watch import SILENT_SECONDS, Looker
 from filled import FINGERPRINT, Filled
 
@@ -161,7 +162,7 @@ def test_a_start_that_failed_is_a_warning_until_featd_runs(
     (folder / "failed_start.json").write_text('{"at": "x", "exit_code": 78, "message": "no such blob"}')
     document = status(filled, capsys)
     assert document["daemon"]["failed_start"]["message"] == "no such blob"
-    assert document["warnings"] == ["featd could not start or go on: no such blob"]
+    assert document["warnings"] == ["featd stopped with an error: no such blob"]
 
 
 @pytest.mark.parametrize(
@@ -200,7 +201,7 @@ def test_watch_and_json_are_not_for_the_same(filled: Filled, capsys: pytest.Capt
 def test_back_off_and_offline_roots_are_named(filled: Filled, capsys: pytest.CaptureFixture[str]) -> None:
     filled.renew({"state": "idle"})
     filled.enqueue(["a.jpg"], delay_seconds=25.0)
-    assert "next in 25 s" in status(filled, capsys)["holds_back"]
+    assert "retried in 25 s" in status(filled, capsys)["holds_back"]
     (filled.roots[0] / "notes.txt").unlink()
     document = status(filled, capsys)
     assert f"{filled.roots[0]} (empty)" in document["holds_back"]
@@ -291,13 +292,25 @@ def test_it_fits_any_terminal_and_keeps_what_matters_most(workers: int, height: 
         assert not [line for line in lines if cell_len(line) > width and "long/" not in line]
     text = "\n".join(lines)
     assert "of 1,000,098,860 images" in text
-    assert ("no worker is running" if not workers else "decoding is the limit") in text.lower()
+    assert ("no worker is running" if not workers else "bottleneck: decoding") in text.lower()
     if height >= 10:
         assert "warning" in text
     if height >= 24 and workers == 64:
         shown_workers = sum(line.startswith("cuda:0") for line in lines)
         assert f"... and {64 - shown_workers} more" in text
         assert len(lines) >= height - 1  # no room is wasted
+
+
+def test_the_screen_begins_with_whether_featd_runs() -> None:
+    says = {"started_at": "2026-11-26T10:00:30+00:00"}
+    daemons = {
+        "* running (pid 4242, since 2026-11-26 10:00 UTC)": Daemon(pid=4242, says=says),
+        "- not running": Daemon(down=True),
+        "? unknown whether featd runs: the store cannot be read": Daemon(),
+    }
+    for first, daemon in daemons.items():
+        assert plain(screen(report(daemon=daemon))[0]) == first
+        assert as_json(report(daemon=daemon))["running"] is (daemon.pid is not None)
 
 
 def test_where_the_time_goes_is_drawn_to_scale() -> None:
@@ -321,9 +334,9 @@ def test_the_bar_is_full_only_when_all_is_done() -> None:
     ("kind", "words"),
     [
         ("decode", "raise workers.decoders"),
-        ("forward", "net is the limit"),
+        ("forward", "bottleneck: the network"),
         ("write", "disk"),
-        ("wait", "wait for images"),
+        ("wait", "waiting for images"),
     ],
 )
 def test_the_largest_share_is_the_limit(kind: str, words: str) -> None:

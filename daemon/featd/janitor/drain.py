@@ -8,28 +8,36 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
+from featd import clock
 from featd.catalog import connect, counters, stats
 from featd.errors import EXIT_ERROR, EXIT_FAILED_ROWS, EXIT_OK
+from featd.processes.records import StopRequest
 from featd.roots import RootState, root_state
 from featd.states import State
 
 
 @dataclass(frozen=True, slots=True)
-class Drained:
-    """How a drain ended, for the exit code and for people."""
+class Start:
+    """When a drain began (monotonic seconds), and how many images were done then."""
 
-    code: int
-    message: str
+    at: float
+    done: int
 
 
-def look(catalog: sa.Engine, roots: Sequence[str]) -> Drained | None:
-    """None while there is work that this host's workers can do, now or after a back-off."""
+def begin(catalog: sa.Engine) -> Start:
+    """To be called before any worker claims."""
+    with connect.reading(catalog) as conn:
+        return Start(clock.monotonic(), counters.counts(conn)[State.DONE])
+
+
+def look(catalog: sa.Engine, roots: Sequence[str], start: Start) -> StopRequest | None:
+    """How the drain ended; None while there is work that this host's workers can do, now or after a back-off."""
     with connect.reading(catalog) as conn:
         counts = counters.counts(conn)
         open_rows = counts[State.PENDING] + counts[State.CLAIMED]
         waiting = stats.pending_roots(conn) if open_rows else set()
     if open_rows == 0:
-        return _unseen(roots) or _finished(counts)
+        return _unseen(roots) or _finished(counts, start)
     offline = {root: root_state(Path(root)) for root in waiting}
     unreachable = {
         root for root, state in offline.items() if state is not RootState.ONLINE or root not in roots
@@ -40,13 +48,13 @@ def look(catalog: sa.Engine, roots: Sequence[str]) -> Drained | None:
         f"{root} ({offline[root] if root in roots else 'not in the configuration'})"
         for root in sorted(unreachable)
     )
-    return Drained(
-        EXIT_ERROR, f"drained, but {counts[State.PENDING]} images wait for a root that is offline: {names}"
+    return StopRequest(
+        EXIT_ERROR, f"drained, but {counts[State.PENDING]:,} images are waiting for an offline root: {names}"
     )
 
 
-def _unseen(roots: Sequence[str]) -> Drained | None:
-    """A root that could not be looked into: what is new there is not known."""
+def _unseen(roots: Sequence[str]) -> StopRequest | None:
+    """Where a root could not be scanned."""
     states = {root: root_state(Path(root)) for root in roots}
     away = [
         f"{root} ({state})"
@@ -55,15 +63,16 @@ def _unseen(roots: Sequence[str]) -> Drained | None:
     ]
     if not away:
         return None
-    return Drained(
-        EXIT_ERROR, f"drained, but a root is offline, what is new in it is not known: {', '.join(away)}"
-    )
+    return StopRequest(EXIT_ERROR, f"drained, but an offline root could not be scanned: {', '.join(away)}")
 
 
-def _finished(counts: Mapping[State, int]) -> Drained:
+def _finished(counts: Mapping[State, int], start: Start) -> StopRequest:
+    seconds = max(clock.monotonic() - start.at, 1e-3)
+    done = max(counts[State.DONE] - start.done, 0)
+    message = f"drained: {done:,} images in {seconds:,.0f} s, {done / seconds:,.1f} images/s on average"
+    if start.done:
+        message += f"; {counts[State.DONE]:,} done in all"
     if counts[State.FAILED]:
-        return Drained(
-            EXIT_FAILED_ROWS,
-            f"drained: {counts[State.DONE]} images done, {counts[State.FAILED]} failed (`featd failures` lists them)",
-        )
-    return Drained(EXIT_OK, f"drained: {counts[State.DONE]} images done")
+        message += f"; {counts[State.FAILED]:,} failed (`featd failures` lists them)"
+        return StopRequest(EXIT_FAILED_ROWS, message)
+    return StopRequest(EXIT_OK, message)

@@ -16,7 +16,7 @@ from featd.janitor.plan import JanitorPlan
 from featd.janitor.rescue import Cause, Rescue
 from featd.processes.last_words import telling
 from featd.processes.link import ChildLink
-from featd.processes.records import Death, Ready, StatusLine, StopRequest, Why
+from featd.processes.records import Death, Ready, StatusLine, Why
 from featd.processes.signals import StopFlag
 from featd.states import Kind, State
 
@@ -50,6 +50,7 @@ class Janitor:
     def begin(self) -> None:
         """Before any worker claims."""
         self._rescue.end_all_of_this_host()
+        self._drain_start = drain.begin(self._catalog)
 
     def step(self, now: float) -> None:
         """Hear of deaths, then do what is due."""
@@ -72,9 +73,9 @@ class Janitor:
         if self._tidies and self._is_due("leftovers", now, LEFTOVERS_EVERY_SECONDS):
             remove_leftovers(self._catalog, self._store)
         if self._draining and self._scanned and self._is_due("drain", now, DRAIN_EVERY_SECONDS):
-            drained = drain.look(self._catalog, [str(root) for root in self._plan.roots])
-            if drained is not None:
-                self._link.report(StopRequest(drained.code, drained.message))
+            end = drain.look(self._catalog, [str(root) for root in self._plan.roots], self._drain_start)
+            if end is not None:
+                self._link.report(end)
                 self._draining = False
 
     def stop_draining(self) -> None:
