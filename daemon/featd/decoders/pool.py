@@ -281,8 +281,8 @@ class DecoderPool:
         return results
 
     def _overdue(self, decoder: _Decoder, now: float) -> Held | None:
-        """What a decoder has held for too long. Found so twice, a quarter of the timeout (at most a second)
-        apart: after a stop of the whole tree (SIGSTOP, a suspended machine) everybody looks late at first."""
+        """What a decoder has held for too long. It must be found twice, a quarter of the timeout (at most a second)
+        apart: after a stop of all processes (SIGSTOP, a suspended machine) every decoder looks late at first."""
         held = self.hands.held_by(decoder.index)
         if held is None or held.phase != HOLDS or now - held.since <= self._timeout:
             decoder.overdue = None

@@ -1,8 +1,8 @@
-"""One decoder process: pulls tasks, reads, hashes, decodes and preprocesses into shared memory, answers.
+"""A decoder process: takes tasks, reads, hashes, decodes and preprocesses pictures into shared memory, and answers.
 
-Run as `python -m featd.decoders.process` by the pool, never forked: the worker may have an engine's threads. It
-ignores TERM, INT and HUP and ends when its requests end or its parent dies. Expendable by design: a picture that
-kills it costs one process, its address space is bounded, and the kernel takes it before the worker.
+The pool runs it as `python -m featd.decoders.process` and does not fork it, because the worker may have threads of
+an engine. It ignores TERM, INT and HUP, and ends when its tasks end or its parent dies. A picture that kills it costs
+one process: its address space is limited, and out of memory the kernel kills it before the worker.
 """
 
 from __future__ import annotations
@@ -49,14 +49,14 @@ from featd.states import ClaimedImage, Failure, Kind, Unchanged
 _OOM_SCORE = "500"
 _IGNORED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
-# Worst cases seen in the libraries behind OpenCV: a float RGBA TIFF in one strip holds 16 bytes a pixel, the
-# picture itself 3, turning it 3 more. What a library wants beyond its pixels is in the constant.
+# The worst case seen in the libraries behind OpenCV: a float RGBA TIFF in one strip takes 16 bytes a pixel, the picture
+# itself 3, and rotating it 3 more. The second constant is for what a library needs beside the pixels.
 _BYTES_PER_PIXEL = 24
 _BYTES_BESIDE = 512 * 1024 * 1024
 
 
 class Decoder:
-    """The loop of one decoder process. `run` is `step` until the requests end."""
+    """The loop of a decoder process."""
 
     def __init__(
         self,
@@ -87,7 +87,7 @@ class Decoder:
         ticket, slot, image = unpack_task(packet)
         self.hands.decoder_takes(self.index, image.id, monotonic(), ticket)
         answer = pack_answer(ticket, self.answer(slot, image))
-        # From here the image is not what could hang us: a pool in a long forward reads its answers late.
+        # From here on a wait is not the image's fault: a pool in a long forward reads its answers late.
         self.hands.decoder_answers(self.index)
         self.tasks.send(answer)
         self.hands.decoder_drops(self.index)
@@ -110,15 +110,15 @@ class Decoder:
 
     def prepare(self, slot: int, image: ClaimedImage) -> Decoded | Unchanged:
         """Read, decode and preprocess into `slot`. ImageError, and whatever libraries raise."""
-        # Opened anew for each image (4 microseconds): a descriptor kept would pin the mount, and go on
-        # showing the old tree after the disk came back.
+        # Opened for each image (4 microseconds): an open descriptor would block an unmount, and still show the old
+        # tree after the disk is back.
         try:
             root_fd = os.open(image.root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
-            # Only a root that is not there makes its files missing; any other error is one of reading.
+            # Only a root that does not exist makes its files missing; any other error is a read error.
             kind = Kind.READ_MISSING if error.errno in (errno.ENOENT, errno.ENOTDIR) else Kind.READ_IO
             raise ImageError(
-                kind, f"its root {image.root} cannot be opened: {os.strerror(error.errno or 0)}"
+                kind, f"cannot open its root {image.root}: {os.strerror(error.errno or 0)}"
             ) from error
         try:
             file = read_image(
@@ -146,12 +146,12 @@ class Decoder:
 
 
 def _settle_in(parent: int) -> None:
-    """Signals, death with the parent, and what the kernel should think of us."""
+    """Set up signals, death with the parent, and the kernel's preference when memory is short."""
     for number in _IGNORED:
         signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _IGNORED)  # the pool blocked them until we could ignore them
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _IGNORED)  # the pool has blocked them until they are ignored
     die_with_parent(parent)
-    with contextlib.suppress(OSError):  # a sandbox may hide it; it is only a preference
+    with contextlib.suppress(OSError):  # a sandbox may hide the file; it is only a preference
         Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE)
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     faulthandler.enable(2)
@@ -159,7 +159,7 @@ def _settle_in(parent: int) -> None:
 
 
 def _bound_memory(max_pixels: int, max_bytes: int) -> None:
-    """Limit this process's address space: what it has now, plus the largest picture allowed."""
+    """Limit the address space of this process to what it has now, plus the largest picture allowed."""
     now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     most = now + max_pixels * _BYTES_PER_PIXEL + max_bytes + _BYTES_BESIDE
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
@@ -168,7 +168,7 @@ def _bound_memory(max_pixels: int, max_bytes: int) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Child main: the descriptors are inherited, the rest is in the setup file."""
+    """Main function. The descriptors are inherited; everything else is in the setup file."""
     parser = argparse.ArgumentParser(prog="featd.decoders.process", allow_abbrev=False)
     for name in ("tasks", "setup", "slots", "index", "parent"):
         parser.add_argument(f"--{name}", type=int, required=True)
@@ -184,7 +184,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         decoder = Decoder(given.index, hands, socket.socket(fileno=given.tasks), setup, slots)
         _bound_memory(decoder.spec.max_pixels, setup.max_bytes)
         hands.decoder_ready(given.index, os.getpid())
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the worker is gone: so are we
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the worker has ended
             decoder.run()
 
 

@@ -109,7 +109,7 @@ class RootIngest:
     # The turn
 
     def step(self, now: float) -> list[Scan]:
-        """Take what the watch reports, enqueue complete files, continue scans a little; returns the scans that ended."""
+        """Take what the watch reports, enqueue complete files, continue the scans; returns the scans that ended."""
         if now >= self._check_due:
             self._check(now)
         self._hear(self._hints.take(), now)

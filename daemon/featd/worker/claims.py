@@ -1,4 +1,4 @@
-"""Claiming ahead: the one thread of a worker that claims rows and gives them back."""
+"""Claiming ahead: the thread of a worker that claims rows and releases them."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from featd.states import PRIORITIES, PRIORITY_ARRIVAL, PRIORITY_ASKED, PRIORITY_
 log = logs.get("worker")
 
 POLL_SECONDS = 0.5
-"""Between claims while nothing is claimable; ingest wakes the worker earlier."""
+"""Between two claims while nothing can be claimed; ingest wakes the worker earlier."""
 ROOTS_SECONDS = 2.0
-"""How long a look at the roots is believed."""
+"""How long the result of a check of the roots is used."""
 
 
 class Held:
-    """The ids a worker has claimed and not yet settled or given back, and since when. Shared by its threads."""
+    """The ids that a worker has claimed and neither settled nor released, and since when. Shared by its threads."""
 
     def __init__(self) -> None:
         self._since: dict[int, float] = {}
@@ -48,14 +48,14 @@ class Held:
             return sorted(self._since)
 
     def oldest(self, ids: Iterable[int]) -> float:
-        """When the first of them was claimed, monotonic; now where none is held."""
+        """When the first of them was claimed (monotonic); now where none is held."""
         now = clock.monotonic()
         with self._lock:
             return min((self._since.get(image_id, now) for image_id in ids), default=now)
 
 
 class OnlineRoots:
-    """Which of the configured roots are there; looked at every few seconds."""
+    """Which of the configured roots are online; checked every few seconds."""
 
     def __init__(self, roots: Mapping[str, bool]) -> None:
         self._roots = list(roots)
@@ -69,14 +69,14 @@ class OnlineRoots:
         return self._online
 
     def look_again(self) -> None:
-        """A root was found missing: do not believe the last look."""
+        """A root was found missing: check all again."""
         self._looked_at = float("-inf")
 
 
 class Claims(threading.Thread):
-    """Keeps up to `ahead` claimed images ready for the pipeline; what arrives stands ahead of them.
+    """Keeps up to `ahead` claimed images ready for the pipeline, arrivals first.
 
-    `exhausted` is true while the last claim found less than it asked for: nothing more is claimable now.
+    `exhausted`: the last claim got fewer rows than it asked for, so nothing more can be claimed now.
     """
 
     def __init__(
@@ -123,11 +123,11 @@ class Claims(threading.Thread):
         return len(self._arrived) + len(self._ready)
 
     def give_back(self, image: ClaimedImage) -> None:
-        """This image's root went away: pending again, with nothing counted against it."""
+        """Release an image whose root went offline; no attempt is counted."""
         self._returned.append(image.id)
 
     def stop(self) -> None:
-        """Claim no more. What is held is freed when the worker ends its lease."""
+        """Stop claiming. What is held is released when the worker ends its lease."""
         self._told_to_stop.set()
         self._link.wake_self()
         self.join()
@@ -142,9 +142,9 @@ class Claims(threading.Thread):
                 self.failure = error
                 return
             except CatalogUnavailableError as error:
-                # The claim may stand although its answer was lost: those rows are given back before long.
+                # The claim may have succeeded although its reply was lost: such rows are released soon.
                 self._unheld_due = clock.monotonic()
-                log.warning("not_claimed", "trying again in 1 s", error=str(error))
+                log.warning("claim_failed", "cannot claim images; trying again in 1 s", error=str(error))
                 self._told_to_stop.wait(1.0)
                 continue
             except Exception as error:
@@ -154,20 +154,22 @@ class Claims(threading.Thread):
                 self._wait()
 
     def step(self, now: float) -> int:
-        """Claim what is missing; returns how many rows that were."""
+        """Claim what is missing; returns how many rows were claimed."""
         if now >= self._unheld_due:
             held = self._held.snapshot()
             freed = connect.transact(self._catalog, claim.release_unheld, self._lease, held)
             if freed:
-                log.warning("released", "a claim whose answer was lost had taken these rows", rows=freed)
+                log.warning(
+                    "rows_released", "released rows of a claim whose COMMIT reply was lost", rows=freed
+                )
             self._unheld_due = now + self._unheld_every
         if self._returned:
             self._release_returned()
         want = self._ahead - self._kept()
         priorities: Sequence[int] = PRIORITIES
         if want < self._ahead // 2:
-            # Ingest says that something arrived: it must not wait behind the backlog that is claimed already. But a
-            # flood of arrivals is a backlog itself: no more of them than half of what is kept ready.
+            # Ingest reports an arrival, which must not wait behind the backlog that is claimed already. A flood of
+            # arrivals is a backlog itself, so that they get at most half of what is kept ready.
             want, priorities = want + self._ahead // 2, (PRIORITY_ASKED, PRIORITY_ARRIVAL)
             if not self._woken or want <= 0:
                 return 0
@@ -192,6 +194,6 @@ class Claims(threading.Thread):
         self._roots.look_again()
 
     def _wait(self) -> None:
-        """Until the pipeline has eaten half, ingest has something new, or POLL_SECONDS passed."""
+        """Until the pipeline has taken half, ingest has something new, or POLL_SECONDS have passed."""
         select.select([self._link.wake_fd], [], [], POLL_SECONDS)
         self._woken = self._link.take_wake()

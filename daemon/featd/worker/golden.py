@@ -1,7 +1,7 @@
-"""Golden vectors: what this net makes of built-in pictures, compared with what it once made: at each boot, every
-hour, and when a batch gives reason for doubt.
+"""Golden vectors: the vectors of built-in pictures, compared with those that the catalog holds: at each start, every
+hour, and after a suspicious batch.
 
-A wrong mean, another channel order, a sick device or a changed library shows here, before a row is claimed.
+This finds a wrong mean, another channel order, a faulty device or a changed library before a row is claimed.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from featd.preprocess.variants import variants
 from featd.worker.model import Model, prepared_as
 
 TOLERANCE = 1e-3
-"""Relative L2 distance: engines agree within 3e-4 on the deepest published nets; a mistake makes 1e-1."""
+"""Relative L2 distance. Engines agree within 3e-4 on the deepest published nets; a mistake gives about 1e-1."""
 EVERY_SECONDS = 3600.0
 """How often a worker compares them while it works."""
 FIRST_SECONDS = 60.0
-"""The same, for a worker that found none in the catalog when it started: it was among the first."""
+"""The same, for a worker that found none in the catalog when it started."""
 SAMPLED = 65_536
 """Numbers of a vector that are compared."""
 
 
 class Golden:
-    """The golden pictures through one model, `batch` at a time. `beat` is called before each forward."""
+    """Runs the golden pictures through one model, `batch` at a time. `beat` is called before each forward."""
 
     def __init__(self, model: Model, batch: int, beat: Callable[[], None] = lambda: None) -> None:
         self._model = model
@@ -41,27 +41,26 @@ class Golden:
         self._beat = beat
 
     def run(self) -> dict[str, Vectors]:
-        """Blob -> float32 (8, at most SAMPLED): golden vectors as the model makes them now. EngineError where they
+        """The golden vectors as the model makes them now: blob -> float32 (8, at most SAMPLED). EngineError where they
         are not finite."""
         vectors = self._run(self._model)
         for blob, values in vectors.items():
             if not np.isfinite(values).all():
                 raise EngineError(
-                    "the net makes values that are not finite of the built-in pictures"
+                    "the net gives values that are not finite for the built-in pictures"
                     f" (blob {blob}): check the weights"
                 )
         return vectors
 
     def check(self, stored: dict[str, Any] | None, made: dict[str, Vectors]) -> None:
-        """EngineError where `made`, the vectors of just now, are others than the catalog holds; says what is the
-        likeliest reason."""
+        """EngineError where `made`, the vectors as they are now, differ from `stored`; names the likeliest reason."""
         if stored is None:
             return
         held = unpack(stored)
         for blob, values in held.items():
             if blob not in made or made[blob].shape != values.shape:
                 raise EngineError(
-                    f"golden vectors: the net no longer makes blob {blob!r} as the catalog holds it"
+                    f"golden vectors: blob {blob!r} no longer has the shape that the catalog holds"
                 )
         worst = max(held, key=lambda blob: distances(made[blob], held[blob]).max())
         differing = distances(made[worst], held[worst])
@@ -69,27 +68,25 @@ class Golden:
             return
         raise EngineError(
             f"golden vectors: {np.count_nonzero(differing > TOLERANCE)} of {len(differing)} built-in pictures give"
-            f" another vector than this catalog's first worker made of them (blob {worst!r}, relative L2 up to"
-            f" {differing.max():.2g}, tolerance {TOLERANCE:g}). Likely: {self._likely_reason(held, made)}."
-            " This worker claims nothing until they agree; vectors that differ belong into another instance"
+            f" other vectors than the catalog holds (blob {worst!r}, relative L2 up to {differing.max():.2g},"
+            f" tolerance {TOLERANCE:g}). Likely: {self._likely_reason(held, made)}."
+            " This worker claims nothing until they agree; other vectors belong in another instance"
         )
 
     def _likely_reason(self, held: dict[str, Vectors], made: dict[str, Vectors]) -> str:
-        """Try what people and machines usually get wrong, the likeliest first, until one explains the difference."""
+        """Try usual mistakes, the likeliest first, until one explains the difference."""
         if _apart(self._run(self._model), made) > TOLERANCE:
-            return (
-                "a sick device, for it gives two answers to one question: check its memory, heat and driver"
-            )
+            return "the device gave different results for the same input: check its memory, temperature and driver"
         for mistake, spec in variants(self._model.preprocess):
             if _apart(self._run(prepared_as(self._model, spec)), held) <= TOLERANCE:
-                return f"another preprocessing, for the catalog's vectors are those of {mistake}"
+                return f"another preprocessing: the catalog's vectors match {mistake}"
         return (
-            "the device, the engine or one of its libraries computes something else now, for no usual mistake of"
-            " the preprocessing explains it: go back to the versions and the hardware of before"
+            "the device, the engine or one of its libraries has changed, since no usual mistake of the preprocessing"
+            " explains the difference: go back to the earlier versions and hardware"
         )
 
     def _run(self, model: Model) -> dict[str, Vectors]:
-        """Of blobs that are very wide every n-th number, so that the catalog need not hold megabytes."""
+        """The vectors of all golden pictures; every n-th number of very wide blobs, so that the catalog stays small."""
         pictures = _inputs(model.preprocess)
         parts = []
         for at in range(0, len(pictures), self._batch):
@@ -102,7 +99,7 @@ class Golden:
 
 
 def time_batch(model: Model, batch: int) -> float:
-    """Seconds that a batch of golden pictures takes. Run twice: the first time warms the engine up."""
+    """Seconds that a batch of golden pictures takes, after one to warm up the engine."""
     pictures = np.resize(_inputs(model.preprocess), (batch, *model.preprocess.shape))
     model.engine.forward(pictures)
     began = clock.monotonic()

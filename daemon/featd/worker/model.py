@@ -1,4 +1,4 @@
-"""What a worker computes with: net, engine, preprocessing; and the fingerprint of what comes out."""
+"""The model of a worker: net, engine and preprocessing, and the fingerprint of its vectors."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from featd.shards.layout import check_blobs
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A loaded net on a device. `spec` is everything that decides a vector's value; not the engine."""
+    """A loaded net on a device. `spec`: everything that decides the values of vectors; the engine does not."""
 
     net: Net
     engine: Engine
@@ -48,7 +48,7 @@ def load_model(
 
 
 def prepared_as(model: Model, preprocess: PreprocessSpec) -> Model:
-    """The same loaded net for pictures of another preprocessing, to try it: `spec` and fingerprint stay.
+    """The same loaded net with another preprocessing, to try it. `spec` and fingerprint stay the same.
 
     Both share one engine: close one of them.
     """
@@ -57,14 +57,14 @@ def prepared_as(model: Model, preprocess: PreprocessSpec) -> Model:
 
 
 def _cropping(engine: Engine, preprocess: PreprocessSpec) -> Engine:
-    """The engine itself, or around it what makes ten crops of each picture."""
+    """The engine, or a wrapper around it that makes ten crops of each picture."""
     if preprocess.crops != "ten":
         return engine
     return TenCropEngine(engine, preprocess.size, preprocess.mean_after_crops, preprocess.scale)
 
 
 def make_spec(net: Net, preprocess: PreprocessSpec, dtype: str) -> dict[str, Any]:
-    """What the fingerprint is made of. A key added later goes in only where it is not at its default."""
+    """What the fingerprint is computed from. Keys added later are included only where they are not at their default."""
     return {
         "net": net.identity,
         "blobs": list(net.blobs),
@@ -80,7 +80,7 @@ def fingerprint(spec: dict[str, Any]) -> str:
 
 
 def differences(held: dict[str, Any] | None, mine: dict[str, Any]) -> str:
-    """Where two specs differ, key by key, for people."""
+    """The differences between two specs, key by key, for people."""
     before, after = _flat(held or {}), _flat(mine)
     keys = sorted(set(before) | set(after))
     changed = [

@@ -1,7 +1,7 @@
 """The worker's main loop: claimed images into trays, full trays through the net, vectors to the writer.
 
-A tray is a batch in shared memory. While one is in the net, the decoders fill the others. Engines and
-decoders are used from this thread alone: Caffe's device is per thread, and decoders die with their spawner.
+A tray is a batch in shared memory. While one is in the net, the decoders fill the others. Engine and decoders are
+used by this thread only: Caffe's device is set per thread, and decoders die with the thread that started them.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ log = logs.get("worker")
 TRAYS = 3
 """One in the net, one ready behind it, one being filled."""
 IDLE_SECONDS = 0.1
-"""A look for new work while there is none."""
+"""Between two checks for new work while there is none."""
 DECODE_WAIT_SECONDS = 0.25
 HANG_FACTOR = 50.0
 MIN_HANG_SECONDS = 60.0
 ZERO_BATCH = 8
-"""All-zero vectors for this many pictures, none of one colour, are reason to doubt the device."""
+"""All-zero vectors of this many pictures, none of a single colour, are a reason to test the device."""
 
 
 @dataclass(slots=True)
 class Tray:
-    """One batch being filled. `ready` maps a place in the batch to the content hash of what stands there."""
+    """One batch being filled. `ready`: place in the batch -> content hash of the picture there."""
 
     index: int
     images: dict[int, ClaimedImage] = field(default_factory=dict)
@@ -51,7 +51,7 @@ class Tray:
 
 
 class Pipeline:
-    """One turn of `step` takes what the decoders have done, feeds them, and runs at most one batch."""
+    """`step` takes what the decoders have finished, gives them new images, and runs at most one batch."""
 
     def __init__(
         self,
@@ -84,7 +84,7 @@ class Pipeline:
 
     @property
     def idle(self) -> bool:
-        """Nothing is claimed, decoded or waiting here."""
+        """Whether no image is in a tray."""
         return not self._filling
 
     def step(self) -> int:
@@ -132,7 +132,7 @@ class Pipeline:
             return self._pool.poll(IDLE_SECONDS)
 
     def _take(self, results: Iterable[tuple[int, Result]]) -> None:
-        """What the decoders say, into the trays or, where there is no picture, to the writer."""
+        """Sort the decoders' results: pictures into the trays, everything else to the writer."""
         for slot, result in results:
             index, place = divmod(slot, self._batch)
             tray = next(tray for tray in self._filling if tray.index == index)
@@ -152,7 +152,7 @@ class Pipeline:
                 self._free.append(tray)
 
     def _next_tray(self) -> Tray | None:
-        """A full tray; or, when no more images come to fill it, one whose decoders are done."""
+        """A full tray; or one whose decoders are done, if no more images come to fill it."""
         for tray in self._filling:
             if len(tray.ready) == self._batch:
                 return tray
@@ -161,7 +161,7 @@ class Pipeline:
         return next((tray for tray in self._filling if tray.ready and not tray.outstanding), None)
 
     def _flush_when_idle(self) -> None:
-        """Nothing is claimable and nothing under way: seal now, so that the last images are done at once."""
+        """Seal now if there is nothing to claim and nothing under way, so that the last images are done at once."""
         if self.idle and self._claims.exhausted and not self._flushed:
             self._writer.put(Flush())
             self._flushed = True
@@ -174,7 +174,7 @@ class Pipeline:
         together = [place for place in places if not tray.images[place].suspect]
         alone = [place for place in places if tray.images[place].suspect]
         for group in ([together] if together else []) + [[place] for place in alone]:
-            # A full tray goes into the net as it lies in memory; a group with gaps is gathered first.
+            # A full tray goes into the net without a copy; a group with gaps is copied together first.
             batch = pictures if len(group) == self._batch else pictures[group]
             self._forward(
                 [tray.images[place] for place in group], [tray.ready[place] for place in group], batch
@@ -185,7 +185,7 @@ class Pipeline:
         try:
             vectors = self._engine_forward(images, batch)
         except Exception as error:
-            log.warning("rerun", "the batch failed; running its images one by one", error=str(error))
+            log.warning("batch_failed", "batch failed; running its images one by one", error=str(error))
             self._one_by_one(images, contents, batch, error)
             return
         self._doubt_zeros(batch, vectors)
@@ -204,7 +204,7 @@ class Pipeline:
     def _one_by_one(
         self, images: Sequence[ClaimedImage], contents: Sequence[str], batch: Batch, error: Exception
     ) -> None:
-        """Find the images that make the engine fail; the golden pictures tell whether it is the engine that is sick."""
+        """Find the images that make the engine fail. The golden pictures show whether the engine itself is faulty."""
         failures: list[Failure] = []
         for at, image in enumerate(images):
             try:
@@ -215,12 +215,12 @@ class Pipeline:
             self._shares.count(1)
             self._emit([image], [contents[at]], vectors)
         if failures:
-            # The device may have died between two of them: then nobody is charged.
+            # The device may have failed between two of them: then no image is charged.
             try:
                 self._check_golden()
             except Exception as sick:
                 raise EngineError(
-                    f"the engine fails on the built-in pictures too: {sick} (first: {error})"
+                    f"the engine also fails on the built-in pictures: {sick} (first error: {error})"
                 ) from sick
         for failure in failures:
             self._put(failure)
@@ -228,7 +228,7 @@ class Pipeline:
     def _emit(
         self, images: Sequence[ClaimedImage], contents: Sequence[str], vectors: dict[str, Vectors]
     ) -> None:
-        """Sanity gate, then the writer: a vector that is not finite fails its image and no other."""
+        """Hand vectors to the writer. A vector that is not finite fails its image and no other."""
         sound = np.logical_and.reduce([fits(values, self._dtype) for values in vectors.values()])
         for at in np.flatnonzero(~sound).tolist():
             self._put(Failure(images[at], Kind.EXTRACT_NOT_FINITE, self._not_finite(vectors, at)))
@@ -243,13 +243,13 @@ class Pipeline:
 
     def _not_finite(self, vectors: dict[str, Vectors], at: int) -> str:
         blobs = [blob for blob, values in vectors.items() if not fits(values[at : at + 1], self._dtype)[0]]
-        return f"the vector holds NaN or infinity (as {self._dtype}) in blob {', '.join(blobs)}"
+        return f"the vector has NaN or infinity (as {self._dtype}) in blob {', '.join(blobs)}"
 
     def _doubt_zeros(self, batch: Batch, vectors: dict[str, Vectors]) -> None:
-        """A blank page may give zeros; a whole batch of pictures that does gives reason to test the device."""
+        """Test the device after a whole batch of zero vectors. A single blank page may give zeros."""
         first = next(iter(vectors.values()))
         if len(batch) >= ZERO_BATCH and not first.any() and not _of_one_colour(batch).any():
-            log.warning("zeros", "a whole batch came out as zeros: checking the golden vectors")
+            log.warning("zero_vectors", "all vectors of a batch are zero; checking the golden vectors")
             self._check_golden()
 
     def _put(self, item: Failure | Unchanged) -> None:
@@ -258,7 +258,7 @@ class Pipeline:
 
 
 def hang_limit(batch_seconds: float) -> float:
-    """Seconds after which a worker whose batches take `batch_seconds` has hung."""
+    """Seconds without progress after which a worker hangs, if its batches take `batch_seconds`."""
     return max(MIN_HANG_SECONDS, HANG_FACTOR * batch_seconds)
 
 

@@ -1,4 +1,4 @@
-"""The worker child, from its first line to its exit code."""
+"""The worker process, from its start to its exit code."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ from featd.worker.writer import ShardKind, Writer
 log = logs.get("worker")
 
 BOOT_SECONDS = 900.0
-"""A net that takes longer than this to load and to run once hangs."""
+"""A net that takes longer than this to load and to run once is taken to hang."""
 LEASE_BATCHES = 4.0
-"""A lease must last so many batches, or a renewal could come too late behind one."""
+"""A lease must last at least this many batches, or a renewal could come too late."""
 
 
 @dataclass(frozen=True, slots=True)
 class Booted:
-    """What a worker knows before it opens a lease."""
+    """What a worker has before it opens a lease."""
 
     model: Model
     batch: int
@@ -47,7 +47,7 @@ class Booted:
     instance: str
     identity: Identity
     compared: bool
-    """The catalog held golden vectors, and these agreed."""
+    """Whether the catalog had golden vectors to compare with."""
 
 
 def boot(plan: WorkerPlan, catalog: sa.Engine) -> Booted:
@@ -69,22 +69,24 @@ def boot(plan: WorkerPlan, catalog: sa.Engine) -> Booted:
 
 
 def _fit_batch(model: Model, batch: int, lease_seconds: float) -> tuple[int, float]:
-    """The largest batch, up to the configured one, that four times fits into a lease; and how long it takes."""
+    """The largest batch, at most `batch`, of which LEASE_BATCHES fit into a lease; and the seconds it takes."""
     while True:
         seconds = golden.time_batch(model, batch)
         if seconds * LEASE_BATCHES <= lease_seconds:
             return batch, seconds
         if batch == 1:
             raise ConfigError(
-                f"workers.lease_seconds: one image takes {seconds:.1f} s here; a lease must last four"
-                f" times that: set it to at least {seconds * LEASE_BATCHES:.0f}"
+                f"workers.lease_seconds: one image takes {seconds:.1f} s here, and a lease must last four times"
+                f" as long: set it to at least {seconds * LEASE_BATCHES:.0f}"
             )
         batch //= 2
-        log.warning("batch", "a batch takes more than a quarter of a lease: using a smaller one", batch=batch)
+        log.warning(
+            "batch_reduced", "a batch takes more than a quarter of a lease; using a smaller one", batch=batch
+        )
 
 
 def run(link: ChildLink, plan: WorkerPlan) -> int:
-    """The child's life: boot, work until told to stop, seal and settle, give the rest back."""
+    """Load the model, work until told to stop, seal and settle, release the rest. Returns the exit code."""
     stop = StopFlag()
     link.beat(BOOT_SECONDS)
     catalog = connect.open_catalog(plan.catalog_url, plan.lease_seconds)
@@ -105,8 +107,8 @@ def run(link: ChildLink, plan: WorkerPlan) -> int:
     try:
         link.report(Ready())
         log.info(
-            "working",
-            "claiming images",
+            "worker_started",
+            "worker started",
             device=plan.label,
             engine=engine.name,
             batch=booted.batch,
@@ -118,7 +120,7 @@ def run(link: ChildLink, plan: WorkerPlan) -> int:
     except BaseException as error:
         reason = f"{type(error).__name__}: {error}"[:500]
         if isinstance(error, EngineError):
-            worker.abandon()  # what a sick device made last is not to be believed
+            worker.abandon()  # the last vectors of a faulty device may be wrong
         raise
     finally:
         worker.close(reason)
@@ -128,7 +130,7 @@ def run(link: ChildLink, plan: WorkerPlan) -> int:
 
 
 class Worker:
-    """Holds a worker's threads together; `step` is one turn of its main loop."""
+    """The threads of a worker. `step` is one turn of its main loop."""
 
     def __init__(
         self,
@@ -195,13 +197,13 @@ class Worker:
             settle_seconds={str(root.path): root.settle_seconds for root in plan.roots},
             check_golden=self._check_golden,
         )
-        # Threads last: what could fail above must not leave one behind.
+        # Threads come last, so that an error above leaves none running.
         self._threads = (self._renewal, self._writer, self._claims)
         for thread in self._threads:
             thread.start()
 
     def step(self) -> None:
-        """One turn of the pipeline; raises what ended one of the threads."""
+        """One turn of the pipeline. Raises the error that ended one of the threads."""
         if clock.monotonic() >= self._golden_due:
             self._check_golden()
         self._pipeline.step()
@@ -210,20 +212,20 @@ class Worker:
             if failure is not None:
                 raise failure
         if self._renewal.lost.is_set():
-            raise LeaseLostError("the lease was ended by others")
+            raise LeaseLostError("the janitor ended this worker's lease")
 
     def finish(self) -> None:
-        """The batch in flight is through the net: seal its shard and settle it."""
+        """Claim no more, then seal and settle what is through the net."""
         self._state = "stopping"
         self._claims.stop()
         self._writer.finish()
 
     def abandon(self) -> None:
-        """Give up the vectors that are not sealed yet."""
+        """Discard the vectors that are not sealed yet."""
         self._writer.abandon()
 
     def close(self, reason: str) -> None:
-        """End decoders, threads and the lease; what is claimed and not done is pending again."""
+        """End decoders, threads and the lease; claimed images that are not done become pending again."""
         self._claims.stop()
         with contextlib.suppress(Exception):
             self._writer.finish()
@@ -234,8 +236,8 @@ class Worker:
             self._hands_path.unlink(missing_ok=True)
 
     def _check_golden(self) -> None:
-        """EngineError where the engine makes other vectors of the golden pictures than the catalog holds, or, as
-        long as it holds none, than this worker made when it started."""
+        """EngineError where the golden vectors differ from those in the catalog, or, while it has none, from those that
+        this worker made when it started."""
         stored = None
         with contextlib.suppress(CatalogUnavailableError), connect.reading(self._catalog) as conn:
             stored = instance.golden(conn)
@@ -246,8 +248,8 @@ class Worker:
             pictures.check(stored or self._booted.identity.golden, pictures.run())
         except EngineError:
             log.error(
-                "golden",
-                "the golden vectors differ: what this lease sealed since they last agreed may be wrong",
+                "golden_vectors_differ",
+                "golden vectors differ; vectors sealed by this lease since they last agreed may be wrong",
                 lease=self._lease.id,
                 agreed_at=self._golden_at.isoformat(timespec="seconds"),
             )

@@ -1,4 +1,4 @@
-"""Keeping the lease: renewed while the worker lives; the worker ends itself before its lease does."""
+"""Renewing the lease while the worker lives. A worker that cannot renew ends itself before its lease ends."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ log = logs.get("worker")
 EVERY_SECONDS = 5.0
 """Often enough for `featd status`; at most a third of the lease."""
 MARGIN = 0.1
-"""Part of the lease before its end at which a worker that could not renew leaves."""
+"""A worker that could not renew exits when this part of its lease is left."""
 
 
 class Renewal(threading.Thread):
-    """Renews in its own thread and connection. `lost` is set when the lease is another's now."""
+    """Renews in its own thread and connection. `lost` is set when the lease has been ended."""
 
     def __init__(
         self, catalog: sa.Engine, lease: Lease, lease_seconds: float, shares: Callable[[], dict[str, Any]]
@@ -45,7 +45,7 @@ class Renewal(threading.Thread):
                 return
 
     def step(self) -> None:
-        """Renew once; leave for good where the lease would end before the next try."""
+        """Renew once. Exit the process where the lease would end before the next try."""
         asked_at = clock.boottime()
         try:
             connect.transact(self._catalog, leases.renew, self._lease, self._lease_seconds, self._shares())
@@ -53,16 +53,23 @@ class Renewal(threading.Thread):
         except LeaseLostError as error:
             log.error(
                 "lease_lost",
-                "giving up the shard in hand; another worker does these images",
+                "lease was ended; discarding the open shard, whose images other workers will process",
                 error=str(error),
             )
             self.lost.set()
         except CatalogUnavailableError as error:
             left = self._renewed_at + self._lease_seconds * (1 - MARGIN) - clock.boottime()
             if left <= 0:
-                log.error("lease_ends", "cannot renew; leaving before the lease ends", error=str(error))
+                log.error(
+                    "lease_expiring", "cannot renew the lease; exiting before it ends", error=str(error)
+                )
                 os._exit(EXIT_ERROR)
-            log.warning("not_renewed", "trying again", seconds_left=round(left, 1), error=str(error))
+            log.warning(
+                "renewal_failed",
+                "cannot renew the lease; trying again",
+                seconds_left=round(left, 1),
+                error=str(error),
+            )
 
     def stop(self) -> None:
         self._told_to_stop.set()

@@ -1,4 +1,4 @@
-"""Where a worker's time goes, over the last seconds: what `featd status` shows as shares and images/s."""
+"""How a worker spent the last seconds: the shares and the rate that `featd status` shows."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ KINDS = ("wait", "decode", "forward", "write")
 
 WINDOW_SECONDS = 30.0
 IDLE_SECONDS = 5.0
-"""A worker that has been idle for so long makes no images, whatever the window says."""
+"""A worker that has been idle for so long reports a rate of 0."""
 
 
 class Shares:
-    """Written by the main loop alone; read by the renewal thread."""
+    """Written by the main loop only; read by the renewal thread."""
 
     def __init__(self) -> None:
         self._spent: deque[tuple[float, str, float]] = deque()
@@ -37,7 +37,7 @@ class Shares:
         self._forget()
 
     def count(self, images: int) -> None:
-        """So many images went through the net."""
+        """Count images that went through the net."""
         self._done.append((clock.monotonic(), images))
 
     def report(self, state: str) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""Writing behind: the one thread of a worker that fills shards, seals them and settles their rows.
+"""Writing: the thread of a worker that fills shards, seals them and settles their rows.
 
-The order is featd's safety argument: the shard is on stable storage first, its rows are done second. Once a
-COMMIT was attempted nobody here removes the sealed file; the janitor does, when the catalog proves it unknown.
+The order makes it safe: first the shard is on stable storage, then its rows become done. After an attempted COMMIT
+the sealed file is never removed here, only by the janitor, when the catalog proves that it is unknown.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ from featd.worker.claims import Held
 log = logs.get("worker")
 
 QUEUED_BATCHES = 8
-"""Batches that wait for the writer before the net is kept waiting."""
+"""Batches in the queue before the net has to wait for the writer."""
 OUTCOME_SECONDS = 1.0
-"""How long a failure or an unchanged image may wait for a shard to be settled with."""
+"""How long a failure or an unchanged image waits for a shard to be settled together with."""
 RETRY_SECONDS = 1.0
 ON_TIME = 0.9
-"""Of shard_seconds: an arrival also waits a moment before it is claimed."""
+"""Part of shard_seconds; the rest is for the wait of an arrival before it is claimed."""
 
 
 @dataclass(frozen=True, slots=True)
 class VectorBatch:
-    """Vectors out of the net: `images[i]` with the content hash `contents[i]` has row i of each blob's (n, d)."""
+    """Vectors from the net: `images[i]`, with content hash `contents[i]`, has row i of each blob's (n, d)."""
 
     images: Sequence[ClaimedImage]
     contents: Sequence[str]
@@ -52,7 +52,7 @@ class VectorBatch:
 
 
 class Flush:
-    """Nothing more comes for now: seal what there is."""
+    """No more images for now: seal the open shard."""
 
 
 class Stop:
@@ -64,7 +64,7 @@ Item = VectorBatch | Failure | Unchanged | Flush | Stop
 
 @dataclass(frozen=True, slots=True)
 class ShardKind:
-    """What every shard of this worker is made of."""
+    """What all shards of this worker have in common."""
 
     blobs: dict[str, int]
     engine: str
@@ -72,7 +72,7 @@ class ShardKind:
 
 
 class Writer(threading.Thread):
-    """Takes items from the pipeline; `failure` is what ended it early."""
+    """Takes items from the pipeline. `failure`: the error that ended the thread."""
 
     def __init__(
         self,
@@ -110,7 +110,7 @@ class Writer(threading.Thread):
     # The pipeline's side
 
     def put(self, item: Item) -> None:
-        """Hand over; waits while QUEUED_BATCHES are queued. Raises what ended the thread, if it has ended."""
+        """Hand over an item; waits while the queue is full. Raises the error that ended the thread, if it has ended."""
         while True:
             if self.failure is not None:
                 raise self.failure
@@ -120,10 +120,10 @@ class Writer(threading.Thread):
                 self._items.put(item, timeout=0.5)
                 return
             except queue.Full:
-                self._beat()  # a slow disk or database is no hang of the worker
+                self._beat()  # waiting for a slow disk or database is not a hang
 
     def finish(self) -> None:
-        """Seal and settle everything handed over, and end the thread. Raises what ended it early."""
+        """Seal and settle everything handed over, and end the thread. Raises the error that ended it early."""
         with contextlib.suppress(Exception):
             if self.is_alive():
                 self.put(Stop())
@@ -152,7 +152,7 @@ class Writer(threading.Thread):
             self.failure = error
 
     def step(self) -> bool:
-        """Take one item, or let time pass; then seal and settle what is due. False when told to stop."""
+        """Take one item, or wait; then seal and settle what is due. False when told to stop."""
         item: Item | None
         try:
             item = self._items.get(timeout=self._seconds_to_due(clock.monotonic()))
@@ -186,7 +186,7 @@ class Writer(threading.Thread):
         return max(0.0, min(due) - now)
 
     def _append(self, batch: VectorBatch) -> None:
-        """Into the shard in hand; a batch that goes past shard_rows goes on in the next."""
+        """Append to the open shard. A batch that goes beyond shard_rows continues in the next shard."""
         at = 0
         while at < len(batch.images):
             shard = self._shard or self._open(batch.images[at:])
@@ -203,8 +203,8 @@ class Writer(threading.Thread):
                 self._seal()
 
     def _open(self, images: Sequence[ClaimedImage]) -> ShardWriter:
-        """A shard for these and what comes after. It is sealed so early that they are done `shard_seconds` after they
-        were claimed; but it stays open for half that time at least, or a slow net would make shards of one batch."""
+        """Open a shard. It is sealed early enough for its first images to be done `shard_seconds` after they were
+        claimed, but stays open for at least half that time, or a slow net would make shards of one batch."""
         now = clock.monotonic()
         spent = now - self._held.oldest(image.id for image in images) + self._sealing_seconds
         seconds = self._store.shard_seconds
@@ -217,7 +217,7 @@ class Writer(threading.Thread):
             "spec": json.dumps(self._identity.spec, sort_keys=True),
             "engine": self._kind.engine,
         }
-        # A store that was unmounted leaves an empty folder behind, which must not be written to.
+        # An unmounted store leaves an empty folder, which must not be written to.
         check_store(self._store.path, self._kind.instance)
         try:
             self._shard = ShardWriter(
@@ -264,17 +264,17 @@ class Writer(threading.Thread):
         self._held.drop([outcome.image.id for outcome in outcomes])
         fields = {state.value: count for state, count in settled.items() if count > 0}
         if shard is not None:
-            log.info("sealed", "a shard is on disk and its images are done", shard=shard.name, **fields)
+            log.info("shard_sealed", "shard sealed and its images recorded", shard=shard.name, **fields)
         for failure in settlement.failures[:5]:
-            log.debug("failed", failure.message, image=failure.image.id, kind=failure.kind)
+            log.debug("image_failed", failure.message, image=failure.image.id, kind=failure.kind)
 
     def _commit(self, settlement: Settlement) -> dict[State, int]:
-        """Settle, however often the database goes away meanwhile. LeaseLostError ends the trying."""
+        """Settle, retrying for as long as the catalog is out of reach. LeaseLostError ends it."""
         unknown = False
         while True:
             try:
-                # A COMMIT whose answer was lost may stand: look before doing it again.
-                if unknown and self._stands(settlement):
+                # A COMMIT whose reply was lost may have succeeded: check before trying again.
+                if unknown and self._was_committed(settlement):
                     self._settles += 1
                     return {}
                 settled = connect.transact(
@@ -284,13 +284,21 @@ class Writer(threading.Thread):
                 return dict(settled)
             except CommitUnknownError as error:
                 unknown = True
-                log.warning("commit_unknown", "looking whether it stands", error=str(error))
+                log.warning(
+                    "commit_unknown",
+                    "connection lost during COMMIT; checking whether it succeeded",
+                    error=str(error),
+                )
             except CatalogUnavailableError as error:
-                log.warning("not_settled", "the shard is safe on disk; trying again", error=str(error))
+                log.warning(
+                    "settle_failed",
+                    "cannot settle; the shard is safe on disk, trying again",
+                    error=str(error),
+                )
             clock.sleep(RETRY_SECONDS)
 
-    def _stands(self, settlement: Settlement) -> bool:
-        """Whether a settlement was committed: its shard is known, or the lease has settled once more."""
+    def _was_committed(self, settlement: Settlement) -> bool:
+        """Whether a settlement was committed: its shard is recorded, or the lease has settled once more."""
         shard = settlement.shard
         if shard is not None:
             return connect.transact(self._catalog, settle.find_shard, self._lease, shard.name)
@@ -299,6 +307,6 @@ class Writer(threading.Thread):
 
 def _store_error(store: Path, error: OSError) -> StoreUnavailableError:
     return StoreUnavailableError(
-        f"store {store}: {error.strerror or error}: nothing is lost, the images in hand are done again when the"
-        " store can be written"
+        f"store {store}: {error.strerror or error}: nothing is lost; the images in hand are processed again when"
+        " the store can be written"
     )
