@@ -1,7 +1,9 @@
-"""The documentation is true: commands, states, kinds, exit codes and paths that it names are those of the code."""
+"""The documentation is true: commands, states, kinds, exit codes and paths that it names are those of the code, and
+what it links to exists. `mkdocs build --strict` checks the site; these tests also check the pages outside docs/."""
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +22,31 @@ PAGES = sorted([*PROJECT.glob("*.md"), *(PROJECT / "docs").glob("*.md")])
 
 def page(name: str) -> str:
     return (PROJECT / name).read_text(encoding="utf-8")
+
+
+def prose(text: str) -> str:
+    """A page without its blocks of code."""
+    return re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def anchors(text: str) -> set[str]:
+    """The anchors of a page's headings, as code hosts and MkDocs make them where no two headings are alike."""
+    headings = re.findall(r"^#+ (.+)$", prose(text), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-") for heading in headings}
+
+
+def broken_links(path: Path) -> list[str]:
+    """The links of the page at `path` whose file or anchor does not exist. Links to other hosts are not followed."""
+    text = re.sub(r"`[^`\n]*`", "", prose(path.read_text(encoding="utf-8")))
+    found = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        target, _, anchor = link.partition("#")
+        if re.match(r"https?:", target):
+            continue
+        file = path.parent / target if target else path
+        if not file.exists() or (anchor and anchor not in anchors(file.read_text(encoding="utf-8"))):
+            found.append(link)
+    return found
 
 
 def first_column(text: str, head: str) -> list[str]:
@@ -100,10 +127,37 @@ def test_the_exit_codes_are_those_of_the_code() -> None:
 def test_what_a_page_points_at_is_there(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     assert text.startswith("# ")
-    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
-        assert (path.parent / target).exists(), target
+    assert broken_links(path) == []
     for named in re.findall(r"`((?:cli|daemon|migrations|script|docs)/[\w./-]+)`", text):
         assert (PROJECT / named).exists(), named
+
+
+def test_broken_links_are_found(tmp_path: Path) -> None:
+    (tmp_path / "other.md").write_text("# Other\n\n## Two `words`, here\n\n```\n# no heading\n```\n")
+    path = tmp_path / "page.md"
+    path.write_text(
+        "# Page\n\n[a](other.md) [b](other.md#two-words-here) [c](#page) [d](https://example.org/x)\n"
+        "[e](missing.md) [f](other.md#no-heading) [g](#other) `[h](code.md)`\n\n```\n[i](code.md)\n```\n"
+        "| [`j`](gone.md#x) |\n"
+    )
+    assert broken_links(path) == ["missing.md", "other.md#no-heading", "#other", "gone.md#x"]
+
+
+def test_the_index_names_every_page() -> None:
+    index, site = page("docs/index.md"), page("mkdocs.yml")
+    for path in (PROJECT / "docs").rglob("*"):
+        if path.is_file() and path.name != "index.md":
+            name = str(path.relative_to(PROJECT / "docs"))
+            assert f"]({name})" in index
+            assert path.suffix != ".md" or f": {name}\n" in site
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_python_in_a_page_is_python(path: Path) -> None:
+    for block in re.findall(
+        r"^```python\n(.*?)^```$", path.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+    ):
+        ast.parse(block)
 
 
 def test_the_way_into_the_code_is_in_the_readme() -> None:
