@@ -113,7 +113,7 @@ def both_engines(net: Net) -> list[Engine]:
 
 def disagreement(model: ModelConfig, count: int = 2) -> float:
     """The largest distance between real Caffe and ONNX Runtime over the wanted blobs."""
-    net = load_net(model)
+    net = load(model)
     batch = pictures(net, count)
     reference, lowered = (engine.forward(batch) for engine in both_engines(net))
     assert list(reference) == list(lowered) == list(net.blobs)
@@ -141,13 +141,18 @@ def by_caffe(
 
 def agree(model: ModelConfig, count: int = 2, alone: bool = False) -> None:
     """Both engines give what straight pycaffe gives."""
-    net = load_net(model)
+    net = load(model)
     batch = pictures(net, count)
     theirs = by_caffe(model, batch, alone)
     for engine in both_engines(net):
         ours = engine.forward(batch)
         for blob in net.blobs:
             assert distance(ours[blob], theirs[blob]) < TOLERANCE, (engine.name, blob)
+
+
+def load(model: ModelConfig) -> Net:
+    """The net that a [model] section names."""
+    return load_net(model.net, model.weights, model.blobs)
 
 
 def caffenet_prototxt(size: int = 227, classes: int = 1000) -> str:

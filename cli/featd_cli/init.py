@@ -170,7 +170,7 @@ def _check(folder: Path, choices: Choices) -> Settings:
             settings = config.load(draft)
         except ConfigError as error:
             raise ConfigError(str(error).removeprefix(f"{draft}: ")) from None
-    net = load_net(settings.model)
+    net = load_net(settings.model.net, settings.model.weights, settings.model.blobs)
     check_blobs(list(net.blobs))
     resolve(settings.preprocess, net.input_shape, net.preprocess)
     file = sqlite_file(choices.url)

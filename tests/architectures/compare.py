@@ -16,9 +16,8 @@ from architectures.drawing import Drawing, Published
 from featd.config import ModelConfig
 from featd.engines.onnxruntime import OnnxRuntimeEngine
 from featd.net.caffemodel import write_weights
-from featd.net.load import load_net
 from featd.net.net import Net
-from nets import by_caffe, distance, real_caffe
+from nets import by_caffe, distance, load, real_caffe
 from photographs import WHEEL
 
 Array: TypeAlias = npt.NDArray[np.float32]
@@ -74,7 +73,7 @@ def compare(published: Published, threads: int = 2) -> Compared:
         batch = photographs(drawing)
         params = _weigh(stand_in, weights, batch)
         model = ModelConfig(net=str(definition), weights=weights, blobs=published.blobs, engine="onnxruntime")
-        net = load_net(model)
+        net = load(model)
         reference = model.model_copy(update={"net": str(stand_in)})
         theirs = by_caffe(reference, batch)
         for blob, vectors in theirs.items():

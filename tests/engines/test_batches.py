@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from featd.errors import ModelError
-from featd.net.load import load_net
 from nets import (
     TOLERANCE,
     agree,
@@ -18,6 +17,7 @@ from nets import (
     distance,
     input_layer,
     layer,
+    load,
     pictures,
     saved,
 )
@@ -31,7 +31,7 @@ def test_constants_beside_the_picture(tmp_path: Path) -> None:
     )
     text = input_layer(3, 6, 5).replace("dim: 1 ", "dim: 5 ") + ones + layer("both", "Concat", "data ones")
     model = saved(text, tmp_path, ("both",))
-    net = load_net(model)
+    net = load(model)
     assert net.one_by_one is not None
     batch = pictures(net, 5)
     want = by_caffe(model, batch)["both"]
@@ -40,13 +40,13 @@ def test_constants_beside_the_picture(tmp_path: Path) -> None:
         assert distance(engine.forward(batch[:2])["both"], want[:2]) < TOLERANCE
     random = text.replace("value: 2.5", "type: 'uniform'")
     with pytest.raises(ModelError, match="'uniform' is random"):
-        load_net(saved(random, tmp_path, ("both",)))
+        load(saved(random, tmp_path, ("both",)))
     with pytest.raises(ModelError, match="'ones' does not depend on the picture"):
-        load_net(saved(text, tmp_path, ("both", "ones")))
+        load(saved(text, tmp_path, ("both", "ones")))
     inplace = text + layer("r", "Power", "ones", "power_param { shift: 1 }", top="ones")
     Path(model.net).write_text(inplace)
     with pytest.raises(ModelError, match="filled only once"):
-        load_net(model)
+        load(model)
 
 
 def test_batch_of_the_file_in_a_reshape(tmp_path: Path) -> None:
@@ -56,7 +56,7 @@ def test_batch_of_the_file_in_a_reshape(tmp_path: Path) -> None:
         "p", "Softmax", "ip"
     )
     model = saved(text, tmp_path, ("r", "ip", "p"))
-    net = load_net(model)
+    net = load(model)
     assert net.one_by_one is None
     agree(model, 4)
     assert disagreement(model, 3) < TOLERANCE
@@ -78,7 +78,7 @@ def test_images_that_mix_run_alone(tmp_path: Path, case: str, caplog: pytest.Log
     text = input_layer(3, 6, 5) + MIXING[case] + layer("out", "TanH", "m")
     model = saved(text, tmp_path, ("m", "out"))
     caplog.set_level(logging.WARNING, "featd.engine")
-    engines = both_engines(load_net(model))
+    engines = both_engines(load(model))
     batch = pictures(engines[0], 3)  # type: ignore[arg-type]
     want = by_caffe(model, batch, alone=True)
     for engine in engines:

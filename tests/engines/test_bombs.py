@@ -74,12 +74,12 @@ def test_bombs(tmp_path: Path, what: str) -> None:
     model = saved(TEXT, tmp_path, ("x",), engine="onnxruntime")
     Path(model.net).write_text(TEXT + BOMBS[what])
     code = (
-        "import resource, sys; from pathlib import Path; from featd.config import ModelConfig; "
+        "import resource, sys; from pathlib import Path; "
         "import onnxruntime; from featd.net.load import load_net; from featd.net.describe import describe; "
         "from featd.engines.onnxruntime import OnnxRuntimeEngine; from featd.errors import ModelError\n"
         "resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30))\n"
-        "model = ModelConfig(net=sys.argv[1], weights=Path(sys.argv[2]), blobs=('x',), engine='onnxruntime')\n"
-        "try: OnnxRuntimeEngine(load_net(model), 'cpu', 1)\n"
+        "model = (sys.argv[1], Path(sys.argv[2]), ('x',))\n"
+        "try: OnnxRuntimeEngine(load_net(*model), 'cpu', 1)\n"
         "except ModelError as error: print('refused', error)\n"
         "try: describe(sys.argv[1], Path(sys.argv[2]))\n"
         "except ModelError as error: pass\n"

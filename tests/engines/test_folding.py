@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from featd.config import ModelConfig
-from featd.net.load import load_net
 from featd.net.lower import to_onnx
 from nets import (
     agree,
     input_layer,
     layer,
+    load,
     random_weights,
     saved,
 )
@@ -42,7 +42,7 @@ FOLDED = (
 def operations(model: ModelConfig) -> list[str]:
     import onnx
 
-    return [node.op_type for node in onnx.load_from_string(to_onnx(load_net(model))).graph.node]
+    return [node.op_type for node in onnx.load_from_string(to_onnx(load(model))).graph.node]
 
 
 def test_folding(tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ from featd.config import ModelConfig
 from featd.engines.onnxruntime import OnnxRuntimeEngine
 from featd.errors import ModelError
 from featd.net.describe import describe
-from featd.net.load import load_net
 from nets import (
     TOLERANCE,
     agree,
@@ -19,6 +18,7 @@ from nets import (
     distance,
     input_layer,
     layer,
+    load,
     pictures,
     random_weights,
     real_caffe,
@@ -82,7 +82,7 @@ def test_bad_forms_of_2013(tmp_path: Path, change: tuple[str, str], says: str) -
     model = saved(V0_TEXT, tmp_path, V0_BLOBS)
     Path(model.net).write_text(V0_TEXT.replace(*change))
     with pytest.raises(ModelError, match=says):
-        load_net(model)
+        load(model)
 
 
 IP = layer("ip", "InnerProduct", "data", "inner_product_param { num_output: 4 }")
@@ -105,9 +105,9 @@ def test_dummy_data_as_the_input(tmp_path: Path) -> None:
         "channels: 1 height: 6 height: 1 width: 5 width: 1 data_filler { type: 'gaussian' } } }"
     )
     model = saved(dummy + IP, tmp_path, ("ip",))
-    net = load_net(model)
+    net = load(model)
     assert (net.input_blob, net.input_shape) == ("data", (3, 6, 5))
-    plain = load_net(saved(input_layer(3, 6, 5) + IP, tmp_path, ("ip",)))
+    plain = load(saved(input_layer(3, 6, 5) + IP, tmp_path, ("ip",)))
     batch = pictures(net, 3)
     want = both_engines(plain)[0].forward(batch)["ip"]
     for engine in both_engines(net):
@@ -121,7 +121,7 @@ def test_memory_data_as_the_input(tmp_path: Path) -> None:
         "height: 6 width: 5 } }"
     )
     model = saved(memory + IP, tmp_path, ("ip",))
-    net = load_net(model)
+    net = load(model)
     batch = pictures(net, 2)
     theirs = caffe.Net(model.net, caffe.TEST, weights=str(model.weights))
     theirs.set_input_arrays(batch, np.zeros(2, np.float32))
@@ -130,7 +130,7 @@ def test_memory_data_as_the_input(tmp_path: Path) -> None:
     for engine in both_engines(net):
         assert distance(engine.forward(batch)["ip"], want) < TOLERANCE
     with pytest.raises(ModelError, match="2 inputs"):
-        load_net(
+        load(
             saved(memory + IP + layer("s", "Scale", "ip label", "scale_param { axis: 0 }"), tmp_path, ("s",))
         )
 
@@ -154,12 +154,12 @@ def test_repeated_names_and_a_top_of_another_name(tmp_path: Path) -> None:
     agree(saved(text, tmp_path, ("a", "b", "c")))
     alone = text.replace(shared, "inner_product_param { num_output: 90 }")
     with pytest.raises(ModelError, match=r"no weights for layer 'same \(2\)'"):
-        load_net(saved(alone, tmp_path, ("b",)))
+        load(saved(alone, tmp_path, ("b",)))
     # The first layer of a name owns it, and its shared arrays, also where no wanted blob needs that layer.
     aside = text.replace('bottom: "a"', 'bottom: "data"')
     agree(saved(aside, tmp_path, ("b",)))
     with pytest.raises(ModelError, match=r"no weights for layer 'same \(2\)'"):
-        load_net(saved(aside.replace(shared, "inner_product_param { num_output: 90 }"), tmp_path, ("b",)))
+        load(saved(aside.replace(shared, "inner_product_param { num_output: 90 }"), tmp_path, ("b",)))
 
 
 def test_shared_weights_of_different_shape(tmp_path: Path) -> None:
@@ -181,7 +181,7 @@ def test_shared_weights_of_different_shape(tmp_path: Path) -> None:
     agree(model)
     (tmp_path / "net.prototxt").write_text(permissive.replace("share_mode: PERMISSIVE", ""))
     with pytest.raises(ModelError, match="shares an array of another shape"):
-        load_net(model)
+        load(model)
 
 
 def test_recurrent_and_detection_layers_name_the_way_out(tmp_path: Path) -> None:
@@ -189,14 +189,14 @@ def test_recurrent_and_detection_layers_name_the_way_out(tmp_path: Path) -> None
     for kind in kinds:
         model = saved(input_layer(3, 6, 5) + IP, tmp_path, ("ip",), engine="onnxruntime")
         Path(model.net).write_text(input_layer(3, 6, 5) + IP + layer("x", kind, "ip data"))
-        load_net(model)
+        load(model)
         with pytest.raises(ModelError, match=rf"'x' of type {kind}: .*engine = \"caffe\""):
-            load_net(model.model_copy(update={"blobs": ("x",)}))
+            load(model.model_copy(update={"blobs": ("x",)}))
 
 
 def test_a_mask_that_is_not_wanted_is_not_in_the_way(tmp_path: Path) -> None:
     pool = layer("p", "Pooling", "data", "pooling_param { kernel_size: 2 stride: 2 }", top="p mask")
     agree(saved(input_layer(3, 6, 5) + pool, tmp_path, ("p",)))
-    net = load_net(saved(input_layer(3, 6, 5) + pool, tmp_path, ("mask",)))
+    net = load(saved(input_layer(3, 6, 5) + pool, tmp_path, ("mask",)))
     with pytest.raises(ModelError, match=r"does not make blob 'mask': set engine = \"caffe\""):
         OnnxRuntimeEngine(net, "cpu", 1)

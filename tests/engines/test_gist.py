@@ -18,8 +18,7 @@ from featd.config import ModelConfig
 from featd.engines.onnxruntime import OnnxRuntimeEngine
 from featd.net import gist
 from featd.net.caffemodel import write_weights
-from featd.net.load import load_net
-from nets import SHARED, TOLERANCE, both_engines, distance, pictures, real_caffe
+from nets import SHARED, TOLERANCE, both_engines, distance, load, pictures, real_caffe
 
 Image = npt.NDArray[np.uint8]
 
@@ -79,7 +78,7 @@ CHANGES: dict[str, Callable[[Image], Image]] = {
 
 @pytest.fixture(scope="module")
 def engine() -> OnnxRuntimeEngine:
-    return OnnxRuntimeEngine(load_net(ModelConfig()), "cpu", 2)
+    return OnnxRuntimeEngine(load(ModelConfig()), "cpu", 2)
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -95,7 +94,7 @@ def test_a_changed_picture_is_nearest_to_its_original(engine: OnnxRuntimeEngine,
 
 
 def test_both_engines_agree(engine: OnnxRuntimeEngine) -> None:
-    net = load_net(ModelConfig(blobs=("energy0", "level3", "cells3", "envelope", "gist")))
+    net = load(ModelConfig(blobs=("energy0", "level3", "cells3", "envelope", "gist")))
     noise, flat = pictures(net, 3), np.full((2, *net.input_shape), 7, np.float32)
     for images in (noise, batch(photos()[:4]), flat):
         reference, lowered = (each.forward(images) for each in both_engines(net))
@@ -144,14 +143,14 @@ def test_filters_sum_to_zero() -> None:
 
 
 def test_identity() -> None:
-    net = load_net(ModelConfig())
+    net = load(ModelConfig())
     assert (net.name, net.source, net.blobs) == ("gist", "gist", {"gist": 544})
     assert net.identity == {"net": "gist/1"}
     assert net.input_shape == (3, 128, 128)
 
 
 def test_a_hundred_pictures_a_second_on_one_core() -> None:
-    net = load_net(ModelConfig())
+    net = load(ModelConfig())
     single = OnnxRuntimeEngine(net, "cpu", 1)
     images: Any = pictures(net, 32)
     single.forward(images)

@@ -12,7 +12,6 @@ import pytest
 
 from featd.engines.caffe import CaffeEngine
 from featd.errors import ModelError
-from featd.net.load import load_net
 from nets import (
     TOLERANCE,
     agree,
@@ -21,6 +20,7 @@ from nets import (
     distance,
     input_layer,
     layer,
+    load,
     pictures,
     random_weights,
     real_caffe,
@@ -47,11 +47,11 @@ def test_weights_in_hdf5(tmp_path: Path) -> None:
         + layer("b", "InnerProduct", "a", shared)
     )
     model = saved(text, tmp_path, ("a", "b"))
-    before = load_net(model)
+    before = load(model)
     path = tmp_path / "net.caffemodel.h5"
     theirs = caffe.Net(model.net, caffe.TEST, weights=str(model.weights))
     theirs.save_hdf5(str(path))
-    after = load_net(model.model_copy(update={"weights": path}))
+    after = load(model.model_copy(update={"weights": path}))
     batch = pictures(before, 2)
     want = by_caffe(model, batch)
     for engine in both_engines(after):
@@ -127,10 +127,10 @@ def test_hostile_hdf5(tmp_path: Path) -> None:
             if "1" not in file["data/ip"]:
                 file["data/ip/1"] = good[1]
         with pytest.raises(ModelError, match=said):
-            load_net(model)
+            load(model)
     with h5py.File(path, "w") as file:
         file["data"] = h5py.ExternalLink(str(secret), "/data")
     with pytest.raises(ModelError, match="is a link"):
-        load_net(model)
+        load(model)
     hdf5(path, {"ip": good})
-    CaffeEngine(load_net(model), "cpu", 1)
+    CaffeEngine(load(model), "cpu", 1)

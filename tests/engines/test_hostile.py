@@ -24,8 +24,7 @@ from engines.test_nets import V1_TEXT
 from featd.config import ModelConfig
 from featd.engines.onnxruntime import OnnxRuntimeEngine
 from featd.errors import ModelError
-from featd.net.load import load_net
-from nets import TOLERANCE, distance, input_layer, layer, pictures, random_weights, real_caffe, saved
+from nets import TOLERANCE, distance, input_layer, layer, load, pictures, random_weights, real_caffe, saved
 
 Array = npt.NDArray[np.float32]
 
@@ -135,7 +134,7 @@ def vector(model: ModelConfig) -> Array | str:
     """What featd makes of the files: vectors of two pictures, or the error. Fails where it takes too long."""
     start = time.monotonic()
     try:
-        net = load_net(model)
+        net = load(model)
         found: Array | str = OnnxRuntimeEngine(net, "cpu", 1).forward(pictures(net, 2))[model.blobs[0]]
     except ModelError as error:
         found = str(error)
@@ -177,7 +176,7 @@ def ask_caffe(models: list[ModelConfig]) -> list[Array | None]:
         return []
     lines, outs = [], []
     for model in models:
-        shape = ",".join(map(str, load_net(model).input_shape))
+        shape = ",".join(map(str, load(model).input_shape))
         outs.append(Path(model.net).with_suffix(".npy"))
         lines.append("\t".join([model.net, str(model.weights), model.blobs[0], shape, str(outs[-1])]))
     subprocess.run(

@@ -14,8 +14,7 @@ from engines.layer_cases import CASES
 from engines.layer_record import record
 from featd.engines.onnxruntime import OnnxRuntimeEngine
 from featd.errors import ModelError
-from featd.net.load import load_net
-from nets import TOLERANCE, by_caffe, distance, input_layer, pictures, saved
+from nets import TOLERANCE, by_caffe, distance, input_layer, load, pictures, saved
 
 ALONE = ("Normalize", "Reshape")
 """Caffe as it is cannot take these to another batch than the file's: the first writes past its memory, the second
@@ -28,7 +27,7 @@ def compared(case: Case, folder: Path) -> float:
     text = input_layer(*case.dims) + case.text()
     try:
         model = saved(text, folder, tuple(case.tops.split()), engine="onnxruntime")
-        net = load_net(model)
+        net = load(model)
         engine = OnnxRuntimeEngine(net, "cpu", 1)
     except ModelError as error:
         # Not what Caffe gives, but what it aborts on or makes NaN of: see the tests of refusals.

@@ -13,34 +13,33 @@ from featd.config import ModelConfig
 from featd.engines.onnxruntime import OnnxRuntimeEngine
 from featd.errors import ModelError
 from featd.net import caffemodel
-from featd.net.load import load_net
-from nets import caffenet_prototxt, input_layer, layer, random_weights, saved
+from nets import caffenet_prototxt, input_layer, layer, load, random_weights, saved
 
 SMALL = input_layer(3, 8, 8) + layer("ip", "InnerProduct", "data", "inner_product_param { num_output: 4 }")
 
 
 def test_identity_is_the_bytes(tmp_path: Path) -> None:
     model = saved(SMALL, tmp_path, ("ip",))
-    first = load_net(model).identity
-    assert first == load_net(model).identity
+    first = load(model).identity
+    assert first == load(model).identity
     assert set(first) == {"net", "weights"}
     Path(model.net).write_text(SMALL + "# a comment")
-    assert load_net(model).identity["net"] != first["net"]
+    assert load(model).identity["net"] != first["net"]
     random_weights(SMALL, tmp_path / "net.caffemodel", seed=1)
-    assert load_net(model).identity["weights"] != first["weights"]
+    assert load(model).identity["weights"] != first["weights"]
 
 
 def test_defaults_of_a_file_net(tmp_path: Path) -> None:
-    defaults = load_net(saved(SMALL, tmp_path, ("ip",))).preprocess
+    defaults = load(saved(SMALL, tmp_path, ("ip",))).preprocess
     assert (defaults.size, defaults.channels, defaults.scale) == ((256, 256), "bgr", 1.0)
     assert defaults.mean == (104.0, 117.0, 123.0)
-    gray = load_net(saved(SMALL.replace("dim: 3", "dim: 1"), tmp_path, ("ip",))).preprocess
+    gray = load(saved(SMALL.replace("dim: 3", "dim: 1"), tmp_path, ("ip",))).preprocess
     assert (gray.channels, gray.mean) == ("gray", (0.0,))
 
 
 def test_wrong_blob_lists_the_right_ones_in_order(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no blob 'fc9'; it has: data, conv1, pool1, norm1, conv2"):
-        load_net(saved(caffenet_prototxt(67), tmp_path, ("fc9",)))
+        load(saved(caffenet_prototxt(67), tmp_path, ("fc9",)))
 
 
 @pytest.mark.parametrize(
@@ -65,7 +64,7 @@ def test_bad_definitions(tmp_path: Path, text: str, says: str) -> None:
     model = saved(SMALL, tmp_path, ("ip",))
     Path(model.net).write_text(text)
     with pytest.raises(ModelError) as caught:
-        load_net(model)
+        load(model)
     assert says in str(caught.value)
     assert model.net in str(caught.value)
 
@@ -73,13 +72,13 @@ def test_bad_definitions(tmp_path: Path, text: str, says: str) -> None:
 def test_missing_files(tmp_path: Path) -> None:
     model = saved(SMALL, tmp_path, ("ip",))
     with pytest.raises(ModelError, match=r"gone\.prototxt: cannot read.*No such file.*model\.net"):
-        load_net(model.model_copy(update={"net": str(tmp_path / "gone.prototxt")}))
+        load(model.model_copy(update={"net": str(tmp_path / "gone.prototxt")}))
     with pytest.raises(ModelError, match=r"gone\.caffemodel: cannot read.*No such file.*model\.weights"):
-        load_net(model.model_copy(update={"weights": tmp_path / "gone.caffemodel"}))
+        load(model.model_copy(update={"weights": tmp_path / "gone.caffemodel"}))
     with pytest.raises(ModelError, match="belongs to `weights`"):
-        load_net(model.model_copy(update={"net": str(model.weights)}))
+        load(model.model_copy(update={"net": str(model.weights)}))
     with pytest.raises(ModelError, match=r"net\.prototxt: not a whole \.caffemodel"):
-        load_net(model.model_copy(update={"weights": Path(model.net)}))
+        load(model.model_copy(update={"weights": Path(model.net)}))
 
 
 def test_only_regular_files_are_read(tmp_path: Path) -> None:
@@ -89,7 +88,7 @@ def test_only_regular_files_are_read(tmp_path: Path) -> None:
     for path in (tmp_path / "fifo", Path("/dev/zero")):
         for key in ("net", "weights"):
             with pytest.raises(ModelError, match="not a regular file"):
-                load_net(model.model_copy(update={key: str(path)}))
+                load(model.model_copy(update={key: str(path)}))
 
 
 @pytest.mark.parametrize("kind", ["Python", "Data", "ImageData", "HDF5Data", "HDF5Output", "WindowData"])
@@ -99,7 +98,7 @@ def test_layers_that_reach_outside_are_refused(tmp_path: Path, kind: str) -> Non
     model = saved(SMALL, tmp_path, ("ip",))
     Path(model.net).write_text(text)
     with pytest.raises(ModelError, match=f"'evil' of type {kind} .*refuses"):
-        load_net(model)
+        load(model)
 
 
 @pytest.mark.parametrize(
@@ -148,16 +147,16 @@ def test_nets_that_do_not_fit(tmp_path: Path, layers: str, says: str) -> None:
     model = saved(SMALL, tmp_path, ("a",))
     Path(model.net).write_text(SMALL + layers)
     with pytest.raises(ModelError) as caught:
-        load_net(model)
+        load(model)
     assert says in str(caught.value)
 
 
 def test_two_inputs(tmp_path: Path) -> None:
     text = SMALL + layer("data2", "Input", "", "input_param { shape { dim: 1 dim: 3 dim: 8 dim: 8 } }")
     text += layer("sum", "Eltwise", "data data2")
-    load_net(saved(text, tmp_path, ("ip",)))
+    load(saved(text, tmp_path, ("ip",)))
     with pytest.raises(ModelError, match=r"2 inputs \(data, data2\)"):
-        load_net(saved(text, tmp_path, ("sum",)))
+        load(saved(text, tmp_path, ("sum",)))
 
 
 def test_weights_of_another_net(tmp_path: Path) -> None:
@@ -167,15 +166,15 @@ def test_weights_of_another_net(tmp_path: Path) -> None:
     with pytest.raises(
         ModelError, match=r"'ip' of type InnerProduct: weight array 0 has shape 5x192, .* needs 4x192"
     ):
-        load_net(model)
+        load(model)
     random_weights(
         SMALL.replace("num_output: 4", "num_output: 4 bias_term: false"), tmp_path / "net.caffemodel"
     )
     with pytest.raises(ModelError, match="needs 2 weight arrays, the file holds 1"):
-        load_net(model)
+        load(model)
     random_weights(SMALL.replace('name: "ip"', 'name: "ip2"'), tmp_path / "net.caffemodel")
     with pytest.raises(ModelError, match=r"no weights for layer 'ip'"):
-        load_net(model)
+        load(model)
 
 
 def test_a_layer_that_nothing_lowers(tmp_path: Path) -> None:
@@ -183,13 +182,13 @@ def test_a_layer_that_nothing_lowers(tmp_path: Path) -> None:
     after = layer("after", "ReLU", "strange")
     model = saved(SMALL + unknown + after, tmp_path, ("ip", "after"))
     with pytest.raises(ModelError, match=r"'strange' of type FancyLayer.*engine = \"caffe\""):
-        load_net(model.model_copy(update={"engine": "onnxruntime"}))
-    net = load_net(model)
+        load(model.model_copy(update={"engine": "onnxruntime"}))
+    net = load(model)
     assert net.blobs == {"ip": 4, "after": 0}
     with pytest.raises(ModelError, match="'strange' of type FancyLayer"):
         OnnxRuntimeEngine(net, "cpu", 1)
     # Not needed, not in the way.
-    load_net(model.model_copy(update={"engine": "onnxruntime", "blobs": ("ip",)}))
+    load(model.model_copy(update={"engine": "onnxruntime", "blobs": ("ip",)}))
 
 
 def test_every_cut_of_the_weights_is_an_error(tmp_path: Path) -> None:
@@ -199,7 +198,7 @@ def test_every_cut_of_the_weights_is_an_error(tmp_path: Path) -> None:
     for size in [*range(60), *range(60, len(raw), 97), len(raw) - 1]:
         model.weights.write_bytes(raw[:size])
         with pytest.raises(ModelError) as caught:
-            load_net(model)
+            load(model)
         assert str(model.weights) in str(caught.value)
     assert "1 bytes too early (truncated)" in str(caught.value)
 
@@ -252,4 +251,4 @@ def test_a_definition_may_be_huge_but_not_that_huge(tmp_path: Path) -> None:
     with path.open("wb") as file:
         file.truncate(1 << 30)
     with pytest.raises(ModelError, match="too large"):
-        load_net(ModelConfig(net=str(path), weights=path, blobs=("x",)))
+        load(ModelConfig(net=str(path), weights=path, blobs=("x",)))

@@ -12,7 +12,6 @@ import pytest
 from featd.config import ModelConfig
 from featd.engines.onnxruntime import OnnxRuntimeEngine
 from featd.net import prototxt
-from featd.net.load import load_net
 from featd.net.lower import to_onnx
 from nets import (
     TOLERANCE,
@@ -22,6 +21,7 @@ from nets import (
     distance,
     input_layer,
     layer,
+    load,
     pictures,
     random_weights,
     real_caffe,
@@ -51,7 +51,7 @@ def caffenet(tmp_path_factory: pytest.TempPathFactory) -> ModelConfig:
 
 
 def test_caffenet(caffenet: ModelConfig) -> None:
-    net = load_net(caffenet)
+    net = load(caffenet)
     sizes = [290400, 43264, 9216, 4096, 4096, 1000, 1000]
     assert net.blobs == dict(zip(BLOBS, sizes, strict=True))
     batch = pictures(net, 2)
@@ -80,7 +80,7 @@ def test_blobs_are_what_pycaffe_says(tmp_path: Path) -> None:
     caffe = real_caffe()
     text = caffenet_prototxt(size=67, classes=10)
     model = saved(text, tmp_path, ("conv1", "pool2", "fc7", "prob"))
-    net = load_net(model)
+    net = load(model)
     batch = pictures(net, 10)
     plain = caffe.Net(model.net, caffe.TEST, weights=str(model.weights))
     plain.blobs["data"].data[...] = batch
@@ -102,7 +102,7 @@ def test_old_weights_of_real_caffe(tmp_path: Path) -> None:
 
     model = saved(V1_TEXT, tmp_path, ("ip",))
     assert model.weights is not None
-    modern = load_net(model)
+    modern = load(model)
     batch = pictures(modern, 2)
     was = both_engines(modern)[0].forward(batch)["ip"]
     old = caffe_pb2.NetParameter()
@@ -113,7 +113,7 @@ def test_old_weights_of_real_caffe(tmp_path: Path) -> None:
             blob = stored.blobs.add(num=dims[0], channels=dims[1], height=dims[2], width=dims[3])
             blob.data.extend(weight.array().ravel().tolist())
     model.weights.write_bytes(old.SerializeToString())
-    legacy = load_net(model)
+    legacy = load(model)
     assert [one.stored.legacy for one in legacy.weights["ip"]] == [True, True]
     for engine in both_engines(legacy):
         assert distance(engine.forward(batch)["ip"], was) < TOLERANCE
@@ -125,10 +125,10 @@ def test_old_weights_of_real_caffe(tmp_path: Path) -> None:
 def test_weights_saved_by_real_caffe(tmp_path: Path) -> None:
     caffe = real_caffe()
     model = saved(caffenet_prototxt(size=67, classes=10), tmp_path, ("fc7",))
-    ours = load_net(model)
+    ours = load(model)
     path = tmp_path / "saved by caffe.caffemodel"
     caffe.Net(model.net, caffe.TEST, weights=str(model.weights)).save(str(path))
-    theirs = load_net(model.model_copy(update={"weights": path}))
+    theirs = load(model.model_copy(update={"weights": path}))
     for name, weights in ours.weights.items():
         for one, other in zip(weights, theirs.weights[name], strict=True):
             np.testing.assert_array_equal(one.array(), other.array())
@@ -146,7 +146,7 @@ def test_shared_weights(tmp_path: Path) -> None:
 
 
 def test_any_batch_and_fresh_arrays(tmp_path: Path) -> None:
-    net = load_net(saved(caffenet_prototxt(size=67, classes=10), tmp_path, ("fc7", "prob")))
+    net = load(saved(caffenet_prototxt(size=67, classes=10), tmp_path, ("fc7", "prob")))
     batch = pictures(net, 5)
     for engine in both_engines(net):
         whole = engine.forward(batch)
@@ -168,7 +168,7 @@ def test_any_batch_and_fresh_arrays(tmp_path: Path) -> None:
 
 def test_lowering_is_deterministic(tmp_path: Path) -> None:
     model = saved(V1_TEXT, tmp_path, ("ip",))
-    assert to_onnx(load_net(model)) == to_onnx(load_net(model))
+    assert to_onnx(load(model)) == to_onnx(load(model))
 
 
 def test_every_node_has_a_name_of_its_own(tmp_path: Path) -> None:
@@ -176,7 +176,7 @@ def test_every_node_has_a_name_of_its_own(tmp_path: Path) -> None:
     halves = layer("s", "Slice", "data", "slice_param { axis: 2 }", "a b")
     text = input_layer(3, 8, 8) + halves + layer("t", "Slice", "a", "slice_param { axis: 2 }", "c d")
     model = saved(text, tmp_path, ("b", "c", "d"))
-    nodes = onnx.load_from_string(to_onnx(load_net(model))).graph.node
+    nodes = onnx.load_from_string(to_onnx(load(model))).graph.node
     names = [node.name for node in nodes if node.op_type == "Slice"]
     assert len(set(names)) == 4
     assert "" not in names
@@ -185,7 +185,7 @@ def test_every_node_has_a_name_of_its_own(tmp_path: Path) -> None:
 
 def test_weights_outlive_the_net(tmp_path: Path) -> None:
     """ONNX Runtime reads them where they lie, even when nothing but its session holds them."""
-    net = load_net(saved(caffenet_prototxt(size=67, classes=10), tmp_path, ("fc7",)))
+    net = load(saved(caffenet_prototxt(size=67, classes=10), tmp_path, ("fc7",)))
     batch = pictures(net, 1)
     engine = OnnxRuntimeEngine(net, "cpu", 1)
     was = engine.forward(batch)["fc7"]
@@ -198,7 +198,7 @@ def test_weights_outlive_the_net(tmp_path: Path) -> None:
 
 
 def test_only_the_needed_layers_are_run(tmp_path: Path) -> None:
-    net = load_net(saved(caffenet_prototxt(size=67, classes=10), tmp_path, ("pool1",)))
+    net = load(saved(caffenet_prototxt(size=67, classes=10), tmp_path, ("pool1",)))
     assert [step.layer.name for step in net.layers] == ["data", "conv1", "relu1", "pool1"]
     assert set(net.unused_weights) == {"conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8"}
 

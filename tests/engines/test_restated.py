@@ -18,8 +18,7 @@ from engines.layer_record import RESTATED, record
 from featd.engines.onnxruntime import OnnxRuntimeEngine
 from featd.engines.select import load_engine
 from featd.errors import ModelError
-from featd.net.load import load_net
-from nets import TOLERANCE, distance, input_layer, layer, pictures, real_caffe, saved
+from nets import TOLERANCE, distance, input_layer, layer, load, pictures, real_caffe, saved
 
 Array = npt.NDArray[np.float32]
 
@@ -30,9 +29,7 @@ sizes = st.tuples(st.sampled_from([1, 3]), st.integers(1, 9), st.integers(1, 9))
 def ran(case: Case, *blobs: str) -> list[Array]:
     """Blobs of two pictures, as (2, ...) arrays."""
     with tempfile.TemporaryDirectory() as folder:
-        net = load_net(
-            saved(input_layer(*case.dims) + case.text(), Path(folder), blobs, engine="onnxruntime")
-        )
+        net = load(saved(input_layer(*case.dims) + case.text(), Path(folder), blobs, engine="onnxruntime"))
         assert net.one_by_one is None
         vectors = OnnxRuntimeEngine(net, "cpu", 1).forward(pictures(net, 2))
         shapes = [net.shapes[blob] or () for blob in blobs]
@@ -241,9 +238,9 @@ def test_stochastic_pooling_is_not_given_to_real_caffe(kind: str, tmp_path: Path
     block = "pooling_param { kernel_size: 2" if kind == "Pooling" else "spp_param { pyramid_height: 1"
     text = input_layer(3, 4, 4) + layer("out", kind, "data", block + " pool: STOCHASTIC }")
     model = saved(text, tmp_path, ("out",))
-    assert load_engine(load_net(model), "auto", "cpu").name == "onnxruntime"
+    assert load_engine(load(model), "auto", "cpu").name == "onnxruntime"
     with pytest.raises(ModelError, match="not do on the CPU"):
-        load_engine(load_net(model), "caffe", "cpu")
+        load_engine(load(model), "caffe", "cpu")
 
 
 @pytest.mark.parametrize(
@@ -263,4 +260,4 @@ def test_bad_settings(case: Case, says: str, tmp_path: Path) -> None:
     model = saved(input_layer(*case.dims), tmp_path, ("out",))
     Path(model.net).write_text(input_layer(*case.dims) + case.text())
     with pytest.raises(ModelError, match=says):
-        load_net(model)
+        load(model)

@@ -13,8 +13,7 @@ from featd.config import ModelConfig
 from featd.engines import caffe as caffe_engine
 from featd.engines.select import available_engines, load_engine
 from featd.errors import ModelError
-from featd.net.load import load_net
-from nets import input_layer, layer, pictures, real_caffe, saved
+from nets import input_layer, layer, load, pictures, real_caffe, saved
 
 IP = layer("ip", "InnerProduct", "data", "inner_product_param { num_output: 4 }")
 
@@ -25,13 +24,13 @@ def without_caffe(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_auto_takes_real_caffe() -> None:
     real_caffe()
-    engine = load_engine(load_net(ModelConfig()), "auto", "cpu", 1)
+    engine = load_engine(load(ModelConfig()), "auto", "cpu", 1)
     assert (engine.name, engine.device, engine.blobs) == ("caffe", "cpu", {"gist": 544})
 
 
 def test_auto_without_caffe(monkeypatch: pytest.MonkeyPatch) -> None:
     without_caffe(monkeypatch)
-    net = load_net(ModelConfig())
+    net = load(ModelConfig())
     assert load_engine(net, "auto", "cpu", 1).name == "onnxruntime"
     with pytest.raises(ModelError, match=r"not importable.*script/build-caffe"):
         load_engine(net, "caffe", "cpu", 1)
@@ -42,7 +41,7 @@ def test_a_placeholder_is_not_caffe(monkeypatch: pytest.MonkeyPatch) -> None:
     """PyPI's package of that name."""
     monkeypatch.setitem(sys.modules, "caffe", types.ModuleType("caffe"))
     with pytest.raises(ModelError, match="is not pycaffe"):
-        load_engine(load_net(ModelConfig()), "caffe", "cpu", 1)
+        load_engine(load(ModelConfig()), "caffe", "cpu", 1)
 
 
 def test_versions() -> None:
@@ -57,23 +56,23 @@ def test_a_gpu_that_is_not_there(engine: str) -> None:
     """A CPU-only Caffe aborts in set_mode_gpu; here it must be an error that names the device."""
     real_caffe()
     with pytest.raises(ModelError, match="'cuda:63'"):
-        load_engine(load_net(ModelConfig()), engine, "cuda:63", 1)
+        load_engine(load(ModelConfig()), engine, "cuda:63", 1)
 
 
 def test_unknown_device() -> None:
     with pytest.raises(ModelError, match="unknown device 'tpu'"):
-        load_engine(load_net(ModelConfig()), "onnxruntime", "tpu", 1)
+        load_engine(load(ModelConfig()), "onnxruntime", "tpu", 1)
 
 
 def test_unknown_engine() -> None:
     with pytest.raises(ModelError, match="unknown engine 'torch'"):
-        load_engine(load_net(ModelConfig()), "torch", "cpu", 1)
+        load_engine(load(ModelConfig()), "torch", "cpu", 1)
 
 
 def test_a_layer_that_only_caffe_has(tmp_path: Path) -> None:
     real_caffe()
     text = input_layer(3, 8, 8) + layer("pad", "Pad", "data", "pad_param { pad_l: 2 pad_value: 7 }") + IP
-    net = load_net(saved(text, tmp_path, ("pad", "ip")))
+    net = load(saved(text, tmp_path, ("pad", "ip")))
     assert net.blobs == {"pad": 0, "ip": 4}
     engine = load_engine(net, "auto", "cpu", 1)
     assert (engine.name, engine.blobs) == ("caffe", {"pad": 240, "ip": 4})
@@ -86,7 +85,7 @@ def test_a_layer_that_only_caffe_has(tmp_path: Path) -> None:
 
 def test_a_layer_that_nobody_has(tmp_path: Path) -> None:
     real_caffe()
-    net = load_net(saved(input_layer(3, 8, 8) + layer("x", "FancyLayer", "data"), tmp_path, ("x",)))
+    net = load(saved(input_layer(3, 8, 8) + layer("x", "FancyLayer", "data"), tmp_path, ("x",)))
     with pytest.raises(
         ModelError, match="'x' of type FancyLayer: this build of Caffe does not have the type"
     ):
@@ -101,12 +100,12 @@ def test_a_net_that_caffe_aborts_on_runs_lowered(tmp_path: Path) -> None:
     """A blob that one layer overwrites while another still reads it as it was: fatal in Net::Init."""
     real_caffe()
     text = input_layer(3, 8, 8) + IP + layer("tanh", "TanH", "ip") + layer("relu", "ReLU", "ip", top="ip")
-    net = load_net(saved(text, tmp_path, ("tanh", "ip")))
+    net = load(saved(text, tmp_path, ("tanh", "ip")))
     assert load_engine(net, "auto", "cpu", 1).name == "onnxruntime"
     with pytest.raises(ModelError, match="'relu' of type ReLU overwrites"):
         load_engine(net, "caffe", "cpu", 1)
     # Cut down to what one of the two needs, it is a net like any other.
-    assert load_engine(load_net(saved(text, tmp_path, ("tanh",))), "auto", "cpu", 1).name == "caffe"
+    assert load_engine(load(saved(text, tmp_path, ("tanh",))), "auto", "cpu", 1).name == "caffe"
 
 
 def test_a_setting_that_names_a_file_never_reaches_caffe(tmp_path: Path) -> None:
@@ -115,7 +114,7 @@ def test_a_setting_that_names_a_file_never_reaches_caffe(tmp_path: Path) -> None
     evil = layer(
         "ip", "InnerProduct", "data", 'inner_product_param { num_output: 4 } data_param { source: "/etc/x" }'
     )
-    net = load_net(saved(input_layer(3, 8, 8) + evil, tmp_path, ("ip",)))
+    net = load(saved(input_layer(3, 8, 8) + evil, tmp_path, ("ip",)))
     for engine in ("caffe", "auto"):
         with pytest.raises(ModelError, match=r"'ip' sets data_param\.source"):
             load_engine(net, engine, "cpu", 1)
@@ -136,7 +135,7 @@ def test_each_thread_that_runs_forward_sets_mode_and_device(
     monkeypatch.setattr(caffe, "set_device", lambda index: calls.append(f"device {index}"))
     monkeypatch.setattr(caffe, "set_mode_gpu", lambda: calls.append("gpu"))
     monkeypatch.setattr(caffe, "set_mode_cpu", lambda: calls.append("cpu"))
-    net = load_net(ModelConfig())
+    net = load(ModelConfig())
     engine = caffe_engine.CaffeEngine(net, device, 1)
     engine.forward(pictures(net, 1))
     assert calls == wanted
@@ -156,7 +155,7 @@ def test_a_caffe_that_fuses_layers_is_passed_over(tmp_path: Path, monkeypatch: p
         return types.SimpleNamespace(_layer_names=["data"], layers=[made.layers[0]], blobs=made.blobs)
 
     monkeypatch.setattr(caffe, "Net", fused)
-    net = load_net(saved(input_layer(3, 8, 8) + IP, tmp_path, ("ip",)))
+    net = load(saved(input_layer(3, 8, 8) + IP, tmp_path, ("ip",)))
     with pytest.raises(ModelError, match=r"'ip' of type InnerProduct.*onnxruntime"):
         load_engine(net, "caffe", "cpu", 1)
     assert load_engine(net, "auto", "cpu", 1).name == "onnxruntime"
@@ -165,9 +164,9 @@ def test_a_caffe_that_fuses_layers_is_passed_over(tmp_path: Path, monkeypatch: p
 def test_nothing_but_errors_reaches_stderr(tmp_path: Path) -> None:
     real_caffe()
     code = (
-        "from featd.config import ModelConfig; from featd.net.load import load_net; "
+        "from featd.net.load import load_net; "
         "from featd.engines.select import load_engine; "
-        "e = load_engine(load_net(ModelConfig()), 'caffe', 'cpu', 1); print(e.name)"
+        "e = load_engine(load_net('gist'), 'caffe', 'cpu', 1); print(e.name)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path

@@ -34,7 +34,7 @@ def test_a_record_is_an_event_a_message_and_fields(stream: io.StringIO) -> None:
 HOSTILE = ["x\ny", "x\r2026-11-24 ERROR forged", "\x1b]0;title\x07", "\u202egpj.x", 'quote"s', "\udcff"]
 
 
-@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("name", HOSTILE, ids=ascii)
 def test_names_cannot_forge_lines_or_steer_terminals(stream: io.StringIO, name: str) -> None:
     logs.get("ingest").warning("odd", f"a message with {name}", path=name)
     (line,) = stream.getvalue().splitlines()
@@ -51,7 +51,7 @@ def test_a_traceback_stays_on_the_line(stream: io.StringIO) -> None:
     assert "ValueError: first" in line
 
 
-@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("name", HOSTILE, ids=ascii)
 def test_json_is_one_object_a_line(stream: io.StringIO, name: str) -> None:
     logs.configure("info", "json")
     logs.setup(stream=stream)
@@ -114,7 +114,7 @@ def parse(datagram: bytes) -> dict[str, str]:
     return found
 
 
-@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("name", HOSTILE, ids=ascii)
 def test_the_journal_gets_fields(
     journal: socket.socket, stream: io.StringIO, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:

@@ -58,8 +58,7 @@ class OnnxRuntimeEngine:
 
 def _session(net: Net, device: str, threads: int, arrays: dict[str, Any]) -> Any:
     """`arrays` takes the weights: the session reads them where they lie, so they must live as long as it does."""
-    import onnxruntime
-
+    onnxruntime = import_onnxruntime()
     providers: list[Any] = ["CPUExecutionProvider"]
     index = cuda_index(device)
     if index is not None:
@@ -67,7 +66,7 @@ def _session(net: Net, device: str, threads: int, arrays: dict[str, Any]) -> Any
         if "CUDAExecutionProvider" not in have:
             raise ModelError(
                 f"device {device!r}: this onnxruntime has no CUDA (it has {', '.join(have)}): "
-                'install onnxruntime-gpu, or use real Caffe, or devices = ["cpu"]'
+                'install the extra `cuda` in place of `cpu`, or use real Caffe, or devices = ["cpu"]'
             )
         # TF32 would leave the tolerance within which engines agree.
         providers.insert(0, ("CUDAExecutionProvider", {"device_id": index, "use_tf32": 0}))
@@ -93,11 +92,21 @@ def _session(net: Net, device: str, threads: int, arrays: dict[str, Any]) -> Any
     return session
 
 
-def version() -> str:
-    """The installed version."""
-    import onnxruntime
+def import_onnxruntime() -> Any:
+    """The module `onnxruntime`. ModelError names the extra to install where there is none."""
+    try:
+        import onnxruntime
+    except ImportError:
+        raise ModelError(
+            "ONNX Runtime is not installed: install featd with the extra `cpu`, or `cuda` for NVIDIA GPUs"
+            " (pip install 'featd[cpu]')"
+        ) from None
+    return onnxruntime
 
-    return str(onnxruntime.__version__)
+
+def version() -> str:
+    """The installed version. ModelError where there is none."""
+    return str(import_onnxruntime().__version__)
 
 
 def _first_line(error: Exception) -> str:

@@ -7,6 +7,7 @@ from typing import Final
 from featd.engines import caffe, onnxruntime
 from featd.engines.base import Engine
 from featd.errors import ModelError
+from featd.net.load import require_lowered
 from featd.net.net import Net
 
 ENGINES: Final = (caffe.NAME, onnxruntime.NAME)
@@ -19,6 +20,7 @@ def load_engine(net: Net, engine: str, device: str, threads: int = 0) -> Engine:
     Call it in the thread that will call `forward`, after the last fork. ModelError says why there is no engine.
     """
     if engine == onnxruntime.NAME:
+        require_lowered(net.layers, net.source)
         return onnxruntime.OnnxRuntimeEngine(net, device, threads)
     if engine == caffe.NAME:
         return caffe.CaffeEngine(net, device, threads)
@@ -35,9 +37,10 @@ def load_engine(net: Net, engine: str, device: str, threads: int = 0) -> Engine:
 
 def available_engines() -> dict[str, str]:
     """Engine -> its version, or `missing: ` and why. Imports both: never in the supervisor."""
-    found = {onnxruntime.NAME: onnxruntime.version()}
-    try:
-        found[caffe.NAME] = caffe.version()
-    except caffe.CaffeUnavailableError as error:
-        found[caffe.NAME] = f"missing: {error}"
-    return {name: found[name] for name in ENGINES}
+    found = {}
+    for name, version in ((caffe.NAME, caffe.version), (onnxruntime.NAME, onnxruntime.version)):
+        try:
+            found[name] = version()
+        except ModelError as error:
+            found[name] = f"missing: {error}"
+    return found

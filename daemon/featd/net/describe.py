@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from featd.config import BUILT_IN_NETS
 from featd.errors import ModelError
 from featd.net import gist
 from featd.net.batch import any_batch
@@ -74,7 +73,7 @@ class NetReport:
 def describe(net_path_or_builtin: str, weights: Path | None = None) -> NetReport:
     """Look at a net without loading it. ModelError only where the files cannot be read at all."""
     stored: list[StoredLayer] | None = None
-    if net_path_or_builtin in BUILT_IN_NETS:
+    if net_path_or_builtin == gist.NAME:
         message = parse(gist.prototxt(), net_path_or_builtin)
         stored = gist.stored_weights()
     else:

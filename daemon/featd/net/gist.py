@@ -22,6 +22,7 @@ from featd.net.caffemodel import StoredBlob, StoredLayer
 from featd.net.net import PreprocessDefaults
 
 REVISION: Final = 1
+NAME: Final = "gist"
 BLOB: Final = "gist"
 
 SIZE: Final = 128

@@ -38,7 +38,7 @@ def load_model(
     config: ModelConfig, preparation: PreprocessConfig, dtype: str, device: str, threads: int
 ) -> Model:
     """Read the net, load it on `device`. ModelError or ConfigError with the way out."""
-    net = load_net(config)
+    net = load_net(config.net, config.weights, config.blobs)
     check_blobs(list(net.blobs))
     preprocess = resolve(preparation, net.input_shape, net.preprocess)
     if (preprocess.depth, *preprocess.crop) != net.input_shape:
