@@ -23,9 +23,10 @@ def scan(
     ] = None,
     config: ConfigOption = None,
 ) -> None:
-    """Scan the roots for new, changed, returned and vanished images.
+    """Scan the roots.
 
-    Updates the catalog. Reads no image and removes nothing. Skips an offline root, and then exits 1.
+    Records new, changed, returned and vanished images. Reads no image and removes nothing. Skips an offline root, and
+    then exits 1.
     """
     from featd import logs
     from featd.ingest.scan import describe, scan_root

@@ -44,7 +44,7 @@ def install(
     config: ConfigOption = None,
     dry_run: DryRunOption = False,
 ) -> None:
-    """Install the systemd units for this installation and configuration.
+    """Install the systemd units of this installation.
 
     Creates the user featd, the unit, and a drop-in for what the configuration needs. Run it again after an upgrade,
     or when store, roots or devices have changed. Prints each step.

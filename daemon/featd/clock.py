@@ -1,6 +1,6 @@
-"""The only place that reads clocks. Moments are aware UTC; durations are seconds.
+"""The only module that reads clocks. Times are aware and in UTC; durations are in seconds.
 
-Leases on SQLite use the boot clock: it does not jump when the wall clock is set, and goes on in suspend.
+Leases on SQLite use the boot clock: it does not jump when the wall clock is set, and continues during suspend.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 
 
 def utcnow() -> datetime:
-    """The moment, aware, in UTC."""
+    """Now, aware and in UTC."""
     return datetime.now(UTC)
 
 
@@ -28,10 +28,10 @@ def boottime() -> float:
 
 @lru_cache(maxsize=1)
 def boot_id() -> str:
-    """Names this boot of this host; another value means that every process of before is dead."""
+    """Identifies this boot of this host; after another boot all earlier processes are dead."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 def sleep(seconds: float) -> None:
-    """Let time pass."""
+    """Sleep."""
     time.sleep(seconds)

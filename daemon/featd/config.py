@@ -1,4 +1,4 @@
-"""One TOML file, read whole, checked, frozen. Unknown keys and bad values are errors with their dotted path.
+"""The configuration: one TOML file, checked and frozen. Unknown keys and bad values are errors with their dotted path.
 
 Environment variables override single keys: FEATD_WORKERS__BATCH=8.
 """
@@ -97,7 +97,7 @@ _Pixel = Annotated[float, Field(ge=-1e6, le=1e6)]
 
 
 class PreprocessConfig(_Section):
-    """What is None is the preset's value or the net's own: gist brings its own, a Caffe net gets 256x256, BGR,
+    """None means the value of the preset or of the net. gist has its own values; a Caffe net gets 256x256, BGR and
     ImageNet's mean."""
 
     preset: Literal["fast", "caffe-transform", "pycaffe"] = "fast"
@@ -129,7 +129,7 @@ class PreprocessConfig(_Section):
     @classmethod
     def _not_zero(cls, scale: float | None) -> float | None:
         if scale == 0:
-            raise ValueError("with 0 every picture is the same: leave it out, or write 1.0")
+            raise ValueError("0 would make all pictures the same: leave it out, or write 1.0")
         return scale
 
 
@@ -206,7 +206,7 @@ class Settings(BaseSettings):
     def _own_preprocessing(self) -> Settings:
         if self.model.built_in and self.preprocess.preset != "fast":
             raise ValueError(
-                f"preprocess.preset: {self.model.net} has its own preprocessing: leave preset out"
+                f"preprocess.preset: {self.model.net} has its own preprocessing: leave out preset"
             )
         return self
 
@@ -219,7 +219,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        # The environment outranks the file, whose content comes as init values.
+        # The environment overrides the file, whose content comes as init values.
         return (env_settings, init_settings)
 
 
@@ -279,7 +279,7 @@ def _in_environment(variable: str) -> bool:
 
 
 def _refuse_unknown_variables() -> None:
-    """A misspelled override would silently do nothing."""
+    """Refuse a variable of an unknown section: a misspelled override would have no effect."""
     for name in os.environ:
         section, nested, _ = name.upper().removeprefix(ENV_PREFIX).partition("__")
         if name.upper().startswith(ENV_PREFIX) and nested and section.lower() not in Settings.model_fields:
@@ -327,11 +327,11 @@ def _absolute(settings: Settings, file: Path) -> Settings:
 
 
 def _refuse_nesting(roots: list[Path]) -> None:
-    """An image under two roots would be two images."""
+    """Refuse nested roots: an image under two roots would be two images."""
     for one in roots:
         for other in roots:
             if one is not other and (one == other or one in other.parents):
-                raise ConfigError(f"roots: must not nest, but {one} holds {other}")
+                raise ConfigError(f"roots: must not be nested, but {one} contains {other}")
 
 
 def _absolute_url(url: str, resolve: Any) -> str:
@@ -340,6 +340,6 @@ def _absolute_url(url: str, resolve: Any) -> str:
             return scheme + str(resolve("catalog.url", Path(url.removeprefix(scheme))))
     if not url.startswith(("postgresql+psycopg://", "postgresql://")):
         raise ConfigError(
-            f"catalog.url: {url.partition(':')[0]!r} is not a database featd knows: write sqlite:///FILE or postgresql+psycopg://user@host/db"
+            f"catalog.url: {url.partition(':')[0]!r} is not a supported database: write sqlite:///FILE or postgresql+psycopg://user@host/db"
         )
     return url

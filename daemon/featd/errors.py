@@ -1,6 +1,6 @@
-"""Every error featd raises on purpose: one tree, grouped by what the caller can do, one exit code each.
+"""All errors that featd raises on purpose: one tree, grouped by what the caller can do, with an exit code each.
 
-Messages are written for the operator: they name the thing and the way out.
+Messages are for the operator: they name the thing and the way out.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ EXIT_FAILED_ROWS = 4
 EXIT_OUT_OF_REACH = 75
 """EX_TEMPFAIL: catalog or store out of reach. systemd retries."""
 EXIT_BAD_CONFIG = 78
-"""EX_CONFIG: only a person can mend it. systemd must not restart."""
+"""EX_CONFIG: needs a person. systemd must not restart."""
 
 
 def reason(error: Exception) -> str:
-    """What an error says, without the number and the path that the message around it has."""
+    """The text of an error, without its number and path."""
     return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
 class FeatdError(Exception):
-    """Something featd cannot go on with; the message says what and what to do."""
+    """An error that featd reports; the message says what is wrong and what to do."""
 
     exit_code = EXIT_ERROR
 
 
-# Stop the daemon: only a person can mend these.
+# Stop the daemon: these need a person.
 
 
 class ConfigError(FeatdError):
@@ -43,7 +43,7 @@ class ModelError(ConfigError):
 
 
 class FingerprintError(ConfigError):
-    """The configuration would make other vectors than the catalog holds."""
+    """The configuration would produce other vectors than the catalog has."""
 
 
 class SchemaError(ConfigError):
@@ -51,7 +51,7 @@ class SchemaError(ConfigError):
 
 
 class LockHeldError(FeatdError):
-    """Another supervisor runs on this store and host."""
+    """Another supervisor is running on this store and host."""
 
 
 # Retry later: nothing is wrong with the configuration.
@@ -64,7 +64,7 @@ class CatalogUnavailableError(FeatdError):
 
 
 class StoreUnavailableError(FeatdError):
-    """The store is not mounted, is another instance's, or cannot be written."""
+    """The store is not mounted, belongs to another instance, or cannot be written."""
 
     exit_code = EXIT_OUT_OF_REACH
 
@@ -73,18 +73,18 @@ class StoreUnavailableError(FeatdError):
 
 
 class LeaseLostError(FeatdError):
-    """This worker's lease has ended: whatever it holds belongs to others now."""
+    """This worker's lease has ended: its images belong to other workers now."""
 
 
 class EngineError(FeatdError):
-    """The engine fails for reasons that are not an image's fault (a sick device, a changed vector)."""
+    """The engine fails for a reason that is not an image's fault, such as a faulty device or changed vectors."""
 
 
-# Give up one image, never its neighbours.
+# Fail one image, never the other images of its batch.
 
 
 class ImageError(FeatdError):
-    """One image could not be turned into a vector; `kind` decides what happens to its row."""
+    """An image cannot be turned into a vector; `kind` decides what happens to its row."""
 
     def __init__(self, kind: Kind, message: str) -> None:
         super().__init__(message)
@@ -95,10 +95,10 @@ class ImageError(FeatdError):
         return (ImageError, (self.kind, self.message))
 
 
-# Answers of commands.
+# Results of commands.
 
 
 class NothingMatchedError(FeatdError):
-    """A command was asked about something that is not there."""
+    """A command was asked about something that does not exist."""
 
     exit_code = EXIT_NOTHING_MATCHED

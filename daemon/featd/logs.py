@@ -1,10 +1,11 @@
-"""Log records: an event name plus fields, one record per line whatever a file is called.
+"""Log records: an event name, a message and fields. One record per line, whatever file names contain.
 
 log = logs.get("worker")
-log.info("sealed", "a shard is on disk; its rows are done", shard=name, rows=n)
+log.info("shard_sealed", "shard sealed and its images recorded", shard=name, rows=n)
 
 On a terminal or in a file a record is a line of text; under systemd it goes to the journal with its fields
-(`journalctl FEATD_EVENT=sealed`); on request it is a JSON object. An event that floods is cut short and counted.
+(`journalctl FEATD_EVENT=shard_sealed`); on request it is a JSON object. Too many records of one event are counted
+instead of written.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ from featd import clock
 from featd.clock import utcnow
 
 BURST = 50
-"""Records of one event that are written within WINDOW_SECONDS; the rest are counted."""
+"""The number of records of one event that are written within WINDOW_SECONDS; further ones are counted."""
 WINDOW_SECONDS = 10.0
 JOURNAL = "/run/systemd/journal/socket"
 JOURNAL_BYTES = 64 * 1024
-"""Of one field: what a datagram surely takes."""
+"""The limit for one field, which fits into a datagram."""
 
 _level = "info"
 _format = "auto"
@@ -60,18 +61,18 @@ class Logger:
 
 
 def get(name: str) -> Logger:
-    """The logger of one room of the house."""
+    """The logger of one part of featd."""
     return Logger(name)
 
 
 def configure(level: str, format: str) -> None:
-    """What `setup` does from now on, in this process and its children: the [log] section of the configuration."""
+    """Set what `setup` does from now on, in this process and its children, from the [log] section."""
     global _level, _format
     _level, _format = level, format
 
 
 def setup(level: str | None = None, stream: TextIO | None = None) -> None:
-    """Send every featd record to `stream` (standard error), or to the journal, one record each."""
+    """Send all records to `stream` (standard error), or to the journal."""
     stream = stream or sys.stderr
     handler: logging.Handler
     if _format == "journal" or (_format == "auto" and goes_to_journal(stream)):
@@ -91,7 +92,7 @@ def setup(level: str | None = None, stream: TextIO | None = None) -> None:
 
 
 def goes_to_journal(stream: TextIO) -> bool:
-    """Whether `stream` is the connection to the journal that systemd made for this service."""
+    """Whether `stream` is the connection to the journal that systemd has made for this service."""
     with contextlib.suppress(OSError, ValueError):
         is_at = os.fstat(stream.fileno())
         return os.environ.get("JOURNAL_STREAM") == f"{is_at.st_dev}:{is_at.st_ino}"
@@ -99,7 +100,7 @@ def goes_to_journal(stream: TextIO) -> bool:
 
 
 class LineFormatter(logging.Formatter):
-    """`2026-11-24T10:00:00Z INFO worker sealed: a shard is on disk shard="..." rows=4096`."""
+    """`2026-11-24T10:00:00.000Z INFO worker[42] shard_sealed: shard sealed ... shard="..." done=4096`."""
 
     def format(self, record: logging.LogRecord) -> str:
         parts = [
@@ -116,7 +117,7 @@ class LineFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object per line; `fields` stand in it beside time, level, logger, pid, event and message."""
+    """One JSON object per line: the fields beside time, level, logger, pid, event and message."""
 
     def format(self, record: logging.LogRecord) -> str:
         document = {
@@ -136,7 +137,7 @@ class JsonFormatter(logging.Formatter):
 class JournalHandler(logging.Handler):
     """systemd's native protocol (systemd.io/JOURNAL_NATIVE_PROTOCOL): one datagram of fields per record.
 
-    Where the journal does not listen, the record is a line of text on `stream`.
+    If the journal cannot be reached, the record is a line of text on `stream`.
     """
 
     def __init__(self, stream: TextIO, address: str = JOURNAL) -> None:
@@ -163,7 +164,7 @@ class JournalHandler(logging.Handler):
             self._fallback.handle(record)
 
     def _message(self, record: logging.LogRecord) -> str:
-        """What `journalctl` shows: the fields stand in it too, in short."""
+        """The message that `journalctl` shows, with shortened fields."""
         fields = " ".join(f"{key}={_value(value)[:200]}" for key, value in _fields(record).items())
         return f"{_event(record)}: {_one_line(record.getMessage())} {fields}".rstrip()
 
@@ -173,7 +174,7 @@ class JournalHandler(logging.Handler):
 
 
 class Flood(logging.Filter):
-    """Lets BURST records of one event through per window; the first of the next window says how many were not."""
+    """Passes BURST records of one event per window; the first of the next window says how many were held back."""
 
     def __init__(self) -> None:
         super().__init__()

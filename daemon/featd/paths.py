@@ -1,7 +1,7 @@
 """Names of files: their catalog form and back, and opening them beneath a root.
 
-A path on disk is bytes. Its catalog form is text that any terminal, log or database can hold: UTF-8 as it
-is, except that a backslash is doubled and each byte that is not UTF-8, and each control byte, is `\\xNN`.
+A path on disk is bytes. Its catalog form is text that any terminal, log or database can hold: UTF-8,
+except that a backslash is doubled, and each control byte and each byte that is not UTF-8 is `\\xNN`.
 """
 
 from __future__ import annotations
@@ -54,11 +54,11 @@ def from_catalog(text: str) -> bytes:
 
 
 def for_terminal(text: str) -> str:
-    """`text` with what could steer a terminal (escape codes, bidirectional overrides) shown as `\\u....`."""
+    """`text` with characters that could control a terminal (escape codes, bidirectional overrides) as `\\u....`."""
     return "".join(char if char.isprintable() else f"\\u{ord(char):04x}" for char in text)
 
 
-# openat2(2), Linux 5.6: the kernel itself refuses `..`, absolute paths and links on every component.
+# openat2(2), Linux 5.6: the kernel refuses `..`, absolute paths and links on every component.
 _SYS_OPENAT2 = 437
 _RESOLVE_NO_MAGICLINKS = 0x02
 _RESOLVE_NO_SYMLINKS = 0x04
@@ -71,7 +71,7 @@ class _OpenHow(ctypes.Structure):
 
 
 def read_regular(path: Path, most_bytes: int | None = None) -> bytes:
-    """All bytes of a file that people named. Never waits on a FIFO, never reads a device without end.
+    """All bytes of a file named by a person. Never waits for a FIFO, never reads a device endlessly.
 
     OSError as open(2) gives it; EINVAL where it is not a regular file, EFBIG where it has more than `most_bytes`.
     """

@@ -12,7 +12,7 @@ from typing import Final
 
 
 class State(StrEnum):
-    """Where an image's row stands. Vectors are live in `done` only."""
+    """The state of an image's row. Vectors are live only in `done`."""
 
     PENDING = "pending"  # waiting; perhaps not before a time (back-off, settling)
     CLAIMED = "claimed"  # under a live lease
@@ -22,7 +22,7 @@ class State(StrEnum):
 
 
 class Kind(StrEnum):
-    """Why an attempt failed. The part before the dot says who is asked to help: the file, the disk, the net."""
+    """Why an attempt failed. The part before the dot names the cause: the file, the disk or the net."""
 
     DECODE_CORRUPT = "decode.corrupt"
     DECODE_TRUNCATED = "decode.truncated"
@@ -67,7 +67,7 @@ OUTCOMES: Final[dict[Kind, Outcome]] = {
 }
 
 MAX_KILLS: Final = 4
-"""Deaths of its process, by a SIGKILL that nobody explained, that one version of an image survives alone."""
+"""How many unexplained SIGKILLs of its process, with only this image in hand, a version of an image survives."""
 
 BACKOFF_FACTOR: Final = 2.0
 MAX_BACKOFF_SECONDS: Final = 3600.0

@@ -86,5 +86,5 @@ def test_images_that_mix_run_alone(tmp_path: Path, case: str, caplog: pytest.Log
             for blob, vectors in engine.forward(batch).items():
                 assert distance(vectors, want[blob]) < TOLERANCE, (engine.name, blob)
     assert [record.message for record in caplog.records] == [
-        "the net does not keep the images of a batch apart: each is run alone, which is slower"
+        "images in a batch affect each other in this net; running each image alone, which is slower"
     ] * 2

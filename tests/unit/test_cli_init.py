@@ -87,7 +87,7 @@ def test_a_store_that_is_not_mounted_is_not_made_anew(tmp_path: Path, images: Pa
     [
         ([], 2, "--images"),
         (["--images", "missing"], 78, "no such folder"),
-        (["--images", "images", "--images", "images/below"], 78, "must not nest"),
+        (["--images", "images", "--images", "images/below"], 78, "must not be nested"),
         (["--images", "images", "--blob", "fc8"], 78, "gist"),
         (["--images", "images", "--net", "missing.prototxt"], 78, "neither a file"),
         (["--images", "images", "--net", "net.prototxt"], 78, "weights"),

@@ -260,7 +260,7 @@ def test_a_mean_that_promises_what_it_does_not_hold(tmp_path: Path, shape: str) 
     header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
     path = tmp_path / "mean.npy"
     path.write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + b"\0" * 64)
-    with pytest.raises(ConfigError, match=r"mean\.npy: not a mean featd can use"):
+    with pytest.raises(ConfigError, match=r"mean\.npy: not a usable mean"):
         resolve(PreprocessConfig(mean=path), (3, 227, 227), Defaults())
 
 
@@ -277,7 +277,7 @@ def test_a_mean_is_a_regular_file(tmp_path: Path, suffix: str) -> None:
 def test_a_pickle_is_never_loaded(tmp_path: Path) -> None:
     path = tmp_path / "mean.npy"
     np.save(path, np.array([object()], object), allow_pickle=True)
-    with pytest.raises(ConfigError, match=r"not a whole \.npy of numbers"):
+    with pytest.raises(ConfigError, match=r"not a complete \.npy file of numbers"):
         resolve(PreprocessConfig(mean=path), (3, 227, 227), Defaults())
     np.save(path, np.array([np.nan, 0, 0]))
     with pytest.raises(ConfigError, match="finite"):

@@ -39,13 +39,13 @@ class Engine(Protocol):
         """Wanted blob -> size of its vectors, in the order asked for."""
 
     def forward(self, batch: Batch) -> dict[str, Vectors]:
-        """Run any number of pictures, at least one. The arrays are the caller's: never views of engine memory.
+        """Run one or more pictures. The returned arrays are never views of the engine's memory.
 
         ValueError where the batch has another shape; EngineError where the engine itself fails.
         """
 
     def close(self) -> None:
-        """Give back memory and device. Harmless twice."""
+        """Release memory and device. May be called twice."""
 
 
 def as_batch(batch: Batch, input_shape: tuple[int, int, int]) -> Batch:
@@ -58,16 +58,16 @@ def as_batch(batch: Batch, input_shape: tuple[int, int, int]) -> Batch:
 
 
 def images_of(batch: Batch, alone: bool) -> list[Batch]:
-    """What is run at once: the batch, or each image of it."""
+    """The batches to run: the whole batch, or each image alone."""
     return [batch[at : at + 1] for at in range(len(batch))] if alone else [batch]
 
 
 def warn_if_alone(net: Net, engine: str) -> None:
-    """Say once per loaded engine that batches do not speed this net up, and why."""
+    """Warn, once per loaded engine, that batches do not speed up this net, and why."""
     if net.one_by_one is not None:
         _log.warning(
-            "one_by_one",
-            "the net does not keep the images of a batch apart: each is run alone, which is slower",
+            "images_run_alone",
+            "images in a batch affect each other in this net; running each image alone, which is slower",
             net=net.source,
             engine=engine,
             reason=net.one_by_one,
@@ -77,9 +77,7 @@ def warn_if_alone(net: Net, engine: str) -> None:
 def as_vectors(blob: str, array: npt.NDArray[np.float32], images: int, size: int) -> Vectors:
     """Flatten an engine's array to (n, d) float32. EngineError where it has another count of numbers."""
     if array.size != images * size:
-        raise EngineError(
-            f"blob {blob!r} came out with shape {array.shape} for {images} images of {size} numbers"
-        )
+        raise EngineError(f"blob {blob!r} has shape {array.shape} for {images} images of {size} numbers")
     return np.asarray(array, np.float32).reshape(images, size)
 
 

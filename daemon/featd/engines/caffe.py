@@ -1,7 +1,7 @@
 """The engine `caffe`: real pycaffe, the reference. The GPU path is untested on hardware.
 
-Caffe answers a bad net, a bad device or a CUDA error with SIGABRT, so everything that can be checked is checked
-before Caffe is asked. Caffe is imported inside functions only: after the fork, and only where it is wanted.
+Caffe aborts its process on a bad net, a bad device or a CUDA error, so everything is checked before, as far as
+possible. Caffe is imported inside functions only: after the fork, and only where it is used.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ _PLAIN_STRINGS: Final = frozenset({"name", "type", "bottom", "top", "stage", "no
 """Strings that name things in a net. Any other string in a layer may name a file or a module."""
 _PROBE_SECONDS: Final = 120.0
 _ONE_SIZE: Final = frozenset({"Normalize"})
-"""Layers that size their memory by the batch they were loaded with and write past its end in a larger one."""
+"""Layers that allocate memory for the batch size at load time, and write past its end with a larger batch."""
 
 
 class CaffeUnavailableError(ModelError):
-    """Real Caffe is not here, or cannot run this net or use this device; the message says which."""
+    """Real Caffe is missing, or cannot run this net or use this device; the message says which."""
 
 
 def import_caffe() -> Any:
-    """The module `caffe`, quiet but for errors. CaffeUnavailableError says why there is none."""
+    """The module `caffe`, which then logs errors only. CaffeUnavailableError says why it cannot be imported."""
     # Caffe logs each layer of each net at INFO; 2 = errors only. Read once, when its library loads.
     os.environ.setdefault("GLOG_minloglevel", "2")
     try:
         with warnings.catch_warnings():
-            # pycaffe pulls in scikit-image and generated protobuf code, whose deprecations are not ours to mend.
+            # pycaffe imports scikit-image and generated protobuf code, whose deprecation warnings do not concern featd.
             warnings.simplefilter("ignore", DeprecationWarning)
             warnings.simplefilter("ignore", FutureWarning)
             import caffe
@@ -67,7 +67,7 @@ def version() -> str:
 
 
 def can_use(device: str) -> bool:
-    """Whether this Caffe can use the device. Asked in a process of its own: a CPU-only Caffe aborts on a GPU."""
+    """Whether this Caffe can use the device. Tried in another process, since a CPU-only Caffe aborts on a GPU."""
     index = cuda_index(device)
     if index is None:
         return True
@@ -91,7 +91,7 @@ def can_use(device: str) -> bool:
 
 
 def check(net: Net, device: str) -> Any:
-    """The definition as Caffe's own message, cut down to the needed layers, after all checks.
+    """The definition as Caffe's own message, reduced to the needed layers, after all checks.
 
     CaffeUnavailableError where this Caffe cannot run the net on the device.
     """
@@ -119,7 +119,7 @@ def _definition(net: Net) -> Any:
     theirs = caffe_pb2.NetParameter()
     message = caffe_pb2.NetParameter()
     message.name = net.name
-    # Intel's branch: its other engines fuse layers, and then weights have no place.
+    # Intel's branch: its other engines fuse layers, which then have no place for weights.
     if "engine" in message.DESCRIPTOR.fields_by_name:
         message.engine = "CAFFE"
     steps = [step.layer for step in net.layers if step.layer.type != INPUT]
@@ -165,12 +165,12 @@ def _current(layer: Layer) -> Any:
 
 
 def _calm(layer: Any) -> None:
-    """Take out what decides no vector in the TEST phase but may abort Caffe: training's settings, a filler or an
-    engine that this build does not have, a count of `param` that does not fit. And the phase: it is TEST."""
+    """Remove settings that have no effect in the TEST phase but may abort Caffe: settings of training, a filler or an
+    engine that this build does not have, a count of `param` that does not fit; and the phase itself."""
     for name in ("include", "exclude", "phase", "propagate_down", "loss_weight", "blobs_lr", "weight_decay"):
         if name in layer.DESCRIPTOR.fields_by_name:
             layer.ClearField(name)
-    # Params without a name only set learning rates; those with one share weights. (In the old form it is the name.)
+    # A param without a name only sets learning rates; one with a name shares weights. (The old form is the name.)
     if not any(getattr(param, "name", param) for param in layer.param):
         layer.ClearField("param")
     for field, block in layer.ListFields():
@@ -216,7 +216,7 @@ class CaffeEngine:
         warn_if_alone(net, self.name)
 
     def _enter_thread(self) -> None:
-        # Caffe keeps mode and device per thread: in a new thread it would silently compute on the CPU.
+        # Caffe has mode and device per thread: in a new thread it would compute on the CPU without a warning.
         here = threading.get_ident()
         if here == self._thread:
             return
@@ -252,7 +252,7 @@ class CaffeEngine:
         }
 
     def close(self) -> None:
-        """Drop the net and its memory."""
+        """Release the net and its memory."""
         self._net = None
 
 
@@ -268,8 +268,8 @@ def _load(caffe: Any, net: Net, message: Any) -> Any:
 
 
 def _fill(made: Any, net: Net) -> None:
-    """Hand Caffe its weights: the very bytes that were checked and hashed. Caffe itself reads no weights file, so
-    none can abort it, be over its limit of size, or change in between."""
+    """Give Caffe the weights that were checked and hashed. Caffe reads no weights file itself, so none can abort it,
+    exceed its size limit, or change in between."""
     names, layers = list(made._layer_names), made.layers
     at = 0
     for step in net.layers:
@@ -315,9 +315,9 @@ def _arrays(net: Net, layer: Layer, theirs: Any) -> list[Any]:
 
 
 def _limit_blas(threads: int) -> None:
-    """Tell the BLAS under Caffe how many threads to use, where it is OpenBLAS; 0 leaves it as it is.
+    """Set the number of threads of Caffe's BLAS, if it is OpenBLAS; 0 changes nothing.
 
-    Not numpy's own OpenBLAS, which lies in numpy.libs.
+    NumPy's own OpenBLAS, in numpy.libs, is not affected.
     """
     if threads < 1:
         return

@@ -1,4 +1,4 @@
-"""The engine `onnxruntime`: the net lowered to ONNX. Nothing to build; the GPU path is untested on hardware."""
+"""The engine `onnxruntime`: the net converted to ONNX. The GPU path is untested on hardware."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _LOG_ERRORS: Final = 3
 
 
 class OnnxRuntimeEngine:
-    """A lowered net in an ONNX Runtime session. Makes thread pools: never before a fork."""
+    """A converted net in an ONNX Runtime session, which has threads: never create it before a fork."""
 
     name: Final = NAME
 
@@ -41,9 +41,9 @@ class OnnxRuntimeEngine:
                 self._session.run(self._outputs, {self._input: images})
                 for images in images_of(batch, self._alone)
             ]
-        except Exception as error:  # whatever the runtime throws: its classes are not a stable interface
+        except Exception as error:  # the runtime's exception classes are not a stable interface
             raise EngineError(f"ONNX Runtime failed on {self.device}: {_first_line(error)}") from error
-        # ONNX Runtime hands out memory of its own making, one array per run: no copy is needed.
+        # ONNX Runtime returns a new array per run, so that no copy is needed.
         arrays = parts[0] if len(parts) == 1 else [np.concatenate(rows) for rows in zip(*parts, strict=True)]
         return {
             blob: as_vectors(blob, array, len(batch), size)
@@ -51,13 +51,13 @@ class OnnxRuntimeEngine:
         }
 
     def close(self) -> None:
-        """Drop the session and its threads."""
+        """Release the session and its threads."""
         self._session = None
         self._arrays.clear()
 
 
 def _session(net: Net, device: str, threads: int, arrays: dict[str, Any]) -> Any:
-    """`arrays` takes the weights: the session reads them where they lie, so they must live as long as it does."""
+    """`arrays` receives the weights. The session reads them in place, so they must live as long as the session."""
     onnxruntime = import_onnxruntime()
     providers: list[Any] = ["CPUExecutionProvider"]
     index = cuda_index(device)
@@ -68,17 +68,17 @@ def _session(net: Net, device: str, threads: int, arrays: dict[str, Any]) -> Any
                 f"device {device!r}: this onnxruntime has no CUDA (it has {', '.join(have)}): "
                 'install the extra `cuda` in place of `cpu`, or use real Caffe, or devices = ["cpu"]'
             )
-        # TF32 would leave the tolerance within which engines agree.
+        # With TF32, the engines would not agree within the tolerance.
         providers.insert(0, ("CUDAExecutionProvider", {"device_id": index, "use_tf32": 0}))
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = max(threads, 0)
     options.inter_op_num_threads = 1
     options.log_severity_level = _LOG_ERRORS
-    # Idle threads must not burn the cores that the decoders need.
+    # Idle threads must not use the cores that the decoders need.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         model = to_onnx(net, arrays)
-        # Beside the model, not in it: each weight would be copied four times, and all could not be over 2 GB.
+        # Beside the model, not in it: weights in it would be copied four times and limited to 2 GB.
         for name in arrays:
             arrays[name] = onnxruntime.OrtValue.ortvalue_from_numpy(arrays[name])
         options.add_external_initializers(list(arrays), list(arrays.values()))

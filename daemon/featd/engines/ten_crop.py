@@ -1,4 +1,4 @@
-"""The mean of ten crops' vectors, around any engine: four corners and the center, and their mirror images."""
+"""A wrapper around any engine: the mean vector of four corners, the centre, and their mirror images."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class TenCropEngine:
         return self.inner.blobs
 
     def forward(self, batch: Batch) -> dict[str, Vectors]:
-        """One vector for each picture: the mean of ten, summed in double precision."""
+        """One vector per picture: the mean of ten, summed in double precision."""
         sums: dict[str, npt.NDArray[np.float64]] = {}
         for crops in self._crops(as_batch(batch, self.input_shape)):
             for blob, vectors in self.inner.forward(crops).items():

@@ -1,9 +1,9 @@
 """From a file's bytes to pixels, by one decoder (OpenCV). A partial picture is an error, never a result.
 
 What OpenCV was seen to do (5.0.0 and 4.11.0, JPEG, PNG, GIF, BMP, TIFF, WebP cut at 10 to 99 %, holes, flips):
-`imdecode` gives None for every file cut short, but it does give a partly grey JPEG or a partly black TIFF where
-the data stops and an end marker follows (a hole, a lost block, a glued-on tail). libjpeg and libtiff then only
-complain on stderr, which is why we listen there. Pillow is no better witness: it takes those silently too.
+`imdecode` returns None for every file that is cut short, but a partly grey JPEG or a partly black TIFF where the data
+stops and an end marker follows (a hole, a lost block, an appended tail). libjpeg and libtiff then only print a message
+to stderr, which is therefore read here. Pillow accepts such files without a message.
 """
 
 from __future__ import annotations
@@ -45,17 +45,17 @@ def decode(
     """The (first) picture of `data`: uint8 (H, W, 3) in BGR order, or (H, W) if `gray`.
 
     16 bits become 8, alpha is dropped, palettes, CMYK and single bits become colour or grey. `orientation`
-    "apply" turns the picture as its EXIF says, "ignore" does not. ImageError: decode.unsupported,
+    "apply" rotates the picture as its EXIF says, "ignore" does not. ImageError: decode.unsupported,
     decode.too_large (judged from the header, before anything is decoded), decode.truncated, decode.corrupt.
     """
     header = probe(data)
     if header.width * header.height > max_pixels:
         raise ImageError(
             Kind.DECODE_TOO_LARGE,
-            f"{header.width}x{header.height} pixels are more than preprocess.max_pixels = {max_pixels}",
+            f"{header.width}x{header.height} pixels exceed preprocess.max_pixels = {max_pixels}",
         )
-    # OpenCV 5 allocates what a PNG chunk claims to hold before it looks whether the file has that much: one
-    # flipped byte in a length cost 3.8 GB and 7 s (14 kB file). So the chunks must add up first.
+    # OpenCV 5 allocates the length that a PNG chunk claims before it checks the file's size: one flipped byte in a
+    # length cost 3.8 GB and 7 s (14 kB file). So the chunks must fit the file first.
     if header.format is Format.PNG and not is_complete(data, Format.PNG):
         raise _ends_early(data, header)
     flags = cv2.IMREAD_GRAYSCALE if gray else cv2.IMREAD_COLOR
@@ -76,12 +76,12 @@ def decode(
         raise _why_not(data, header, said)
     if said:
         _refuse_partial(data, header.format, said)
-    # A header that promised another size than what came out has fooled the limit above.
+    # A header with another size than the decoded picture has bypassed the limit above.
     if sorted(pixels.shape[:2]) != sorted((header.width, header.height)):
         raise ImageError(
             Kind.DECODE_CORRUPT,
             f"the {header.format}'s header says {header.width}x{header.height}, "
-            f"but {pixels.shape[1]}x{pixels.shape[0]} pixels came out",
+            f"but the picture has {pixels.shape[1]}x{pixels.shape[0]} pixels",
         )
     return pixels
 
@@ -89,8 +89,8 @@ def decode(
 def _refuse_partial(data: bytes, form: Format, said: str) -> None:
     for match in _PARTIAL.finditer(said):
         complaint = match[0].strip()
-        # Padding before the end marker: some cameras write it, and every row is there. Left-over picture data
-        # in that place means that the decoder lost its way.
+        # Some cameras write padding before the end marker, and every row is there. Picture data that is left over in
+        # that place means that the decoder has failed.
         left_over = _LEFT_OVER.search(complaint)
         if left_over and form is Format.JPEG and is_padding_before_end(data, int(left_over[1])):
             continue

@@ -1,8 +1,8 @@
-"""What kind of picture some bytes are, and how large it would become: read from the header, nothing decoded.
+"""The format and size of a picture, read from its header without decoding.
 
-An allow-list by content: a file's name says nothing, and nothing that runs a delegate (SVG, EPS, PDF) is on
-it. Written by hand because Pillow's `Image.open` costs 0.1 ms (8 % of a small photo's decoding) and refuses
-TIFFs that the decoder reads (16-bit RGB); tests compare both.
+This is an allow-list by content: the file's name does not count, and no format that runs other programs (SVG, EPS,
+PDF) is on it. Pillow's `Image.open` takes 0.1 ms (8 % of decoding a small photo) and refuses TIFFs that the decoder
+reads (16-bit RGB), so the headers are read here; tests compare both.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ def probe(data: bytes) -> Header:
     if form is None:
         known = ", ".join(Format)
         raise ImageError(
-            Kind.DECODE_UNSUPPORTED, f"by its content not one of {known}: it begins with {data[:12].hex(' ')}"
+            Kind.DECODE_UNSUPPORTED,
+            f"not a {known} file by its content, which begins with {data[:12].hex(' ')}",
         )
     try:
         width, height = _SIZES[form](data)
@@ -62,14 +63,14 @@ def probe(data: bytes) -> Header:
         raise ImageError(Kind.DECODE_CORRUPT, f"the {form}'s header is broken: {error}") from None
     if width <= 0 or height <= 0:
         raise ImageError(
-            Kind.DECODE_CORRUPT, f"the {form}'s header is broken: it says {width}x{height} pixels"
+            Kind.DECODE_CORRUPT, f"the {form}'s header is broken: it gives {width}x{height} pixels"
         )
     return Header(form, width, height)
 
 
 def is_complete(data: bytes, form: Format) -> bool:
-    """Whether the data reaches to the end of the first picture. Asked where decoding failed, to tell a file that
-    was cut short (decode.truncated) from one that is damaged (decode.corrupt); for PNG also before."""
+    """Whether the data reaches the end of the first picture. Used where decoding failed, to distinguish a file that was
+    cut short (decode.truncated) from a damaged one (decode.corrupt); for PNG also before decoding."""
     try:
         return _ENDS[form](data)
     except (_EndsEarlyError, struct.error, IndexError):
@@ -131,8 +132,8 @@ def _jpeg_size(data: bytes) -> tuple[int, int]:
 
 
 def _jpeg_end(data: bytes) -> int:
-    """Where the end marker of the first picture stands, -1 if nowhere. Looked for behind the frame header, so
-    that the end of a thumbnail inside EXIF does not count."""
+    """The position of the first picture's end marker, or -1. The search begins behind the frame header, so that the end
+    of a thumbnail inside EXIF does not count."""
     return data.find(b"\xff\xd9", _jpeg_frame(data)[2])
 
 
@@ -218,7 +219,7 @@ def _tiff_directory(data: bytes) -> dict[int, tuple[int, ...]]:
         if size > inline:
             (value_at,) = struct.unpack_from(order + word, data, value_at)
             found[_REACH] = (max(found[_REACH][0], value_at + size),)
-        # Only what is asked for: thousands of tags may claim the same bytes, and each would be unpacked.
+        # Only the tags that are needed: thousands of tags may claim the same bytes, and each would be unpacked.
         if kind not in _TIFF_TYPES or tag not in _TIFF_TAGS or tag in found:
             continue
         if value_at + size > len(data):  # before struct is asked for a format of that many items

@@ -1,7 +1,7 @@
-"""What native libraries say on descriptor 2 while they decode: for libjpeg the only sign of a partial picture.
+"""What native libraries print to descriptor 2 while they decode: libjpeg's only sign of a partial picture.
 
-Two ways: a decoder process whose descriptor 2 already is a memory file listens there; any other process lends
-descriptor 2 to a memory file for the length of one call (so use that from one thread at a time).
+In a decoder process descriptor 2 is a memory file already. Any other process redirects descriptor 2 to a memory file
+for one call, which only one thread at a time may do.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ MOST_BYTES = 16_384
 
 
 class NativeStderr:
-    """A context: what was written to descriptor 2 inside it is in `heard` afterwards, and nowhere else."""
+    """A context: what is written to descriptor 2 inside it is in `heard` afterwards, and nowhere else."""
 
     def __init__(self, own: int | None = None) -> None:
-        """`own`: the memory file that descriptor 2 of this process is already; None borrows descriptor 2."""
+        """`own`: the memory file that is descriptor 2 of this process already; None redirects descriptor 2."""
         self._own = own
         self._saved = -1
         self._file = -1
@@ -44,6 +44,6 @@ class NativeStderr:
         if os.fstat(self._file).st_size > self._start:
             self.heard = os.pread(self._file, MOST_BYTES, self._start).decode("utf-8", "replace")
             if self._own is not None:
-                os.ftruncate(self._file, self._start)  # last words are the next image's, not this one's
+                os.ftruncate(self._file, self._start)  # these are not last words of the next image
         if self._own is None:
             os.close(self._file)

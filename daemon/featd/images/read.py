@@ -1,6 +1,5 @@
-"""Reading one image file: beneath its root, once, and only in the version that was claimed.
-
-Owns the translation of the kernel's errors into kinds. Decodes nothing.
+"""Reading an image file beneath its root, once, and only in the version that was claimed. Translates the kernel's
+errors into kinds of failure. Decodes nothing.
 """
 
 from __future__ import annotations
@@ -16,23 +15,23 @@ from featd.paths import open_beneath
 from featd.states import Kind
 
 MAX_FILE_BYTES = 512 * 1024 * 1024
-"""A larger file is no photo; reading it would only evict what the page cache holds."""
+"""A larger file is not a photo; reading it would only displace other files from the page cache."""
 
 _DENIED = frozenset({errno.EACCES, errno.EPERM})
 _NOT_THERE = {
     errno.ENOENT: "no such file",
     errno.ENOTDIR: "a folder of its path is now a file",
-    errno.ELOOP: "it is now a symbolic link, or lies behind one",
-    errno.EXDEV: "it leads out of its root",
-    errno.EINVAL: "it is not a regular file",
-    errno.ENXIO: "it is not a regular file",  # a socket
-    errno.ENODEV: "it is not a regular file",
-    errno.ENAMETOOLONG: "its name is too long for this file system",
+    errno.ELOOP: "now a symbolic link, or behind one",
+    errno.EXDEV: "the path leads out of its root",
+    errno.EINVAL: "not a regular file",
+    errno.ENXIO: "not a regular file",  # a socket
+    errno.ENODEV: "not a regular file",
+    errno.ENAMETOOLONG: "the name is too long for this file system",
 }
 
 
 class ChangedError(ImageError):
-    """`read.changed`: the file is not, or no longer, the claimed version. Carries what was seen."""
+    """`read.changed`: the file is not, or no longer, the claimed version. Has the size and time that were found."""
 
     def __init__(self, message: str, size: int, mtime_ns: int) -> None:
         super().__init__(Kind.READ_CHANGED, message)
@@ -89,7 +88,7 @@ def read_image(
 
 
 def _open(root_fd: int, raw_path: bytes, follow_symlinks: bool) -> int:
-    # openat2 answers EAGAIN when a rename somewhere raced with its look-up: ask again, a few times.
+    # openat2 returns EAGAIN when a rename anywhere raced with its look-up: try again, a few times.
     for _ in range(16):
         try:
             return open_beneath(root_fd, raw_path, follow_symlinks=follow_symlinks)
@@ -110,7 +109,7 @@ def _expect(fd: int, size: int, mtime_ns: int, when: str) -> None:
 
 
 def _read(fd: int, size: int) -> bytes:
-    """All bytes, or what there was: a file that shrank or grew is found by the fstat that follows."""
+    """All bytes, or fewer: the fstat that follows finds a file that shrank or grew."""
     data = os.read(fd, size)
     if len(data) == size:
         return data

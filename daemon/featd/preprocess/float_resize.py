@@ -1,9 +1,9 @@
 """Linear resizing as pycaffe does it: `caffe.io.resize_image`, that is `skimage.transform.resize(order=1,
 mode="constant")` without smoothing, of a picture stretched to 0..1 and back (python/caffe/io.py).
 
-Sampling is at the pixels' centres, as OpenCV's is, but nothing is rounded to whole grey levels, and where an
-enlarged picture's edge asks for what lies outside, it is not the edge that counts but the stretched picture's 0:
-the least value of all channels.
+As with OpenCV, samples are at the centres of pixels, but nothing is rounded to whole grey levels. At the edge of an
+enlarged picture, the values outside are not those of the edge but 0 of the stretched picture, that is, the least
+value of all channels.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-# Up to so many source pixels for one pixel of the result OpenCV's pass over the whole picture in floats is quicker
-# (0.4 ms for 500x375) than picking the four neighbours of each (1 ms, whatever the source, and no copy of it).
+# With up to this many source pixels per result pixel, OpenCV's resize of the whole picture in floats (0.4 ms for
+# 500x375) is faster than picking the four neighbours of each pixel (1 ms for any source).
 _WHOLE_UP_TO = 8
 
 
@@ -35,8 +35,8 @@ def resize_float(pixels: npt.NDArray[Any], height: int, width: int) -> npt.NDArr
 def resize_mean(mean: npt.NDArray[np.float32], height: int, width: int) -> npt.NDArray[np.float32]:
     """A mean image (C, h, w) as `Transformer.set_mean` brings it to the net's input: (C, height, width).
 
-    It is hashed into the fingerprint, so every platform must get the same bits: double precision, one rounded
-    operation at a time, no library's fused loops.
+    The result is part of the fingerprint, so that every platform must get the same bits: double precision, one
+    operation at a time, and no fused loops of a library.
     """
     pixels = mean.transpose(1, 2, 0)
     resized = _darkened(_picked(pixels, height, width, np.float64), pixels, np.float64)
@@ -56,7 +56,7 @@ def _neighbours(
 
 
 def _picked(pixels: npt.NDArray[Any], height: int, width: int, dtype: Any) -> npt.NDArray[Any]:
-    """Interpolated between the four neighbours; beyond the edge the edge goes on."""
+    """Interpolate between the four neighbours; beyond the edge the values of the edge continue."""
     depth = pixels.shape[2] if pixels.ndim == 3 else 1
     flat = pixels.reshape(pixels.shape[0], -1)
     upper, lower, down, _ = _neighbours(pixels.shape[0], height)
@@ -80,7 +80,7 @@ def _picked(pixels: npt.NDArray[Any], height: int, width: int, dtype: Any) -> np
 
 
 def _darkened(resized: npt.NDArray[Any], pixels: npt.NDArray[Any], dtype: Any) -> npt.NDArray[Any]:
-    """The share of each pixel that lies outside the source, at the source's least value instead of its edge's."""
+    """Give the part of each pixel that lies outside the source the source's least value instead of its edge's."""
     height, width = resized.shape[:2]
     if height <= pixels.shape[0] and width <= pixels.shape[1]:
         return resized

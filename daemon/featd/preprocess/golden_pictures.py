@@ -1,7 +1,7 @@
-"""Pictures that every featd can make for itself: the worker times and checks its engine with them at boot.
+"""Built-in pictures, computed, with which a worker times and checks its engine.
 
-Whole-number arithmetic only, so that they are the same on every platform for ever. Changing a picture changes
-every stored golden vector: do not.
+They are made with integer arithmetic only, so that they are the same on every platform. Do not change them: that
+would invalidate every stored golden vector.
 """
 
 from __future__ import annotations

@@ -23,20 +23,20 @@ def read_mean(path: Path) -> npt.NDArray[np.float32]:
         values = _read_npy(data) if path.suffix == ".npy" else parse_binaryproto(data)
         return _as_chw(values)
     except (OSError, ValueError, ModelError) as error:
-        raise ConfigError(f"preprocess.mean: {path}: not a mean featd can use: {reason(error)}") from None
+        raise ConfigError(f"preprocess.mean: {path}: not a usable mean: {reason(error)}") from None
 
 
 def _read_npy(data: bytes) -> Any:
-    """NumPy parses the header with Python's own parser, and makes room for what it promises: any error may come."""
+    """NumPy parses the header with Python's parser and allocates what it claims, so that any error may occur."""
     try:
         return np.load(io.BytesIO(data), allow_pickle=False)
     except Exception as error:
-        raise ValueError(f"not a whole .npy of numbers ({type(error).__name__})") from None
+        raise ValueError(f"not a complete .npy file of numbers ({type(error).__name__})") from None
 
 
 def _as_chw(values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
     if not isinstance(values, np.ndarray) or values.dtype.kind not in "fiu":
-        raise ValueError("its values are no numbers")
+        raise ValueError("its values are not numbers")
     if values.ndim == 4 and values.shape[0] == 1:
         values = values[0]
     if values.ndim == 1:

@@ -1,6 +1,6 @@
-"""The ways published features were made, by name: defaults for the keys of [preprocess], nothing else.
+"""Presets: how published features were made, as defaults for the keys of [preprocess].
 
-A key that is written beats its preset, and a preset's name is not part of the fingerprint: what it does is.
+A key in the configuration overrides its preset. The fingerprint contains the values, not the preset's name.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ ILSVRC_MEAN_BGR: Final = (104.00698793, 116.66876762, 122.67891434)
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """Values for the keys of the same names. What is the net's own in every preset is not here."""
+    """Values for the keys of the same names. Keys that always come from the net are not here."""
 
     orientation: str
     resize: str
     interpolation: str
     arithmetic: str
     straight: bool
-    """Without ten crops: resize straight to the net's input. Otherwise to the net's default size, then crop."""
+    """Without ten crops, resize to the net's input itself; otherwise to the net's default size, then crop."""
     unrounded_mean: bool
-    """ImageNet's mean as `ILSVRC_MEAN_BGR`, where the net's own is that mean in whole numbers."""
+    """Use `ILSVRC_MEAN_BGR` where the net's own mean is ImageNet's in whole numbers."""
 
 
 PRESETS: Final = {
     FAST: Preset("apply", "warp", "linear", "opencv", straight=False, unrounded_mean=False),
-    # OpenCV 2.4, with which Caffe's published models were made, knew no EXIF.
+    # OpenCV 2.4, with which Caffe's published models were made, ignores EXIF.
     CAFFE_TRANSFORM: Preset("ignore", "warp", "linear", "opencv", straight=False, unrounded_mean=False),
     PYCAFFE: Preset("ignore", "warp", "linear", "skimage", straight=True, unrounded_mean=True),
 }

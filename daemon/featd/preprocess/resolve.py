@@ -21,7 +21,7 @@ _REORDERED = {("bgr", "rgb"), ("rgb", "bgr")}
 
 
 class PreprocessDefaults(Protocol):
-    """What a net asks for where the configuration is silent."""
+    """A net's own values, for keys that the configuration does not set."""
 
     @property
     def size(self) -> tuple[int, int]: ...  # (height, width)
@@ -36,7 +36,7 @@ class PreprocessDefaults(Protocol):
 def resolve(
     config: PreprocessConfig, input_shape: tuple[int, int, int], defaults: PreprocessDefaults
 ) -> PreprocessSpec:
-    """The spec for a net of input (C, H, W): the configuration over its preset and the net's own defaults.
+    """The spec for a net of input (C, H, W): the configuration, then its preset, then the net's own defaults.
 
     `size` in the configuration is [height, width]. ConfigError names the key that does not fit.
     """
@@ -46,7 +46,7 @@ def resolve(
     wanted = 1 if channels == "gray" else 3
     if depth != wanted:
         way_out = {1: 'write channels = "gray"', 3: 'write channels = "bgr" or "rgb"'}.get(
-            depth, "featd prepares one channel or three"
+            depth, "featd supports one channel or three"
         )
         raise ConfigError(
             f"preprocess.channels: {channels!r} gives {wanted} channel(s), the net's input has {depth}: {way_out}"
@@ -84,11 +84,11 @@ def _resolve_size(
         if size[0] < crop[0] or size[1] < crop[1]:
             raise ConfigError(
                 f"preprocess.size: [{size[0]}, {size[1]}] (height, width) is smaller than the net's input, which is "
-                f"cut from it: write at least [{crop[0]}, {crop[1]}]"
+                f"cropped from it: write at least [{crop[0]}, {crop[1]}]"
             )
     elif preset.straight and not ten:
         size = crop
-    else:  # a default of 256x256 shall not stop a net that takes 299x299
+    else:  # the default of 256x256 must not exclude a net that takes 299x299
         size = (max(defaults.size[0], crop[0]), max(defaults.size[1], crop[1]))
     if ten and size == crop:
         raise ConfigError(

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PreprocessSpec:
-    """Everything that decides how pixels become input. Sizes are (height, width), in pixels.
+    """Everything that decides how pixels become the net's input. Sizes are (height, width), in pixels.
 
     `size`: what a picture is resized to ("warp"), or at least covers ("short_side": as small as possible with
     its proportions kept). `crop`: the net's input, cut from the center. `mean`: one value per channel, or a
@@ -46,22 +46,22 @@ class PreprocessSpec:
 
     @property
     def decode_gray(self) -> bool:
-        """Whether the decoder is to make the picture grey; pycaffe does that afterwards, in floats."""
+        """Whether the decoder makes the picture grey; pycaffe does that afterwards, in floating point."""
         return self.channels == "gray" and self.arithmetic == "opencv"
 
     @property
     def mean_after_crops(self) -> npt.NDArray[np.float32] | None:
-        """The mean image (C, *crop) that is taken off each of ten crops, mirrored ones too, as pycaffe does, and
-        not off the picture before; `apply` then leaves mean and scale to the engine."""
+        """The mean image (C, *crop) that is subtracted from each of ten crops, mirrored ones too, as pycaffe does;
+        `apply` then leaves mean and scale to the engine. None where `apply` subtracts the mean."""
         if self.crops != "ten" or not isinstance(self.mean, np.ndarray) or self.mean.shape[1:] == self.size:
             return None
         return self.mean
 
     def identity(self) -> dict[str, Any]:
-        """What counts for the fingerprint, as JSON knows it. A mean image counts by the SHA-256 of its values.
+        """The part of the fingerprint, as JSON values. A mean image is represented by the SHA-256 of its values.
 
-        max_pixels is left out: it decides which pictures are refused, not what a vector is. A field that came
-        later counts only when it is not at its default.
+        max_pixels is not part of it: it decides which pictures are refused, not the values of vectors. Fields that
+        were added later are included only where they are not at their default.
         """
         mean: Any
         if isinstance(self.mean, np.ndarray):

@@ -1,4 +1,4 @@
-"""The mistakes that are made between two preprocessings, by name: what vectors that do not agree may be of."""
+"""Usual mistakes of preprocessing, by name: candidates for why vectors do not agree."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ _SCALES = {
 
 
 def variants(spec: PreprocessSpec) -> list[tuple[str, PreprocessSpec]]:
-    """Other preprocessings of the same net that people have where they mean `spec`, the likeliest first.
+    """Other preprocessings of the same net that are easily confused with `spec`, the likeliest first.
 
-    Each goes by a name that ends the sentence "the vectors are those of ...". None is `spec` itself and no two
-    are alike; the orientation stays, for what vectors are compared of has none. Their crop is `spec.crop`; their
-    `shape`, what an engine is given, may be another one (with ten crops).
+    Each has a name that completes the sentence "the catalog's vectors match ...". None is `spec` itself and no two are
+    alike. The orientation stays the same, since the golden pictures have none. All have the crop `spec.crop`, but ten
+    crops change `shape`, the engine's input.
     """
     seen = {_key(spec)}
     found = []
@@ -57,9 +57,9 @@ def _all(spec: PreprocessSpec) -> Iterator[tuple[str, PreprocessSpec]]:
     for scale, name in _SCALES.items():
         yield name, replace(spec, scale=scale)
     if not isinstance(spec.mean, np.ndarray):
-        # A mean written for pixels of 0..1, where featd takes it off pixels of 0..255 and scales them afterwards.
+        # A mean for pixels of 0..1; featd subtracts it from pixels of 0..255 and scales them afterwards.
         mean = tuple(value * 255 for value in spec.mean)
-        yield "scale 1/255 before the mean is taken off", replace(spec, scale=1 / 255, mean=mean)
+        yield "scale 1/255 before the mean is subtracted", replace(spec, scale=1 / 255, mean=mean)
     yield from _resizes(spec)
     yield from _crops(spec)
 
@@ -146,7 +146,7 @@ def _crops(spec: PreprocessSpec) -> Iterator[tuple[str, PreprocessSpec]]:
 
 
 def _large(spec: PreprocessSpec) -> tuple[int, int]:
-    """What Caffe's models are cut from."""
+    """The size from which Caffe's models are cropped."""
     return max(CAFFE_SIZE[0], spec.crop[0]), max(CAFFE_SIZE[1], spec.crop[1])
 
 
@@ -157,12 +157,12 @@ def _per_channel(mean: Mean) -> tuple[float, ...]:
 
 
 def _fitted(mean: Mean, crop: tuple[int, int]) -> Mean:
-    """As `Transformer.set_mean` makes a mean fit."""
+    """The mean, resized as by `Transformer.set_mean`."""
     return resize_mean(mean, *crop) if isinstance(mean, np.ndarray) and mean.shape[1:] != crop else mean
 
 
 def _cut(mean: Mean, size: tuple[int, int], crop: tuple[int, int]) -> Mean:
-    """The mean image where it fits `size`, else its average."""
+    """The mean image where its size fits, else its average per channel."""
     return mean if isinstance(mean, np.ndarray) and mean.shape[1:] in (size, crop) else _per_channel(mean)
 
 

@@ -1,4 +1,4 @@
-"""Which devices there are, and making one of them the only one that a worker's engine sees."""
+"""The devices of this machine, and hiding all but one of them from a worker's engine."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def labels(devices: list[str]) -> list[str]:
 def isolate(device: str) -> str:
     """Hide all GPUs but `device` from this process; returns the name under which the engine knows it now.
 
-    Must run before the engine loads: CUDA reads CUDA_VISIBLE_DEVICES once. `cuda:N` is the Nth of the list
-    that this process inherited, in PCI order.
+    Call it before the engine loads, since CUDA reads CUDA_VISIBLE_DEVICES once. `cuda:N` is the Nth entry of the
+    inherited list, in PCI order.
     """
     kind, _, index = device.partition(":")
     if kind != "cuda":
@@ -54,7 +54,7 @@ def _gpu_count() -> int:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         names = [name.strip() for name in visible.split(",")]
-        # As CUDA reads it: the list ends at the first entry that names no device ("-1" hides all).
+        # As in CUDA, the list ends at the first entry that names no device ("-1" hides all).
         return next((at for at, name in enumerate(names) if name in ("", "-1")), len(names))
     try:
         return len(list(_NVIDIA.iterdir()))

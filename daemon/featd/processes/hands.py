@@ -1,9 +1,9 @@
-"""The hands file: which images a worker and its decoders hold right now, readable after all of them are dead.
+"""The hands file: which images a worker and its decoders are processing now, readable after all of them are dead.
 
-One small mmapped file per lease, `<store>/run/<host>/<lease token>.hands`. Stores into a shared mapping are the
-kernel's at once, so that a SIGKILL loses none of them. Every field is one aligned 8-byte word. Order of writes:
-ids first, then what makes them count; what counts is zeroed before ids change. A reader after a kill so never
-sees a wrong id. The pool never removes the file: it is kept until the lease's end is recorded.
+It is a small memory-mapped file per lease, `<store>/run/<host>/<lease token>.hands`. A SIGKILL loses no write to a
+shared mapping. Every field is an aligned 8-byte word. Ids are written before the count or phase that makes them
+valid, and the count or phase is cleared before ids change, so that a reader after a kill never sees a wrong id. The
+file is kept until the end of the lease is recorded.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ _WORD = 8
 _MOST = 1 << 20
 
 IDLE, HOLDS, ANSWERS = 0, 1, 2
-"""Phases of a decoder: nothing in hand; an image in hand; done with it and handing in its answer."""
+"""Phases of a decoder: no image in hand; an image in hand; finished with it and sending its answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """What one decoder holds: image and ticket (the pool's own number of the task), since a monotonic second."""
+    """What one decoder holds: image and ticket (the pool's number of the task), since when (monotonic seconds)."""
 
     index: int
     pid: int
@@ -45,7 +45,7 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class HandsReport:
-    """What a hands file says: the batch in forward, each decoder's image, and whether the supervisor escalated."""
+    """The content of a hands file: the batch in the net, each decoder's image, and whether the supervisor escalated."""
 
     forward: tuple[int, ...]
     decoders: tuple[Held, ...]
@@ -73,7 +73,7 @@ class Hands:
         words = _HEAD_WORDS + batch + decoders * _DECODER_WORDS
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o640)
         try:
-            # Allocated, not only sized: a store into a hole of a full disk would be a SIGBUS.
+            # Allocated, not only sized: a write to a hole on a full disk would raise SIGBUS.
             os.posix_fallocate(fd, 0, words * _WORD)
             os.pwrite(fd, struct.pack("=3q", _MAGIC, decoders, batch), 0)
             return cls(mmap.mmap(fd, words * _WORD))
@@ -92,7 +92,7 @@ class Hands:
             os.close(fd)
 
     def hold_forward(self, image_ids: Sequence[int]) -> None:
-        """These images are in forward now. ValueError if they are more than the file has room for."""
+        """These images are in the net now. ValueError if they are more than the file has room for."""
         if len(image_ids) > self._batch:
             raise ValueError(f"{len(image_ids)} images do not fit a hands file of {self._batch}")
         self._ints[_AT_FORWARD] = 0
@@ -101,7 +101,7 @@ class Hands:
         self._ints[_AT_FORWARD] = len(image_ids)
 
     def drop_forward(self) -> None:
-        """Nothing is in forward."""
+        """No image is in the net."""
         self._ints[_AT_FORWARD] = 0
 
     def decoder_ready(self, index: int, pid: int) -> None:
@@ -120,7 +120,7 @@ class Hands:
         self._ints[at + _PHASE] = HOLDS
 
     def decoder_answers(self, index: int) -> None:
-        """The decoder `index` is done with its image and waits for room to say so: that may take any time."""
+        """The decoder `index` has finished its image and is sending its answer, which may take any time."""
         self._ints[self._record(index) + _PHASE] = ANSWERS
 
     def decoder_drops(self, index: int) -> None:
@@ -156,9 +156,9 @@ class Hands:
 
 
 def mark_escalated(path: Path) -> None:
-    """The supervisor is about to kill this worker for being slow to stop: what it holds is not to blame.
+    """Note that the supervisor is about to kill this worker for being slow to stop: its images are not to blame.
 
-    Called from the stop ladder, so it never raises: a missing file only means there is nothing to excuse.
+    Never raises, since it is part of stopping. Without a file there is nothing to note.
     """
     with contextlib.suppress(OSError):
         fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -170,7 +170,7 @@ def mark_escalated(path: Path) -> None:
 
 
 def read_hands(path: Path) -> HandsReport | None:
-    """What a hands file says, or None where it is absent, short, torn, or no hands file at all. Never raises."""
+    """The content of a hands file, or None where it is missing, incomplete, or not a hands file. Never raises."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
@@ -212,5 +212,5 @@ def _held(ints: memoryview[int], floats: memoryview[float], at: int, index: int)
     if phase not in (HOLDS, ANSWERS):
         return None
     held = Held(index, ints[at + _PID], ints[at + _IMAGE], ints[at + _TICKET], floats[at + _SINCE], phase)
-    # While the writer lives, it may have changed hands between these loads: then it holds something newer.
+    # A living writer may have changed the record between these reads: then it holds something newer.
     return held if ints[at + _PHASE] == phase and ints[at + _TICKET] == held.ticket else None

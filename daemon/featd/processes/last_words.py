@@ -1,4 +1,4 @@
-"""The part of a dead process's last words that tells why: for the image's row, the lease, the log and `status`."""
+"""The part of a dead process's stderr that explains its death, for the image's row, the lease, the log and status."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _TRACEBACK = "Traceback (most recent call last):"
 
 
 def telling(words: str) -> str:
-    """Caffe's (glog's) fatal line where there is one; else what was said last, without stacks but for their top."""
+    """Caffe's (glog's) fatal line if there is one; else the last lines, with only the top of a stack."""
     # Native code need not have ended its line when Python's dump begins.
     words = words.replace(_PYTHON_FATAL, f"\n{_PYTHON_FATAL}")
     lines = [line.rstrip() for line in words.splitlines() if line.strip()]
@@ -23,7 +23,7 @@ def telling(words: str) -> str:
         return "\n".join(fatal)[:KEPT]
     for at, line in enumerate(lines):
         if line.startswith(_PYTHON_FATAL):
-            # What came before it, then the top of the stack: a dump goes from the newest call to the oldest.
+            # The lines before it, then the top of the stack: a dump begins with the newest call.
             around = [*lines[max(0, at - 3) : at], *lines[at : at + 6]]
             return "\n".join(line for line in around if not line.startswith(_STACK))[:KEPT]
     if _TRACEBACK in lines[:-1]:

@@ -1,4 +1,4 @@
-"""How often the kernel has killed for memory: a SIGKILL beside a rise of these counts has an explanation."""
+"""How often the kernel has killed for lack of memory: a rise of the count explains a SIGKILL."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def oom_kills() -> int:
 
 
 class OomWatch:
-    """Looks at the count every so often, and compares with the look before the last: a kill is counted a moment
-    before its process is dead, and one of long ago does not explain today's death."""
+    """Reads the count regularly, and compares with the reading before the last one: a kill is counted a moment before
+    its process is dead, and an old one does not explain a new death."""
 
     def __init__(self, every_seconds: float) -> None:
         self._every_seconds = every_seconds
