@@ -104,7 +104,7 @@ class Instance:
         try:
             with connect.reading(catalog) as conn:
                 statement = sa.select(schema.leases).where(schema.leases.c.ended_at.is_(None))
-                return [dict(row._mapping) for row in conn.execute(statement)]
+                return [dict(row) for row in conn.execute(statement).mappings()]
         finally:
             catalog.dispose()
 

@@ -76,7 +76,7 @@ def init(
         note(f"{shown(str(file))} exists already and stays as it is" + _not_applied(ctx))
         settings = config.load(file)
     else:
-        choices = _choices(file, images, net, weights, blob, preset, database)
+        choices = choose(file, images, net, weights, blob, preset, database)
         settings = _check(folder, choices)
         if _catalog_exists(settings):
             note(
@@ -109,7 +109,7 @@ def _not_applied(ctx: typer.Context) -> str:
     return f"; ignored: {', '.join(given)}" if given else ""
 
 
-def _choices(
+def choose(
     file: Path,
     images: list[Path] | None,
     net: str,

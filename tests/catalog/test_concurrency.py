@@ -10,7 +10,7 @@ from typing import Any
 from featd.catalog import claim, leases, mend, retry
 from featd.catalog.leases import InHand
 from featd.errors import LeaseLostError
-from featd.states import Failure, Kind, Lease
+from featd.states import Failure, Kind
 
 SECONDS = 3.0
 SEED = 20261124
@@ -53,11 +53,11 @@ def _ingest(desk: Any, seed: int, until: float) -> None:
 def _janitor(desk: Any, seed: int, until: float) -> None:
     random_ = random.Random(seed)
     while time.monotonic() < until:
-        for lease in desk.do(leases.open_leases, "h"):
+        for found in desk.do(leases.open_leases, "h"):
             if random_.random() < 0.2:
                 ids = tuple(random_.sample(range(1, 61), random_.choice([1, 3])))
                 in_hand = InHand(ids, random_.choice([Kind.CRASH, Kind.KILLED]), "")
-                desk.end(Lease(lease.id, lease.token), in_hand)
+                desk.end(found.lease, in_hand)
         failed = desk.do(retry.failed_after, 0, 50)
         desk.do(retry.retry, [image.id for image in failed][::-1])
 

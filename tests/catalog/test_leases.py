@@ -130,7 +130,7 @@ def test_another_boot_ends_every_lease_of_before(desk: Any, fake_clock: Any) -> 
         fake_clock.boot_seconds = 1.0  # far earlier than the lease's end: only the boot tells
         with pytest.raises(LeaseLostError):
             desk.claim(lease)
-        assert [one.id for one in desk.do(leases.expired_leases)] == [lease.id]
+        assert [one.lease.id for one in desk.do(leases.expired_leases)] == [lease.id]
         assert desk.do(stats.workers) == []
     else:
         desk.claim(lease)  # several hosts, each with boots of its own
@@ -143,9 +143,9 @@ def test_expired_leases_are_those_that_nobody_ended(desk: Any) -> None:
     desk.expire(ended)
     desk.end(ended)
     (found,) = desk.do(leases.expired_leases)
-    assert (found.id, found.token, found.host) == (expired.id, expired.token, "away")
-    assert [one.id for one in desk.do(leases.open_leases, "h")] == [live.id]
-    assert [one.id for one in desk.do(leases.open_leases, "away")] == [expired.id]
+    assert (found.lease, found.host) == (expired, "away")
+    assert [one.lease.id for one in desk.do(leases.open_leases, "h")] == [live.id]
+    assert [one.lease.id for one in desk.do(leases.open_leases, "away")] == [expired.id]
 
 
 def test_whether_a_lease_is_over(desk: Any) -> None:

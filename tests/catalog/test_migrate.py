@@ -44,7 +44,7 @@ def fresh(database_url: str) -> Iterator[sa.Engine]:
 @pytest.fixture
 def a_later_featd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """featd with one more revision; `interruption` is a line of it that runs half way."""
-    scripts = Path(migrate._config().get_main_option("script_location") or "")
+    scripts = Path(migrate.alembic_config().get_main_option("script_location") or "")
     head = migrate.head()
 
     def install(interruption: str = "pass") -> None:
@@ -55,7 +55,7 @@ def a_later_featd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         config = Config()
         config.set_main_option("script_location", str(folder))
         config.set_main_option("path_separator", "os")
-        monkeypatch.setattr(migrate, "_config", lambda: config)
+        monkeypatch.setattr(migrate, "alembic_config", lambda: config)
 
     yield install
     monkeypatch.undo()
@@ -175,7 +175,7 @@ def test_an_upgrade_that_is_interrupted_leaves_the_old_schema(catalog: sa.Engine
 
 def test_the_migrations_import_no_featd_code() -> None:
     """A revision must not change when featd does. The import contract says it too; this holds without it."""
-    folder = Path(migrate._config().get_main_option("script_location") or "")
+    folder = Path(migrate.alembic_config().get_main_option("script_location") or "")
     for script in folder.rglob("*.py"):
         imports = [line for line in script.read_text().splitlines() if line.startswith(("import ", "from "))]
         assert not [line for line in imports if "featd" in line], script

@@ -222,8 +222,8 @@ class Promise(RuleBasedStateMachine):
         for lease, in_hand in self.dead:
             self.desk.end(lease, in_hand)
         self.dead.clear()
-        for lease in self.desk.do(leases.expired_leases):
-            self.desk.end(Lease(lease.id, lease.token))
+        for expired in self.desk.do(leases.expired_leases):
+            self.desk.end(expired.lease)
 
     def lose_lease(self, at: int, ended: bool) -> None:
         """The worker was stopped for longer than its lease and does not know."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ SIZE, CROP = (64, 71), (47, 47)
 def caffe_with_lmdb() -> Any:
     """Real Caffe; one that was built without LMDB would end this process."""
     caffe = real_caffe()
-    if b"mdb_env_open" not in Path(caffe._caffe.__file__).read_bytes():
+    if b"mdb_env_open" not in Path(str(sys.modules["caffe._caffe"].__file__)).read_bytes():
         message = "this Caffe was built without LMDB; script/build-caffe builds one with it"
         if os.environ.get("CI", "").lower() == "true":
             pytest.fail(message)

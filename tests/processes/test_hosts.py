@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +142,7 @@ def make(tmp_path: Path, database_url: str) -> Iterator[Callable[..., Ingest]]:
     )
     made: list[tuple[Ingest, Any]] = []
 
-    def build(host: str, *, once: bool = False) -> Ingest:
+    def build(host: str, *, once: bool = False, watch: bool = True) -> Ingest:
         parts = Channel(), Channel(), Heartbeat()
         link = ChildLink(
             "ingest",
@@ -151,9 +152,9 @@ def make(tmp_path: Path, database_url: str) -> Iterator[Callable[..., Ingest]]:
             wake_fd=os.eventfd(0),
             wake_fds={},
         )
-        made.append(
-            (Ingest(daemon.ingest_plan(instance.settings, host, once=once), link), (*parts, link.wake_fd))
-        )
+        plan = daemon.ingest_plan(instance.settings, host, once=once)
+        roots = tuple(root.model_copy(update={"watch": watch}) for root in plan.roots)
+        made.append((Ingest(replace(plan, roots=roots), link), (*parts, link.wake_fd)))
         return made[-1][0]
 
     build.instance = instance  # type: ignore[attr-defined]
@@ -199,13 +200,15 @@ def test_a_host_that_does_not_scan_still_takes_what_arrives_there(
 
 
 def lose_events(ingest: Ingest) -> None:
-    ingest._roots[0]._hints.trouble(Trouble.OVERFLOW)
+    ingest.roots[0].hints.trouble(Trouble.OVERFLOW)
 
 
-def give_away(ingest: Ingest) -> None:
-    """Let its duties be free, as if it had stood still for so long, and it has not noticed yet."""
-    duties = [root.duty for root in ingest._roots]
-    connect.transact(ingest._catalog, lambda conn: hosts.leave_duties(conn, duties, ingest._host))
+def give_away(instance: Instance, host: str) -> None:
+    """Free the duties of a host, as if it had stood still for so long, without its noticing."""
+    catalog = connect.open_catalog(instance.settings.catalog.url)
+    duties = [hosts.scan_of(str(root.path)) for root in instance.settings.roots]
+    connect.transact(catalog, hosts.leave_duties, duties, host)
+    catalog.dispose()
 
 
 def test_lost_events_are_answered_by_a_scan_of_the_host_that_scans(make: Callable[..., Ingest]) -> None:
@@ -219,38 +222,37 @@ def test_lost_events_are_answered_by_a_scan_of_the_host_that_scans(make: Callabl
     lose_events(watches)
     assert turns(watches, 50.0) == 0
     assert turns(watches, 60.0) == 0
-    assert watches._roots[0].note is None  # the other was asked
+    assert watches.roots[0].note is None  # the other was asked
     assert turns(scans, 70.0) == 1
     assert turns(scans, 90.0) == 0
     assert turns(watches, 90.0) == 0
 
 
 def test_a_host_that_does_not_watch_asks_for_nothing(make: Callable[..., Ingest]) -> None:
-    scans, other = make("host-a"), make("host-b")
+    scans, other = make("host-a"), make("host-b", watch=False)
     assert turns(scans) == 1
-    other._roots[0]._watch = None
-    other._roots[0].scan_soon()
     for seconds in (0.0, 10.0, 20.0):
         assert turns(other, seconds) == 0
     assert turns(scans, 30.0) == 0
 
 
 @pytest.mark.parametrize("under_way", [False, True])
-def test_a_doubt_is_not_lost_when_the_duty_moves(make: Callable[..., Ingest], under_way: bool) -> None:
+def test_a_doubt_is_not_lost_when_the_duty_moves(
+    make: Callable[..., Ingest], monkeypatch: pytest.MonkeyPatch, under_way: bool
+) -> None:
     first, second = make("host-a"), make("host-b")
     assert turns(first) == 1
     turns(second)
     turns(second, 10.0)
-    give_away(first)
-    assert turns(second, 20.0) == 1
     lose_events(first)
-    root = first._roots[0]
-    root._hear(root._hints.take(), 0.0)
-    if under_way:
-        root._doubts.everything = False
-        root._scan = root._begin(b"")
+    if under_way:  # a scan of more than one step has begun
+        monkeypatch.setattr("featd.ingest.scan.SLICE_SECONDS", 0.0)
+        assert first.step(clock.monotonic() + 15.0) == []
+    give_away(make.instance, "host-a")  # type: ignore[attr-defined]
+    assert turns(second, 20.0) == 1
     assert turns(first, 30.0) == 0
-    assert turns(second, 40.0) == 1
+    assert turns(first, 36.0) == 0
+    assert turns(second, 42.0) == 1
 
 
 def test_a_lost_answer_to_a_commit_loses_no_ask(
@@ -265,8 +267,8 @@ def test_a_lost_answer_to_a_commit_loses_no_ask(
     turns(watches, 25.0)  # hears of it, and asks at its next renewal
     real = connect.transact
 
-    def commit_in_vain(engine: Any, work: Any) -> Any:
-        real(engine, work)
+    def commit_in_vain(engine: Any, work: Any, *given: Any) -> Any:
+        real(engine, work, *given)
         raise connect.CommitUnknownError("the line was cut")
 
     for ingest, seconds in ((watches, 30.0), (scans, 40.0)):
@@ -283,7 +285,7 @@ def test_a_host_whose_duty_went_to_another_stops_scanning_and_begins_anew_when_i
     scans, watches = make("host-a"), make("host-b")
     assert turns(scans) == 1
     turns(watches)
-    give_away(scans)
+    give_away(make.instance, "host-a")  # type: ignore[attr-defined]
     assert turns(watches, 10.0) == 1
     assert turns(scans, 20.0) == 0
     close(watches)
@@ -297,15 +299,15 @@ def test_a_root_that_is_offline_here_is_scanned_by_another_host(
     first, second = make("host-a"), make("host-b")
     assert turns(first) == 1
     assert turns(second) == 0
-    seen = first._roots[0]
-    monkeypatch.setattr(seen, "_check", lambda now: setattr(seen, "_check_due", now + 1.0))
-    seen._state = RootState.EMPTY  # as behind an umount
+    state = RootState.EMPTY  # as after an umount, on the first host
+    monkeypatch.setattr("featd.ingest.root.root_state", lambda path: state)
     assert turns(first, 10.0) == 0
+    assert turns(first, 16.0) == 0
     assert scanned_by(instance) == []
-    assert turns(second, 20.0) == 1
+    state = RootState.ONLINE
+    assert turns(second, 22.0) == 1
     assert scanned_by(instance) == ["host-b"]
-    # It is back, and another scans it by now.
-    seen._state = RootState.ONLINE
+    # The root is back on the first host, and the second scans it by now.
     assert turns(first, 30.0) == 0
     assert scanned_by(instance) == ["host-b"]
 

@@ -92,7 +92,7 @@ def test_a_store_that_is_not_mounted_is_not_made_anew(tmp_path: Path, images: Pa
         (["--images", "images", "--net", "missing.prototxt"], 78, "neither a file"),
         (["--images", "images", "--net", "net.prototxt"], 78, "weights"),
         (["--images", "images", "--net", "net.prototxt", "--weights", "w", "--blob", "x"], 78, ""),
-        (["--images", "images", "--database", "mysql://x"], 78, "not a database"),
+        (["--images", "images", "--database", "mysql://x"], 78, "not a supported database"),
         (["--images", "images", "--preset", "caffe"], 78, "preprocess.preset: Input should be 'fast'"),
         (
             ["--images", "images", "--database", "postgresql+psycopg://featd@127.0.0.1:1/x"],
@@ -129,13 +129,13 @@ def test_odd_names_come_back_from_the_file(tmp_path: Path) -> None:
 
 
 def test_nothing_grows_under_etc() -> None:
-    choices = init._choices(Path("/etc/featd/featd.toml"), [Path("/tmp")], "gist", None, None, "fast", None)
+    choices = init.choose(Path("/etc/featd/featd.toml"), [Path("/tmp")], "gist", None, None, "fast", None)
     assert choices.url == "sqlite:////var/lib/featd/featd.db"
     assert choices.store == "/var/lib/featd/features"
 
 
 def test_one_of_several_has_its_own_catalog_and_store() -> None:
-    choices = init._choices(Path("/etc/featd/places.toml"), [Path("/tmp")], "gist", None, None, "fast", None)
+    choices = init.choose(Path("/etc/featd/places.toml"), [Path("/tmp")], "gist", None, None, "fast", None)
     assert choices.url == "sqlite:////var/lib/featd/places/featd.db"
     assert choices.store == "/var/lib/featd/places/features"
 

@@ -87,8 +87,8 @@ def test_a_reader_never_sees_a_wrong_id(tmp_path: Path, batches: list[list[int]]
     path = tmp_path / "a.hands"
     with Hands.create(path, decoders=1, batch=6) as hands:
         left = [stores]
-        hands._ints = Dying(hands._ints, left)
-        hands._floats = Dying(hands._floats, left)
+        hands.ints = Dying(hands.ints, left)
+        hands.floats = Dying(hands.floats, left)
         try:
             for batch in batches:
                 hands.decoder_takes(0, sum(batch), 1.0, ticket=sum(batch))

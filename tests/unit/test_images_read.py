@@ -81,7 +81,7 @@ def test_another_version_is_not_read(root: Path) -> None:
 
 @pytest.mark.parametrize("change", ["written", "grown", "shrunk", "touched"])
 def test_a_change_while_reading_is_seen(root: Path, monkeypatch: pytest.MonkeyPatch, change: str) -> None:
-    inner = read_module._read
+    inner = read_module.read_bytes
     path = root / "a.jpg"
 
     def slow(fd: int, size: int) -> bytes:
@@ -94,7 +94,7 @@ def test_a_change_while_reading_is_seen(root: Path, monkeypatch: pytest.MonkeyPa
         os.utime(path, ns=(0, 1_700_000_000_000_000_000))
         return inner(fd, size)
 
-    monkeypatch.setattr(read_module, "_read", slow)
+    monkeypatch.setattr(read_module, "read_bytes", slow)
     error = kind_of(root)
     assert error.kind is Kind.READ_CHANGED
     assert isinstance(error, ChangedError)
@@ -105,14 +105,14 @@ def test_a_file_replaced_while_reading_gives_the_old_bytes(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One descriptor: what was claimed is what is read, whatever stands under the name now."""
-    inner = read_module._read
+    inner = read_module.read_bytes
 
     def slow(fd: int, size: int) -> bytes:
         (root / "new").write_bytes(b"new content")
         (root / "new").rename(root / "a.jpg")
         return inner(fd, size)
 
-    monkeypatch.setattr(read_module, "_read", slow)
+    monkeypatch.setattr(read_module, "read_bytes", slow)
     assert read(root).data == b"some bytes"
 
 
@@ -160,7 +160,7 @@ def test_what_is_no_file_is_not_opened(root: Path, what: str) -> None:
 
 
 def test_a_file_beyond_the_limit_is_not_read(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(read_module, "_read", lambda fd, size: pytest.fail("read"))
+    monkeypatch.setattr(read_module, "read_bytes", lambda fd, size: pytest.fail("read"))
     assert kind_of(root, max_bytes=9).kind is Kind.DECODE_TOO_LARGE
 
 
@@ -178,7 +178,7 @@ def test_errors_of_the_disk(root: Path, monkeypatch: pytest.MonkeyPatch, code: i
     def fail(*args: object, **options: object) -> int:
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(read_module, "_read", fail)
+    monkeypatch.setattr(read_module, "read_bytes", fail)
     before = len(list(Path("/proc/self/fd").iterdir()))
     error = kind_of(root)
     assert error.kind is kind

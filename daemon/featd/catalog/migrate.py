@@ -15,7 +15,8 @@ from featd.catalog import connect, dialects, instance
 from featd.errors import CatalogUnavailableError, SchemaError
 
 
-def _config() -> Config:
+def alembic_config() -> Config:
+    """Where the migrations are."""
     logging.getLogger("alembic").setLevel(logging.WARNING)
     config = Config()
     config.set_main_option("script_location", str(importlib.resources.files("featd_migrations")))
@@ -25,7 +26,7 @@ def _config() -> Config:
 
 def head() -> str:
     """The schema revision that this featd works with."""
-    return str(ScriptDirectory.from_config(_config()).get_current_head())
+    return str(ScriptDirectory.from_config(alembic_config()).get_current_head())
 
 
 def current(conn: sa.Connection) -> str | None:
@@ -50,7 +51,7 @@ def upgrade(engine: sa.Engine, *, create: bool = True) -> tuple[str | None, str]
     def work(conn: sa.Connection) -> str | None:
         dialects.migration_lock(conn)
         before = current(conn)
-        config = _config()
+        config = alembic_config()
         config.attributes["connection"] = conn
         command.upgrade(config, "head")
         instance.create_instance(conn)
@@ -77,7 +78,9 @@ def check_schema(engine: sa.Engine) -> None:
 
 def is_known(revision: str) -> bool:
     """Whether this featd has the migration that made `revision`."""
-    return revision in {script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()}
+    return revision in {
+        script.revision for script in ScriptDirectory.from_config(alembic_config()).walk_revisions()
+    }
 
 
 def _refuse_unknown(engine: sa.Engine) -> None:

@@ -270,7 +270,7 @@ def _load(caffe: Any, net: Net, message: Any) -> Any:
 def _fill(made: Any, net: Net) -> None:
     """Give Caffe the weights that were checked and hashed. Caffe reads no weights file itself, so none can abort it,
     exceed its size limit, or change in between."""
-    names, layers = list(made._layer_names), made.layers
+    names, layers = list(made._layer_names), made.layers  # noqa: SLF001 -- pycaffe has no other name for it
     at = 0
     for step in net.layers:
         if step.layer.type == INPUT:

@@ -76,7 +76,7 @@ def read_image(
             _expect(fd, size, mtime_ns, "since it was claimed")
             if size > max_bytes:
                 raise ImageError(Kind.DECODE_TOO_LARGE, f"a file of {size} bytes; the limit is {max_bytes}")
-            data = _read(fd, size)
+            data = read_bytes(fd, size)
             _expect(fd, size, mtime_ns, "while it was read")
         finally:
             os.close(fd)
@@ -108,7 +108,7 @@ def _expect(fd: int, size: int, mtime_ns: int, when: str) -> None:
         )
 
 
-def _read(fd: int, size: int) -> bytes:
+def read_bytes(fd: int, size: int) -> bytes:
     """All bytes, or fewer: the fstat that follows finds a file that shrank or grew."""
     data = os.read(fd, size)
     if len(data) == size:

@@ -46,7 +46,7 @@ class Ingest:
         self._lasts_seconds = plan.lease_seconds
         self._renew_due = 0.0
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._roots = [
+        self.roots = [
             RootIngest(self._catalog, root, watched=not plan.once, wake=self._wake, on_batch=self._on_batch)
             for root in plan.roots
         ]
@@ -60,7 +60,7 @@ class Ingest:
     @property
     def all_scanned(self) -> bool:
         """Whether each root was scanned since the start."""
-        return len(self._scanned) == len(self._roots)
+        return len(self._scanned) == len(self.roots)
 
     def fileno(self) -> int:
         """Readable when the watch has something to report."""
@@ -73,7 +73,7 @@ class Ingest:
         if now >= self._renew_due:
             self._renew(now)
         ended = []
-        for root in self._roots:
+        for root in self.roots:
             self._link.beat(SCAN_BEAT_SECONDS)
             for scan in root.step(now):
                 self._tell(scan)
@@ -85,13 +85,13 @@ class Ingest:
 
     def seconds_to_next(self, now: float) -> float:
         """Seconds until the next turn, if the watch reports nothing before."""
-        soonest = min((root.next_due(now) for root in self._roots), default=now + 60.0)
+        soonest = min((root.next_due(now) for root in self.roots), default=now + 60.0)
         if self._report() != self._reported:
             soonest = min(soonest, self._report_due)
         return max(0.0, min(soonest, self._renew_due) - now)
 
     def close(self) -> None:
-        for root in self._roots:
+        for root in self.roots:
             root.close()
         if self._before is not None:  # else nothing was reported yet, and earlier counts would be lost
             with contextlib.suppress(CatalogUnavailableError):
@@ -131,10 +131,10 @@ class Ingest:
         """Renew this host's report and its scan duties; learn which roots it scans."""
         if self._before is None:
             self._before = connect.transact(self._catalog, self._read_before)
-        online = {root.duty for root in self._roots if root.online}
-        offline = {root.duty for root in self._roots} - online
+        online = {root.duty for root in self.roots if root.online}
+        offline = {root.duty for root in self.roots} - online
         # Also for roots that this host has scanned until now: with the duty it loses what it knew.
-        doubted = {root.duty for root in self._roots if root.in_doubt}
+        doubted = {root.duty for root in self.roots if root.in_doubt}
         report = self._report()
 
         def work(conn: sa.Connection) -> dict[str, int]:
@@ -159,7 +159,7 @@ class Ingest:
 
     def _share_out(self, held: dict[str, int], doubted: set[str]) -> None:
         """Scan the roots whose duty this host holds, soon where a host asked for it. `held`: duty -> times asked."""
-        for root in self._roots:
+        for root in self.roots:
             if root.scans != (root.duty in held):
                 self._tell_of_duty(root)
             if root.duty not in held:
@@ -185,11 +185,11 @@ class Ingest:
     def _report(self) -> dict[str, Any]:
         before = self._before or {}
         report: dict[str, Any] = {
-            "watching": sum(root.watching for root in self._roots),
-            "notes": {root.name: root.note for root in self._roots if root.note is not None},
+            "watching": sum(root.watching for root in self.roots),
+            "notes": {root.name: root.note for root in self.roots if root.note is not None},
         }
         for name in COUNTS:
-            report[name] = before.get(name, 0) + sum(getattr(root.counts, name) for root in self._roots)
+            report[name] = before.get(name, 0) + sum(getattr(root.counts, name) for root in self.roots)
         return report
 
     def _tell_of_itself(self, now: float) -> None:
@@ -206,7 +206,7 @@ class Ingest:
     def _leave(self, conn: sa.Connection) -> None:
         """Give up all duties, and let the report end."""
         if not self._once:
-            hosts.leave_duties(conn, [root.duty for root in self._roots], self._host)
+            hosts.leave_duties(conn, [root.duty for root in self.roots], self._host)
         hosts.report_ingest(conn, self._host, self._report(), 0.0)
 
 

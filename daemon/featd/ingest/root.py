@@ -88,8 +88,8 @@ class RootIngest:
         self.duty = scan_of(self.name)
         self._catalog = catalog
         self._on_batch = on_batch
-        self._hints = Hints(wake)
-        self._watch = Watch(root, self._hints) if watched and root.watch else None
+        self.hints = Hints(wake)
+        self._watch = Watch(root, self.hints) if watched and root.watch else None
         self._arrivals = Arrivals(catalog, root)
         self._state = root_state(root.path)
         self._doubts = Doubts()
@@ -112,7 +112,7 @@ class RootIngest:
         """Take what the watch reports, enqueue complete files, continue the scans; returns the scans that ended."""
         if now >= self._check_due:
             self._check(now)
-        self._hear(self._hints.take(), now)
+        self._hear(self.hints.take(), now)
         arrived = self._arrivals.step(now)
         if arrived.offline:
             self._doubts.everything = True
@@ -224,7 +224,7 @@ class RootIngest:
         self._out_of_watches = False
         self._watch.open()
         # Problems while the watches were added are among the hints.
-        self._hear(self._hints.take(), clock.monotonic())
+        self._hear(self.hints.take(), clock.monotonic())
         why = SENTENCES[Trouble.OUT_OF_WATCHES] if self._out_of_watches else self._watch.problem
         if why is not None and why != self._told and self._state is RootState.ONLINE:
             log.warning(

@@ -62,10 +62,10 @@ class Hands:
 
     def __init__(self, mapping: mmap.mmap) -> None:
         self._map = mapping
-        self._ints = memoryview(mapping).cast("q")
-        self._floats = memoryview(mapping).cast("d")
-        self._decoders = self._ints[_AT_DECODERS]
-        self._batch = self._ints[_AT_BATCH]
+        self.ints = memoryview(mapping).cast("q")
+        self.floats = memoryview(mapping).cast("d")
+        self._decoders = self.ints[_AT_DECODERS]
+        self._batch = self.ints[_AT_BATCH]
 
     @classmethod
     def create(cls, path: Path, decoders: int, batch: int) -> Hands:
@@ -95,50 +95,50 @@ class Hands:
         """These images are in the net now. ValueError if they are more than the file has room for."""
         if len(image_ids) > self._batch:
             raise ValueError(f"{len(image_ids)} images do not fit a hands file of {self._batch}")
-        self._ints[_AT_FORWARD] = 0
+        self.ints[_AT_FORWARD] = 0
         for at, image_id in enumerate(image_ids):
-            self._ints[_HEAD_WORDS + at] = image_id
-        self._ints[_AT_FORWARD] = len(image_ids)
+            self.ints[_HEAD_WORDS + at] = image_id
+        self.ints[_AT_FORWARD] = len(image_ids)
 
     def drop_forward(self) -> None:
         """No image is in the net."""
-        self._ints[_AT_FORWARD] = 0
+        self.ints[_AT_FORWARD] = 0
 
     def decoder_ready(self, index: int, pid: int) -> None:
         """The decoder `index` is process `pid`, booted, with nothing in hand. pid 0: there is no process."""
         at = self._record(index)
-        self._ints[at + _PHASE] = IDLE
-        self._ints[at + _PID] = pid
+        self.ints[at + _PHASE] = IDLE
+        self.ints[at + _PID] = pid
 
     def decoder_takes(self, index: int, image_id: int, now: float, ticket: int = 0) -> None:
         """The decoder `index` has this image in hand since `now` (monotonic seconds)."""
         at = self._record(index)
-        self._ints[at + _PHASE] = IDLE
-        self._ints[at + _IMAGE] = image_id
-        self._ints[at + _TICKET] = ticket
-        self._floats[at + _SINCE] = now
-        self._ints[at + _PHASE] = HOLDS
+        self.ints[at + _PHASE] = IDLE
+        self.ints[at + _IMAGE] = image_id
+        self.ints[at + _TICKET] = ticket
+        self.floats[at + _SINCE] = now
+        self.ints[at + _PHASE] = HOLDS
 
     def decoder_answers(self, index: int) -> None:
         """The decoder `index` has finished its image and is sending its answer, which may take any time."""
-        self._ints[self._record(index) + _PHASE] = ANSWERS
+        self.ints[self._record(index) + _PHASE] = ANSWERS
 
     def decoder_drops(self, index: int) -> None:
         """The decoder `index` has nothing in hand."""
-        self._ints[self._record(index) + _PHASE] = IDLE
+        self.ints[self._record(index) + _PHASE] = IDLE
 
     def decoder_pid(self, index: int) -> int:
         """The process that last called itself ready as decoder `index`; 0 if none."""
-        return self._ints[self._record(index) + _PID]
+        return self.ints[self._record(index) + _PID]
 
     def held_by(self, index: int) -> Held | None:
         """What the decoder `index` has in hand; exact once it is dead, a moment's look while it lives."""
-        return _held(self._ints, self._floats, self._record(index), index)
+        return _held(self.ints, self.floats, self._record(index), index)
 
     def close(self) -> None:
         """Unmap. The file stays."""
-        self._ints.release()
-        self._floats.release()
+        self.ints.release()
+        self.floats.release()
         self._map.close()
 
     def __enter__(self) -> Hands:

@@ -50,14 +50,14 @@ class Windows:
 
     def average(self, onnx: Builder, bottom: str) -> str:
         if not any(self.outside):
-            return self._average(onnx, bottom)
+            return self.plain_average(onnx, bottom)
         # A sum of nothing over a size that is not zero: zeros.
         inside = self._without_outside()
         more = [self.out[axis] - inside.out[axis] for axis in (0, 1)]
         pads = np.array([0, 0, 0, 0, 0, 0, *more], np.int64)
-        return onnx.node("Pad", [inside._average(onnx, bottom), onnx.constant(pads)])
+        return onnx.node("Pad", [inside.plain_average(onnx, bottom), onnx.constant(pads)])
 
-    def _average(self, onnx: Builder, bottom: str) -> str:
+    def plain_average(self, onnx: Builder, bottom: str) -> str:
         end = (max(self.over[0], 0), max(self.over[1], 0))
         top = self._pool(onnx, "AveragePool", bottom, self.pad, end, count_include_pad=1)
         # Padding counts as zeros, what lies beyond it does not count: two kinds of padding in one window, of which
