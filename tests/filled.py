@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import sqlalchemy as sa
 
 from featd import clock, config
 from featd.catalog import claim, connect, enqueue, instance, leases, migrate, settle
@@ -59,36 +59,30 @@ class Filled:
         return self.folder / "featd.toml"
 
     def open_lease(self, device: str = "cpu:0", host: str = "here") -> Lease:
-        def work(conn: sa.Connection) -> Lease:
-            return leases.open_lease(
-                conn, host=host, pid=os.getpid(), device=device, engine="onnxruntime", lease_seconds=60.0
-            )
-
-        return connect.transact(self.catalog, work)
+        given = {"host": host, "pid": os.getpid(), "device": device, "lease_seconds": 60.0}
+        return connect.transact(self.catalog, partial(leases.open_lease, engine="onnxruntime", **given))
 
     def end_lease(self) -> None:
-        connect.transact(self.catalog, lambda conn: leases.end_lease(conn, self.lease, "stopped", POLICY))
+        connect.transact(self.catalog, leases.end_lease, self.lease, "stopped", POLICY)
 
     def renew(self, shares: Mapping[str, Any]) -> None:
-        connect.transact(self.catalog, lambda conn: leases.renew(conn, self.lease, 60.0, dict(shares)))
+        connect.transact(self.catalog, leases.renew, self.lease, 60.0, dict(shares))
 
     def enqueue(self, paths: Sequence[str], root: Path | None = None, **kind: Any) -> None:
         """Pending rows for paths in catalog form; no files are made."""
         found = [FoundFile(path, 10, 1) for path in paths]
         where = str(root or self.roots[0])
-        connect.transact(self.catalog, lambda conn: enqueue.enqueue(conn, where, found, **kind))
+        connect.transact(self.catalog, enqueue.enqueue, where, found, **kind)
 
     def claim(self, limit: int = 1000) -> list[ClaimedImage]:
         roots = [str(root) for root in self.roots]
-        claimed = connect.transact(self.catalog, lambda conn: claim.claim(conn, self.lease, limit, roots))
+        claimed = connect.transact(self.catalog, claim.claim, self.lease, limit, roots)
         return sorted(claimed, key=lambda image: image.id)
 
     def settle(self, settlement: Settlement) -> None:
         spec = {"blobs": list(self.blobs), "dtype": "float32"}
         identity = Identity(FINGERPRINT, spec, {})
-        connect.transact(
-            self.catalog, lambda conn: settle.settle(conn, self.lease, settlement, identity, POLICY)
-        )
+        connect.transact(self.catalog, settle.settle, self.lease, settlement, identity, POLICY)
 
     def seal(self, images: Sequence[ClaimedImage]) -> tuple[NewShard, list[Made]]:
         """A shard with the vectors of `images`, sealed and not settled yet."""

@@ -75,7 +75,7 @@ def test_an_image_that_aborts_caffe_is_given_up_with_caffes_words(tmp_path: Path
     (failed,) = [row for row in instance.rows() if row.state == "failed"]
     assert (failed.path, failed.error_kind) == ("white.png", "crash")
     assert "batch_reindex_layer" in failed.error
-    died = [line for line in result.stderr.splitlines() if " died: " in line]
+    died = [line for line in result.stderr.splitlines() if " child_died: " in line]
     assert any("Check failed" in line and "batch_reindex_layer" in line for line in died), died
     (entry,) = json.loads(instance.run("failures", "--json").stdout)
     assert "Check failed" in entry["message"]

@@ -90,7 +90,7 @@ def test_an_engine_that_has_become_wrong_is_found_before_it_claims(
     monkeypatch.setattr(running, "FEATD", sick)
     result = instance.run("run", "--drain")
     assert result.returncode == 1
-    assert "8 of 8 built-in pictures give another vector" in result.stderr
+    assert "8 of 8 built-in pictures give other vectors" in result.stderr
     assert "the device, the engine or one of its libraries" in result.stderr
     (new,) = [row for row in instance.rows() if row.path == "new.png"]
     assert (new.state, new.errors, new.crashes, new.kills) == ("pending", 0, 0, 0)
@@ -101,17 +101,17 @@ def test_an_engine_that_becomes_wrong_while_it_works_is_found_at_the_next_look(i
     daemon = instance.start("run")
     try:
         said = instance.folder / "stderr"
-        wait_for(lambda: " golden: " in said.read_text(), 60, "the golden check")
-        wait_for(lambda: " died: " in said.read_text(), 10, "the worker's end")
+        wait_for(lambda: " golden_vectors_differ: " in said.read_text(), 60, "the golden check")
+        wait_for(lambda: " child_died: " in said.read_text(), 10, "the worker's end")
         wait_for(
-            lambda: said.read_text().count(" ready: ") >= 4, 60, "another worker"
+            lambda: said.read_text().count(" child_started: ") >= 4, 60, "another worker"
         )  # with ingest and janitor
     finally:
         daemon.send_signal(signal.SIGTERM)
         assert daemon.wait(60) == 0
     lines = said.read_text().splitlines()
-    (found,) = [line for line in lines if " golden: " in line]
-    assert "what this lease sealed since they last agreed may be wrong" in found
-    (died,) = [line for line in lines if " died: " in line]
-    assert "8 of 8 built-in pictures give another vector" in died
+    (found,) = [line for line in lines if " golden_vectors_differ: " in line]
+    assert "vectors sealed by this lease since they last agreed may be wrong" in found
+    (died,) = [line for line in lines if " child_died: " in line]
+    assert "8 of 8 built-in pictures give other vectors" in died
     check_promise(instance)

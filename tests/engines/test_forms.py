@@ -9,6 +9,7 @@ import pytest
 
 from featd.config import ModelConfig
 from featd.engines.onnxruntime import OnnxRuntimeEngine
+from featd.engines.select import load_engine
 from featd.errors import ModelError
 from featd.net.describe import describe
 from nets import (
@@ -191,7 +192,7 @@ def test_recurrent_and_detection_layers_name_the_way_out(tmp_path: Path) -> None
         Path(model.net).write_text(input_layer(3, 6, 5) + IP + layer("x", kind, "ip data"))
         load(model)
         with pytest.raises(ModelError, match=rf"'x' of type {kind}: .*engine = \"caffe\""):
-            load(model.model_copy(update={"blobs": ("x",)}))
+            load_engine(load(model.model_copy(update={"blobs": ("x",)})), "onnxruntime", "cpu", 1)
 
 
 def test_a_mask_that_is_not_wanted_is_not_in_the_way(tmp_path: Path) -> None:

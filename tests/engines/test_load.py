@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from featd.config import ModelConfig
 from featd.engines.onnxruntime import OnnxRuntimeEngine
+from featd.engines.select import load_engine
 from featd.errors import ModelError
 from featd.net import caffemodel
 from nets import caffenet_prototxt, input_layer, layer, load, random_weights, saved
@@ -182,13 +183,13 @@ def test_a_layer_that_nothing_lowers(tmp_path: Path) -> None:
     after = layer("after", "ReLU", "strange")
     model = saved(SMALL + unknown + after, tmp_path, ("ip", "after"))
     with pytest.raises(ModelError, match=r"'strange' of type FancyLayer.*engine = \"caffe\""):
-        load(model.model_copy(update={"engine": "onnxruntime"}))
+        load_engine(load(model), "onnxruntime", "cpu", 1)
     net = load(model)
     assert net.blobs == {"ip": 4, "after": 0}
     with pytest.raises(ModelError, match="'strange' of type FancyLayer"):
         OnnxRuntimeEngine(net, "cpu", 1)
     # Not needed, not in the way.
-    load(model.model_copy(update={"engine": "onnxruntime", "blobs": ("ip",)}))
+    load_engine(load(model.model_copy(update={"blobs": ("ip",)})), "onnxruntime", "cpu", 1).close()
 
 
 def test_every_cut_of_the_weights_is_an_error(tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def test_it_follows_a_daemon_from_its_start_over_its_death_to_the_next(
     instance: Instance, watch: Callable[..., Terminal]
 ) -> None:
     terminal = watch()
-    terminal.wait(lambda text: "No image is known yet" in text)
+    terminal.wait(lambda text: "No images yet" in text)
     process = instance.start("run")
     try:
         text = terminal.wait(lambda text: "Nothing is left to do; 1 failed" in text, 90)
@@ -145,7 +145,7 @@ def test_a_catalog_that_is_moved_away_and_comes_back(
     terminal.wait(lambda text: "workers: none" in text and "out of reach" not in text)
     file.rename(away)
     text = terminal.wait(lambda text: "is out of reach" in text)
-    assert "below is what was known then" in text.replace("\n", " ")
+    assert "the report below is from then" in text.replace("\n", " ")
     assert "workers: none" in text
     assert fits(terminal)
     away.rename(file)

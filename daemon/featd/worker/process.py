@@ -208,7 +208,7 @@ class Worker:
             self._check_golden()
         self._pipeline.step()
         self._state = "idle" if self._pipeline.idle else "working"
-        for failure in (self._claims.failure, self._writer.failure):
+        for failure in (self._claims.failure, self._writer.failure, self._renewal.failure):
             if failure is not None:
                 raise failure
         if self._renewal.lost.is_set():

@@ -23,13 +23,15 @@ MARGIN = 0.1
 
 
 class Renewal(threading.Thread):
-    """Renews in its own thread and connection. `lost` is set when the lease has been ended."""
+    """Renews in its own thread and connection. `lost` is set when the lease has been ended; `failure`: the error that
+    ended the thread."""
 
     def __init__(
         self, catalog: sa.Engine, lease: Lease, lease_seconds: float, shares: Callable[[], dict[str, Any]]
     ) -> None:
         super().__init__(name="renewal", daemon=True)
         self.lost = threading.Event()
+        self.failure: Exception | None = None
         self._catalog = catalog
         self._lease = lease
         self._lease_seconds = lease_seconds
@@ -39,13 +41,18 @@ class Renewal(threading.Thread):
 
     def run(self) -> None:
         every = min(EVERY_SECONDS, self._lease_seconds / 3)
-        while not self._told_to_stop.wait(every):
-            self.step()
-            if self.lost.is_set():
-                return
+        try:
+            while not self.lost.is_set() and not self._told_to_stop.wait(min(every, max(0.0, self._left()))):
+                self.step()
+        except Exception as error:
+            self.failure = error
+
+    def _left(self) -> float:
+        """Seconds after which a worker that could not renew exits."""
+        return self._renewed_at + self._lease_seconds * (1 - MARGIN) - clock.boottime()
 
     def step(self) -> None:
-        """Renew once. Exit the process where the lease would end before the next try."""
+        """Renew once. Exit the process when the lease is about to end."""
         asked_at = clock.boottime()
         try:
             connect.transact(self._catalog, leases.renew, self._lease, self._lease_seconds, self._shares())
@@ -58,8 +65,7 @@ class Renewal(threading.Thread):
             )
             self.lost.set()
         except CatalogUnavailableError as error:
-            left = self._renewed_at + self._lease_seconds * (1 - MARGIN) - clock.boottime()
-            if left <= 0:
+            if (left := self._left()) <= 0:
                 log.error(
                     "lease_expiring", "cannot renew the lease; exiting before it ends", error=str(error)
                 )
