@@ -1,0 +1,215 @@
+"""The main loop of a worker, with its real threads, decoders and net: `step`, `finish`, `abandon` and `close`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from featd.catalog import connect, leases, schema
+from featd.daemon import worker_plans
+from featd.errors import CatalogUnavailableError, EngineError, LeaseLostError
+from featd.processes.link import Channel, ChildLink, Heartbeat
+from featd.states import Lease, RetryPolicy
+from featd.worker import golden, process, renewal
+from featd.worker.process import Worker, boot
+from photographs import write_photographs
+from running import Instance, check_promise, make_instance, wait_for
+
+PHOTOGRAPHS = 12
+LEASE_SECONDS = 60.0
+
+
+@pytest.fixture
+def instance(tmp_path: Path, database_url: str) -> Instance:
+    """Photographs that are scanned and not done."""
+    write_photographs(tmp_path / "images", PHOTOGRAPHS)
+    made = make_instance(
+        tmp_path / "instance",
+        tmp_path / "images",
+        database_url,
+        workers__devices=["cpu"],
+        workers__batch=4,
+        store__shard_seconds=3600.0,
+    )
+    assert made.run("scan").returncode == 0
+    return made
+
+
+@pytest.fixture
+def link() -> Iterator[ChildLink]:
+    reports, inbox, heartbeat, wake = Channel(), Channel(), Heartbeat(), os.eventfd(0, os.EFD_NONBLOCK)
+    yield ChildLink("w", reports=reports, inbox=inbox, heartbeat=heartbeat, wake_fd=wake, wake_fds={})
+    reports.close()
+    inbox.close()
+    heartbeat.close()
+    os.close(wake)
+
+
+@pytest.fixture
+def catalog(instance: Instance) -> Iterator[sa.Engine]:
+    made = connect.open_catalog(instance.settings.catalog.url, LEASE_SECONDS)
+    yield made
+    made.dispose()
+
+
+@pytest.fixture
+def worker(
+    instance: Instance, link: ChildLink, catalog: sa.Engine, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Worker]:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr(renewal, "EVERY_SECONDS", 0.05)
+    (plan,) = worker_plans(instance.settings, "here")
+    plan.run_folder.mkdir(parents=True, exist_ok=True)
+    booted = boot(plan, catalog)
+    lease = connect.transact(
+        catalog,
+        leases.open_lease,
+        host="here",
+        pid=os.getpid(),
+        device="cpu:0",
+        engine=booted.model.engine.name,
+        lease_seconds=LEASE_SECONDS,
+    )
+    made = Worker(link, plan, catalog, lease, booted)
+    yield made
+    made.close("test ended")
+    booted.model.engine.close()
+
+
+def count(instance: Instance, state: str) -> int:
+    return instance.count(state)
+
+
+def step_until_claimed(worker: Worker, instance: Instance) -> None:
+    def claimed() -> bool:
+        worker.step()
+        return count(instance, "claimed") > 0
+
+    wait_for(claimed, 30, "a claim")
+
+
+def step_until_raised(worker: Worker) -> None:
+    wait_for(lambda: worker.step(), 30, "the error")
+
+
+def lease_row(catalog: sa.Engine) -> sa.Row[Any]:
+    with connect.reading(catalog) as conn:
+        return conn.execute(sa.select(schema.leases)).one()
+
+
+def test_steps_take_images_from_the_catalog_to_done(instance: Instance, worker: Worker) -> None:
+    def done() -> bool:
+        worker.step()
+        return count(instance, "done") == PHOTOGRAPHS
+
+    wait_for(done, 60, "all images")
+    worker.close("stopped")
+    assert check_promise(instance) == {"done": PHOTOGRAPHS}
+
+
+def test_finish_settles_what_is_through_the_net_and_close_releases_the_rest(
+    instance: Instance, worker: Worker, catalog: sa.Engine
+) -> None:
+    step_until_claimed(worker, instance)
+    worker.finish()
+    worker.close("stopped")
+    states = check_promise(instance)
+    assert states["done"] + states["pending"] == PHOTOGRAPHS
+    assert lease_row(catalog).end_reason == "stopped"
+    assert list((instance.settings.store.path / "run").rglob("*.hands")) == []
+
+
+def test_abandoned_vectors_are_in_no_shard_and_their_images_are_claimed_again(
+    instance: Instance, worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forwarded: list[int] = []
+    real = process.Pipeline.step
+
+    def step(pipeline: process.Pipeline) -> int:
+        forwarded.append(real(pipeline))
+        return forwarded[-1]
+
+    monkeypatch.setattr(process.Pipeline, "step", step)
+    wait_for(lambda: worker.step() or sum(forwarded), 30, "the first batch")
+    worker.abandon()
+    worker.close("EngineError")
+    assert check_promise(instance) == {"pending": PHOTOGRAPHS}
+
+
+@pytest.mark.parametrize("idle", [False, True])
+def test_a_lease_that_was_ended_by_others_ends_the_loop(
+    instance: Instance, worker: Worker, catalog: sa.Engine, monkeypatch: pytest.MonkeyPatch, idle: bool
+) -> None:
+    step_until_claimed(worker, instance)
+    if idle:  # then only the renewal can notice it
+        monkeypatch.setattr(process.Claims, "step", lambda *_: 0)
+        monkeypatch.setattr(process.Pipeline, "step", lambda *_: 0)
+    row = lease_row(catalog)
+    lease = Lease(row.id, row.token)
+    connect.transact(catalog, leases.end_lease, lease, "ended by the test", RetryPolicy())
+    with pytest.raises(LeaseLostError):
+        step_until_raised(worker)
+    worker.close("LeaseLostError")
+    states = check_promise(instance)
+    assert states["claimed"] == 0
+    assert lease_row(catalog).end_reason == "ended by the test"
+
+
+@pytest.mark.parametrize("part", ["claims", "writer", "renewal"])
+def test_an_error_in_a_thread_is_raised_by_the_loop(
+    instance: Instance, worker: Worker, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError(f"a bug in {part}")
+
+    step_until_claimed(worker, instance)
+    thread = {"claims": process.Claims, "writer": process.Writer, "renewal": process.Renewal}[part]
+    monkeypatch.setattr(thread, "step", fail)
+    with pytest.raises(RuntimeError, match=f"a bug in {part}"):
+        step_until_raised(worker)
+    monkeypatch.undo()
+    worker.close("RuntimeError")
+    states = check_promise(instance)
+    assert states["done"] + states["pending"] == PHOTOGRAPHS
+
+
+def test_a_device_that_has_become_wrong_ends_the_loop(
+    instance: Instance, worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step_until_claimed(worker, instance)
+    run = golden.Golden.run
+
+    def wrong(pictures: golden.Golden) -> object:
+        return {blob: vectors * 1.01 for blob, vectors in run(pictures).items()}
+
+    monkeypatch.setattr(golden.Golden, "run", wrong)
+    monkeypatch.setattr(process.clock, "monotonic", lambda now=process.clock.monotonic: now() + 1e6)
+    with pytest.raises(EngineError, match="8 of 8 built-in pictures"):
+        worker.step()
+
+
+def test_a_catalog_that_is_away_is_waited_for(
+    instance: Instance, worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transact, refused = connect.transact, []
+
+    def away(*given: object, **options: object) -> object:
+        if len(refused) < 20:
+            refused.append(given)
+            raise CatalogUnavailableError("out of reach")
+        return transact(*given, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(connect, "transact", away)
+
+    def done() -> bool:
+        worker.step()
+        return len(refused) == 20 and count(instance, "done") == PHOTOGRAPHS
+
+    wait_for(done, 60, "all images")
+    worker.close("stopped")
+    assert check_promise(instance) == {"done": PHOTOGRAPHS}
