@@ -8,7 +8,7 @@ import sys
 import sysconfig
 import venv
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -57,13 +57,15 @@ def featd(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
         "--no-index",
     ]
     subprocess.run([*install, str(wheel)], check=True, capture_output=True, text=True, cwd=home)
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
-    def run(*arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+    def run(
+        *arguments: str, code: int = 0, environment: Mapping[str, str] = {}
+    ) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
             [home / "venv/bin/featd", *arguments],
             cwd=home,
-            env=environment,
+            env={**clean, **environment},
             capture_output=True,
             text=True,
             check=False,
@@ -73,7 +75,7 @@ def featd(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
 
     where = "import featd, featd_cli, featd_migrations as m; print(featd.__file__, featd_cli.__file__, m.__file__)"
     found = subprocess.run(
-        [python, "-c", where], cwd=home, env=environment, capture_output=True, text=True, check=True
+        [python, "-c", where], cwd=home, env=clean, capture_output=True, text=True, check=True
     ).stdout.split()
     assert all(Path(file).is_relative_to(site) for file in found), found
     return run
@@ -113,3 +115,19 @@ def test_migrations_come_from_the_wheel(featd: Run, tmp_path: Path) -> None:
     assert featd(*config, "scan").stdout.endswith("0 images, 0 new, 0 changed, 0 returned, 0 gone\n")
     assert "No images yet" in featd(*config, "status").stdout
     assert featd(*config, "run", "--drain").returncode == 0
+
+
+def test_without_a_runtime_the_extra_to_install_is_named(featd: Run, tmp_path: Path) -> None:
+    """featd alone, without the extra `cpu` or `cuda`: it scans and tells how to go on."""
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "notes.txt").touch()
+    place = tmp_path / "instance"
+    featd("init", str(place), "--images", str(tmp_path / "images"))
+    config = ("--config", str(place / "featd.toml"))
+    # A module that cannot be imported, ahead of the installed one.
+    (tmp_path / "onnxruntime.py").write_text("raise ImportError")
+    without = {"PYTHONPATH": str(tmp_path)}
+    featd(*config, "scan", environment=without)
+    told = featd(*config, "run", "--drain", environment=without, code=78).stderr
+    assert "pip install 'featd[cpu]'" in told
+    assert "Traceback" not in told
