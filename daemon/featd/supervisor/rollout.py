@@ -102,7 +102,7 @@ class Rollout:
             self._children[name].replace(self._waiting.pop(name), now)
             self._under_way = {name}
         if was_active and not self.active and not self.verdict:
-            log.info("reload_finished", "new configuration in force")
+            log.info("reload_finished", "every child runs with the current configuration")
 
     def close(self) -> None:
         """Ask no more."""
@@ -112,7 +112,8 @@ class Rollout:
 
     def _begin(self, change: Change, now: float) -> None:
         children = [spec.name for spec in change.specs]
-        log.info("reload_applied", "applying the new configuration", keys=change.keys, children=children)
+        told = "applying the new configuration" if change.keys else "the configuration has not changed"
+        log.info("reload_applied", told, keys=change.keys, children=children)
         self._refusal = ""
         self.stop_seconds = change.stop_seconds
         for spec in change.specs:

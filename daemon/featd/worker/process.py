@@ -107,8 +107,8 @@ def run(link: ChildLink, plan: WorkerPlan) -> int:
     try:
         link.report(Ready())
         log.info(
-            "worker_started",
-            "worker started",
+            "model_loaded",
+            "model loaded; ready to claim images",
             device=plan.label,
             engine=engine.name,
             batch=booted.batch,
