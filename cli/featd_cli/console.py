@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable
+from datetime import datetime
 from typing import Any
 
 import typer
@@ -30,14 +31,14 @@ def complain(text: str) -> None:
 
 def document(value: Any) -> None:
     """Print one JSON document."""
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    typer.echo(_json(value, indent=2))
 
 
 def array(items: Iterable[Any]) -> int:
     """Print a JSON array, item by item; returns how many."""
     count = 0
     for item in items:
-        typer.echo((",\n  " if count else "[\n  ") + json.dumps(item, ensure_ascii=False), nl=False)
+        typer.echo((",\n  " if count else "[\n  ") + _json(item), nl=False)
         count += 1
     typer.echo("\n]" if count else "[]")
     return count
@@ -51,6 +52,10 @@ def shown(text: str) -> str:
 def styled(text: str, **style: Any) -> str:
     """`text` in colour; `say` removes the colour off a terminal."""
     return typer.style(text, **style)
+
+
+def _json(value: Any, indent: int | None = None) -> str:
+    return json.dumps(value, indent=indent, ensure_ascii=False, default=datetime.isoformat)
 
 
 def _wants_colour() -> bool:

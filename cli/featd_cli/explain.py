@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -47,19 +48,10 @@ def explain(
         )
     following = next_of(found, settings)
     if as_json:
-        document(as_document(found, following))
+        document({**asdict(found), "next": following})
         return
     for name, value in lines(found, following):
         say(f"{name:<10}{shown(value)}")
-
-
-def as_document(found: Explained, following: str) -> dict[str, Any]:
-    """The document of `featd explain --json`."""
-    entry = asdict(found)
-    entry["updated_at"] = found.updated_at.isoformat()
-    entry["attempts"] = [{**asdict(one), "at": one.at.isoformat()} for one in found.attempts]
-    entry["next"] = following
-    return entry
 
 
 def lines(found: Explained, following: str) -> list[tuple[str, str]]:
@@ -92,7 +84,7 @@ def lines(found: Explained, following: str) -> list[tuple[str, str]]:
     return shown_lines
 
 
-def moment(at: Any) -> str:
+def moment(at: datetime) -> str:
     return f"{at:%Y-%m-%d %H:%M:%S} UTC"
 
 
