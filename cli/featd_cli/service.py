@@ -58,16 +58,18 @@ def install(
     settings = configuration.load(file)
     present = units.Install.present()
     work = _Work(dry_run)
-    work.write(SYSUSERS, units.SYSUSERS)
-    work.write(TMPFILES, units.TMPFILES)
-    unit = UNITS / ("featd@.service" if instance else "featd.service")
-    work.write(unit, units.service(present, template=instance is not None))
+    work.write(SYSUSERS, units.text_of("sysusers.d/featd.conf"))
+    work.write(TMPFILES, units.text_of("tmpfiles.d/featd.conf"))
+    unit = "featd@.service" if instance else "featd.service"
+    work.write(UNITS / unit, units.service(present, unit))
     service = _service(instance)
     folder = UNITS / f"{service}.d"
     work.write_or_remove(
         folder / "10-configuration.conf", units.drop_in(settings, present, file, default_config=default)
     )
-    work.write_or_remove(folder / "20-gpu.conf", units.GPU if units.uses_gpu(settings) else "")
+    work.write_or_remove(
+        folder / "20-gpu.conf", units.text_of("gpu.conf") if units.uses_gpu(settings) else ""
+    )
     work.run("systemd-sysusers", str(SYSUSERS))
     work.run("systemd-tmpfiles", "--create", str(TMPFILES))
     _own(work, settings, file)
