@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from rich.console import Console, ConsoleDimensions, Group
+from rich.console import Console, ConsoleDimensions
 from rich.live import Live
 from rich.text import Text
 
@@ -27,7 +27,7 @@ from featd.catalog import migrate
 from featd.errors import CatalogUnavailableError
 from featd.processes.signals import SignalQueue
 from featd_cli import status_report, status_screen
-from featd_cli.console import say, shown, styled
+from featd_cli.console import shown
 from featd_cli.instance import Instance, sqlite_file
 from featd_cli.status_report import Report
 
@@ -163,7 +163,7 @@ def _draw_until_left(looker: Looker, signals: SignalQueue, blocks: bool) -> int:
                 if width and height:
                     console.size = ConsoleDimensions(width, height)
             screen = _screen(looker.take(), *console.size, blocks)
-            live.update(Group(*(_fit(line, console.width) for line in screen)), refresh=True)
+            live.update(Text("\n", no_wrap=True, overflow="crop").join(screen), refresh=True)
             ready, _, _ = select.select(waits, [], [], EVERY_SECONDS)
             for number in signals.take():
                 if number != signal.SIGWINCH:
@@ -193,34 +193,28 @@ def _keys() -> Iterator[list[int]]:
         termios.tcsetattr(fd, termios.TCSADRAIN, before)
 
 
-def _screen(look: Look, width: int, height: int, blocks: bool) -> list[str]:
+def _screen(look: Look, width: int, height: int, blocks: bool) -> list[Text]:
     """All lines of the screen, the last one at its bottom."""
     top = _trouble(look, min(width, status_screen.MAX_WIDTH))
     if top and height >= status_screen.HIGH:
-        top.append("")
+        top.append(Text())
     room = max(0, height - len(top) - 1)
     if look.report is not None:
         top += status_screen.fitted(look.report, blocks=blocks, width=width, height=room)
     elif look.trouble is None:
-        top.append("reading ...")
+        top.append(Text("reading ..."))
     top = top[: height - 1]
     moment = f"as of {look.at.astimezone():%H:%M:%S}" if look.at else ""
-    foot = styled(f"{moment:<18}{HINT}" if width >= 40 else HINT, fg="bright_black")
-    return [*top, *[""] * (height - 1 - len(top)), foot]
+    foot = Text(f"{moment:<18}{HINT}" if width >= 40 else HINT, "bright_black")
+    return [*top, *[Text()] * (height - 1 - len(top)), foot]
 
 
-def _trouble(look: Look, width: int) -> list[str]:
+def _trouble(look: Look, width: int) -> list[Text]:
     if look.trouble is None:
         return []
     below = "; the report below is from then" if look.report is not None else ""
     told = shown(f"{look.trouble}. Trying again{below}.")
-    return [styled(line, fg="red", bold=True) for line in status_screen.wrap(told, width)]
-
-
-def _fit(line: str, width: int) -> Text:
-    text = Text.from_ansi(line, no_wrap=True, overflow="crop")
-    text.truncate(width)
-    return text
+    return [Text(line, "bold red") for line in status_screen.wrap(told, width)]
 
 
 # Off a terminal
@@ -236,11 +230,8 @@ def _print(looker: Looker, signals: SignalQueue, blocks: bool) -> None:
         look = looker.take()
         if looker not in ready and look.trouble is None:
             continue
-        say(f"{clock.utcnow():%Y-%m-%dT%H:%M:%SZ}")
-        for line in _trouble(look, status_screen.WIDTH):
-            say(line)
+        block = [Text(f"{clock.utcnow():%Y-%m-%dT%H:%M:%SZ}"), *_trouble(look, status_screen.WIDTH)]
         if look.report is not None and look.trouble is None:
-            for line in status_screen.lines(look.report, blocks=blocks):
-                say(line)
-        say()
+            block += status_screen.lines(look.report, blocks=blocks)
+        status_screen.show([*block, Text()])
         sys.stdout.flush()
