@@ -65,17 +65,15 @@ LEVELS = (
 
 def lines(report: Report, *, blocks: bool, width: int = WIDTH, detail: Detail = LEVELS[0]) -> list[Text]:
     """The screen, line by line. `blocks`: the terminal can show block characters."""
-    parts = [
-        list(_head(report, width, blocks, detail)),
-        list(_images(report, width, blocks)),
-        list(_workers(report, width, blocks, detail)),
-        list(_failures(report, width, detail)),
-        list(_verdict(report, width, detail)),
-    ]
-    gap = [Text()] if detail.gaps else []
-    found: list[Text] = []
-    for part in parts:
-        found += [*(gap if found and part else ()), *part]
+    found = list(_head(report, width, blocks, detail))
+    for part in (
+        _images(report, width, blocks),
+        _workers(report, width, blocks, detail),
+        _failures(report, width, detail),
+        _verdict(report, width, detail),
+    ):
+        some = list(part)
+        found += [Text(), *some] if some and detail.gaps else some
     return found
 
 

@@ -13,6 +13,7 @@ import signal
 import sys
 import termios
 import threading
+import tty
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -184,9 +185,7 @@ def _keys() -> Iterator[list[int]]:
     if not mine:
         yield []
         return
-    raw = [*before]
-    raw[3] &= ~(termios.ICANON | termios.ECHO)
-    termios.tcsetattr(fd, termios.TCSADRAIN, raw)
+    tty.setcbreak(fd, termios.TCSADRAIN)
     try:
         yield [fd]
     finally:
