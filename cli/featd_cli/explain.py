@@ -21,6 +21,15 @@ if TYPE_CHECKING:
     from featd.config import Settings
 
 
+NEXT = {
+    State.CLAIMED: "the worker records it as done or failed; if the worker dies, the image is pending again",
+    State.DONE: "nothing until the file changes or vanishes",
+    State.FAILED: "nothing until `featd retry-failed`, or until the file changes",
+    State.GONE: "nothing until the file returns",
+}
+"""What happens to an image of each state; a pending one depends on its row."""
+
+
 def explain(
     ctx: typer.Context,
     path: Annotated[Path, typer.Argument(metavar="PATH", help="An image file under one of the roots.")],
@@ -90,24 +99,13 @@ def moment(at: datetime) -> str:
 
 def next_of(found: Explained, settings: Settings) -> str:
     """One sentence: what happens to the image next, and how many attempts it has left."""
+    if found.state != State.PENDING:
+        return NEXT[State(found.state)]
     retry = settings.retry
-    match found.state:
-        case State.DONE:
-            return "nothing until the file changes or vanishes"
-        case State.CLAIMED:
-            return "the worker records it as done or failed; if the worker dies, the image is pending again"
-        case State.FAILED:
-            return "nothing until `featd retry-failed`, or until the file changes"
-        case State.GONE:
-            return "nothing until the file returns"
-        case _:
-            alone = " alone in the net, because a process died while it was in it" if found.suspect else ""
-            when = (
-                f"in {found.due_in_seconds:.0f} s"
-                if found.due_in_seconds >= 1
-                else "as soon as a worker is free"
-            )
-            return (
-                f"the image is processed{alone} {when}; it fails for good after {retry.max_errors - found.errors} more"
-                f" errors, {retry.max_crashes - found.crashes} crashes or {MAX_KILLS - found.kills} kills"
-            )
+    alone = " alone in the net, because a process died while it was in it" if found.suspect else ""
+    soon = found.due_in_seconds < 1
+    when = "as soon as a worker is free" if soon else f"in {found.due_in_seconds:.0f} s"
+    return (
+        f"the image is processed{alone} {when}; it fails for good after {retry.max_errors - found.errors} more"
+        f" errors, {retry.max_crashes - found.crashes} crashes or {MAX_KILLS - found.kills} kills"
+    )

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from featd_cli.instance import Instance
 
 LEASE_WARNING = 1 / 3
-"""Part of a lease below which it should have been renewed long ago."""
+"""A lease with less than this part of its time left should have been renewed long ago."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -85,7 +85,7 @@ class Looker(threading.Thread):
     def step(self) -> Look:
         """Make one report. Errors that do not pass by themselves are raised."""
         try:
-            self._let_go_of_what_was_moved()
+            self._reopen_if_moved()
             if not self._checked:
                 migrate.check_schema(self._instance.catalog)
                 self._checked = True
@@ -94,8 +94,8 @@ class Looker(threading.Thread):
             self._checked = False  # the catalog may have been restored or migrated meanwhile
             return Look(self.latest.report, self.latest.at, str(error))
 
-    def _let_go_of_what_was_moved(self) -> None:
-        """Reopen an SQLite catalog that was moved or replaced: the open file would still be readable."""
+    def _reopen_if_moved(self) -> None:
+        """Close the connections to an SQLite catalog that was moved or replaced: they would still read the old file."""
         file = sqlite_file(self._instance.settings.catalog.url)
         if file is None:
             return

@@ -39,7 +39,7 @@ MAX_BOOT_FAILURES = 5
 def run(settings: Settings, *, drain: bool, config: Path | None = None) -> int:
     """Run featd until it is told to stop, or (drain) until nothing is left to do; returns the exit code.
 
-    `config` is the file that `settings` came from: SIGHUP reads it again, but for a drain.
+    `config` is the file that `settings` came from: SIGHUP reads it again, except in a drain.
     """
     logs.configure(settings.log.level, settings.log.format)
     logs.setup()
