@@ -1,11 +1,10 @@
-"""What commands print: data to standard output, everything else to standard error. Colour only on a terminal."""
+"""What commands print: data to standard output, everything else to standard error."""
 
 from __future__ import annotations
 
 import json
-import os
-import sys
 from collections.abc import Iterable
+from datetime import datetime
 from typing import Any
 
 import typer
@@ -15,7 +14,7 @@ from featd.paths import for_terminal
 
 def say(text: str = "") -> None:
     """Print one line of data. Text from outside (paths, messages) must go through `shown` first."""
-    typer.echo(text, color=_wants_colour())
+    typer.echo(text)
 
 
 def note(text: str) -> None:
@@ -30,14 +29,14 @@ def complain(text: str) -> None:
 
 def document(value: Any) -> None:
     """Print one JSON document."""
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    typer.echo(_json(value, indent=2))
 
 
 def array(items: Iterable[Any]) -> int:
     """Print a JSON array, item by item; returns how many."""
     count = 0
     for item in items:
-        typer.echo((",\n  " if count else "[\n  ") + json.dumps(item, ensure_ascii=False), nl=False)
+        typer.echo((",\n  " if count else "[\n  ") + _json(item), nl=False)
         count += 1
     typer.echo("\n]" if count else "[]")
     return count
@@ -48,10 +47,5 @@ def shown(text: str) -> str:
     return for_terminal(" ".join(text.split("\n")))
 
 
-def styled(text: str, **style: Any) -> str:
-    """`text` in colour; `say` removes the colour off a terminal."""
-    return typer.style(text, **style)
-
-
-def _wants_colour() -> bool:
-    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+def _json(value: Any, indent: int | None = None) -> str:
+    return json.dumps(value, indent=indent, ensure_ascii=False, default=datetime.isoformat)

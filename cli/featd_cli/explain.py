@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,6 +19,15 @@ from featd_cli.instance import ConfigOption, JsonOption, open_instance
 if TYPE_CHECKING:
     from featd.catalog.explain import Explained
     from featd.config import Settings
+
+
+NEXT = {
+    State.CLAIMED: "the worker records it as done or failed; if the worker dies, the image is pending again",
+    State.DONE: "nothing until the file changes or vanishes",
+    State.FAILED: "nothing until `featd retry-failed`, or until the file changes",
+    State.GONE: "nothing until the file returns",
+}
+"""What happens to an image of each state; a pending one depends on its row."""
 
 
 def explain(
@@ -47,19 +57,10 @@ def explain(
         )
     following = next_of(found, settings)
     if as_json:
-        document(as_document(found, following))
+        document({**asdict(found), "next": following})
         return
     for name, value in lines(found, following):
         say(f"{name:<10}{shown(value)}")
-
-
-def as_document(found: Explained, following: str) -> dict[str, Any]:
-    """The document of `featd explain --json`."""
-    entry = asdict(found)
-    entry["updated_at"] = found.updated_at.isoformat()
-    entry["attempts"] = [{**asdict(one), "at": one.at.isoformat()} for one in found.attempts]
-    entry["next"] = following
-    return entry
 
 
 def lines(found: Explained, following: str) -> list[tuple[str, str]]:
@@ -92,30 +93,19 @@ def lines(found: Explained, following: str) -> list[tuple[str, str]]:
     return shown_lines
 
 
-def moment(at: Any) -> str:
+def moment(at: datetime) -> str:
     return f"{at:%Y-%m-%d %H:%M:%S} UTC"
 
 
 def next_of(found: Explained, settings: Settings) -> str:
     """One sentence: what happens to the image next, and how many attempts it has left."""
+    if found.state != State.PENDING:
+        return NEXT[State(found.state)]
     retry = settings.retry
-    match found.state:
-        case State.DONE:
-            return "nothing until the file changes or vanishes"
-        case State.CLAIMED:
-            return "the worker records it as done or failed; if the worker dies, the image is pending again"
-        case State.FAILED:
-            return "nothing until `featd retry-failed`, or until the file changes"
-        case State.GONE:
-            return "nothing until the file returns"
-        case _:
-            alone = " alone in the net, because a process died while it was in it" if found.suspect else ""
-            when = (
-                f"in {found.due_in_seconds:.0f} s"
-                if found.due_in_seconds >= 1
-                else "as soon as a worker is free"
-            )
-            return (
-                f"the image is processed{alone} {when}; it fails for good after {retry.max_errors - found.errors} more"
-                f" errors, {retry.max_crashes - found.crashes} crashes or {MAX_KILLS - found.kills} kills"
-            )
+    alone = " alone in the net, because a process died while it was in it" if found.suspect else ""
+    soon = found.due_in_seconds < 1
+    when = "as soon as a worker is free" if soon else f"in {found.due_in_seconds:.0f} s"
+    return (
+        f"the image is processed{alone} {when}; it fails for good after {retry.max_errors - found.errors} more"
+        f" errors, {retry.max_crashes - found.crashes} crashes or {MAX_KILLS - found.kills} kills"
+    )

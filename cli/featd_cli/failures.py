@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 import typer
 
 from featd.errors import EXIT_NOTHING_MATCHED, NothingMatchedError
@@ -11,8 +9,7 @@ from featd_cli.console import array, note, say, shown
 from featd_cli.instance import ConfigOption, JsonOption, open_instance
 from featd_cli.selection import KindOption, PathOption, full_path, image_filter
 
-if TYPE_CHECKING:
-    from featd.catalog.retry import FailedImage
+JSON_KEYS = ("path", "root", "kind", "message", "version", "errors", "crashes", "failed_at")
 
 
 def failures(
@@ -34,7 +31,7 @@ def failures(
         batches = retry.walk_failed(instance.catalog, kind=single)
         found = (image for batch in batches for image in batch if wanted(image))
         if as_json:
-            count = array(_as_json(image) for image in found)
+            count = array({key: getattr(image, key) for key in JSON_KEYS} for image in found)
         else:
             count = 0
             for image in found:
@@ -48,16 +45,3 @@ def failures(
         raise typer.Exit(EXIT_NOTHING_MATCHED)
     if not as_json:
         note("no failed images")
-
-
-def _as_json(image: FailedImage) -> dict[str, Any]:
-    return {
-        "path": image.path,
-        "root": image.root,
-        "kind": image.kind,
-        "message": image.message,
-        "version": image.version,
-        "errors": image.errors,
-        "crashes": image.crashes,
-        "failed_at": image.failed_at.isoformat(),
-    }

@@ -11,7 +11,7 @@ import typer
 
 from featd.errors import ConfigError, FeatdError, StoreUnavailableError
 from featd_cli.console import note, say, shown
-from featd_cli.instance import sqlite_file
+from featd_cli.instance import open_catalog, sqlite_file
 from featd_cli.template import CATALOG_URL, STORE, Choices, render
 
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ def init(
     anything is written. An existing featd.toml or catalog stays as it is.
     """
     from featd import config
+    from featd.catalog import connect
 
     folder = Path(os.path.abspath(folder))  # noqa: PTH100 - `resolve` would follow links in people's paths
     file = folder / FILE
@@ -78,16 +79,19 @@ def init(
     else:
         choices = choose(file, images, net, weights, blob, preset, database)
         settings = _check(folder, choices)
-        if _catalog_exists(settings):
-            note(
-                f"the catalog {shown(_shown_url(settings))} exists already; nothing was changed."
-                " To use it from here, copy the featd.toml that belongs to it"
-            )
-            return
+        with open_catalog(settings) as catalog:
+            if _exists(settings, catalog):
+                note(
+                    f"the catalog {shown(connect.shown_url(catalog))} exists already; nothing was changed."
+                    " To use it from here, copy the featd.toml that belongs to it"
+                )
+                return
         _write(file, render(choices))
         say(f"wrote {shown(str(file))}")
         settings = config.load(file)
-    if _make(settings):
+    with open_catalog(settings) as catalog:
+        made = _make(settings, catalog)
+    if made:
         say()
         if file.is_relative_to("/etc"):
             instance = "" if file.name == FILE else f" --instance {file.stem}"
@@ -179,25 +183,15 @@ def _check(folder: Path, choices: Choices) -> Settings:
     return settings.model_copy(update={"catalog": catalog})
 
 
-def _catalog_exists(settings: Settings) -> bool:
+def _exists(settings: Settings, catalog: sa.Engine) -> bool:
     """Whether there is a catalog at this address. CatalogUnavailableError where its server does not answer."""
     from featd.catalog import connect, migrate
 
     file = sqlite_file(settings.catalog.url)
     if file is not None and not file.exists():
         return False
-    catalog = connect.open_catalog(settings.catalog.url)
-    try:
-        with connect.reading(catalog) as conn:
-            return migrate.current(conn) is not None
-    finally:
-        catalog.dispose()
-
-
-def _shown_url(settings: Settings) -> str:
-    from featd.catalog import connect
-
-    return connect.shown_url(connect.open_catalog(settings.catalog.url))
+    with connect.reading(catalog) as conn:
+        return migrate.current(conn) is not None
 
 
 def _write(file: Path, text: str) -> None:
@@ -211,43 +205,33 @@ def _write(file: Path, text: str) -> None:
         raise FeatdError(f"cannot write {file}: {error.strerror}") from None
 
 
-def _make(settings: Settings) -> bool:
+def _make(settings: Settings, catalog: sa.Engine) -> bool:
     """Create catalog and store where they are missing; False where both existed."""
     from featd.catalog import connect, instance, migrate
-    from featd.shards.store import create_store
+    from featd.shards.store import create_store, is_store
 
     file = sqlite_file(settings.catalog.url)
-    if file is not None and not file.parent.is_dir():
+    if file is not None:
         try:
-            file.parent.mkdir(parents=True)
+            file.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise FeatdError(f"cannot create {file.parent}: {error.strerror}") from None
-    catalog = connect.open_catalog(settings.catalog.url)
-    try:
-        fresh = not _catalog_exists(settings)
-        if fresh:
-            migrate.upgrade(catalog)
-            say(f"created the catalog {shown(connect.shown_url(catalog))}")
-        else:
-            migrate.check_schema(catalog)
-        with connect.reading(catalog) as conn:
-            instance_id = instance.instance_id(conn)
-        store = settings.store.path
-        made = not _has_store(store)
-        if made:
-            _refuse_lost_store(catalog, store)
-        create_store(store, instance_id)
-        if made:
-            say(f"created the store {shown(str(store))}")
-        return fresh or made
-    finally:
-        catalog.dispose()
-
-
-def _has_store(store: Path) -> bool:
-    from featd.shards.store import MARKER
-
-    return (store / MARKER).exists()
+    fresh = not _exists(settings, catalog)
+    if fresh:
+        migrate.upgrade(catalog)
+        say(f"created the catalog {shown(connect.shown_url(catalog))}")
+    else:
+        migrate.check_schema(catalog)
+    with connect.reading(catalog) as conn:
+        instance_id = instance.instance_id(conn)
+    store = settings.store.path
+    made = not is_store(store)
+    if made:
+        _refuse_lost_store(catalog, store)
+    create_store(store, instance_id)
+    if made:
+        say(f"created the store {shown(str(store))}")
+    return fresh or made
 
 
 def _refuse_lost_store(catalog: sa.Engine, store: Path) -> None:

@@ -50,14 +50,23 @@ def load_settings(ctx: typer.Context, config: Path | None) -> Settings:
 @contextmanager
 def open_instance(ctx: typer.Context, config: Path | None, *, check: bool = True) -> Iterator[Instance]:
     """Configuration and catalog. With `check`, the catalog must have exactly this featd's schema."""
-    from featd.catalog import connect, migrate
+    from featd.catalog import migrate
 
     settings = load_settings(ctx, config)
-    catalog = connect.open_catalog(settings.catalog.url, settings.workers.lease_seconds)
-    try:
+    with open_catalog(settings) as catalog:
         if check:
             migrate.check_schema(catalog)
         yield Instance(settings, catalog)
+
+
+@contextmanager
+def open_catalog(settings: Settings) -> Iterator[sa.Engine]:
+    """The catalog of `settings`, whether there is one or not."""
+    from featd.catalog import connect
+
+    catalog = connect.open_catalog(settings.catalog.url, settings.workers.lease_seconds)
+    try:
+        yield catalog
     finally:
         catalog.dispose()
 

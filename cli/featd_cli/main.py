@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import sys
 import traceback
@@ -13,7 +12,7 @@ from typing import Annotated
 import typer
 
 from featd import __version__
-from featd.errors import EXIT_ERROR, EXIT_OUT_OF_REACH, FeatdError, reason
+from featd.errors import EXIT_ERROR, EXIT_OK, EXIT_OUT_OF_REACH, FeatdError, reason
 from featd_cli import (
     db,
     enqueue,
@@ -103,8 +102,7 @@ def main(arguments: list[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
         app(arguments, prog_name="featd")
-        sys.stdout.flush()
-        return 0
+        return EXIT_OK
     except SystemExit as ended:
         return _flushed(ended.code if isinstance(ended.code, int) else int(ended.code is not None))
     except FeatdError as error:
@@ -112,11 +110,7 @@ def main(arguments: list[str] | None = None) -> int:
         return _flushed(error.exit_code)
     except KeyboardInterrupt:
         return INTERRUPTED
-    except BrokenPipeError:
-        return _silenced()
     except OSError as error:
-        if error.errno == errno.EPIPE:
-            return _silenced()
         named = isinstance(error.filename, str | bytes)
         complain(f"{os.fsdecode(error.filename)}: {reason(error)}" if named else reason(error))
         return EXIT_ERROR
@@ -133,18 +127,12 @@ def main(arguments: list[str] | None = None) -> int:
 def _flushed(code: int) -> int:
     try:
         sys.stdout.flush()
+        return code
     except BrokenPipeError:
-        return _silenced()
-    return code
-
-
-def _silenced() -> int:
-    """The reader of our output has gone: print nothing more, not even when Python flushes at its end."""
-    with contextlib.suppress(OSError, ValueError):
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, sys.stdout.fileno())
-        os.close(null)
-    return EXIT_ERROR
+        # The reader of our output has gone: print nothing more, not even when Python flushes at its end.
+        with contextlib.suppress(OSError, ValueError), Path(os.devnull).open("wb") as null:
+            os.dup2(null.fileno(), sys.stdout.fileno())
+        return EXIT_ERROR
 
 
 def _is_database_error(error: Exception) -> bool:

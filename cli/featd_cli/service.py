@@ -52,22 +52,23 @@ def install(
     from featd import config as configuration
     from featd_cli import units
 
-    _check_instance(instance)
+    service = _service(instance)
     default = ETC / f"{instance or 'featd'}.toml"
     file = Path(os.path.abspath(config or ctx.obj or default))  # noqa: PTH100 - links in people's paths stay
     settings = configuration.load(file)
     present = units.Install.present()
     work = _Work(dry_run)
-    work.write(SYSUSERS, units.SYSUSERS)
-    work.write(TMPFILES, units.TMPFILES)
-    unit = UNITS / ("featd@.service" if instance else "featd.service")
-    work.write(unit, units.service(present, template=instance is not None))
-    service = _service(instance)
+    work.write(SYSUSERS, units.text_of("sysusers.d/featd.conf"))
+    work.write(TMPFILES, units.text_of("tmpfiles.d/featd.conf"))
+    unit = "featd@.service" if instance else "featd.service"
+    work.write(UNITS / unit, units.service(present, unit))
     folder = UNITS / f"{service}.d"
     work.write_or_remove(
         folder / "10-configuration.conf", units.drop_in(settings, present, file, default_config=default)
     )
-    work.write_or_remove(folder / "20-gpu.conf", units.GPU if units.uses_gpu(settings) else "")
+    work.write_or_remove(
+        folder / "20-gpu.conf", units.text_of("gpu.conf") if units.uses_gpu(settings) else ""
+    )
     work.run("systemd-sysusers", str(SYSUSERS))
     work.run("systemd-tmpfiles", "--create", str(TMPFILES))
     _own(work, settings, file)
@@ -81,9 +82,8 @@ def uninstall(instance: InstanceOption = None, dry_run: DryRunOption = False) ->
 
     The configuration, the catalog, the vectors and the user featd stay.
     """
-    _check_instance(instance)
-    work = _Work(dry_run)
     service = _service(instance)
+    work = _Work(dry_run)
     work.run("systemctl", "disable", "--now", service, may_fail=True)
     folder = UNITS / f"{service}.d"
     for name in ("10-configuration.conf", "20-gpu.conf"):
@@ -100,12 +100,12 @@ def uninstall(instance: InstanceOption = None, dry_run: DryRunOption = False) ->
 
 
 def _service(instance: str | None) -> str:
-    return f"featd@{instance}.service" if instance else "featd.service"
-
-
-def _check_instance(instance: str | None) -> None:
-    if instance is not None and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]*", instance):
+    """The name of the service. A usage error where `instance` is no plain name."""
+    if instance is None:
+        return "featd.service"
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]*", instance):
         raise typer.BadParameter("letters, digits, - and _ only", param_hint="--instance")
+    return f"featd@{instance}.service"
 
 
 def _own(work: _Work, settings: Settings, file: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from featd_cli.console import document, say
+from featd_cli.console import document
 from featd_cli.instance import ConfigOption, JsonOption, open_instance
 
 
@@ -45,5 +45,4 @@ def status(
     if as_json:
         document(status_report.as_json(report))
         return
-    for line in status_screen.lines(report, blocks=blocks):
-        say(line)
+    status_screen.show(status_screen.lines(report, blocks=blocks))

@@ -17,7 +17,7 @@ MOST_BYTES = 256 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Daemon:
-    """`pid`: of the running supervisor. `down`: none runs, for certain; without a store that is unknown."""
+    """`pid`: that of the running supervisor. `down`: certainly none is running; without a store this is unknown."""
 
     pid: int | None = None
     down: bool = False

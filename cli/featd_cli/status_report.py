@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 import socket
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from featd.errors import StoreUnavailableError
 from featd.states import State
+from featd.worker.shares import KINDS
 from featd_cli import status_daemon
 from featd_cli.status_daemon import Daemon
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from featd_cli.instance import Instance
 
 LEASE_WARNING = 1 / 3
-"""Part of a lease below which it should have been renewed long ago."""
+"""A lease with less than this part of its time left should have been renewed long ago."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +74,11 @@ def look(instance: Instance) -> Report:
     down = socket.gethostname() if daemon.down else None
     with instance.read() as conn:
         counts = counters.counts(conn)
-        workers = [_dead(worker) if worker.host == down else worker for worker in stats.workers(conn)]
+        workers = [
+            # A worker whose lease is open although its supervisor is gone is dead.
+            replace(worker, shares={"state": "dead"}) if worker.host == down else worker
+            for worker in stats.workers(conn)
+        ]
         busy = any(state_of(worker) == "working" for worker in workers)
         stuck = bool(workers) and not busy and counts[State.PENDING] > 0
         report = Report(
@@ -95,11 +100,6 @@ def look(instance: Instance) -> Report:
     return report
 
 
-def _dead(worker: WorkerLine) -> WorkerLine:
-    """A worker whose lease is open although its supervisor is gone, so it is dead."""
-    return dataclasses.replace(worker, shares={"state": "dead"})
-
-
 def state_of(worker: WorkerLine) -> str:
     """`working`, `idle`, `stopping` or `dead`; a worker that has not reported yet is `starting`."""
     told = worker.done or worker.failed
@@ -109,6 +109,12 @@ def state_of(worker: WorkerLine) -> str:
 def rate_of(worker: WorkerLine) -> float:
     """Images per second, measured by the worker over the last seconds."""
     return float(worker.shares.get("images_per_second", 0.0))
+
+
+def shares_of(worker: WorkerLine) -> dict[str, float]:
+    """How a worker spends its time: parts of 1, all 0 where it has not reported yet."""
+    told = worker.shares.get("share", {})
+    return {kind: told.get(kind, 0.0) for kind in KINDS}
 
 
 def _waiting_roots(settings: Settings, pending: set[str]) -> dict[str, str]:
@@ -183,23 +189,18 @@ def holds_back(report: Report) -> str:
 
 
 def _limit(report: Report, working: list[WorkerLine]) -> str:
-    shares: dict[str, float] = {}
-    for worker in working:
-        for kind, share in worker.shares.get("share", {}).items():
-            shares[kind] = shares.get(kind, 0.0) + share / len(working)
-    if not any(shares.values()):
+    shares = {kind: fmean(shares_of(worker)[kind] for worker in working) for kind in KINDS}
+    kind = max(KINDS, key=shares.__getitem__)
+    if not shares[kind]:
         return "workers have just started; nothing is measured yet"
-    kind = max(shares, key=lambda name: shares[name])
     percent = f"{shares[kind] * 100:.0f} %"
-    match kind:
-        case "decode":
-            return f"bottleneck: decoding ({percent}); raise workers.decoders (now {report.decoders})"
-        case "forward":
-            return f"bottleneck: the network ({percent}); add devices to go faster"
-        case "write":
-            return f"bottleneck: writing ({percent}); the store's disk is slow"
-        case _:
-            return f"workers are waiting for images ({percent} of the time)"
+    verdicts = {
+        "wait": f"workers are waiting for images ({percent} of the time)",
+        "decode": f"bottleneck: decoding ({percent}); raise workers.decoders (now {report.decoders})",
+        "forward": f"bottleneck: the network ({percent}); add devices to go faster",
+        "write": f"bottleneck: writing ({percent}); the store's disk is slow",
+    }
+    return verdicts[kind]
 
 
 def as_json(report: Report) -> dict[str, Any]:
@@ -209,13 +210,8 @@ def as_json(report: Report) -> dict[str, Any]:
         "instance": report.instance,
         "catalog": report.catalog,
         "fingerprint": report.fingerprint,
-        "images": {"total": report.total, **{state.value: report.counts[state] for state in State}},
-        "shards": {
-            "count": report.shards.count,
-            "rows": report.shards.rows,
-            "live_rows": report.shards.live_rows,
-            "bytes": report.shards.bytes,
-        },
+        "images": {"total": report.total, **report.counts},
+        "shards": asdict(report.shards),
         "rate": {"images_per_second": report.images_per_second, "eta_seconds": report.eta_seconds},
         "workers": [
             {
@@ -228,16 +224,11 @@ def as_json(report: Report) -> dict[str, Any]:
                 "failed": worker.failed,
                 "images_per_second": rate_of(worker),
                 "lease_expires_in": round(worker.expires_in_seconds, 1),
-                "share": {
-                    **dict.fromkeys(("wait", "decode", "forward", "write"), 0.0),
-                    **worker.shares.get("share", {}),
-                },
+                "share": shares_of(worker),
             }
             for worker in report.workers
         ],
-        "failures": [
-            {"kind": line.kind, "count": line.count, "example": line.example} for line in report.failures
-        ],
+        "failures": [asdict(line) for line in report.failures],
         "ingest": report.ingest,
         "daemon": {"pid": report.daemon.pid, "failed_start": report.daemon.failed_start},
         "holds_back": holds_back(report),

@@ -5,17 +5,20 @@ from __future__ import annotations
 import re
 import socket
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime
 
+from rich import filesize
 from rich.cells import cell_len
+from rich.console import Console
+from rich.text import Text
 
 from featd import clock
 from featd.catalog.stats import WorkerLine
 from featd.states import State
-from featd_cli.console import shown, styled
-from featd_cli.status_report import Report, holds_back, rate_of, state_of
+from featd_cli.console import shown
+from featd_cli.status_report import Report, holds_back, rate_of, shares_of, state_of
 
 WIDTH = 80
 MAX_WIDTH = 120
@@ -60,23 +63,21 @@ LEVELS = (
 """From everything to only the most important."""
 
 
-def lines(report: Report, *, blocks: bool, width: int = WIDTH, detail: Detail = LEVELS[0]) -> list[str]:
+def lines(report: Report, *, blocks: bool, width: int = WIDTH, detail: Detail = LEVELS[0]) -> list[Text]:
     """The screen, line by line. `blocks`: the terminal can show block characters."""
-    parts = [
-        list(_head(report, width, blocks, detail)),
-        list(_images(report, width, blocks)),
-        list(_workers(report, width, blocks, detail)),
-        list(_failures(report, width, detail)),
-        list(_verdict(report, width, detail)),
-    ]
-    gap = [""] if detail.gaps else []
-    found: list[str] = []
-    for part in parts:
-        found += [*(gap if found and part else ()), *part]
+    found = list(_head(report, width, blocks, detail))
+    for part in (
+        _images(report, width, blocks),
+        _workers(report, width, blocks, detail),
+        _failures(report, width, detail),
+        _verdict(report, width, detail),
+    ):
+        some = list(part)
+        found += [Text(), *some] if some and detail.gaps else some
     return found
 
 
-def fitted(report: Report, *, blocks: bool, width: int, height: int) -> list[str]:
+def fitted(report: Report, *, blocks: bool, width: int, height: int) -> list[Text]:
     """As much of the report as fits into `height` lines; what is left out of a list is counted."""
     width = min(width, MAX_WIDTH)
     for level in LEVELS:
@@ -90,37 +91,39 @@ def fitted(report: Report, *, blocks: bool, width: int, height: int) -> list[str
     return [*_images(report, width, blocks), *_verdict(report, width, LEVELS[-1])][:height]
 
 
-def _head(report: Report, width: int, blocks: bool, detail: Detail) -> Iterator[str]:
+def show(screen: Iterable[Text]) -> None:
+    """Print these lines, in colour only on a terminal."""
+    Console().print(*screen, sep="\n", soft_wrap=True)
+
+
+def _head(report: Report, width: int, blocks: bool, detail: Detail) -> Iterator[Text]:
     yield _running(report, blocks)
-    yield styled(clip(f"catalog  {shown(report.catalog)}", width, 9), bold=True)
+    yield Text(clip(f"catalog  {shown(report.catalog)}", width, 9), "bold")
     if not detail.whole_head:
         return
     fingerprint = report.fingerprint[:12] if report.fingerprint else "none yet"
-    yield f"instance {report.instance[:8]}   fingerprint {fingerprint}"
+    yield Text(f"instance {report.instance[:8]}   fingerprint {fingerprint}")
     by = sorted(set(report.ingest["scanned_by"].values()))
     elsewhere = f" by {shown(', '.join(by))}" if by not in ([], [socket.gethostname()]) else ""
-    yield clip(
-        f"roots    {report.roots}   watched {report.ingest['watching']}   last scan {_ago(report)}{elsewhere}",
-        width,
-        30,
-    )
+    watched = f"watched {report.ingest['watching']}   last scan {_ago(report)}{elsewhere}"
+    yield Text(clip(f"roots    {report.roots}   {watched}", width, 30))
     shards = report.shards
-    yield (
-        f"shards   {shards.count:,} with {shards.rows:,} vectors, {size(shards.bytes)}"
+    yield Text(
+        f"shards   {shards.count:,} with {shards.rows:,} vectors, {filesize.decimal(shards.bytes)}"
         + (f"; {shards.rows - shards.live_rows:,} superseded" if shards.rows > shards.live_rows else "")
     )
 
 
-def _running(report: Report, blocks: bool) -> str:
+def _running(report: Report, blocks: bool) -> Text:
     """Whether featd runs on this host."""
     daemon = report.daemon
     if daemon.pid:
         since = str(daemon.says.get("started_at", ""))[:16].replace("T", " ")
         told = f"running (pid {daemon.pid}" + (f", since {since} UTC)" if since else ")")
-        return styled(f"{'●' if blocks else '*'} {told}", fg="green", bold=True)
+        return Text(f"{'●' if blocks else '*'} {told}", "bold green")
     if daemon.down:
-        return styled(f"{'○' if blocks else '-'} not running", fg="yellow", bold=True)
-    return styled("? unknown whether featd runs: the store cannot be read", fg="yellow", bold=True)
+        return Text(f"{'○' if blocks else '-'} not running", "bold yellow")
+    return Text("? unknown whether featd runs: the store cannot be read", "bold yellow")
 
 
 def _ago(report: Report) -> str:
@@ -130,10 +133,9 @@ def _ago(report: Report) -> str:
     return f"{duration((clock.utcnow() - datetime.fromisoformat(at)).total_seconds())} ago"
 
 
-def _images(report: Report, width: int, blocks: bool) -> Iterator[str]:
+def _images(report: Report, width: int, blocks: bool) -> Iterator[Text]:
     there = report.total - report.counts[State.GONE]
-    done = report.counts[State.DONE]
-    share = done / there if there else 0.0
+    share = report.counts[State.DONE] / there if there else 0.0
     bar = max(10, width - BESIDE_BAR)
     filled = int(bar * share)  # full only when everything is done
     bad_share = report.counts[State.FAILED] / there if there else 0.0
@@ -141,106 +143,102 @@ def _images(report: Report, width: int, blocks: bool) -> Iterator[str]:
     full, bad, empty = ("█", "█", "░") if blocks else ("#", "x", ".")
     # 99.97 % is not 100 %.
     percent = f"{int(share * 1000) / 10:.1f} %"
-    yield (
-        f"{styled(full * filled, fg='green')}{styled(bad * failed, fg='red')}{empty * (bar - filled - failed)}"
-        f" {percent:>7} of {there:,} images"
+    yield Text.assemble(
+        (full * filled, "green"),
+        (bad * failed, "red"),
+        f"{empty * (bar - filled - failed)} {percent:>7} of {there:,} images",
     )
     digits = max(len(f"{report.total:,}"), 6)
     cells = [
-        styled(
-            f"{state:<8}{report.counts[state]:>{digits},}",
-            fg=COLOURS.get(state) if report.counts[state] else None,
-        )
-        for state in (State.PENDING, State.CLAIMED, State.DONE, State.FAILED, State.GONE)
+        Text(f"{state:<8}{count:>{digits},}", COLOURS.get(state, "") if count else "")
+        for state, count in report.counts.items()
     ]
-    cells.append(f"{'total':<8}{report.total:>{digits},}")
-    yield "   ".join(cells[:3])
-    yield "   ".join(cells[3:])
+    cells.append(Text(f"{'total':<8}{report.total:>{digits},}"))
+    yield Text("   ").join(cells[:3])
+    yield Text("   ").join(cells[3:])
     rate = f"{'rate':<8}{report.images_per_second:>{digits},.1f} images/s"
-    yield rate + (f", about {duration(report.eta_seconds)} left" if report.eta_seconds is not None else "")
+    yield Text(
+        rate + (f", about {duration(report.eta_seconds)} left" if report.eta_seconds is not None else "")
+    )
 
 
-def _workers(report: Report, width: int, blocks: bool, detail: Detail) -> Iterator[str]:
+def _workers(report: Report, width: int, blocks: bool, detail: Detail) -> Iterator[Text]:
     if not report.workers:
-        yield styled("workers: none", bold=True)
+        yield Text("workers: none", "bold")
         return
-    room = max(4, min(40, width - BESIDE_TIME))
-    head = f"{'workers':<9}{'state':<9}{'images/s':>8}{'done':>13}{'failed':>9}  {'time':<{room}}  lease"
     shown_workers = report.workers[: detail.workers]
     if not shown_workers:
         at_work = sum(state_of(worker) == "working" for worker in report.workers)
-        yield styled(f"workers: {len(report.workers)}, {at_work} working", bold=True)
+        yield Text(f"workers: {len(report.workers)}, {at_work} working", "bold")
         return
-    yield styled(head, bold=True)
+    room = max(4, min(40, width - BESIDE_TIME))
+    head = f"{'workers':<9}{'state':<9}{'images/s':>8}{'done':>13}{'failed':>9}  {'time':<{room}}  lease"
+    yield Text(head, "bold")
     several = len({worker.host for worker in report.workers}) > 1
     for worker in shown_workers:
         state = state_of(worker)
-        share = worker.shares.get("share", {})
-        yield (
-            f"{worker.device:<9}{styled(f'{state:<9}', fg=STATE_COLOURS.get(state))}"
-            f"{rate_of(worker):>8,.1f}{worker.done:>13,}{worker.failed:>9,}"
-            f"  {_time_bar(share, room, blocks)}  {min(worker.expires_in_seconds, 999):>3.0f} s"
+        yield Text.assemble(
+            f"{worker.device:<9}",
+            (f"{state:<9}", STATE_COLOURS.get(state, "")),
+            f"{rate_of(worker):>8,.1f}{worker.done:>13,}{worker.failed:>9,}  ",
+            _time_bar(worker, room, blocks),
+            f"  {min(worker.expires_in_seconds, 999):>3.0f} s",
         )
         if detail.two_lines:
-            yield _worker_detail(worker, share, several, width, blocks)
+            yield _worker_detail(worker, several, width, blocks)
     if left := len(report.workers) - len(shown_workers):
-        yield f"... and {left} more"
+        yield Text(f"... and {left} more")
 
 
-def _time_bar(share: Mapping[str, float], room: int, blocks: bool) -> str:
+def _time_bar(worker: WorkerLine, room: int, blocks: bool) -> Text:
     """A bar of `room` characters, divided by how a worker spends its time."""
-    if not any(share.values()):
-        return " " * room
-    total = sum(share.values())
-    bar, before, sofar = "", 0, 0.0
-    for kind, (block, letter, colour) in TIMES.items():
-        sofar += share.get(kind, 0.0) / total
-        upto = round(room * sofar)
-        bar += styled((block if blocks else letter) * (upto - before), fg=colour) if upto > before else ""
-        before = upto
+    bar, sofar, total = Text(), 0.0, sum(shares_of(worker).values())
+    for kind, share in shares_of(worker).items():
+        block, letter, colour = TIMES[kind]
+        sofar += share
+        upto = round(room * sofar / total) if total else 0
+        bar.append((block if blocks else letter) * (upto - len(bar)), colour)
+    bar.pad_right(room - len(bar))
     return bar
 
 
-def _worker_detail(
-    worker: WorkerLine, share: Mapping[str, float], several: bool, width: int, blocks: bool
-) -> str:
+def _worker_detail(worker: WorkerLine, several: bool, width: int, blocks: bool) -> Text:
     """The second line of a worker: who it is, and the key to its bar."""
-    if not any(share.values()):
-        return clip(f"  {_who(worker, several)}", width, 2)
-    plain = "  ".join(f"*{kind} {share.get(kind, 0.0) * 100:.0f}%" for kind in TIMES)
-    key = plain
-    for kind, (block, letter, colour) in TIMES.items():
-        key = key.replace(f"*{kind}", styled(block if blocks else letter, fg=colour) + kind)
-    room = width - len(plain) - 2
-    who = clip(f"  {_who(worker, several)}", room, 2)
-    return f"{who}{' ' * (room - cell_len(who))}  {key}"
+    who = f"  {shown(worker.host) if several else worker.engine}, pid {worker.pid}"
+    shares = shares_of(worker)
+    if not any(shares.values()):
+        return Text(clip(who, width, 2))
+    key = Text("  ").join(
+        Text.assemble((block if blocks else letter, colour), f"{kind} {shares[kind] * 100:.0f}%")
+        for kind, (block, letter, colour) in TIMES.items()
+    )
+    room = width - len(key) - 2
+    line = Text(clip(who, room, 2))
+    line.pad_right(room - line.cell_len)
+    return Text.assemble(line, "  ", key)
 
 
-def _who(worker: WorkerLine, several: bool) -> str:
-    return f"{shown(worker.host) if several else worker.engine}, pid {worker.pid}"
-
-
-def _failures(report: Report, width: int, detail: Detail) -> Iterator[str]:
+def _failures(report: Report, width: int, detail: Detail) -> Iterator[Text]:
     some = report.failures[: detail.failures]
     if not some:
         return
-    yield styled("failed with kind           images  example", bold=True)
+    yield Text("failed with kind           images  example", "bold")
     for line in some:
-        yield clip(f"{line.kind:<20}{line.count:>13,}  {shown(line.example)}", width, 35)
+        yield Text(clip(f"{line.kind:<20}{line.count:>13,}  {shown(line.example)}", width, 35))
     if rest := report.failures[len(some) :]:
-        yield f"{f'{len(rest)} more kinds':<20}{sum(line.count for line in rest):>13,}"
+        yield Text(f"{f'{len(rest)} more kinds':<20}{sum(line.count for line in rest):>13,}")
 
 
-def _verdict(report: Report, width: int, detail: Detail) -> Iterator[str]:
+def _verdict(report: Report, width: int, detail: Detail) -> Iterator[Text]:
     sentence = holds_back(report)
-    yield from wrap(shown(sentence[0].upper() + sentence[1:] + "."), width)
+    yield from map(Text, wrap(shown(sentence[0].upper() + sentence[1:] + "."), width))
     some = report.warnings[: detail.warnings]
     for warning in some:
         first, *rest = wrap(shown(f"warning: {warning}"), width, indent="  ")
-        yield styled(first, fg="yellow")
-        yield from rest
+        yield Text(first, "yellow")
+        yield from map(Text, rest)
     if left := len(report.warnings) - len(some):
-        yield styled(f"{left} more {'warning' if left == 1 else 'warnings'}", fg="yellow")
+        yield Text(f"{left} more {'warning' if left == 1 else 'warnings'}", "yellow")
 
 
 def clip(text: str, width: int, keep: int) -> str:
@@ -269,12 +267,3 @@ def duration(seconds: float) -> str:
         if count or parts:
             parts.append(f"{count} {unit}" if count else "")
     return " ".join(part for part in parts[:2] if part) or "0 s"
-
-
-def size(count: float) -> str:
-    """A size in bytes, in units of 1000."""
-    for unit in ("bytes", "kB", "MB", "GB", "TB"):
-        if count < 1000 or unit == "TB":
-            return f"{count:,.0f} {unit}" if unit == "bytes" else f"{count:,.1f} {unit}"
-        count /= 1000
-    raise AssertionError

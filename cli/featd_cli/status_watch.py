@@ -13,12 +13,13 @@ import signal
 import sys
 import termios
 import threading
+import tty
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from rich.console import Console, ConsoleDimensions, Group
+from rich.console import Console, ConsoleDimensions
 from rich.live import Live
 from rich.text import Text
 
@@ -27,7 +28,7 @@ from featd.catalog import migrate
 from featd.errors import CatalogUnavailableError
 from featd.processes.signals import SignalQueue
 from featd_cli import status_report, status_screen
-from featd_cli.console import say, shown, styled
+from featd_cli.console import shown
 from featd_cli.instance import Instance, sqlite_file
 from featd_cli.status_report import Report
 
@@ -84,7 +85,7 @@ class Looker(threading.Thread):
     def step(self) -> Look:
         """Make one report. Errors that do not pass by themselves are raised."""
         try:
-            self._let_go_of_what_was_moved()
+            self._reopen_if_moved()
             if not self._checked:
                 migrate.check_schema(self._instance.catalog)
                 self._checked = True
@@ -93,8 +94,8 @@ class Looker(threading.Thread):
             self._checked = False  # the catalog may have been restored or migrated meanwhile
             return Look(self.latest.report, self.latest.at, str(error))
 
-    def _let_go_of_what_was_moved(self) -> None:
-        """Reopen an SQLite catalog that was moved or replaced: the open file would still be readable."""
+    def _reopen_if_moved(self) -> None:
+        """Close the connections to an SQLite catalog that was moved or replaced: they would still read the old file."""
         file = sqlite_file(self._instance.settings.catalog.url)
         if file is None:
             return
@@ -163,7 +164,7 @@ def _draw_until_left(looker: Looker, signals: SignalQueue, blocks: bool) -> int:
                 if width and height:
                     console.size = ConsoleDimensions(width, height)
             screen = _screen(looker.take(), *console.size, blocks)
-            live.update(Group(*(_fit(line, console.width) for line in screen)), refresh=True)
+            live.update(Text("\n", no_wrap=True, overflow="crop").join(screen), refresh=True)
             ready, _, _ = select.select(waits, [], [], EVERY_SECONDS)
             for number in signals.take():
                 if number != signal.SIGWINCH:
@@ -184,43 +185,35 @@ def _keys() -> Iterator[list[int]]:
     if not mine:
         yield []
         return
-    raw = [*before]
-    raw[3] &= ~(termios.ICANON | termios.ECHO)
-    termios.tcsetattr(fd, termios.TCSADRAIN, raw)
+    tty.setcbreak(fd, termios.TCSADRAIN)
     try:
         yield [fd]
     finally:
         termios.tcsetattr(fd, termios.TCSADRAIN, before)
 
 
-def _screen(look: Look, width: int, height: int, blocks: bool) -> list[str]:
+def _screen(look: Look, width: int, height: int, blocks: bool) -> list[Text]:
     """All lines of the screen, the last one at its bottom."""
     top = _trouble(look, min(width, status_screen.MAX_WIDTH))
     if top and height >= status_screen.HIGH:
-        top.append("")
+        top.append(Text())
     room = max(0, height - len(top) - 1)
     if look.report is not None:
         top += status_screen.fitted(look.report, blocks=blocks, width=width, height=room)
     elif look.trouble is None:
-        top.append("reading ...")
+        top.append(Text("reading ..."))
     top = top[: height - 1]
     moment = f"as of {look.at.astimezone():%H:%M:%S}" if look.at else ""
-    foot = styled(f"{moment:<18}{HINT}" if width >= 40 else HINT, fg="bright_black")
-    return [*top, *[""] * (height - 1 - len(top)), foot]
+    foot = Text(f"{moment:<18}{HINT}" if width >= 40 else HINT, "bright_black")
+    return [*top, *[Text()] * (height - 1 - len(top)), foot]
 
 
-def _trouble(look: Look, width: int) -> list[str]:
+def _trouble(look: Look, width: int) -> list[Text]:
     if look.trouble is None:
         return []
     below = "; the report below is from then" if look.report is not None else ""
     told = shown(f"{look.trouble}. Trying again{below}.")
-    return [styled(line, fg="red", bold=True) for line in status_screen.wrap(told, width)]
-
-
-def _fit(line: str, width: int) -> Text:
-    text = Text.from_ansi(line, no_wrap=True, overflow="crop")
-    text.truncate(width)
-    return text
+    return [Text(line, "bold red") for line in status_screen.wrap(told, width)]
 
 
 # Off a terminal
@@ -236,11 +229,8 @@ def _print(looker: Looker, signals: SignalQueue, blocks: bool) -> None:
         look = looker.take()
         if looker not in ready and look.trouble is None:
             continue
-        say(f"{clock.utcnow():%Y-%m-%dT%H:%M:%SZ}")
-        for line in _trouble(look, status_screen.WIDTH):
-            say(line)
+        block = [Text(f"{clock.utcnow():%Y-%m-%dT%H:%M:%SZ}"), *_trouble(look, status_screen.WIDTH)]
         if look.report is not None and look.trouble is None:
-            for line in status_screen.lines(look.report, blocks=blocks):
-                say(line)
-        say()
+            block += status_screen.lines(look.report, blocks=blocks)
+        status_screen.show([*block, Text()])
         sys.stdout.flush()

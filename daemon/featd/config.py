@@ -51,6 +51,12 @@ class StoreConfig(_Section):
 
 class RootConfig(_Section):
     path: Path
+    include: tuple[str, ...] = DEFAULT_INCLUDE
+    exclude: tuple[str, ...] = ()
+    watch: bool = True
+    rescan_seconds: PositiveFloat = 900.0
+    settle_seconds: Annotated[float, Field(ge=0)] = 2.0
+    follow_symlinks: bool = False
 
     @field_validator("path", mode="before")
     @classmethod
@@ -58,13 +64,6 @@ class RootConfig(_Section):
         if path == "":
             raise ValueError("name a folder")
         return path
-
-    include: tuple[str, ...] = DEFAULT_INCLUDE
-    exclude: tuple[str, ...] = ()
-    watch: bool = True
-    rescan_seconds: PositiveFloat = 900.0
-    settle_seconds: Annotated[float, Field(ge=0)] = 2.0
-    follow_symlinks: bool = False
 
 
 class ModelConfig(_Section):
@@ -269,13 +268,9 @@ def _explain(path: Path, error: ValidationError) -> str:
         if problem["type"] == "extra_forbidden":
             message = "unknown key"
         variable = ENV_PREFIX + "__".join(str(part) for part in problem["loc"][:2]).upper()
-        source = f"environment {variable}" if _in_environment(variable) else str(path)
+        source = f"environment {variable}" if variable in map(str.upper, os.environ) else str(path)
         lines.append(f"{source}: {key or 'configuration'}: {message}")
     return "; ".join(lines)
-
-
-def _in_environment(variable: str) -> bool:
-    return variable in {name.upper() for name in os.environ}
 
 
 def _refuse_unknown_variables() -> None:
@@ -300,27 +295,19 @@ def _absolute(settings: Settings, file: Path) -> Settings:
             raise ConfigError(f"{file}: {key}: {str(value)!r} must be an absolute path in a file under /etc")
         return Path(os.path.normpath(file.parent / value))
 
-    model = settings.model
-    preprocess = settings.preprocess
+    def section(name: str, values: BaseModel) -> BaseModel:
+        paths = {key: resolve(f"{name}.{key}", value) for key, value in values if isinstance(value, Path)}
+        return values.model_copy(update=paths)
+
     changes: dict[str, Any] = {
-        "catalog": settings.catalog.model_copy(update={"url": _absolute_url(settings.catalog.url, resolve)}),
-        "store": settings.store.model_copy(update={"path": resolve("store.path", settings.store.path)}),
-        "roots": tuple(
-            root.model_copy(update={"path": resolve(f"roots.{at}.path", root.path)})
-            for at, root in enumerate(settings.roots)
-        ),
+        name: section(name, values) for name, values in settings if isinstance(values, BaseModel)
     }
-    if not model.built_in:
-        changes["model"] = model.model_copy(
-            update={
-                "net": str(resolve("model.net", Path(model.net))),
-                "weights": resolve("model.weights", model.weights) if model.weights else None,
-            }
-        )
-    if isinstance(preprocess.mean, Path):
-        changes["preprocess"] = preprocess.model_copy(
-            update={"mean": resolve("preprocess.mean", preprocess.mean)}
-        )
+    changes["roots"] = tuple(section(f"roots.{at}", root) for at, root in enumerate(settings.roots))
+    # These two are text, because they may also be a built-in net and a server.
+    changes["catalog"] = CatalogConfig(url=_absolute_url(settings.catalog.url, resolve))
+    if not settings.model.built_in:
+        net = str(resolve("model.net", Path(settings.model.net)))
+        changes["model"] = changes["model"].model_copy(update={"net": net})
     resolved = settings.model_copy(update=changes)
     _refuse_nesting([root.path for root in resolved.roots])
     return resolved
@@ -330,7 +317,7 @@ def _refuse_nesting(roots: list[Path]) -> None:
     """Refuse nested roots: an image under two roots would be two images."""
     for one in roots:
         for other in roots:
-            if one is not other and (one == other or one in other.parents):
+            if one is not other and other.is_relative_to(one):
                 raise ConfigError(f"roots: must not be nested, but {one} contains {other}")
 
 

@@ -23,7 +23,6 @@ from featd.shards.atomic import make_folder
 from featd.shards.store import is_store, run_folder
 from featd.start.preflight import check_beforehand
 from featd.start.reload import ConfigReload
-from featd.states import Lease
 from featd.supervisor.state_file import forget_failed_start, leave_failed_start
 from featd.supervisor.supervisor import Supervisor
 from featd.supervisor.systemd import Notifier
@@ -40,7 +39,7 @@ MAX_BOOT_FAILURES = 5
 def run(settings: Settings, *, drain: bool, config: Path | None = None) -> int:
     """Run featd until it is told to stop, or (drain) until nothing is left to do; returns the exit code.
 
-    `config` is the file that `settings` came from: SIGHUP reads it again, but for a drain.
+    `config` is the file that `settings` came from: SIGHUP reads it again, except in a drain.
     """
     logs.configure(settings.log.level, settings.log.format)
     logs.setup()
@@ -70,7 +69,7 @@ def run(settings: Settings, *, drain: bool, config: Path | None = None) -> int:
             stop_seconds=settings.workers.stop_seconds,
             deaths_to="janitor",
             max_boot_failures=MAX_BOOT_FAILURES if drain else None,
-            on_escalate=functools.partial(_excuse, folder),
+            on_escalate=lambda lease: mark_escalated(folder / f"{lease.token}.hands"),
             close_in_children=[lock_fd],
             notifier=notifier,
             reload=reload,
@@ -189,7 +188,3 @@ def take_lock(path: Path) -> int:
     os.ftruncate(fd, 0)
     os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
     return fd
-
-
-def _excuse(run: Path, lease: Lease) -> None:
-    mark_escalated(run / f"{lease.token}.hands")

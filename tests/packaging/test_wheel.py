@@ -91,6 +91,7 @@ def test_the_wheel_holds_three_packages_and_nothing_else(wheel: Path) -> None:
         "featd_migrations",
     }
     assert any(name.startswith("featd_migrations/versions/0001") for name in names)
+    assert {"featd.service", "featd@.service"} <= {name.rpartition("featd_cli/systemd/")[2] for name in names}
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 

@@ -132,7 +132,9 @@ def test_a_hung_worker_is_replaced_while_the_rest_goes_on(service: Host) -> None
 
     wait_for(replaced, 40, "another worker")
     assert service.pid() == supervisor
-    assert "it makes no progress" in service.journal("FEATD_EVENT=hung", "FEATD_CHILD=worker-0")
+    assert "makes no progress; killing it" in service.journal(
+        "FEATD_EVENT=child_hung", "FEATD_CHILD=worker-0"
+    )
 
 
 def test_sigterm_drains_within_its_time(service: Host) -> None:
@@ -147,7 +149,7 @@ def test_a_reload_applies_what_it_can_and_refuses_the_rest(service: Host) -> Non
     edit_config(service, "batch = 32", "batch = 4")
     try:
         service.run("systemctl reload featd")
-        wait_for(lambda: "batch=4 " in service.journal("FEATD_EVENT=working"), 40, "the new batch")
+        wait_for(lambda: "batch=4 " in service.journal("FEATD_EVENT=worker_started"), 40, "the new batch")
         wait_for(service.active, 20, "the reload's end")
         assert service.children()["worker-0"]["pid"] != worker
         assert service.pid() == supervisor

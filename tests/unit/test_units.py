@@ -1,4 +1,4 @@
-"""The unit files: what the project shows is what `featd service install` writes, and systemd takes it."""
+"""The unit files: `featd service install` writes those of the project for its installation, and systemd takes them."""
 
 from __future__ import annotations
 
@@ -14,14 +14,8 @@ from featd.errors import EXIT_BAD_CONFIG, EXIT_USAGE
 from featd_cli import units
 from needs import missing
 
-SHOWN = Path(__file__).resolve().parents[2] / "systemd"
-FILES = {
-    "featd.service": units.service(units.Install("/usr/bin/featd"), template=False),
-    "featd@.service": units.service(units.Install("/usr/bin/featd"), template=True),
-    "gpu.conf": units.GPU,
-    "sysusers.d/featd.conf": units.SYSUSERS,
-    "tmpfiles.d/featd.conf": units.TMPFILES,
-}
+USUAL = units.Install("/usr/bin/featd")
+FILES = {name: units.service(USUAL, name) for name in ("featd.service", "featd@.service")}
 
 
 def analyze(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -39,8 +33,30 @@ def unit(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_the_files_shown_are_those_that_are_written(name: str) -> None:
-    assert (SHOWN / name).read_text() == FILES[name]
+def test_the_usual_place_needs_no_change(name: str) -> None:
+    assert FILES[name] == units.text_of(name)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_another_place_is_named_with_what_it_must_see(name: str) -> None:
+    install = units.Install("/opt/featd", ("PYTHONPATH=/home/x",), (Path("/home/x"),))
+    before, after = units.text_of(name).splitlines(), units.service(install, name).splitlines()
+    new = [line for line in after if line not in before]
+    assert new[0].startswith("ExecStart=/opt/featd run --config /etc/featd/")
+    assert new[1:] == ["Environment=PYTHONPATH=/home/x", "BindReadOnlyPaths=/home/x"]
+    assert after[-3:] == ["", "[Install]", "WantedBy=multi-user.target"]
+
+
+def test_the_instances_of_the_template_differ_only_in_their_names() -> None:
+    one = FILES["featd.service"].replace("use `systemctl edit featd`", "use `systemctl edit featd@NAME`")
+    for alone, of_many in (
+        ("Description=featd:", "Description=featd %i:"),
+        ("/etc/featd/featd.", "/etc/featd/%i."),
+        ("StateDirectory=featd\n", "StateDirectory=featd/%i\n"),
+        ("WorkingDirectory=/var/lib/featd\n", "WorkingDirectory=/var/lib/featd/%i\n"),
+    ):
+        one = one.replace(alone, of_many)
+    assert one == FILES["featd@.service"]
 
 
 def test_systemd_has_nothing_to_say_against_them(unit: Path) -> None:
@@ -51,7 +67,7 @@ def test_systemd_has_nothing_to_say_against_them(unit: Path) -> None:
 @pytest.mark.parametrize("gpu", [False, True])
 def test_the_exposure_is_low(unit: Path, gpu: bool) -> None:
     if gpu:
-        unit.write_text(unit.read_text().replace("[Install]", units.GPU + "[Install]"))
+        unit.write_text(unit.read_text().replace("[Install]", units.text_of("gpu.conf") + "[Install]"))
     result = analyze("security", "--offline=true", "--threshold=20", "--no-pager", str(unit))
     assert result.returncode == 0, result.stdout[-300:]
 
@@ -74,7 +90,6 @@ def settings_of(tmp_path: Path, text: str) -> config.Settings:
 
 
 DEFAULT = Path("/etc/featd/featd.toml")
-INSTALL = units.Install("/usr/bin/featd")
 
 
 def test_a_configuration_within_featds_own_folders_needs_no_drop_in(tmp_path: Path) -> None:
@@ -86,7 +101,7 @@ path = "/var/lib/featd/features"
 [[roots]]
 path = "/srv/photos"
 """
-    assert units.drop_in(settings_of(tmp_path, text), INSTALL, DEFAULT, DEFAULT) == ""
+    assert units.drop_in(settings_of(tmp_path, text), USUAL, DEFAULT, DEFAULT) == ""
 
 
 def test_what_a_configuration_needs_more_stands_in_a_drop_in(tmp_path: Path) -> None:
@@ -102,7 +117,7 @@ path = "/home/anna/photos"
 [[roots]]
 path = "/srv/photos"
 """
-    lines = units.drop_in(settings_of(tmp_path, text), INSTALL, Path("/data/f.toml"), DEFAULT).splitlines()
+    lines = units.drop_in(settings_of(tmp_path, text), USUAL, Path("/data/f.toml"), DEFAULT).splitlines()
     assert lines[2:] == [
         "ExecStart=",
         "ExecStart=/usr/bin/featd run --config /data/f.toml",
@@ -119,5 +134,5 @@ path = "/srv/photos"
 def test_a_database_elsewhere_is_allowed(tmp_path: Path, host: str, allowed: str | None) -> None:
     host = f"[{host}]" if ":" in host else host
     settings = settings_of(tmp_path, f'[catalog]\nurl = "postgresql+psycopg://featd@{host}/featd"\n')
-    found = re.search(r"^IPAddressAllow=(.*)$", units.drop_in(settings, INSTALL, DEFAULT, DEFAULT), re.M)
+    found = re.search(r"^IPAddressAllow=(.*)$", units.drop_in(settings, USUAL, DEFAULT, DEFAULT), re.M)
     assert (found[1] if found else None) == allowed

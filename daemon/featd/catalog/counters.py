@@ -1,5 +1,5 @@
-"""Counters of images by state, in `settings`. Changed last in a transaction, in order of name, so that transactions
-wait for one another and never deadlock."""
+"""Counters of images by state, in `settings`. They are changed last in a transaction and in order of name, so that
+transactions wait for one another and never deadlock."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime
 
 import sqlalchemy as sa
@@ -54,39 +54,23 @@ class Explained:
 
 def explain(conn: sa.Connection, root: str, path: str) -> Explained | None:
     """The image at `path` (catalog form) of `root`; None where the catalog has none."""
-    row = conn.execute(sa.select(images).where(images.c.root == root, images.c.path == path)).first()
+    own = [images.c[field.name] for field in fields(Explained) if field.name in images.c]
+    found = sa.select(*own, images.c.not_before, images.c.lease_id, dialects.now(conn).label("now"))
+    found = found.add_columns(shards.c.path.label("shard"), shards.c.lease_id.label("maker"))
+    found = found.outerjoin(shards, shards.c.id == images.c.shard_id)
+    row = conn.execute(found.where(images.c.root == root, images.c.path == path)).one_or_none()
     if row is None:
         return None
-    shard = conn.execute(sa.select(shards).where(shards.c.id == row.shard_id)).first()
-    moment = conn.scalar(sa.select(dialects.now(conn)))
+    past = sa.select(attempts).where(attempts.c.image_id == row.id).order_by(attempts.c.id)
     return Explained(
-        id=row.id,
-        root=row.root,
-        path=row.path,
-        state=row.state,
-        version=row.version,
-        size=row.size,
-        mtime_ns=row.mtime_ns,
-        priority=row.priority,
-        due_in_seconds=max(0.0, (row.not_before - moment).total_seconds()) if moment else 0.0,
-        suspect=row.suspect,
-        errors=row.errors,
-        crashes=row.crashes,
-        kills=row.kills,
-        error_kind=row.error_kind,
-        error=row.error,
-        content=row.content,
-        updated_at=row.updated_at,
-        shard=shard.path if shard else None,
-        shard_row=row.shard_row,
-        shard_version=row.shard_version,
+        **{column.name: getattr(row, column.name) for column in own},
+        due_in_seconds=max(0.0, (row.not_before - row.now).total_seconds()),
+        shard=row.shard,
         worker=_worker(conn, row.lease_id),
-        made_by=_worker(conn, shard.lease_id) if shard else None,
+        made_by=_worker(conn, row.maker),
         attempts=[
             PastAttempt(one.version, one.at, one.kind, one.message, _worker(conn, one.lease_id))
-            for one in conn.execute(
-                sa.select(attempts).where(attempts.c.image_id == row.id).order_by(attempts.c.id)
-            ).all()
+            for one in conn.execute(past).all()
         ],
     )
 

@@ -73,9 +73,8 @@ def take_duties(
     taken = (free | mine) & set(duties)
     for some, lasts_seconds in ((taken, seconds), (mine - taken, 0.0)):
         if some:
-            named = settings.c.name.in_(sorted(_DUTY + duty for duty in some))
-            values = _values(conn, {"host": host}, lasts_seconds)
-            conn.execute(sa.update(settings).where(named).values(**values))
+            update = sa.update(settings).where(settings.c.name.in_(sorted(_DUTY + duty for duty in some)))
+            conn.execute(update.values(**_values(conn, {"host": host}, lasts_seconds)))
     return taken
 
 
@@ -86,12 +85,8 @@ def leave_duties(conn: sa.Connection, duties: Collection[str], host: str) -> Non
 
 def duty_holders(conn: sa.Connection) -> dict[str, str]:
     """Each duty that is taken now -> the host that has it."""
-    rows = conn.execute(_kept(conn).where(settings.c.name.startswith(_DUTY, autoescape=True))).all()
-    return {
-        row.name.removeprefix(_DUTY): str(json.loads(row.value)["host"])
-        for row in rows
-        if _is_live(conn, row)
-    }
+    rows = _rows_named(conn, _DUTY).items()
+    return {duty: str(json.loads(row.value)["host"]) for duty, row in rows if _is_live(conn, row)}
 
 
 def ask_for(conn: sa.Connection, duties: Collection[str]) -> None:
@@ -126,18 +121,19 @@ def report_ingest(conn: sa.Connection, host: str, report: dict[str, Any], second
 
 def ingest_reports(conn: sa.Connection) -> dict[str, IngestReport]:
     """The last report of each host's ingest."""
-    rows = conn.execute(_kept(conn).where(settings.c.name.startswith(_REPORT, autoescape=True))).all()
     return {
-        row.name.removeprefix(_REPORT): IngestReport(_is_live(conn, row), json.loads(row.value)["report"])
-        for row in rows
+        host: IngestReport(_is_live(conn, row), json.loads(row.value)["report"])
+        for host, row in _rows_named(conn, _REPORT).items()
     }
 
 
 def forget_reports(conn: sa.Connection, host: str) -> None:
     """Remove the reports of other hosts that ended more than a day ago, with their counts."""
-    rows = conn.execute(_kept(conn).where(settings.c.name.startswith(_REPORT, autoescape=True))).all()
+    rows = _rows_named(conn, _REPORT)
     # A report of another boot has ended too; when is not known.
-    old = [row.name for row in rows if not _is_live(conn, row, FORGET_SECONDS) and row.name != _REPORT + host]
+    old = [
+        row.name for other, row in rows.items() if other != host and not _is_live(conn, row, FORGET_SECONDS)
+    ]
     if old:
         conn.execute(sa.delete(settings).where(settings.c.name.in_(old)))
 
@@ -182,6 +178,12 @@ def ingest_of_all(conn: sa.Connection, down: str | None = None) -> dict[str, Any
 def _kept(conn: sa.Connection) -> sa.Select[Any]:
     now_ms = sa.cast(dialects.lease_now(conn) * 1000, sa.BigInteger).label("now_ms")
     return sa.select(settings.c.name, settings.c.value, settings.c.number, now_ms)
+
+
+def _rows_named(conn: sa.Connection, prefix: str) -> dict[str, sa.Row[Any]]:
+    """The rows whose names begin with `prefix`, by the rest of the name."""
+    statement = _kept(conn).where(settings.c.name.startswith(prefix, autoescape=True))
+    return {row.name.removeprefix(prefix): row for row in conn.execute(statement).all()}
 
 
 def _values(conn: sa.Connection, value: dict[str, Any], seconds: float) -> dict[str, Any]:

@@ -26,14 +26,7 @@ class LiveVector:
 
 def live_vectors(conn: sa.Connection, after_id: int, limit: int) -> list[LiveVector]:
     """The next done images in order of id, beginning behind `after_id`."""
-    columns = (
-        images.c.id,
-        images.c.root,
-        images.c.path,
-        images.c.shard_version,
-        shards.c.path,
-        images.c.shard_row,
-    )
+    columns = [*images.c["id", "root", "path", "shard_version"], shards.c.path, images.c.shard_row]
     statement = (
         sa.select(*columns)
         .join(shards, shards.c.id == images.c.shard_id)

@@ -17,7 +17,7 @@ CHECK_SECONDS = 900.0
 
 
 def check_beforehand(plan: WorkerPlan, notifier: Notifier) -> None:
-    """Try everything that must be right before work starts once, in a throw-away process.
+    """Check everything that must be right before work starts, in a throw-away process.
 
     Caffe aborts its process on a bad model, and CUDA does not survive a fork: neither may happen in the supervisor.
     """

@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from featd import clock, config, logs
 from featd.config import Settings
@@ -41,7 +40,7 @@ CONCERNS: dict[str, tuple[str, ...]] = {
     "web": (WEB,),
     "log": (WORKERS, INGEST, JANITOR, WEB),
 }
-"""The kinds of children that a changed key concerns; the longest name that fits counts."""
+"""The kinds of children that a changed key concerns; the entry of the key comes before that of its section."""
 
 CHECK_SECONDS = 120.0
 """A configuration that is not read and checked in this time is refused: a mount or a database may hang."""
@@ -75,7 +74,7 @@ def concerned(changed: Sequence[str]) -> set[str]:
 
 
 class ConfigReload:
-    """The supervisor's `Reload`: `begin` starts the check, `step` looks whether it has ended."""
+    """The supervisor's `Reload`: `begin` starts the check; `step` returns its result once it has ended."""
 
     def __init__(self, file: Path, settings: Settings, specs: Specs, close: Sequence[int] = ()) -> None:
         self._file = file
@@ -150,7 +149,7 @@ def _read_and_check(file: Path, old: Settings) -> str:
     for root in new.roots:
         if root not in old.roots and not root.path.is_dir():
             raise ConfigError(f"roots: {root.path}: no such folder")
-    catalog: Any = connect.open_catalog(new.catalog.url, new.workers.lease_seconds)
+    catalog = connect.open_catalog(new.catalog.url, new.workers.lease_seconds)
     migrate.check_schema(catalog)
     with connect.reading(catalog) as conn:
         check_store(new.store.path, instance.instance_id(conn))
