@@ -116,7 +116,7 @@ class DecoderPool:
             self.trays = np.frombuffer(self._map, np.float32).reshape(trays, batch, *spec.shape)
             self._setup_fd = os.memfd_create("featd-setup", os.MFD_CLOEXEC)
             undo.callback(os.close, self._setup_fd)
-            os.write(self._setup_fd, Setup(self._roots, shape, max_bytes, spec.to_bytes()).to_bytes())
+            os.write(self._setup_fd, Setup(self._roots, shape, max_bytes, spec).to_bytes())
             undo.callback(self._end_decoders)
             for index in range(decoders):
                 self._spawn(index)

@@ -40,7 +40,6 @@ from featd.images.native_stderr import NativeStderr
 from featd.images.read import ChangedError, read_image
 from featd.paths import from_catalog
 from featd.preprocess.apply import apply
-from featd.preprocess.spec import PreprocessSpec
 from featd.processes.hands import Hands
 from featd.processes.signals import die_with_parent
 from featd.roots import RootState, root_state
@@ -71,7 +70,6 @@ class Decoder:
         self.tasks = tasks
         self.setup = setup
         self.slots = slots
-        self.spec = PreprocessSpec.from_bytes(setup.spec)
         self.stderr = NativeStderr(own=2)
 
     def run(self) -> None:
@@ -133,7 +131,7 @@ class Decoder:
             os.close(root_fd)
         if file.content == image.known_content:
             return Unchanged(image, file.content)
-        spec = self.spec
+        spec = self.setup.spec
         pixels = decode(
             file.data,
             max_pixels=spec.max_pixels,
@@ -182,7 +180,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     os.close(given.slots)
     with Hands.open(given.hands) as hands:
         decoder = Decoder(given.index, hands, socket.socket(fileno=given.tasks), setup, slots)
-        _bound_memory(decoder.spec.max_pixels, setup.max_bytes)
+        _bound_memory(setup.spec.max_pixels, setup.max_bytes)
         hands.decoder_ready(given.index, os.getpid())
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the worker has ended
             decoder.run()

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import astuple, dataclass
 from typing import Any
 
+from featd.preprocess.spec import PreprocessSpec
 from featd.states import ClaimedImage, Failure, Kind, Unchanged
 
 PACKET_BYTES = 65_536
@@ -76,14 +77,12 @@ class Setup:
     roots: dict[str, bool]
     shape: tuple[int, int, int, int]
     max_bytes: int
-    spec: bytes
+    spec: PreprocessSpec
 
     def to_bytes(self) -> bytes:
-        line = json.dumps([self.roots, self.shape, self.max_bytes]).encode()
-        return line + b"\n" + self.spec
+        return json.dumps([self.roots, self.shape, self.max_bytes, self.spec.to_json()]).encode()
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Setup:
-        line, _, spec = data.partition(b"\n")
-        roots, shape, max_bytes = json.loads(line)
-        return cls(roots, tuple(shape), max_bytes, spec)
+        roots, shape, max_bytes, spec = json.loads(data)
+        return cls(roots, tuple(shape), max_bytes, PreprocessSpec.from_json(spec))
