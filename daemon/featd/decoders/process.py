@@ -36,7 +36,6 @@ from featd.decoders.wire import (
 )
 from featd.errors import ImageError
 from featd.images.decode import decode
-from featd.images.native_stderr import NativeStderr
 from featd.images.read import ChangedError, read_image
 from featd.paths import from_catalog
 from featd.preprocess.apply import apply
@@ -70,7 +69,6 @@ class Decoder:
         self.tasks = tasks
         self.setup = setup
         self.slots = slots
-        self.stderr = NativeStderr(own=2)
 
     def run(self) -> None:
         """Answer tasks until the pool has closed its end."""
@@ -137,7 +135,7 @@ class Decoder:
             max_pixels=spec.max_pixels,
             gray=spec.decode_gray,
             orientation=spec.orientation,
-            stderr=self.stderr,
+            stderr=2,
         )
         apply(pixels, spec, self.slots[slot])
         return Decoded(image, file.content)

@@ -38,9 +38,6 @@ class ChangedError(ImageError):
         self.size = size
         self.mtime_ns = mtime_ns
 
-    def __reduce__(self) -> tuple[type[ChangedError], tuple[str, int, int]]:  # type: ignore[override]
-        return (ChangedError, (self.message, self.size, self.mtime_ns))
-
 
 @dataclass(frozen=True, slots=True)
 class ImageBytes:
