@@ -147,7 +147,7 @@ class DecoderPool:
         return len(self._images)
 
     def poll(self, timeout_seconds: float) -> list[tuple[int, Result]]:
-        """(slot, result) of each image that is finished by now, else of those that are within `timeout_seconds`.
+        """(slot, result) of each image that is finished now; if there is none, waits up to `timeout_seconds` for one.
         Replaces decoders that died or hang. EngineError: decoders die one after another without an image in hand.
         """
         deadline = monotonic() + timeout_seconds
@@ -179,7 +179,7 @@ class DecoderPool:
     # Packets.
 
     def _feed(self) -> None:
-        """Send what waits, each task to the decoder with the fewest, as long as one has room."""
+        """Send the waiting tasks, each to the decoder that has the fewest, as long as one has room."""
         while self._unsent:
             decoder = min(self._decoders, key=lambda one: len(one.tickets))
             if len(decoder.tickets) >= self._ahead:
@@ -256,21 +256,20 @@ class DecoderPool:
         """Replace decoders whose pidfd is `ready` (they died); every now and then, look for those that hang."""
         results: list[tuple[int, Result]] = []
         for decoder in [one for one in self._decoders if one.pidfd in ready]:
-            decoder.process.wait()
             results += self._bury(decoder, None)
         if now >= self._next_look:
             self._next_look = now + self._look_seconds
             for decoder in list(self._decoders):
                 if (held := self._overdue(decoder, now)) is not None:
                     decoder.process.kill()
-                    decoder.process.wait()
                     results += self._bury(decoder, held)
             self._oom.look(now)
         return results
 
     def _overdue(self, decoder: _Decoder, now: float) -> Held | None:
-        """What a decoder has held for too long. It must be found twice, a quarter of the timeout (at most a second)
-        apart: after a stop of all processes (SIGSTOP, a suspended machine) every decoder looks late at first."""
+        """What a decoder has held for too long. It must be found overdue twice, a quarter of the timeout (at most a
+        second) apart: after all processes were stopped (SIGSTOP, a suspended machine), every decoder is late at first.
+        """
         held = self.hands.held_by(decoder.index)
         if held is None or held.phase != HOLDS or now - held.since <= self._timeout:
             decoder.overdue = None
@@ -282,14 +281,15 @@ class DecoderPool:
 
     def _bury(self, decoder: _Decoder, overdue: Held | None) -> list[tuple[int, Result]]:
         """Report the image that a dead decoder held, give its other tasks to others, and start another decoder."""
+        status = decoder.process.wait()
         results = self._drain(decoder)
         held = self.hands.held_by(decoder.index)
         booted = self.hands.decoder_pid(decoder.index) == decoder.process.pid
-        status = decoder.process.returncode
         words = _last_words(decoder.stderr)
         self._forget(decoder)
         if held is not None and held.ticket in decoder.tickets:
-            # One that finished just before it was killed had begun another image, which is not to blame.
+            # A decoder that finished the overdue image just before it was killed had begun another image, which is
+            # not to blame.
             if overdue is None or held.ticket == overdue.ticket:
                 decoder.tickets.remove(held.ticket)
                 kind, message = self._blame(status, words, overdue is not None)
@@ -300,7 +300,7 @@ class DecoderPool:
         self._unsent.extendleft(reversed(decoder.tickets))
         log.warning(
             "decoder_died",
-            "starting another decoder in its place",
+            "a decoder died; starting another one",
             index=decoder.index,
             pid=decoder.process.pid,
             how=_how(status),

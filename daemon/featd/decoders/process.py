@@ -1,8 +1,8 @@
 """A decoder process: takes tasks, reads, hashes, decodes and preprocesses pictures into shared memory, and answers.
 
 The pool runs it as `python -m featd.decoders.process` and does not fork it, because the worker may have threads of
-an engine. It ignores TERM, INT and HUP, and ends when its tasks end or its parent dies. A picture that kills it costs
-one process: its address space is limited, and out of memory the kernel kills it before the worker.
+an engine. A decoder ignores TERM, INT and HUP, and ends when its tasks end or its parent dies. A bad picture can only
+kill its decoder: the decoder's address space is limited, and when memory is short, the kernel kills the decoder first.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class Decoder:
         ticket, slot, image = unpack_task(packet)
         self.hands.decoder_takes(self.index, image.id, monotonic(), ticket)
         answer = pack_answer(ticket, self.answer(slot, image))
-        # From here on a wait is not the image's fault: a pool in a long forward reads its answers late.
+        # A wait from here on is not the image's fault: during a long forward, the pool reads its answers late.
         self.hands.decoder_answers(self.index)
         self.tasks.send(answer)
         self.hands.decoder_drops(self.index)

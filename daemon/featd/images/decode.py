@@ -1,9 +1,9 @@
 """From a file's bytes to pixels, by one decoder (OpenCV). A partial picture is an error, never a result.
 
-What OpenCV was seen to do (5.0.0 and 4.11.0, JPEG, PNG, GIF, BMP, TIFF, WebP cut at 10 to 99 %, holes, flips):
-`imdecode` returns None for every file that is cut short, but a partly grey JPEG or a partly black TIFF where the data
-stops and an end marker follows (a hole, a lost block, an appended tail). libjpeg and libtiff then only print a message
-to stderr, which is therefore read here. Pillow accepts such files without a message.
+Tests with OpenCV 5.0.0 and 4.11.0 (JPEG, PNG, GIF, BMP, TIFF and WebP, cut at 10 to 99 %, with holes and flipped bits)
+showed that `imdecode` returns None for every file that is cut short, but a partly grey JPEG or a partly black TIFF
+where the data stops and an end marker follows (a hole, a lost block, an appended tail). libjpeg and libtiff then only
+print a message to stderr, so stderr is read here. Pillow accepts such files without a message.
 """
 
 from __future__ import annotations

@@ -63,7 +63,8 @@ def boot(plan: WorkerPlan, catalog: sa.Engine) -> Booted:
     instance.check_fingerprint(held, model.fingerprint, differences(held_spec, model.spec))
     pictures = Golden(model, plan.batch)
     vectors = pictures.run()
-    pictures.check(stored, vectors)
+    if stored is not None:
+        pictures.check(stored, vectors)
     batch, batch_seconds = _fit_batch(model, plan.batch, plan.lease_seconds)
     identity = Identity(model.fingerprint, model.spec, golden.pack(vectors))
     return Booted(model, batch, batch_seconds, instance_id, identity, stored is not None)

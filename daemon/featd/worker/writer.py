@@ -104,7 +104,7 @@ class Writer(threading.Thread):
         self._made: list[Made] = []
         self._unchanged: list[Unchanged] = []
         self._failures: list[Failure] = []
-        self._waiting_since: float | None = None
+        self._settle_at = float("inf")
 
     # The pipeline's side
 
@@ -152,11 +152,10 @@ class Writer(threading.Thread):
 
     def step(self) -> bool:
         """Take one item, or wait; then seal and settle what is due. False when told to stop."""
-        item: Item | None
-        try:
-            item = self._items.get(timeout=self._seconds_to_due(clock.monotonic()))
-        except queue.Empty:
-            item = None
+        item: Item | None = None
+        now = clock.monotonic()
+        with contextlib.suppress(queue.Empty):
+            item = self._items.get(timeout=max(0.0, min(1.0, self._seal_at - now, self._settle_at - now)))
         match item:
             case VectorBatch():
                 self._append(item)
@@ -165,22 +164,15 @@ class Writer(threading.Thread):
             case Unchanged():
                 self._unchanged.append(item)
         now = clock.monotonic()
-        if (self._failures or self._unchanged) and self._waiting_since is None:
-            self._waiting_since = now
+        waiting = bool(self._failures or self._unchanged)
+        if waiting:
+            self._settle_at = min(self._settle_at, now + OUTCOME_SECONDS)
         last = isinstance(item, Flush | Stop)
         if self._shard is not None and (last or now >= self._seal_at):
             self._seal()
-        elif self._waiting_since is not None and (last or now - self._waiting_since >= OUTCOME_SECONDS):
+        elif waiting and (last or now >= self._settle_at):
             self._settle(None)
         return not isinstance(item, Stop)
-
-    def _seconds_to_due(self, now: float) -> float:
-        due = [now + 1.0]
-        if self._shard is not None:
-            due.append(self._seal_at)
-        if self._waiting_since is not None:
-            due.append(self._waiting_since + OUTCOME_SECONDS)
-        return max(0.0, min(due) - now)
 
     def _append(self, batch: VectorBatch) -> None:
         """Append to the open shard. A batch that goes beyond shard_rows continues in the next shard."""
@@ -229,7 +221,7 @@ class Writer(threading.Thread):
         began = clock.monotonic()
         with _storing(self._store.path):
             sealed = self._shard.seal()
-        self._shard = None
+        self._shard, self._seal_at = None, float("inf")
         check_store(self._store.path, self._kind.instance)
         self._settle(
             NewShard(
@@ -248,7 +240,7 @@ class Writer(threading.Thread):
         if shard is not None:
             made, self._made = self._made, []
         settlement = Settlement(shard, made, self._unchanged, self._failures)
-        self._unchanged, self._failures, self._waiting_since = [], [], None
+        self._unchanged, self._failures, self._settle_at = [], [], float("inf")
         settled = self._commit(settlement)
         for outcomes in (settlement.made, settlement.unchanged, settlement.failures):
             self._held.drop(outcome.image.id for outcome in outcomes)
