@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import select
 import threading
 from collections import deque
@@ -94,13 +93,13 @@ class Claims(threading.Thread):
 
     def take(self) -> ClaimedImage | None:
         """The next claimed image, or None where none is ready."""
-        for queue in (self._arrived, self._ready):
-            with contextlib.suppress(IndexError):
-                image = queue.popleft()
-                if self._kept() == self._ahead // 2:
-                    self._link.wake_self()
-                return image
-        return None
+        queue = self._arrived or self._ready
+        if not queue:
+            return None
+        image = queue.popleft()
+        if self._kept() == self._ahead // 2:
+            self._link.wake_self()
+        return image
 
     def _kept(self) -> int:
         return len(self._arrived) + len(self._ready)
