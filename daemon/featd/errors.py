@@ -91,9 +91,6 @@ class ImageError(FeatdError):
         self.kind = kind
         self.message = message
 
-    def __reduce__(self) -> tuple[type[ImageError], tuple[Kind, str]]:
-        return (ImageError, (self.kind, self.message))
-
 
 # Results of commands.
 

@@ -184,9 +184,10 @@ def test_a_spec_travels() -> None:
     image = np.random.default_rng(2).uniform(0, 255, (3, 256, 256)).astype(np.float32)
     other = dataclasses.replace(SPEC, arithmetic="skimage", crops="ten")
     for spec in (SPEC, dataclasses.replace(SPEC, mean=image), other):
-        again = PreprocessSpec.from_bytes(spec.to_bytes())
+        again = PreprocessSpec.from_json(json.loads(json.dumps(spec.to_json())))
         assert again.identity() == spec.identity()
         assert (again.max_pixels, again.shape) == (spec.max_pixels, spec.shape)
+        assert np.array_equal(again.mean, spec.mean)
         assert np.array_equal(applied(golden_pictures()[0], again), applied(golden_pictures()[0], spec))
 
 

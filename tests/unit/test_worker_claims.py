@@ -13,7 +13,7 @@ from featd.catalog import connect
 from featd.catalog.schema import images
 from featd.processes.link import Channel, ChildLink, Heartbeat
 from featd.states import PRIORITY_ARRIVAL, State
-from featd.worker.claims import Claims, Held, OnlineRoots
+from featd.worker.claims import Claims, Held
 from filled import Filled
 from running import wait_for
 
@@ -46,7 +46,7 @@ def claims(filled: Filled, link: ChildLink, monkeypatch: pytest.MonkeyPatch) -> 
         filled.catalog,
         filled.lease,
         link,
-        OnlineRoots({str(filled.roots[0]): False}),
+        [str(filled.roots[0])],
         Held(),
         ahead=AHEAD,
         lease_seconds=60.0,

@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from featd.catalog import connect, counters, schema
 from featd.catalog.settle import Identity
 from featd.config import StoreConfig
+from featd.decoders.wire import Decoded
 from featd.errors import CatalogUnavailableError, LeaseLostError, StoreUnavailableError
 from featd.shards.read import ShardReader
 from featd.states import ClaimedImage, Failure, Kind, State, Unchanged
@@ -62,7 +63,7 @@ def claimed(filled: Filled, count: int) -> list[ClaimedImage]:
 def batch(filled: Filled, images: Sequence[ClaimedImage]) -> VectorBatch:
     ids = [image.id for image in images]
     vectors = {blob: filled.vectors(ids, size) for blob, size in filled.blobs.items()}
-    return VectorBatch(images, [f"xxh3_128:{image_id:032x}" for image_id in ids], vectors)
+    return VectorBatch([Decoded(image, f"xxh3_128:{image.id:032x}") for image in images], vectors)
 
 
 def counts(filled: Filled) -> dict[State, int]:

@@ -1,8 +1,9 @@
 """The worker's decoders: spawned, fed, watched and replaced from the worker's main thread; pixels come back
 through one anonymous memory file.
 
-Each decoder has a socket of its own with some tasks ahead in it, so that all go on while the worker's main thread is
-inside a long forward. What each has in hand stands in the hands file, so that a death names its image.
+Each decoder has a socket of its own with some tasks ahead in it, so that all decoders go on while the worker's main
+thread is inside a long forward. The hands file says which image each decoder is working on, so that the image is known
+when a decoder dies.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +29,6 @@ from featd import logs
 from featd.clock import monotonic
 from featd.decoders.wire import PACKET_BYTES, Result, Setup, clean, pack_task, unpack_answer
 from featd.errors import EngineError
-from featd.images.read import MAX_FILE_BYTES
 from featd.preprocess.spec import PreprocessSpec
 from featd.processes.hands import HOLDS, Hands, Held
 from featd.processes.oom import OomWatch
@@ -38,7 +37,7 @@ from featd.states import ClaimedImage, Failure, Kind
 
 COMMAND = (sys.executable, "-P", "-m", "featd.decoders.process")
 MOST_DEATHS_WITHOUT_IMAGE = 3
-"""So many decoders in a row may die without an image in hand before the worker gives up."""
+"""The worker gives up after this many decoders in a row died without an image in hand."""
 _LAST_WORDS_BYTES = 2_000
 _CLOSE_SECONDS = 1.0
 _LOOK_SECONDS = 0.25
@@ -81,7 +80,6 @@ class DecoderPool:
         batch: int,
         hands_path: Path,
         timeout_seconds: float = 60.0,
-        max_bytes: int = MAX_FILE_BYTES,
         command: Sequence[str] = COMMAND,
     ) -> None:
         """Spawn the decoders. `roots`: folder -> whether links in it are followed; `command`: the child's argv,
@@ -101,9 +99,14 @@ class DecoderPool:
         self._look_seconds = min(_LOOK_SECONDS, timeout_seconds / 8)
         self._next_look = 0.0
         self._poller = select.poll()
-        self._max_pixels = spec.max_pixels
         self._hands_path = hands_path
-        self._closed = False
+        self._environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "OPENBLAS_NUM_THREADS": "1",
+            "OPENCV_LOG_LEVEL": "WARNING",  # at this level OpenCV reports a partial TIFF
+            "OPENCV_IO_MAX_IMAGE_PIXELS": str(spec.max_pixels),
+        }
         with contextlib.ExitStack() as undo:
             self.hands = Hands.create(hands_path, decoders, batch)
             undo.callback(self.hands.close)
@@ -116,7 +119,7 @@ class DecoderPool:
             self.trays = np.frombuffer(self._map, np.float32).reshape(trays, batch, *spec.shape)
             self._setup_fd = os.memfd_create("featd-setup", os.MFD_CLOEXEC)
             undo.callback(os.close, self._setup_fd)
-            os.write(self._setup_fd, Setup(self._roots, shape, max_bytes, spec.to_bytes()).to_bytes())
+            os.write(self._setup_fd, Setup(self._roots, shape, spec).to_bytes())
             undo.callback(self._end_decoders)
             for index in range(decoders):
                 self._spawn(index)
@@ -144,13 +147,16 @@ class DecoderPool:
         return len(self._images)
 
     def poll(self, timeout_seconds: float) -> list[tuple[int, Result]]:
-        """(slot, result) of each image that is finished by now, else of those that are within `timeout_seconds`.
+        """(slot, result) of each image that is finished now; if there is none, waits up to `timeout_seconds` for one.
         Replaces decoders that died or hang. EngineError: decoders die one after another without an image in hand.
         """
         deadline = monotonic() + timeout_seconds
         while True:
             self._feed()
-            ready = self._wait(deadline - monotonic())
+            seconds = deadline - monotonic()
+            if self._images:  # one of them may become overdue
+                seconds = min(seconds, self._look_seconds)
+            ready = {fd for fd, _ in self._poller.poll(max(seconds, 0.0) * 1000)}
             results = [result for decoder in self._decoders for result in self._drain(decoder)]
             now = monotonic()
             results += self._supervise(now, ready)
@@ -158,10 +164,7 @@ class DecoderPool:
                 return results
 
     def close(self) -> None:
-        """End the decoders and give everything back but the hands file. Twice is once."""
-        if self._closed:
-            return
-        self._closed = True
+        """End the decoders and free everything but the hands file. May be called twice."""
         self._undo.close()
         self.trays = np.empty((0, 0, *self.trays.shape[2:]), np.float32)
         with contextlib.suppress(BufferError):  # the caller still looks at a tray: freed with its array
@@ -170,15 +173,13 @@ class DecoderPool:
     def __enter__(self) -> DecoderPool:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
         self.close()
 
     # Packets.
 
     def _feed(self) -> None:
-        """Send what waits, each task to the decoder with the fewest, as long as one has room."""
+        """Send the waiting tasks, each to the decoder that has the fewest, as long as one has room."""
         while self._unsent:
             decoder = min(self._decoders, key=lambda one: len(one.tickets))
             if len(decoder.tickets) >= self._ahead:
@@ -186,7 +187,7 @@ class DecoderPool:
             ticket = self._unsent[0]
             try:
                 decoder.tasks.send(pack_task(ticket, self._slots[ticket], self._images[ticket]))
-            except OSError:  # full of long paths, or just dead: its answers or its death bring us back
+            except OSError:  # full of long paths, or dead: its next answer or its death calls this again
                 return
             decoder.tickets.append(self._unsent.popleft())
 
@@ -206,21 +207,15 @@ class DecoderPool:
             results.append((self._finish(ticket), result))
 
     def _finish(self, ticket: int) -> int:
-        """Take a ticket off the books; its slot."""
+        """Forget a ticket; returns its slot."""
         del self._images[ticket]
         return self._slots.pop(ticket)
-
-    def _wait(self, seconds: float) -> set[int]:
-        """The descriptors on which something happened within `seconds`: answers and deaths."""
-        if self._images:  # one of them may become overdue
-            seconds = min(seconds, self._look_seconds)
-        return {fd for fd, _ in self._poller.poll(max(seconds, 0.0) * 1000)}
 
     # Processes.
 
     def _spawn(self, index: int) -> None:
         stderr = os.memfd_create("featd-last-words", os.MFD_CLOEXEC)
-        # The decoder truncates it after each image: without O_APPEND the next words would stand behind a hole.
+        # The decoder truncates the file after each image: without O_APPEND a hole would precede the next words.
         fcntl.fcntl(stderr, fcntl.F_SETFL, os.O_APPEND)
         tasks, end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         tasks.setblocking(False)
@@ -233,13 +228,6 @@ class DecoderPool:
             f"--hands={self._hands_path}",
             f"--parent={os.getpid()}",
         ]
-        environment = {
-            **os.environ,
-            "OMP_NUM_THREADS": "1",
-            "OPENBLAS_NUM_THREADS": "1",
-            "OPENCV_LOG_LEVEL": "WARNING",  # where a partial TIFF is told
-            "OPENCV_IO_MAX_IMAGE_PIXELS": str(self._max_pixels),
-        }
         # A signal to the group must not end a decoder that does not ignore it yet: blocked signals stay blocked
         # across exec, and the decoder unblocks them.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, _BLOCKED)
@@ -249,7 +237,7 @@ class DecoderPool:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=stderr,
-                env=environment,
+                env=self._environment,
                 pass_fds=(end.fileno(), self._setup_fd, self._slots_fd),
             )
         except OSError as error:
@@ -268,21 +256,20 @@ class DecoderPool:
         """Replace decoders whose pidfd is `ready` (they died); every now and then, look for those that hang."""
         results: list[tuple[int, Result]] = []
         for decoder in [one for one in self._decoders if one.pidfd in ready]:
-            decoder.process.wait()
             results += self._bury(decoder, None)
         if now >= self._next_look:
             self._next_look = now + self._look_seconds
             for decoder in list(self._decoders):
                 if (held := self._overdue(decoder, now)) is not None:
                     decoder.process.kill()
-                    decoder.process.wait()
                     results += self._bury(decoder, held)
             self._oom.look(now)
         return results
 
     def _overdue(self, decoder: _Decoder, now: float) -> Held | None:
-        """What a decoder has held for too long. It must be found twice, a quarter of the timeout (at most a second)
-        apart: after a stop of all processes (SIGSTOP, a suspended machine) every decoder looks late at first."""
+        """What a decoder has held for too long. It must be found overdue twice, a quarter of the timeout (at most a
+        second) apart: after all processes were stopped (SIGSTOP, a suspended machine), every decoder is late at first.
+        """
         held = self.hands.held_by(decoder.index)
         if held is None or held.phase != HOLDS or now - held.since <= self._timeout:
             decoder.overdue = None
@@ -294,17 +281,18 @@ class DecoderPool:
 
     def _bury(self, decoder: _Decoder, overdue: Held | None) -> list[tuple[int, Result]]:
         """Report the image that a dead decoder held, give its other tasks to others, and start another decoder."""
+        status = decoder.process.wait()
         results = self._drain(decoder)
         held = self.hands.held_by(decoder.index)
         booted = self.hands.decoder_pid(decoder.index) == decoder.process.pid
-        status = decoder.process.returncode
         words = _last_words(decoder.stderr)
         self._forget(decoder)
         if held is not None and held.ticket in decoder.tickets:
-            # One that finished just before it was killed had begun another image, which is not to blame.
+            # A decoder that finished the overdue image just before it was killed had begun another image, which is
+            # not to blame.
             if overdue is None or held.ticket == overdue.ticket:
                 decoder.tickets.remove(held.ticket)
-                kind, message = self._blame(status, words) if overdue is None else self._timed_out()
+                kind, message = self._blame(status, words, overdue is not None)
                 failure = Failure(self._images[held.ticket], kind, clean(message))
                 results.append((self._finish(held.ticket), failure))
         elif overdue is None and (not booted or status != -signal.SIGKILL):
@@ -312,7 +300,7 @@ class DecoderPool:
         self._unsent.extendleft(reversed(decoder.tickets))
         log.warning(
             "decoder_died",
-            "starting another decoder in its place",
+            "a decoder died; starting another one",
             index=decoder.index,
             pid=decoder.process.pid,
             how=_how(status),
@@ -336,19 +324,18 @@ class DecoderPool:
         os.close(decoder.stderr)
         decoder.tasks.close()
 
-    def _blame(self, status: int, words: str) -> tuple[Kind, str]:
-        """What a decoder's death says of the image that it held."""
+    def _blame(self, status: int, words: str, overdue: bool) -> tuple[Kind, str]:
+        """What a decoder's death means for the image that it held."""
         said = f": {words}" if words else ""
+        if overdue:
+            return Kind.DECODE_TIMEOUT, f"not decoded within {self._timeout:g} s: the decoder was killed"
         if status == -signal.SIGKILL and self._oom.has_killed():
-            return Kind.CRASH, "its decoder was killed by the kernel: out of memory"
+            return Kind.CRASH, "the decoder was killed by the kernel: out of memory"
         if status == -signal.SIGKILL:
-            return Kind.KILLED, f"its decoder was killed from outside (SIGKILL){said}"
+            return Kind.KILLED, f"the decoder was killed from outside (SIGKILL){said}"
         if status < 0 and -status not in OWN:
-            return Kind.KILLED, f"its decoder was killed by {_how(status)}{said}"
-        return Kind.CRASH, f"its decoder died: {_how(status)}{said}"
-
-    def _timed_out(self) -> tuple[Kind, str]:
-        return Kind.DECODE_TIMEOUT, f"not decoded within {self._timeout:g} s: its decoder was killed"
+            return Kind.KILLED, f"the decoder was killed by {_how(status)}{said}"
+        return Kind.CRASH, f"the decoder died: {_how(status)}{said}"
 
     def _end_decoders(self) -> None:
         """End of file on their tasks; a decoder that has not ended after a second is killed."""

@@ -1,8 +1,8 @@
 """A decoder process: takes tasks, reads, hashes, decodes and preprocesses pictures into shared memory, and answers.
 
 The pool runs it as `python -m featd.decoders.process` and does not fork it, because the worker may have threads of
-an engine. It ignores TERM, INT and HUP, and ends when its tasks end or its parent dies. A picture that kills it costs
-one process: its address space is limited, and out of memory the kernel kills it before the worker.
+an engine. A decoder ignores TERM, INT and HUP, and ends when its tasks end or its parent dies. A bad picture can only
+kill its decoder: the decoder's address space is limited, and when memory is short, the kernel kills the decoder first.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import resource
 import signal
 import socket
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -36,11 +37,9 @@ from featd.decoders.wire import (
 )
 from featd.errors import ImageError
 from featd.images.decode import decode
-from featd.images.native_stderr import NativeStderr
-from featd.images.read import ChangedError, read_image
+from featd.images.read import MAX_FILE_BYTES, ChangedError, read_image
 from featd.paths import from_catalog
 from featd.preprocess.apply import apply
-from featd.preprocess.spec import PreprocessSpec
 from featd.processes.hands import Hands
 from featd.processes.signals import die_with_parent
 from featd.roots import RootState, root_state
@@ -55,24 +54,15 @@ _BYTES_PER_PIXEL = 24
 _BYTES_BESIDE = 512 * 1024 * 1024
 
 
+@dataclass(frozen=True, slots=True)
 class Decoder:
-    """The loop of a decoder process."""
+    """The loop of a decoder process. `slots`: float32 (slots, C, H, W), shared with the pool."""
 
-    def __init__(
-        self,
-        index: int,
-        hands: Hands,
-        tasks: socket.socket,
-        setup: Setup,
-        slots: npt.NDArray[np.float32],
-    ) -> None:
-        self.index = index
-        self.hands = hands
-        self.tasks = tasks
-        self.setup = setup
-        self.slots = slots
-        self.spec = PreprocessSpec.from_bytes(setup.spec)
-        self.stderr = NativeStderr(own=2)
+    index: int
+    hands: Hands
+    tasks: socket.socket
+    setup: Setup
+    slots: npt.NDArray[np.float32]
 
     def run(self) -> None:
         """Answer tasks until the pool has closed its end."""
@@ -87,14 +77,14 @@ class Decoder:
         ticket, slot, image = unpack_task(packet)
         self.hands.decoder_takes(self.index, image.id, monotonic(), ticket)
         answer = pack_answer(ticket, self.answer(slot, image))
-        # From here on a wait is not the image's fault: a pool in a long forward reads its answers late.
+        # A wait from here on is not the image's fault: during a long forward, the pool reads its answers late.
         self.hands.decoder_answers(self.index)
         self.tasks.send(answer)
         self.hands.decoder_drops(self.index)
         return True
 
     def answer(self, slot: int, image: ClaimedImage) -> Result:
-        """What became of one image. Never raises: an image's errors end here."""
+        """Process one image. Never raises: an image's errors become a Failure."""
         try:
             return self.prepare(slot, image)
         except ChangedError as error:
@@ -127,19 +117,18 @@ class Decoder:
                 image.size,
                 image.mtime_ns,
                 follow_symlinks=self.setup.roots[image.root],
-                max_bytes=self.setup.max_bytes,
             )
         finally:
             os.close(root_fd)
         if file.content == image.known_content:
             return Unchanged(image, file.content)
-        spec = self.spec
+        spec = self.setup.spec
         pixels = decode(
             file.data,
             max_pixels=spec.max_pixels,
             gray=spec.decode_gray,
             orientation=spec.orientation,
-            stderr=self.stderr,
+            stderr=2,
         )
         apply(pixels, spec, self.slots[slot])
         return Decoded(image, file.content)
@@ -158,10 +147,10 @@ def _settle_in(parent: int) -> None:
     cv2.setNumThreads(1)
 
 
-def _bound_memory(max_pixels: int, max_bytes: int) -> None:
+def _bound_memory(max_pixels: int) -> None:
     """Limit the address space of this process to what it has now, plus the largest picture allowed."""
     now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    most = now + max_pixels * _BYTES_PER_PIXEL + max_bytes + _BYTES_BESIDE
+    most = now + max_pixels * _BYTES_PER_PIXEL + MAX_FILE_BYTES + _BYTES_BESIDE
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     bounds = [most, *(limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY)]
     resource.setrlimit(resource.RLIMIT_AS, (min(bounds), hard))
@@ -182,7 +171,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     os.close(given.slots)
     with Hands.open(given.hands) as hands:
         decoder = Decoder(given.index, hands, socket.socket(fileno=given.tasks), setup, slots)
-        _bound_memory(decoder.spec.max_pixels, setup.max_bytes)
+        _bound_memory(setup.spec.max_pixels)
         hands.decoder_ready(given.index, os.getpid())
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the worker has ended
             decoder.run()

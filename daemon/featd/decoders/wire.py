@@ -1,4 +1,4 @@
-"""What a pool and its decoders say to each other: tasks, answers, and what a decoder is told once at its start.
+"""The messages between a pool and its decoders: tasks, answers, and the setup that a decoder gets at its start.
 
 One packet is one message, as JSON: a few microseconds against a millisecond of decoding, and readable in strace.
 An image is sent with its task; an answer names the task's ticket, and the pool knows the image.
@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import astuple, dataclass
 from typing import Any
 
+from featd.preprocess.spec import PreprocessSpec
 from featd.states import ClaimedImage, Failure, Kind, Unchanged
 
 PACKET_BYTES = 65_536
@@ -20,7 +21,7 @@ MESSAGE_CHARS = 2_000
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """The net's input stands in the slot. `content` is the hash of the file's bytes."""
+    """The net's input is in the slot. `content` is the hash of the file's bytes."""
 
     image: ClaimedImage
     content: str
@@ -28,7 +29,7 @@ class Decoded:
 
 @dataclass(frozen=True, slots=True)
 class RootOffline:
-    """The whole root of `image` is away, so nothing is known about its file."""
+    """The whole root of `image` is offline, so nothing is known about its file."""
 
     image: ClaimedImage
 
@@ -75,15 +76,12 @@ class Setup:
 
     roots: dict[str, bool]
     shape: tuple[int, int, int, int]
-    max_bytes: int
-    spec: bytes
+    spec: PreprocessSpec
 
     def to_bytes(self) -> bytes:
-        line = json.dumps([self.roots, self.shape, self.max_bytes]).encode()
-        return line + b"\n" + self.spec
+        return json.dumps([self.roots, self.shape, self.spec.to_json()]).encode()
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Setup:
-        line, _, spec = data.partition(b"\n")
-        roots, shape, max_bytes = json.loads(line)
-        return cls(roots, tuple(shape), max_bytes, spec)
+        roots, shape, spec = json.loads(data)
+        return cls(roots, tuple(shape), PreprocessSpec.from_json(spec))

@@ -6,22 +6,33 @@ in the export as it stood when its chunk was read, or not at all. Nothing appear
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import sqlalchemy as sa
 
 from featd.catalog import connect, instance
 from featd.errors import FeatdError, ModelError, NothingMatchedError
 from featd.export.hdf5 import Hdf5Sink
 from featd.export.npy import NpySink
-from featd.export.read import read_chunks
-from featd.export.sink import Exported, Sink
-from featd.shards.layout import ShardError
+from featd.export.read import LiveReader
 from featd.shards.store import check_readable
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """What was written: the blob's name, and the number, size and dtype of its vectors."""
+
+    rows: int
+    size: int
+    dtype: str
+    blob: str
 
 
 def to_npy(
@@ -32,7 +43,7 @@ def to_npy(
         raise FeatdError(f"{out} exists already: name another place, or replace it with --force")
     if out.exists() and not out.is_dir():
         raise FeatdError(f"{out} is a file: name a folder to create, or use --format hdf5")
-    return _export(catalog, store, blob, lambda: NpySink(out))
+    return _export(catalog, store, blob, functools.partial(NpySink, out))
 
 
 def to_hdf5(
@@ -43,50 +54,45 @@ def to_hdf5(
         raise FeatdError(f"{out} is a folder: name a file to create, or use --format npy")
     if out.exists() and not force:
         raise FeatdError(f"{out} exists already: name another place, or replace it with --force")
-    return _export(catalog, store, blob, lambda: Hdf5Sink(out))
+    return _export(catalog, store, blob, functools.partial(Hdf5Sink, out))
 
 
-def _export(catalog: sa.Engine, store: Path, blob: str | None, open_sink: Any) -> Exported:
+def _export(
+    catalog: sa.Engine,
+    store: Path,
+    blob: str | None,
+    create: Callable[[int, np.dtype[Any]], NpySink | Hdf5Sink],
+) -> Exported:
+    """Copy all live vectors into the sink that `create` makes for vectors of a size and dtype."""
     with connect.reading(catalog) as conn:
         instance_id = instance.instance_id(conn)
         fingerprint, spec = instance.fingerprint(conn), instance.spec(conn)
     if fingerprint is None or spec is None:
         raise NothingMatchedError("nothing to export: no image is done yet")
     check_readable(store, instance_id)
-    chosen = _choose(blob, list(spec["blobs"]))
-    chunks = read_chunks(catalog, store, chosen, fingerprint)
+    blob = spec["blobs"][0] if blob is None else blob
+    if blob not in spec["blobs"]:
+        raise ModelError(f"no blob {blob!r} in this catalog; it has: {', '.join(spec['blobs'])}")
+    chunks = LiveReader(catalog, store, blob, fingerprint).chunks()
     first = next(chunks, None)
     if first is None:
         raise NothingMatchedError("nothing to export: no image is done")
-    exported = Exported(0, first.vectors.shape[1], str(first.vectors.dtype), chosen)
-    sink: Sink = open_sink()
+    size, dtype = first.vectors.shape[1], first.vectors.dtype
+    sink = create(size, dtype)
     try:
         rows = 0
         for chunk in itertools.chain([first], chunks):
-            if chunk.vectors.shape[1] != exported.size or str(chunk.vectors.dtype) != exported.dtype:
-                raise ShardError(
-                    f"blob {chosen!r} has {chunk.vectors.shape[1]} numbers ({chunk.vectors.dtype}) in one shard and"
-                    f" {exported.size} ({exported.dtype}) in another"
-                )
             sink.append(chunk)
             rows += len(chunk.images)
-        exported = Exported(rows, exported.size, exported.dtype, chosen)
-        attributes = {
-            "instance": instance_id,
-            "fingerprint": fingerprint,
-            "spec": json.dumps(spec, sort_keys=True),
-            "blobs": json.dumps([chosen]),
-        }
-        sink.publish(exported, attributes)
+        sink.publish(
+            {
+                "instance": instance_id,
+                "fingerprint": fingerprint,
+                "spec": json.dumps(spec, sort_keys=True),
+                "blobs": json.dumps([blob]),
+            }
+        )
     except BaseException:
         sink.discard()
         raise
-    return exported
-
-
-def _choose(blob: str | None, blobs: Sequence[str]) -> str:
-    if blob is None:
-        return blobs[0]
-    if blob not in blobs:
-        raise ModelError(f"no blob {blob!r} in this catalog; it has: {', '.join(blobs)}")
-    return blob
+    return Exported(rows, size, str(dtype), blob)

@@ -4,34 +4,33 @@ from __future__ import annotations
 
 import contextlib
 import os
-import struct
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
 from featd.export.read import Chunk
-from featd.export.sink import Exported
 from featd.paths import to_catalog
 from featd.shards import atomic
 
-NPY_HEADER_BYTES = 128
-"""Fixed, so that it can be written again when the number of rows is known. A multiple of 64, as numpy aligns."""
 FEATURES, NAMES, ROOTS = "features.npy", "names.txt", "roots.txt"
 
 
 class NpySink:
     """features.npy, names.txt and roots.txt, in a folder. features.npy appears last, when all others are complete."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, size: int, dtype: np.dtype[Any]) -> None:
         self._made = not folder.exists()
         self._folder = folder
+        self._size = size
+        self._dtype = dtype
+        self._rows = 0
         self._roots: set[str] = set()
         self._files: dict[str, IO[bytes]] = {}
         for name in (FEATURES, NAMES, ROOTS):
             atomic.remove_part(folder / name)  # left by an export that was killed
             self._files[name] = os.fdopen(atomic.create_part(folder / name), "wb")
-        self._files[FEATURES].write(bytes(NPY_HEADER_BYTES))
+        write_header(self._files[FEATURES], dtype, (0, size))
 
     def append(self, chunk: Chunk) -> None:
         self._files[FEATURES].write(np.ascontiguousarray(chunk.vectors).data)
@@ -39,10 +38,12 @@ class NpySink:
             self._roots.add(image.root)
             self._files[NAMES].write(image.path.encode() + b"\n")
             self._files[ROOTS].write(to_catalog(os.fsencode(image.root)).encode() + b"\n")
+        self._rows += len(chunk.images)
 
-    def publish(self, exported: Exported, attributes: dict[str, str]) -> None:
+    def publish(self, attributes: dict[str, str]) -> None:
+        """Complete the files and give them their names. `attributes` have no place in them."""
         self._files[FEATURES].seek(0)
-        self._files[FEATURES].write(npy_header(np.dtype(exported.dtype), (exported.rows, exported.size)))
+        write_header(self._files[FEATURES], self._dtype, (self._rows, self._size))
         for file in self._files.values():
             file.flush()
             os.fsync(file.fileno())
@@ -66,8 +67,7 @@ class NpySink:
                 self._folder.rmdir()
 
 
-def npy_header(dtype: np.dtype[Any], shape: tuple[int, int]) -> bytes:
-    """The first NPY_HEADER_BYTES of an .npy file, format 1.0 (numpy.lib.format describes it)."""
-    content = repr({"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape})
-    length = NPY_HEADER_BYTES - 10
-    return b"\x93NUMPY\x01\x00" + struct.pack("<H", length) + content.encode().ljust(length - 1) + b"\n"
+def write_header(file: IO[bytes], dtype: np.dtype[Any], shape: tuple[int, int]) -> None:
+    """Write the header of an .npy file. It is equally long for any number of rows: numpy leaves room for the digits."""
+    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)

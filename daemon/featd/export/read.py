@@ -4,7 +4,6 @@ image that its row names. A shard that is gone is looked up again: compaction ma
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,6 @@ CHUNK_BYTES = 32 * 1024 * 1024
 """Of vectors in memory at a time."""
 CATALOG_ROWS = 4096
 """Read from the catalog at a time."""
-OPEN_SHARDS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,106 +32,83 @@ class Chunk:
     vectors: npt.NDArray[Any]
 
 
-def read_chunks(catalog: sa.Engine, store: Path, blob: str, fingerprint: str) -> Iterator[Chunk]:
-    """The live vectors of `blob` in order of image id. ShardError where a shard is not what its rows say."""
-    with OpenShards(store, fingerprint) as shards:
-        for images in live.walk_live(catalog, CATALOG_ROWS):
+class LiveReader:
+    """Reads the live vectors of one blob from the shards."""
+
+    def __init__(self, catalog: sa.Engine, store: Path, blob: str, fingerprint: str) -> None:
+        self._catalog = catalog
+        self._store = store
+        self._blob = blob
+        self._fingerprint = fingerprint
+        self._like: npt.NDArray[Any] | None = None  # the first vector: all have its size and dtype
+
+    def chunks(self) -> Iterator[Chunk]:
+        """All live vectors in order of image id. ShardError where a shard is not what its rows say."""
+        for images in live.walk_live(self._catalog, CATALOG_ROWS):
             at = 0
             while at < len(images):
-                some = images[at : at + _rows_at_once(shards, images[at], blob)]
+                # The first chunk is one vector, which tells how many fit the next ones.
+                count = 1 if self._like is None else max(1, CHUNK_BYTES // self._like.nbytes)
+                some = images[at : at + count]
                 at += len(some)
-                chunk = _read(shards, some, blob) or _read_again(catalog, shards, some, blob)
+                chunk = self._read(some) or self._read_again(some)
                 if chunk.images:
                     yield chunk
 
+    def _read(self, images: Sequence[LiveVector]) -> Chunk | None:
+        """The vectors of `images`; None where a shard is not there (compaction has moved its rows meanwhile)."""
+        by_shard: dict[str, list[int]] = {}
+        for at, image in enumerate(images):
+            by_shard.setdefault(image.shard_path, []).append(at)
+        vectors: npt.NDArray[Any] | None = None
+        for path, places in by_shard.items():
+            places.sort(key=lambda at: images[at].shard_row)
+            try:
+                found = self._read_shard(self._store / path, [images[at] for at in places])
+            except FileNotFoundError:
+                return None
+            if vectors is None:
+                vectors = np.empty((len(images), *found.shape[1:]), found.dtype)
+            vectors[places] = found
+        assert vectors is not None  # there is at least one image
+        return Chunk(images, vectors)
 
-def _rows_at_once(shards: OpenShards, image: LiveVector, blob: str) -> int:
-    try:
-        size = shards.open(image.shard_path).blobs.get(blob, 1)
-    except FileNotFoundError:
-        return CATALOG_ROWS
-    return max(1, CHUNK_BYTES // (size * 4))
-
-
-def _read(shards: OpenShards, images: Sequence[LiveVector], blob: str) -> Chunk | None:
-    """The vectors of `images`; None where a shard is not there (compaction has moved its rows meanwhile)."""
-    by_shard: dict[str, list[int]] = {}
-    for at, image in enumerate(images):
-        by_shard.setdefault(image.shard_path, []).append(at)
-    vectors: npt.NDArray[Any] | None = None
-    for path, places in by_shard.items():
-        try:
-            reader = shards.open(path)
-        except FileNotFoundError:
-            return None
-        places.sort(key=lambda at: images[at].shard_row)
-        rows = np.array([images[at].shard_row for at in places], np.int64)
-        ids, _ = reader.keys(rows)
-        wrong = np.flatnonzero(ids != np.array([images[at].image_id for at in places], np.int64))
-        if wrong.size:
-            at = places[int(wrong[0])]
-            raise ShardError(
-                f"{reader.path}: row {images[at].shard_row} holds the vector of image {int(ids[wrong[0]])}, the catalog"
-                f" says image {images[at].image_id} ({images[at].path}): nothing was exported"
-            )
-        found = reader.read(blob, rows)
-        if vectors is None:
-            vectors = np.empty((len(images), found.shape[1]), found.dtype)
-        if vectors.shape[1:] != found.shape[1:] or vectors.dtype != found.dtype:
-            raise ShardError(
-                f"{reader.path}: blob {blob!r} is {found.dtype} of {found.shape[1]}, unlike other shards"
-            )
-        vectors[places] = found
-    assert vectors is not None  # there is at least one image
-    return Chunk(images, vectors)
-
-
-def _read_again(catalog: sa.Engine, shards: OpenShards, images: Sequence[LiveVector], blob: str) -> Chunk:
-    """Where the rows of `images` point now; ShardError where a shard is missing that the catalog still names."""
-    for _ in range(3):
-        wanted = {image.image_id for image in images}
-        with connect.reading(catalog) as conn:
-            found = live.live_vectors(conn, images[0].image_id - 1, len(images))
-        images = [image for image in found if image.image_id in wanted]
-        if not images:
-            return Chunk((), np.empty((0, 0), np.float32))
-        if (chunk := _read(shards, images, blob)) is not None:
-            return chunk
-    missing = next(image for image in images if not shards.path(image.shard_path).exists())
-    raise ShardError(
-        f"{shards.path(missing.shard_path)}: missing, but the catalog says that row {missing.shard_row} of it is"
-        f" {missing.path}: nothing was exported"
-    )
-
-
-class OpenShards:
-    """The shards read last, kept open."""
-
-    def __init__(self, store: Path, fingerprint: str) -> None:
-        self._store = store
-        self._fingerprint = fingerprint
-        self._readers: OrderedDict[str, ShardReader] = OrderedDict()
-
-    def path(self, relative: str) -> Path:
-        return self._store / relative
-
-    def open(self, relative: str) -> ShardReader:
-        """FileNotFoundError where it is not there; ShardError where it holds other vectors than the catalog."""
-        reader = self._readers.get(relative)
-        if reader is None:
-            while len(self._readers) >= OPEN_SHARDS:
-                self._readers.popitem(last=False)[1].close()
-            reader = ShardReader(self.path(relative))
+    def _read_shard(self, path: Path, images: Sequence[LiveVector]) -> npt.NDArray[Any]:
+        """The vectors of `images`, which are in order of row. FileNotFoundError; ShardError."""
+        rows = np.array([image.shard_row for image in images], np.int64)
+        with ShardReader(path) as reader:
             if reader.attributes.get("fingerprint") != self._fingerprint:
-                reader.close()
-                raise ShardError(f"{reader.path}: holds vectors of another fingerprint than the catalog")
-            self._readers[relative] = reader
-        self._readers.move_to_end(relative)
-        return reader
+                raise ShardError(f"{path}: holds vectors of another fingerprint than the catalog")
+            ids, _ = reader.keys(rows)
+            for image, found_id in zip(images, ids.tolist(), strict=True):
+                if image.image_id != found_id:
+                    raise ShardError(
+                        f"{path}: row {image.shard_row} holds the vector of image {found_id}, the catalog says image"
+                        f" {image.image_id} ({image.path}): nothing was exported"
+                    )
+            found = reader.read(self._blob, rows)
+        if self._like is None:
+            self._like = found[0]
+        if (found.shape[1:], found.dtype) != (self._like.shape, self._like.dtype):
+            raise ShardError(
+                f"{path}: blob {self._blob!r} has {found.shape[1]} numbers ({found.dtype}), in another shard"
+                f" {len(self._like)} ({self._like.dtype})"
+            )
+        return found
 
-    def __enter__(self) -> OpenShards:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        for reader in self._readers.values():
-            reader.close()
+    def _read_again(self, images: Sequence[LiveVector]) -> Chunk:
+        """Read from where the rows of `images` are now; ShardError where a shard is missing that the catalog names."""
+        for _ in range(3):
+            wanted = {image.image_id for image in images}
+            with connect.reading(self._catalog) as conn:
+                found = live.live_vectors(conn, images[0].image_id - 1, len(images))
+            images = [image for image in found if image.image_id in wanted]
+            if not images:
+                return Chunk((), np.empty((0, 0), np.float32))
+            if (chunk := self._read(images)) is not None:
+                return chunk
+        missing = next(image for image in images if not (self._store / image.shard_path).exists())
+        raise ShardError(
+            f"{self._store / missing.shard_path}: missing, but the catalog says that row {missing.shard_row} of it is"
+            f" {missing.path}: nothing was exported"
+        )

@@ -1,9 +1,9 @@
 """From a file's bytes to pixels, by one decoder (OpenCV). A partial picture is an error, never a result.
 
-What OpenCV was seen to do (5.0.0 and 4.11.0, JPEG, PNG, GIF, BMP, TIFF, WebP cut at 10 to 99 %, holes, flips):
-`imdecode` returns None for every file that is cut short, but a partly grey JPEG or a partly black TIFF where the data
-stops and an end marker follows (a hole, a lost block, an appended tail). libjpeg and libtiff then only print a message
-to stderr, which is therefore read here. Pillow accepts such files without a message.
+Tests with OpenCV 5.0.0 and 4.11.0 (JPEG, PNG, GIF, BMP, TIFF and WebP, cut at 10 to 99 %, with holes and flipped bits)
+showed that `imdecode` returns None for every file that is cut short, but a partly grey JPEG or a partly black TIFF
+where the data stops and an end marker follows (a hole, a lost block, an appended tail). libjpeg and libtiff then only
+print a message to stderr, so stderr is read here. Pillow accepts such files without a message.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from featd.errors import ImageError
 from featd.images.header import Format, Header, is_complete, is_padding_before_end, probe
-from featd.images.native_stderr import NativeStderr
+from featd.images.native_stderr import native_stderr
 from featd.states import Kind
 
 DECODER = "opencv/1"
@@ -40,13 +40,14 @@ def decode(
     max_pixels: int,
     gray: bool = False,
     orientation: str = "apply",
-    stderr: NativeStderr | None = None,
+    stderr: int | None = None,
 ) -> Pixels:
     """The (first) picture of `data`: uint8 (H, W, 3) in BGR order, or (H, W) if `gray`.
 
     16 bits become 8, alpha is dropped, palettes, CMYK and single bits become colour or grey. `orientation`
-    "apply" rotates the picture as its EXIF says, "ignore" does not. ImageError: decode.unsupported,
-    decode.too_large (judged from the header, before anything is decoded), decode.truncated, decode.corrupt.
+    "apply" rotates the picture as its EXIF says, "ignore" does not. `stderr` is for `native_stderr`. ImageError:
+    decode.unsupported, decode.too_large (judged from the header, before anything is decoded), decode.truncated,
+    decode.corrupt.
     """
     header = probe(data)
     if header.width * header.height > max_pixels:
@@ -61,17 +62,16 @@ def decode(
     flags = cv2.IMREAD_GRAYSCALE if gray else cv2.IMREAD_COLOR
     if orientation == "ignore":
         flags |= cv2.IMREAD_IGNORE_ORIENTATION
-    listening = stderr or NativeStderr()
     failure = ""
     pixels: Pixels | None = None
-    with listening:
+    with native_stderr(stderr) as heard:
         try:
             pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
         except cv2.error as error:
             failure = str(error)
         except MemoryError as error:
             failure = f"out of memory {error}"
-    said = listening.heard + failure
+    said = "".join(heard) + failure
     if pixels is None:
         raise _why_not(data, header, said)
     if said:
@@ -100,12 +100,12 @@ def _refuse_partial(data: bytes, form: Format, said: str) -> None:
 
 def _why_not(data: bytes, header: Header, said: str) -> ImageError:
     form = header.format
-    size = f"{header.width}x{header.height}"
-    reason = _last_line(said)
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    reason = f": {lines[-1][:300]}" if lines else ""
     if _NO_MEMORY.search(said):
         return ImageError(
             Kind.DECODE_TOO_LARGE,
-            f"decoding the {form} of {size} ran out of memory: lower preprocess.max_pixels",
+            f"decoding the {header} ran out of memory: lower preprocess.max_pixels",
         )
     if not is_complete(data, form):
         return _ends_early(data, header)
@@ -114,27 +114,17 @@ def _why_not(data: bytes, header: Header, said: str) -> ImageError:
             Kind.DECODE_UNSUPPORTED, f"OpenCV {cv2.__version__} was built without GIF: install OpenCV 5"
         )
     if _UNSUPPORTED.search(said):
-        return ImageError(Kind.DECODE_UNSUPPORTED, f"a kind of {form} that OpenCV does not read: {reason}")
+        return ImageError(Kind.DECODE_UNSUPPORTED, f"a kind of {form} that OpenCV does not read{reason}")
     if _ENDED.search(said):
-        return ImageError(Kind.DECODE_TRUNCATED, f"the {form} of {size} ends early: {reason}")
-    return ImageError(
-        Kind.DECODE_CORRUPT, f"the {form} of {size} cannot be decoded" + (f": {reason}" if reason else "")
-    )
+        return ImageError(Kind.DECODE_TRUNCATED, f"the {header} ends early{reason}")
+    return ImageError(Kind.DECODE_CORRUPT, f"the {header} cannot be decoded{reason}")
 
 
 def _ends_early(data: bytes, header: Header) -> ImageError:
-    return ImageError(
-        Kind.DECODE_TRUNCATED,
-        f"the {header.format} of {header.width}x{header.height} ends early, after {len(data)} bytes",
-    )
-
-
-def _last_line(said: str) -> str:
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
-    return lines[-1][:300] if lines else ""
+    return ImageError(Kind.DECODE_TRUNCATED, f"the {header} ends early, after {len(data)} bytes")
 
 
 def _reads_gif() -> bool:
     pixel = b"GIF89a\x01\0\x01\0\x80\0\0\0\0\0\xff\xff\xff,\0\0\0\0\x01\0\x01\0\0\x02\x02D\x01\0;"
-    with NativeStderr():
+    with native_stderr():
         return cv2.imdecode(np.frombuffer(pixel, np.uint8), cv2.IMREAD_COLOR) is not None

@@ -8,8 +8,10 @@ reads (16-bit RGB), so the headers are read here; tests compare both.
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Final
 
 from featd.errors import ImageError
 from featd.states import Kind
@@ -34,6 +36,9 @@ class Header:
     width: int
     height: int
 
+    def __str__(self) -> str:
+        return f"{self.format} of {self.width}x{self.height}"
+
 
 class _EndsEarlyError(Exception):
     """The data ends inside the header."""
@@ -56,7 +61,8 @@ def probe(data: bytes) -> Header:
             f"not a {known} file by its content, which begins with {data[:12].hex(' ')}",
         )
     try:
-        width, height = _SIZES[form](data)
+        read_size, _ = _FORMATS[form]
+        width, height = read_size(data)
     except (_EndsEarlyError, struct.error, IndexError):
         raise ImageError(Kind.DECODE_TRUNCATED, f"the {form} ends inside its header") from None
     except _OutOfOrderError as error:
@@ -72,7 +78,8 @@ def is_complete(data: bytes, form: Format) -> bool:
     """Whether the data reaches the end of the first picture. Used where decoding failed, to distinguish a file that was
     cut short (decode.truncated) from a damaged one (decode.corrupt); for PNG also before decoding."""
     try:
-        return _ENDS[form](data)
+        _, reaches_end = _FORMATS[form]
+        return reaches_end(data)
     except (_EndsEarlyError, struct.error, IndexError):
         return False
     except _OutOfOrderError:
@@ -126,19 +133,10 @@ def _jpeg_frame(data: bytes) -> tuple[int, int, int]:
         at += length
 
 
-def _jpeg_size(data: bytes) -> tuple[int, int]:
-    width, height, _ = _jpeg_frame(data)
-    return width, height
-
-
 def _jpeg_end(data: bytes) -> int:
     """The position of the first picture's end marker, or -1. The search begins behind the frame header, so that the end
     of a thumbnail inside EXIF does not count."""
     return data.find(b"\xff\xd9", _jpeg_frame(data)[2])
-
-
-def _jpeg_ends(data: bytes) -> bool:
-    return _jpeg_end(data) >= 0
 
 
 def is_padding_before_end(data: bytes, count: int) -> bool:
@@ -170,10 +168,6 @@ def _gif_size(data: bytes) -> tuple[int, int]:
     return width, height
 
 
-def _gif_ends(data: bytes) -> bool:
-    return data.rstrip(b"\0").endswith(b";")
-
-
 def _bmp_size(data: bytes) -> tuple[int, int]:
     if _u32(data, 14) == 12:
         width, height = struct.unpack_from("<HH", data, 18)
@@ -183,13 +177,11 @@ def _bmp_size(data: bytes) -> tuple[int, int]:
 
 
 def _bmp_ends(data: bytes) -> bool:
-    if _u32(data, 14) != 12 and _u32(data, 30) not in (
-        0,
-        3,
-    ):  # run-length coded: only the header's word for it
-        return _u32(data, 2) <= len(data)
+    old = _u32(data, 14) == 12
+    if not old and _u32(data, 30) not in (0, 3):
+        return _u32(data, 2) <= len(data)  # run-length coded: only the header gives the size
     width, height = _bmp_size(data)
-    bits: int = struct.unpack_from("<H", data, 24 if _u32(data, 14) == 12 else 28)[0]
+    bits: int = struct.unpack_from("<H", data, 24 if old else 28)[0]
     return len(data) >= _u32(data, 10) + (width * bits + 31) // 32 * 4 * height
 
 
@@ -260,23 +252,12 @@ def _webp_size(data: bytes) -> tuple[int, int]:
     raise _OutOfOrderError("no VP8 chunk")
 
 
-def _webp_ends(data: bytes) -> bool:
-    return len(data) >= _u32(data, 4) + 8
-
-
-_SIZES = {
-    Format.JPEG: _jpeg_size,
-    Format.PNG: _png_size,
-    Format.GIF: _gif_size,
-    Format.BMP: _bmp_size,
-    Format.TIFF: _tiff_size,
-    Format.WEBP: _webp_size,
+_FORMATS: Final[dict[Format, tuple[Callable[[bytes], tuple[int, int]], Callable[[bytes], bool]]]] = {
+    Format.JPEG: (lambda data: _jpeg_frame(data)[:2], lambda data: _jpeg_end(data) >= 0),
+    Format.PNG: (_png_size, _png_ends),
+    Format.GIF: (_gif_size, lambda data: data.rstrip(b"\0").endswith(b";")),
+    Format.BMP: (_bmp_size, _bmp_ends),
+    Format.TIFF: (_tiff_size, _tiff_ends),
+    Format.WEBP: (_webp_size, lambda data: len(data) >= _u32(data, 4) + 8),
 }
-_ENDS = {
-    Format.JPEG: _jpeg_ends,
-    Format.PNG: _png_ends,
-    Format.GIF: _gif_ends,
-    Format.BMP: _bmp_ends,
-    Format.TIFF: _tiff_ends,
-    Format.WEBP: _webp_ends,
-}
+"""What gives (width, height), and what tells whether the data reaches the end of the first picture."""

@@ -6,44 +6,38 @@ for one call, which only one thread at a time may do.
 
 from __future__ import annotations
 
+import contextlib
 import os
-from types import TracebackType
+from collections.abc import Iterator
 
 MOST_BYTES = 16_384
 
 
-class NativeStderr:
-    """A context: what is written to descriptor 2 inside it is in `heard` afterwards, and nowhere else."""
+@contextlib.contextmanager
+def native_stderr(own: int | None = None) -> Iterator[list[str]]:
+    """Yields a list; at the end of the context, what was written to descriptor 2 is in it and nowhere else.
 
-    def __init__(self, own: int | None = None) -> None:
-        """`own`: the memory file that is descriptor 2 of this process already; None redirects descriptor 2."""
-        self._own = own
-        self._saved = -1
-        self._file = -1
-        self._start = 0
-        self.heard = ""
+    `own`: the memory file that is descriptor 2 of this process already; None redirects descriptor 2.
+    """
+    heard: list[str] = []
+    with _redirected() if own is None else contextlib.nullcontext(own) as file:
+        start = os.fstat(file).st_size
+        try:
+            yield heard
+        finally:
+            if os.fstat(file).st_size > start:
+                heard.append(os.pread(file, MOST_BYTES, start).decode("utf-8", "replace"))
+                os.ftruncate(file, start)  # these are not last words of the next image
 
-    def __enter__(self) -> NativeStderr:
-        self.heard = ""
-        if self._own is not None:
-            self._file = self._own
-            self._start = os.fstat(self._file).st_size
-            return self
-        self._file = os.memfd_create("featd-stderr", os.MFD_CLOEXEC)
-        self._start = 0
-        self._saved = os.dup(2)
-        os.dup2(self._file, 2)
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        if self._own is None:
-            os.dup2(self._saved, 2)
-            os.close(self._saved)
-        if os.fstat(self._file).st_size > self._start:
-            self.heard = os.pread(self._file, MOST_BYTES, self._start).decode("utf-8", "replace")
-            if self._own is not None:
-                os.ftruncate(self._file, self._start)  # these are not last words of the next image
-        if self._own is None:
-            os.close(self._file)
+@contextlib.contextmanager
+def _redirected() -> Iterator[int]:
+    """A memory file that is descriptor 2 inside."""
+    file, saved = os.memfd_create("featd-stderr", os.MFD_CLOEXEC), os.dup(2)
+    os.dup2(file, 2)
+    try:
+        yield file
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(file)

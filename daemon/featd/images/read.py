@@ -38,9 +38,6 @@ class ChangedError(ImageError):
         self.size = size
         self.mtime_ns = mtime_ns
 
-    def __reduce__(self) -> tuple[type[ChangedError], tuple[str, int, int]]:  # type: ignore[override]
-        return (ChangedError, (self.message, self.size, self.mtime_ns))
-
 
 @dataclass(frozen=True, slots=True)
 class ImageBytes:
@@ -109,15 +106,10 @@ def _expect(fd: int, size: int, mtime_ns: int, when: str) -> None:
 
 
 def read_bytes(fd: int, size: int) -> bytes:
-    """All bytes, or fewer: the fstat that follows finds a file that shrank or grew."""
-    data = os.read(fd, size)
-    if len(data) == size:
-        return data
-    parts = [data]
-    left = size - len(data)
-    while parts[-1] and left:
+    """All bytes of a file, or fewer: the fstat that follows shows whether the file shrank or grew."""
+    parts = [os.read(fd, size)]
+    while parts[-1] and (left := size - sum(map(len, parts))):
         parts.append(os.read(fd, left))
-        left -= len(parts[-1])
     return b"".join(parts)
 
 

@@ -41,8 +41,7 @@ def apply(pixels: npt.NDArray[np.uint8], spec: PreprocessSpec, out: npt.NDArray[
         for plane, target in zip(planes, out, strict=True):
             target[...] = plane
         return
-    mean = _cropped_mean(spec)
-    for plane, value, target in zip(planes, mean, out, strict=True):
+    for plane, value, target in zip(planes, _cropped_mean(spec), out, strict=True):
         np.subtract(plane, value, out=target, dtype=np.float32)
     if spec.scale != 1.0:
         np.multiply(out, np.float32(spec.scale), out=out)
@@ -51,12 +50,12 @@ def apply(pixels: npt.NDArray[np.uint8], spec: PreprocessSpec, out: npt.NDArray[
 def _bring_to_size(pixels: npt.NDArray[np.uint8], spec: PreprocessSpec) -> npt.NDArray[Any]:
     """Grey where the net wants it, and resized: uint8, or float32 with pycaffe's arithmetic."""
     gray = spec.depth == 1 and pixels.ndim == 3
+    height, width = resized_to(pixels.shape[0], pixels.shape[1], spec)
     if spec.arithmetic == "skimage":
         floats = cv2.transform(pixels.astype(np.float32), _LUMA_BGR[None]) if gray else pixels
-        return resize_float(floats, *resized_to(pixels.shape[0], pixels.shape[1], spec))
+        return resize_float(floats, height, width)
     if gray:
         pixels = cv2.cvtColor(pixels, cv2.COLOR_BGR2GRAY)
-    height, width = resized_to(pixels.shape[0], pixels.shape[1], spec)
     if (height, width) == pixels.shape[:2]:
         return pixels
     return np.asarray(cv2.resize(pixels, (width, height), interpolation=_INTERPOLATIONS[spec.interpolation]))

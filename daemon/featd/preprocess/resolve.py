@@ -2,35 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from featd.config import PreprocessConfig
 from featd.errors import ConfigError
-from featd.net.net import CAFFE_MEAN_BGR
+from featd.net.net import CAFFE_MEAN_BGR, PreprocessDefaults
 from featd.preprocess.float_resize import resize_mean
 from featd.preprocess.mean_file import read_mean
 from featd.preprocess.presets import ILSVRC_MEAN_BGR, PRESETS, Preset
 from featd.preprocess.spec import PreprocessSpec
-
-_REORDERED = {("bgr", "rgb"), ("rgb", "bgr")}
-
-
-class PreprocessDefaults(Protocol):
-    """A net's own values, for keys that the configuration does not set."""
-
-    @property
-    def size(self) -> tuple[int, int]: ...  # (height, width)
-    @property
-    def channels(self) -> str: ...
-    @property
-    def mean(self) -> Sequence[float]: ...  # in the order of `channels`
-    @property
-    def scale(self) -> float: ...
 
 
 def resolve(
@@ -134,7 +117,7 @@ def _resolve_mean(
         values = tuple(float(value) for value in defaults.mean) or (0.0,)
         if preset.unrounded_mean and (defaults.channels, values) == ("bgr", CAFFE_MEAN_BGR):
             values = ILSVRC_MEAN_BGR
-        if (defaults.channels, channels) in _REORDERED:
+        if {defaults.channels, channels} == {"bgr", "rgb"}:
             values = values[::-1]
         if len(values) not in (1, depth):
             raise ConfigError(

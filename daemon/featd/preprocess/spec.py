@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,12 +62,12 @@ class PreprocessSpec:
         max_pixels is not part of it: it decides which pictures are refused, not the values of vectors. Fields that
         were added later are included only where they are not at their default.
         """
-        mean: Any
-        if isinstance(self.mean, np.ndarray):
-            values = np.ascontiguousarray(self.mean, "<f4")
+        mean: Any = self.mean
+        if isinstance(mean, np.ndarray):
+            values = np.ascontiguousarray(mean, "<f4")
             mean = {"shape": list(values.shape), "sha256": hashlib.sha256(values.tobytes()).hexdigest()}
         else:
-            mean = [float(value) for value in self.mean]
+            mean = [float(value) for value in mean]
         later = {"arithmetic": self.arithmetic, "crops": self.crops}
         defaults = {"arithmetic": "opencv", "crops": "center"}
         return {
@@ -83,27 +82,14 @@ class PreprocessSpec:
             "size": list(self.size),
         }
 
-    def to_bytes(self) -> bytes:
-        """The whole spec for another process: a line of JSON, then the mean image's values."""
-        fields = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "mean"}
-        values = b""
-        if isinstance(self.mean, np.ndarray):
-            fields["mean_shape"] = self.mean.shape
-            values = np.ascontiguousarray(self.mean, "<f4").tobytes()
-        else:
-            fields["mean"] = list(self.mean)
-        return json.dumps(fields).encode() + b"\n" + values
+    def to_json(self) -> dict[str, Any]:
+        """The whole spec as JSON values, for another process. Numbers keep every bit."""
+        mean = self.mean.tolist() if isinstance(self.mean, np.ndarray) else self.mean
+        return {name: getattr(self, name) for name in self.__dataclass_fields__} | {"mean": mean}
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> PreprocessSpec:
-        """The spec that `to_bytes` wrote."""
-        line, _, values = data.partition(b"\n")
-        fields = json.loads(line)
-        shape = fields.pop("mean_shape", None)
-        if shape is None:
-            mean: tuple[float, ...] | npt.NDArray[np.float32] = tuple(fields.pop("mean"))
-        else:
-            mean = np.frombuffer(values, "<f4").astype(np.float32).reshape(shape)
-        return cls(
-            **{**fields, "size": tuple(fields["size"]), "crop": tuple(fields["crop"]), "mean": mean},
-        )
+    def from_json(cls, fields: dict[str, Any]) -> PreprocessSpec:
+        """The spec that `to_json` gave."""
+        mean = fields["mean"]
+        mean = np.array(mean, np.float32) if isinstance(mean[0], list) else tuple(mean)
+        return cls(**fields | {"size": tuple(fields["size"]), "crop": tuple(fields["crop"]), "mean": mean})

@@ -51,6 +51,7 @@ def _key(spec: PreprocessSpec) -> str:
 
 
 def _all(spec: PreprocessSpec) -> Iterator[tuple[str, PreprocessSpec]]:
+    """All candidates, with repetitions: the first name of each counts."""
     yield from _presets(spec)
     yield from _channels(spec)
     yield from _means(spec)
@@ -74,13 +75,11 @@ def _presets(spec: PreprocessSpec) -> Iterator[tuple[str, PreprocessSpec]]:
         ilsvrc = ILSVRC_MEAN_BGR if spec.channels == "bgr" else ILSVRC_MEAN_BGR[::-1]
         yield 'preset "pycaffe" with its own mean', replace(scripts, size=straight, mean=ilsvrc)
     yield f'preset "pycaffe" with size = {list(large)}', replace(scripts, size=large)
-    if spec.size not in (large, straight):
-        yield f'preset "pycaffe" with size = {list(spec.size)}', replace(scripts, size=spec.size)
+    yield f'preset "pycaffe" with size = {list(spec.size)}', replace(scripts, size=spec.size)
     whole = _by_preset(spec, FAST, _cut(spec.mean, large, spec.crop))
     yield 'preset "fast" or "caffe-transform"', replace(whole, size=large)
-    if spec.size != large:
-        name = f'preset "fast" or "caffe-transform" with size = {list(spec.size)}'
-        yield name, replace(whole, mean=_cut(spec.mean, spec.size, spec.crop))
+    name = f'preset "fast" or "caffe-transform" with size = {list(spec.size)}'
+    yield name, replace(whole, mean=_cut(spec.mean, spec.size, spec.crop))
 
 
 def _by_preset(spec: PreprocessSpec, name: str, mean: Mean) -> PreprocessSpec:
@@ -98,16 +97,16 @@ def _channels(spec: PreprocessSpec) -> Iterator[tuple[str, PreprocessSpec]]:
     if spec.depth == 1:
         return
     other = "rgb" if spec.channels == "bgr" else "bgr"
-    yield f'channels = "{other}"', replace(spec, channels=other, mean=_reversed(spec.mean))
+    yield f'channels = "{other}"', replace(spec, channels=other, mean=spec.mean[::-1])
     yield f'channels = "{other}" with the mean in the order {spec.channels}', replace(spec, channels=other)
-    yield f"a mean in the order {other}", replace(spec, mean=_reversed(spec.mean))
+    yield f"a mean in the order {other}", replace(spec, mean=spec.mean[::-1])
 
 
 def _means(spec: PreprocessSpec) -> Iterator[tuple[str, PreprocessSpec]]:
     yield "no mean", replace(spec, mean=(0.0,) * spec.depth)
     if isinstance(spec.mean, np.ndarray):
         yield "the mean image averaged per channel", replace(spec, mean=_per_channel(spec.mean))
-        if spec.crops == "center" and spec.mean.shape[1:] != spec.crop:
+        if spec.crops == "center":
             resized = _fitted(spec.mean, spec.crop)
             yield "the mean image resized to the net's input, not cropped", replace(spec, mean=resized)
     if spec.depth == 3:
@@ -119,20 +118,16 @@ def _means(spec: PreprocessSpec) -> Iterator[tuple[str, PreprocessSpec]]:
 
 def _resizes(spec: PreprocessSpec) -> Iterator[tuple[str, PreprocessSpec]]:
     for interpolation in ("linear", "area", "cubic", "nearest"):
-        yield (
-            f'interpolation = "{interpolation}"',
-            replace(spec, interpolation=interpolation, arithmetic="opencv"),
-        )
+        chosen = replace(spec, interpolation=interpolation, arithmetic="opencv")
+        yield f'interpolation = "{interpolation}"', chosen
     other = "short_side" if spec.resize == "warp" else "warp"
     yield f'resize = "{other}"', replace(spec, resize=other)
     for size in (spec.crop, _large(spec)):
-        if size != spec.size and (spec.crops == "center" or size != spec.crop):
+        if spec.crops == "center" or size != spec.crop:
             mean = _cut(spec.mean, size, spec.crop)
-            yield f"size = {list(size)}", replace(spec, size=size, mean=mean)
-            yield (
-                f'resize = "{other}" and size = {list(size)}',
-                replace(spec, size=size, mean=mean, resize=other),
-            )
+            sized = replace(spec, size=size, mean=mean)
+            yield f"size = {list(size)}", sized
+            yield f'resize = "{other}" and size = {list(size)}', replace(sized, resize=other)
 
 
 def _crops(spec: PreprocessSpec) -> Iterator[tuple[str, PreprocessSpec]]:
@@ -141,8 +136,7 @@ def _crops(spec: PreprocessSpec) -> Iterator[tuple[str, PreprocessSpec]]:
         return
     size = spec.size if spec.size != spec.crop else _large(spec)
     if size != spec.crop:
-        mean = spec.mean if size == spec.size else _cut(spec.mean, size, spec.crop)
-        yield 'crops = "ten"', replace(spec, crops="ten", size=size, mean=mean)
+        yield 'crops = "ten"', replace(spec, crops="ten", size=size, mean=_cut(spec.mean, size, spec.crop))
 
 
 def _large(spec: PreprocessSpec) -> tuple[int, int]:
@@ -164,10 +158,6 @@ def _fitted(mean: Mean, crop: tuple[int, int]) -> Mean:
 def _cut(mean: Mean, size: tuple[int, int], crop: tuple[int, int]) -> Mean:
     """The mean image where its size fits, else its average per channel."""
     return mean if isinstance(mean, np.ndarray) and mean.shape[1:] in (size, crop) else _per_channel(mean)
-
-
-def _reversed(mean: Mean) -> Mean:
-    return mean[::-1]
 
 
 def _times(mean: Mean, factor: float) -> Mean:

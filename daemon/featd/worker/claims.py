@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import select
 import threading
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import sqlalchemy as sa
 
 from featd import clock, logs
 from featd.catalog import claim, connect
-from featd.errors import CatalogUnavailableError, LeaseLostError
+from featd.errors import CatalogUnavailableError
 from featd.processes.link import ChildLink
 from featd.roots import RootState, root_state
 from featd.states import PRIORITIES, PRIORITY_ARRIVAL, PRIORITY_ASKED, PRIORITY_BACKLOG, ClaimedImage, Lease
@@ -23,7 +22,7 @@ log = logs.get("worker")
 POLL_SECONDS = 0.5
 """Between two claims while nothing can be claimed; ingest wakes the worker earlier."""
 ROOTS_SECONDS = 2.0
-"""How long the result of a check of the roots is used."""
+"""Between two checks of which roots are online."""
 
 
 class Held:
@@ -54,25 +53,6 @@ class Held:
             return min((self._since.get(image_id, now) for image_id in ids), default=now)
 
 
-class OnlineRoots:
-    """Which of the configured roots are online; checked every few seconds."""
-
-    def __init__(self, roots: Mapping[str, bool]) -> None:
-        self._roots = list(roots)
-        self._online: list[str] = []
-        self._looked_at = float("-inf")
-
-    def now(self, now: float) -> list[str]:
-        if now - self._looked_at > ROOTS_SECONDS:
-            self._online = [root for root in self._roots if root_state(Path(root)) is RootState.ONLINE]
-            self._looked_at = now
-        return self._online
-
-    def look_again(self) -> None:
-        """A root was found missing: check all again."""
-        self._looked_at = float("-inf")
-
-
 class Claims(threading.Thread):
     """Keeps up to `ahead` claimed images ready for the pipeline, arrivals first.
 
@@ -84,7 +64,7 @@ class Claims(threading.Thread):
         catalog: sa.Engine,
         lease: Lease,
         link: ChildLink,
-        roots: OnlineRoots,
+        roots: Sequence[str],
         held: Held,
         *,
         ahead: int,
@@ -97,6 +77,8 @@ class Claims(threading.Thread):
         self._lease = lease
         self._link = link
         self._roots = roots
+        self._online: list[str] = []
+        self._roots_due = 0.0
         self._held = held
         self._ahead = ahead
         self._arrived: deque[ClaimedImage] = deque()
@@ -111,13 +93,13 @@ class Claims(threading.Thread):
 
     def take(self) -> ClaimedImage | None:
         """The next claimed image, or None where none is ready."""
-        for queue in (self._arrived, self._ready):
-            with contextlib.suppress(IndexError):
-                image = queue.popleft()
-                if self._kept() == self._ahead // 2:
-                    self._link.wake_self()
-                return image
-        return None
+        queue = self._arrived or self._ready
+        if not queue:
+            return None
+        image = queue.popleft()
+        if self._kept() == self._ahead // 2:
+            self._link.wake_self()
+        return image
 
     def _kept(self) -> int:
         return len(self._arrived) + len(self._ready)
@@ -138,9 +120,6 @@ class Claims(threading.Thread):
         while not self._told_to_stop.is_set():
             try:
                 claimed = self.step(clock.monotonic())
-            except LeaseLostError as error:
-                self.failure = error
-                return
             except CatalogUnavailableError as error:
                 # The claim may have succeeded although its reply was lost: such rows are released soon.
                 self._unheld_due = clock.monotonic()
@@ -168,15 +147,19 @@ class Claims(threading.Thread):
         want = self._ahead - self._kept()
         priorities: Sequence[int] = PRIORITIES
         if want < self._ahead // 2:
-            # Ingest reports an arrival, which must not wait behind the backlog that is claimed already. A flood of
-            # arrivals is a backlog itself, so that they get at most half of what is kept ready.
+            # Ingest reports an arrival, which must not wait behind the backlog that is claimed already. Many arrivals
+            # are a backlog themselves, so they get at most half of what is kept ready.
             want, priorities = want + self._ahead // 2, (PRIORITY_ASKED, PRIORITY_ARRIVAL)
             if not self._woken or want <= 0:
                 return 0
-        roots = self._roots.now(now)
+        if now >= self._roots_due:
+            self._online = [root for root in self._roots if root_state(Path(root)) is RootState.ONLINE]
+            self._roots_due = now + ROOTS_SECONDS
         claimed: list[ClaimedImage] = []
-        if roots:
-            claimed = connect.transact(self._catalog, claim.claim, self._lease, want, roots, priorities)
+        if self._online:
+            claimed = connect.transact(
+                self._catalog, claim.claim, self._lease, want, self._online, priorities
+            )
         self._woken = False
         self._held.add(image.id for image in claimed)
         for image in claimed:
@@ -191,9 +174,9 @@ class Claims(threading.Thread):
         for _ in ids:
             self._returned.popleft()
         self._held.drop(ids)
-        self._roots.look_again()
+        self._roots_due = 0.0  # a root was found missing: check all again
 
     def _wait(self) -> None:
-        """Until the pipeline has taken half, ingest has something new, or POLL_SECONDS have passed."""
+        """Wait until the pipeline has taken half, ingest has something new, or POLL_SECONDS have passed."""
         select.select([self._link.wake_fd], [], [], POLL_SECONDS)
         self._woken = self._link.take_wake()

@@ -52,10 +52,8 @@ class Golden:
                 )
         return vectors
 
-    def check(self, stored: dict[str, Any] | None, made: dict[str, Vectors]) -> None:
+    def check(self, stored: dict[str, Any], made: dict[str, Vectors]) -> None:
         """EngineError where `made`, the vectors as they are now, differ from `stored`; names the likeliest reason."""
-        if stored is None:
-            return
         held = unpack(stored)
         for blob, values in held.items():
             if blob not in made or made[blob].shape != values.shape:

@@ -44,7 +44,15 @@ def load_model(
     if (preprocess.depth, *preprocess.crop) != net.input_shape:
         raise ConfigError(f"preprocess: makes {preprocess.shape} pictures, the net takes {net.input_shape}")
     engine = _cropping(load_engine(net, config.engine, device, threads), preprocess)
-    return Model(net, engine, preprocess, make_spec(net, preprocess, dtype))
+    # Keys added later are included only where they are not at their default, so that old fingerprints stay the same.
+    spec = {
+        "net": net.identity,
+        "blobs": list(net.blobs),
+        "preprocess": preprocess.identity(),
+        "decoder": DECODER,
+        "dtype": dtype,
+    }
+    return Model(net, engine, preprocess, spec)
 
 
 def prepared_as(model: Model, preprocess: PreprocessSpec) -> Model:
@@ -63,17 +71,6 @@ def _cropping(engine: Engine, preprocess: PreprocessSpec) -> Engine:
     return TenCropEngine(engine, preprocess.size, preprocess.mean_after_crops, preprocess.scale)
 
 
-def make_spec(net: Net, preprocess: PreprocessSpec, dtype: str) -> dict[str, Any]:
-    """What the fingerprint is computed from. Keys added later are included only where they are not at their default."""
-    return {
-        "net": net.identity,
-        "blobs": list(net.blobs),
-        "preprocess": preprocess.identity(),
-        "decoder": DECODER,
-        "dtype": dtype,
-    }
-
-
 def fingerprint(spec: dict[str, Any]) -> str:
     """SHA-256 of the canonical JSON of `spec`, in hex."""
     return hashlib.sha256(json.dumps(spec, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
@@ -82,13 +79,11 @@ def fingerprint(spec: dict[str, Any]) -> str:
 def differences(held: dict[str, Any] | None, mine: dict[str, Any]) -> str:
     """The differences between two specs, key by key, for people."""
     before, after = _flat(held or {}), _flat(mine)
-    keys = sorted(set(before) | set(after))
-    changed = [
+    return "; ".join(
         f"{key}: {before.get(key, 'absent')} -> {after.get(key, 'absent')}"
-        for key in keys
+        for key in sorted(before | after)
         if before.get(key) != after.get(key)
-    ]
-    return "; ".join(changed)
+    )
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, str]:

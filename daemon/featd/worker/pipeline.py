@@ -10,19 +10,17 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-import numpy.typing as npt
 
 from featd import logs
 from featd.decoders.pool import DecoderPool
 from featd.decoders.wire import Decoded, Result, RootOffline
 from featd.engines.base import Batch, Engine, Vectors
 from featd.errors import EngineError
-from featd.processes.link import ChildLink
 from featd.shards.write import fits
-from featd.states import ClaimedImage, Failure, Kind, Unchanged
+from featd.states import Failure, Kind
 from featd.worker.claims import Claims
 from featd.worker.shares import Shares
-from featd.worker.writer import Flush, VectorBatch, Writer
+from featd.worker.writer import Flush, Item, VectorBatch, Writer
 
 log = logs.get("worker")
 
@@ -39,19 +37,19 @@ ZERO_BATCH = 8
 
 @dataclass(slots=True)
 class Tray:
-    """One batch being filled. `ready`: place in the batch -> content hash of the picture there."""
+    """One batch being filled. Of its places, some are `waiting` for a decoder, and some have a `decoded` picture."""
 
     index: int
-    images: dict[int, ClaimedImage] = field(default_factory=dict)
-    ready: dict[int, str] = field(default_factory=dict)
+    waiting: set[int] = field(default_factory=set)
+    decoded: dict[int, Decoded] = field(default_factory=dict)
 
-    @property
-    def outstanding(self) -> int:
-        return len(self.images) - len(self.ready)
+    def __bool__(self) -> bool:
+        return bool(self.waiting or self.decoded)
 
 
 class Pipeline:
-    """`step` takes what the decoders have finished, gives them new images, and runs at most one batch."""
+    """`step` takes what the decoders have finished, gives them new images, and runs at most one batch. `beat` is called
+    before each forward and at each turn."""
 
     def __init__(
         self,
@@ -59,37 +57,36 @@ class Pipeline:
         pool: DecoderPool,
         claims: Claims,
         writer: Writer,
-        link: ChildLink,
         shares: Shares,
         *,
         dtype: str,
-        hang_seconds: float,
         settle_seconds: dict[str, float],
+        beat: Callable[[], None],
         check_golden: Callable[[], None],
     ) -> None:
         self._engine = engine
         self._pool = pool
         self._claims = claims
         self._writer = writer
-        self._link = link
         self._shares = shares
         self._dtype = dtype
         self._settle_seconds = settle_seconds
+        self._beat = beat
         self._check_golden = check_golden
-        self._batch = pool.trays.shape[1]
-        self._hang_seconds = hang_seconds
-        self._free = [Tray(index) for index in range(pool.trays.shape[0])]
-        self._filling: list[Tray] = []
+        trays, self._batch = pool.trays.shape[:2]
+        self._trays = [
+            Tray(index) for index in range(trays)
+        ]  # in order of their first image; empty ones last
         self._flushed = True
 
     @property
     def idle(self) -> bool:
         """Whether no image is in a tray."""
-        return not self._filling
+        return not any(self._trays)
 
     def step(self) -> int:
         """One turn; returns how many images went through the net."""
-        self._link.beat(self._hang_seconds)
+        self._beat()
         self._feed()
         tray = self._next_tray()
         if tray is None:
@@ -97,30 +94,24 @@ class Pipeline:
             self._take(self._wait_for_decoders())
             return 0
         self._take(self._pool.poll(0.0))
-        self._filling.remove(tray)
-        forwarded = self._run(tray)
-        tray.images.clear()
-        tray.ready.clear()
-        self._free.append(tray)
+        forwarded = len(tray.decoded)
+        self._run(tray)
+        tray.decoded.clear()
+        self._put_last(tray)
         return forwarded
 
     # Claimed images into trays
 
     def _feed(self) -> None:
         """Fill every free place with a claimed image, in order of trays."""
-        for tray in (*self._filling, *self._free):
-            if len(tray.images) == self._batch:
-                continue
+        for tray in self._trays:
             for place in range(self._batch):
-                if place in tray.images:
+                if place in tray.waiting or place in tray.decoded:
                     continue
                 image = self._claims.take()
                 if image is None:
                     return
-                if tray in self._free:
-                    self._free.remove(tray)
-                    self._filling.append(tray)
-                tray.images[place] = image
+                tray.waiting.add(place)
                 self._flushed = False
                 self._pool.submit(tray.index * self._batch + place, image)
 
@@ -135,30 +126,33 @@ class Pipeline:
         """Sort the decoders' results: pictures into the trays, everything else to the writer."""
         for slot, result in results:
             index, place = divmod(slot, self._batch)
-            tray = next(tray for tray in self._filling if tray.index == index)
+            tray = next(tray for tray in self._trays if tray.index == index)
+            tray.waiting.remove(place)
             match result:
                 case Decoded():
-                    tray.ready[place] = result.content
-                    continue
+                    tray.decoded[place] = result
                 case RootOffline(image):
                     self._claims.give_back(image)
                 case Failure(image, Kind.READ_CHANGED):
                     self._put(replace(result, settle_seconds=self._settle_seconds[image.root]))
                 case _:
                     self._put(result)
-            del tray.images[place]
-            if not tray.images:
-                self._filling.remove(tray)
-                self._free.append(tray)
+            if not tray:
+                self._put_last(tray)
+
+    def _put_last(self, tray: Tray) -> None:
+        """Move a tray that has become empty behind the others."""
+        self._trays.remove(tray)
+        self._trays.append(tray)
 
     def _next_tray(self) -> Tray | None:
         """A full tray; or one whose decoders are done, if no more images come to fill it."""
-        for tray in self._filling:
-            if len(tray.ready) == self._batch:
+        for tray in self._trays:
+            if len(tray.decoded) == self._batch:
                 return tray
         if not self._claims.exhausted:
             return None
-        return next((tray for tray in self._filling if tray.ready and not tray.outstanding), None)
+        return next((tray for tray in self._trays if tray.decoded and not tray.waiting), None)
 
     def _flush_when_idle(self) -> None:
         """Seal now if there is nothing to claim and nothing under way, so that the last images are done at once."""
@@ -168,52 +162,45 @@ class Pipeline:
 
     # A tray through the net
 
-    def _run(self, tray: Tray) -> int:
-        places = sorted(tray.ready)
+    def _run(self, tray: Tray) -> None:
         pictures = self._pool.trays[tray.index]
-        together = [place for place in places if not tray.images[place].suspect]
-        alone = [place for place in places if tray.images[place].suspect]
+        places = sorted(tray.decoded)
+        together = [place for place in places if not tray.decoded[place].image.suspect]
+        alone = [place for place in places if tray.decoded[place].image.suspect]
         for group in ([together] if together else []) + [[place] for place in alone]:
             # A full tray goes into the net without a copy; a group with gaps is copied together first.
             batch = pictures if len(group) == self._batch else pictures[group]
-            self._forward(
-                [tray.images[place] for place in group], [tray.ready[place] for place in group], batch
-            )
-        return len(places)
+            self._forward([tray.decoded[place] for place in group], batch)
 
-    def _forward(self, images: Sequence[ClaimedImage], contents: Sequence[str], batch: Batch) -> None:
+    def _forward(self, decoded: Sequence[Decoded], batch: Batch) -> None:
         try:
-            vectors = self._engine_forward(images, batch)
+            vectors = self._engine_forward(decoded, batch)
         except Exception as error:
             log.warning("batch_failed", "batch failed; running its images one by one", error=str(error))
-            self._one_by_one(images, contents, batch, error)
+            self._one_by_one(decoded, batch, error)
             return
         self._doubt_zeros(batch, vectors)
-        self._shares.count(len(images))
-        self._emit(images, contents, vectors)
+        self._emit(decoded, vectors)
 
-    def _engine_forward(self, images: Sequence[ClaimedImage], batch: Batch) -> dict[str, Vectors]:
-        self._link.beat(self._hang_seconds)
+    def _engine_forward(self, decoded: Sequence[Decoded], batch: Batch) -> dict[str, Vectors]:
+        self._beat()
         with self._shares.spend("forward"):
-            self._pool.hands.hold_forward([image.id for image in images])
+            self._pool.hands.hold_forward([one.image.id for one in decoded])
             try:
                 return self._engine.forward(batch)
             finally:
                 self._pool.hands.drop_forward()
 
-    def _one_by_one(
-        self, images: Sequence[ClaimedImage], contents: Sequence[str], batch: Batch, error: Exception
-    ) -> None:
+    def _one_by_one(self, decoded: Sequence[Decoded], batch: Batch, error: Exception) -> None:
         """Find the images that make the engine fail. The golden pictures show whether the engine itself is faulty."""
         failures: list[Failure] = []
-        for at, image in enumerate(images):
+        for at, one in enumerate(decoded):
             try:
-                vectors = self._engine_forward([image], batch[at : at + 1])
+                vectors = self._engine_forward([one], batch[at : at + 1])
             except Exception as own:
-                failures.append(Failure(image, Kind.EXTRACT_ERROR, str(own) or repr(own)))
+                failures.append(Failure(one.image, Kind.EXTRACT_ERROR, str(own) or repr(own)))
                 continue
-            self._shares.count(1)
-            self._emit([image], [contents[at]], vectors)
+            self._emit([one], vectors)
         if failures:
             # The device may have failed between two of them: then no image is charged.
             try:
@@ -225,34 +212,34 @@ class Pipeline:
         for failure in failures:
             self._put(failure)
 
-    def _emit(
-        self, images: Sequence[ClaimedImage], contents: Sequence[str], vectors: dict[str, Vectors]
-    ) -> None:
+    def _emit(self, decoded: Sequence[Decoded], vectors: dict[str, Vectors]) -> None:
         """Hand vectors to the writer. A vector that is not finite fails its image and no other."""
-        sound = np.logical_and.reduce([fits(values, self._dtype) for values in vectors.values()])
+        self._shares.count(len(decoded))
+        finite = {blob: fits(values, self._dtype) for blob, values in vectors.items()}
+        sound = np.logical_and.reduce(list(finite.values()))
         for at in np.flatnonzero(~sound).tolist():
-            self._put(Failure(images[at], Kind.EXTRACT_NOT_FINITE, self._not_finite(vectors, at)))
+            blobs = ", ".join(blob for blob, mask in finite.items() if not mask[at])
+            message = f"the vector has NaN or infinity (as {self._dtype}) in blob {blobs}"
+            self._put(Failure(decoded[at].image, Kind.EXTRACT_NOT_FINITE, message))
         if not sound.all():
             kept = np.flatnonzero(sound).tolist()
-            images = [images[at] for at in kept]
-            contents = [contents[at] for at in kept]
+            decoded = [decoded[at] for at in kept]
             vectors = {blob: values[kept] for blob, values in vectors.items()}
-        if images:
-            with self._shares.spend("write"):
-                self._writer.put(VectorBatch(images, contents, vectors))
-
-    def _not_finite(self, vectors: dict[str, Vectors], at: int) -> str:
-        blobs = [blob for blob, values in vectors.items() if not fits(values[at : at + 1], self._dtype)[0]]
-        return f"the vector has NaN or infinity (as {self._dtype}) in blob {', '.join(blobs)}"
+        if decoded:
+            self._put(VectorBatch(decoded, vectors))
 
     def _doubt_zeros(self, batch: Batch, vectors: dict[str, Vectors]) -> None:
         """Test the device after a whole batch of zero vectors. A single blank page may give zeros."""
         first = next(iter(vectors.values()))
-        if len(batch) >= ZERO_BATCH and not first.any() and not _of_one_colour(batch).any():
+        if len(batch) < ZERO_BATCH or first.any():
+            return
+        channels = batch.reshape(*batch.shape[:2], -1)
+        of_one_colour = (channels.max(axis=2) == channels.min(axis=2)).all(axis=1)
+        if not of_one_colour.any():
             log.warning("zero_vectors", "all vectors of a batch are zero; checking the golden vectors")
             self._check_golden()
 
-    def _put(self, item: Failure | Unchanged) -> None:
+    def _put(self, item: Item) -> None:
         with self._shares.spend("write"):
             self._writer.put(item)
 
@@ -260,10 +247,3 @@ class Pipeline:
 def hang_limit(batch_seconds: float) -> float:
     """Seconds without progress after which a worker hangs, if its batches take `batch_seconds`."""
     return max(MIN_HANG_SECONDS, HANG_FACTOR * batch_seconds)
-
-
-def _of_one_colour(batch: Batch) -> npt.NDArray[np.bool_]:
-    """Which pictures (n, C, H, W) have one value per channel: a mask (n,)."""
-    flat = batch.reshape(len(batch), batch.shape[1], -1)
-    mask: npt.NDArray[np.bool_] = (flat.max(axis=2) == flat.min(axis=2)).all(axis=1)
-    return mask

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from dataclasses import dataclass
 
@@ -12,7 +13,7 @@ from featd import clock, logs
 from featd.catalog import connect, instance, leases
 from featd.catalog.settle import Identity
 from featd.decoders.pool import DecoderPool
-from featd.errors import CatalogUnavailableError, ConfigError, EngineError, LeaseLostError
+from featd.errors import CatalogUnavailableError, ConfigError, EngineError
 from featd.processes import devices
 from featd.processes.link import ChildLink
 from featd.processes.records import LeaseOpened, Ready
@@ -20,7 +21,7 @@ from featd.processes.signals import StopFlag
 from featd.shards.store import check_store
 from featd.states import Lease
 from featd.worker import golden
-from featd.worker.claims import Claims, Held, OnlineRoots
+from featd.worker.claims import Claims, Held
 from featd.worker.golden import Golden
 from featd.worker.model import Model, differences, load_model
 from featd.worker.pipeline import TRAYS, Pipeline, hang_limit
@@ -62,7 +63,8 @@ def boot(plan: WorkerPlan, catalog: sa.Engine) -> Booted:
     instance.check_fingerprint(held, model.fingerprint, differences(held_spec, model.spec))
     pictures = Golden(model, plan.batch)
     vectors = pictures.run()
-    pictures.check(stored, vectors)
+    if stored is not None:
+        pictures.check(stored, vectors)
     batch, batch_seconds = _fit_batch(model, plan.batch, plan.lease_seconds)
     identity = Identity(model.fingerprint, model.spec, golden.pack(vectors))
     return Booted(model, batch, batch_seconds, instance_id, identity, stored is not None)
@@ -148,12 +150,8 @@ class Worker:
         self._booted = booted
         self._hands_path = plan.run_folder / f"{lease.token}.hands"
         self._state = "idle"
-        self._link = link
-        self._hang_seconds = hang_limit(booted.batch_seconds)
-        self._golden_at = clock.utcnow()
-        self._golden_due = clock.monotonic() + (
-            golden.EVERY_SECONDS if booted.compared else golden.FIRST_SECONDS
-        )
+        self._beat = functools.partial(link.beat, hang_limit(booted.batch_seconds))
+        self._golden_agreed(booted.compared)
         held = Held()
         shares = Shares()
         self._pool = DecoderPool(
@@ -169,7 +167,7 @@ class Worker:
             catalog,
             lease,
             link,
-            OnlineRoots(roots),
+            list(roots),
             held,
             ahead=TRAYS * booted.batch,
             lease_seconds=plan.lease_seconds,
@@ -181,20 +179,19 @@ class Worker:
             plan.store,
             kind,
             booted.identity,
-            self._policy,
+            plan.retry,
             held,
-            beat=lambda: link.beat(self._hang_seconds),
+            self._beat,
         )
         self._pipeline = Pipeline(
             engine,
             self._pool,
             self._claims,
             self._writer,
-            link,
             shares,
             dtype=plan.store.dtype,
-            hang_seconds=self._hang_seconds,
             settle_seconds={str(root.path): root.settle_seconds for root in plan.roots},
+            beat=self._beat,
             check_golden=self._check_golden,
         )
         # Threads come last, so that an error above leaves none running.
@@ -211,8 +208,6 @@ class Worker:
         for failure in (self._claims.failure, self._writer.failure, self._renewal.failure):
             if failure is not None:
                 raise failure
-        if self._renewal.lost.is_set():
-            raise LeaseLostError("the janitor ended this worker's lease")
 
     def finish(self) -> None:
         """Claim no more, then seal and settle what is through the net."""
@@ -241,9 +236,7 @@ class Worker:
         stored = None
         with contextlib.suppress(CatalogUnavailableError), connect.reading(self._catalog) as conn:
             stored = instance.golden(conn)
-        pictures = Golden(
-            self._booted.model, self._booted.batch, beat=lambda: self._link.beat(self._hang_seconds)
-        )
+        pictures = Golden(self._booted.model, self._booted.batch, self._beat)
         try:
             pictures.check(stored or self._booted.identity.golden, pictures.run())
         except EngineError:
@@ -254,5 +247,9 @@ class Worker:
                 agreed_at=self._golden_at.isoformat(timespec="seconds"),
             )
             raise
+        self._golden_agreed(stored is not None)
+
+    def _golden_agreed(self, stored: bool) -> None:
+        """Note that the golden vectors agree. `stored`: whether they were compared with the catalog's."""
         self._golden_at = clock.utcnow()
         self._golden_due = clock.monotonic() + (golden.EVERY_SECONDS if stored else golden.FIRST_SECONDS)

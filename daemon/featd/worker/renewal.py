@@ -23,14 +23,13 @@ MARGIN = 0.1
 
 
 class Renewal(threading.Thread):
-    """Renews in its own thread and connection. `lost` is set when the lease has been ended; `failure`: the error that
-    ended the thread."""
+    """Renews in its own thread and connection. `failure`: the error that ended the thread, a LeaseLostError where the
+    lease was ended."""
 
     def __init__(
         self, catalog: sa.Engine, lease: Lease, lease_seconds: float, shares: Callable[[], dict[str, Any]]
     ) -> None:
         super().__init__(name="renewal", daemon=True)
-        self.lost = threading.Event()
         self.failure: Exception | None = None
         self._catalog = catalog
         self._lease = lease
@@ -42,8 +41,15 @@ class Renewal(threading.Thread):
     def run(self) -> None:
         every = min(EVERY_SECONDS, self._lease_seconds / 3)
         try:
-            while not self.lost.is_set() and not self._told_to_stop.wait(min(every, max(0.0, self._left()))):
+            while not self._told_to_stop.wait(min(every, max(0.0, self._left()))):
                 self.step()
+        except LeaseLostError as error:
+            log.error(
+                "lease_lost",
+                "lease was ended; discarding the open shard, whose images other workers will process",
+                error=str(error),
+            )
+            self.failure = error
         except Exception as error:
             self.failure = error
 
@@ -52,18 +58,11 @@ class Renewal(threading.Thread):
         return self._renewed_at + self._lease_seconds * (1 - MARGIN) - clock.boottime()
 
     def step(self) -> None:
-        """Renew once. Exit the process when the lease is about to end."""
+        """Renew once. Exit the process when the lease is about to end. LeaseLostError."""
         asked_at = clock.boottime()
         try:
             connect.transact(self._catalog, leases.renew, self._lease, self._lease_seconds, self._shares())
             self._renewed_at = asked_at
-        except LeaseLostError as error:
-            log.error(
-                "lease_lost",
-                "lease was ended; discarding the open shard, whose images other workers will process",
-                error=str(error),
-            )
-            self.lost.set()
         except CatalogUnavailableError as error:
             if (left := self._left()) <= 0:
                 log.error(

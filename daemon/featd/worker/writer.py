@@ -10,10 +10,9 @@ import contextlib
 import json
 import queue
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +23,7 @@ from featd.catalog import connect, settle
 from featd.catalog.connect import CommitUnknownError
 from featd.catalog.settle import Identity, Made, NewShard, Settlement
 from featd.config import StoreConfig
+from featd.decoders.wire import Decoded
 from featd.errors import CatalogUnavailableError, StoreUnavailableError
 from featd.shards.layout import ShardName
 from featd.shards.store import check_store
@@ -44,10 +44,9 @@ ON_TIME = 0.9
 
 @dataclass(frozen=True, slots=True)
 class VectorBatch:
-    """Vectors from the net: `images[i]`, with content hash `contents[i]`, has row i of each blob's (n, d)."""
+    """Vectors from the net: row i of each blob's (n, d) is of the picture `decoded[i]`."""
 
-    images: Sequence[ClaimedImage]
-    contents: Sequence[str]
+    decoded: Sequence[Decoded]
     vectors: dict[str, npt.NDArray[np.float32]]
 
 
@@ -105,7 +104,7 @@ class Writer(threading.Thread):
         self._made: list[Made] = []
         self._unchanged: list[Unchanged] = []
         self._failures: list[Failure] = []
-        self._waiting_since: float | None = None
+        self._settle_at = float("inf")
 
     # The pipeline's side
 
@@ -142,22 +141,21 @@ class Writer(threading.Thread):
 
     def run(self) -> None:
         try:
-            while not self._abandoned.is_set() and self.step():
-                pass
-            if self._shard is not None:
-                self._shard.discard()
+            try:
+                while not self._abandoned.is_set() and self.step():
+                    pass
+            finally:
+                if self._shard is not None:
+                    self._shard.discard()
         except Exception as error:
-            if self._shard is not None:
-                self._shard.discard()
             self.failure = error
 
     def step(self) -> bool:
         """Take one item, or wait; then seal and settle what is due. False when told to stop."""
-        item: Item | None
-        try:
-            item = self._items.get(timeout=self._seconds_to_due(clock.monotonic()))
-        except queue.Empty:
-            item = None
+        item: Item | None = None
+        now = clock.monotonic()
+        with contextlib.suppress(queue.Empty):
+            item = self._items.get(timeout=max(0.0, min(1.0, self._seal_at - now, self._settle_at - now)))
         match item:
             case VectorBatch():
                 self._append(item)
@@ -165,40 +163,29 @@ class Writer(threading.Thread):
                 self._failures.append(item)
             case Unchanged():
                 self._unchanged.append(item)
-            case _:
-                pass
         now = clock.monotonic()
-        if (self._failures or self._unchanged) and self._waiting_since is None:
-            self._waiting_since = now
+        waiting = bool(self._failures or self._unchanged)
+        if waiting:
+            self._settle_at = min(self._settle_at, now + OUTCOME_SECONDS)
         last = isinstance(item, Flush | Stop)
         if self._shard is not None and (last or now >= self._seal_at):
             self._seal()
-        elif self._waiting_since is not None and (last or now - self._waiting_since >= OUTCOME_SECONDS):
+        elif waiting and (last or now >= self._settle_at):
             self._settle(None)
         return not isinstance(item, Stop)
-
-    def _seconds_to_due(self, now: float) -> float:
-        due = [now + 1.0]
-        if self._shard is not None:
-            due.append(self._seal_at)
-        if self._waiting_since is not None:
-            due.append(self._waiting_since + OUTCOME_SECONDS)
-        return max(0.0, min(due) - now)
 
     def _append(self, batch: VectorBatch) -> None:
         """Append to the open shard. A batch that goes beyond shard_rows continues in the next shard."""
         at = 0
-        while at < len(batch.images):
-            shard = self._shard or self._open(batch.images[at:])
-            take = min(len(batch.images) - at, self._store.shard_rows - shard.rows)
-            images, contents = batch.images[at : at + take], batch.contents[at : at + take]
-            vectors = {blob: values[at : at + take] for blob, values in batch.vectors.items()}
-            try:
+        while at < len(batch.decoded):
+            shard = self._shard or self._open([one.image for one in batch.decoded[at:]])
+            some = batch.decoded[at : at + self._store.shard_rows - shard.rows]
+            images, contents = [one.image for one in some], [one.content for one in some]
+            vectors = {blob: values[at : at + len(some)] for blob, values in batch.vectors.items()}
+            with _storing(self._store.path):
                 first = shard.append(images, contents, vectors)
-            except OSError as error:
-                raise _store_error(self._store.path, error) from error
-            self._made += map(Made, images, range(first, first + take), contents)
-            at += take
+            self._made += map(Made, images, range(first, first + len(some)), contents)
+            at += len(some)
             if shard.rows >= self._store.shard_rows or shard.bytes >= self._store.shard_bytes:
                 self._seal()
 
@@ -211,35 +198,30 @@ class Writer(threading.Thread):
         self._seal_at = now + max(seconds / 2, seconds * ON_TIME - spent)
         name = ShardName(clock.utcnow(), self._lease.id, self._lease.token, self._serial)
         self._serial += 1
-        attributes: dict[str, str | int] = {
-            "instance": self._kind.instance,
-            "fingerprint": self._identity.fingerprint,
-            "spec": json.dumps(self._identity.spec, sort_keys=True),
-            "engine": self._kind.engine,
-        }
         # An unmounted store leaves an empty folder, which must not be written to.
         check_store(self._store.path, self._kind.instance)
-        try:
+        with _storing(self._store.path):
             self._shard = ShardWriter(
                 self._store.path,
                 name,
                 self._kind.blobs,
                 dtype=self._store.dtype,
                 compression=self._store.compression,
-                attributes=attributes,
+                attributes={
+                    "instance": self._kind.instance,
+                    "fingerprint": self._identity.fingerprint,
+                    "spec": json.dumps(self._identity.spec, sort_keys=True),
+                    "engine": self._kind.engine,
+                },
             )
-        except OSError as error:
-            raise _store_error(self._store.path, error) from error
         return self._shard
 
     def _seal(self) -> None:
         assert self._shard is not None
         began = clock.monotonic()
-        try:
+        with _storing(self._store.path):
             sealed = self._shard.seal()
-        except OSError as error:
-            raise _store_error(self._store.path, error) from error
-        self._shard = None
+        self._shard, self._seal_at = None, float("inf")
         check_store(self._store.path, self._kind.instance)
         self._settle(
             NewShard(
@@ -258,10 +240,10 @@ class Writer(threading.Thread):
         if shard is not None:
             made, self._made = self._made, []
         settlement = Settlement(shard, made, self._unchanged, self._failures)
-        self._unchanged, self._failures, self._waiting_since = [], [], None
+        self._unchanged, self._failures, self._settle_at = [], [], float("inf")
         settled = self._commit(settlement)
-        outcomes: tuple[Any, ...] = (*settlement.made, *settlement.unchanged, *settlement.failures)
-        self._held.drop([outcome.image.id for outcome in outcomes])
+        for outcomes in (settlement.made, settlement.unchanged, settlement.failures):
+            self._held.drop(outcome.image.id for outcome in outcomes)
         fields = {state.value: count for state, count in settled.items() if count > 0}
         if shard is not None:
             log.info("shard_sealed", "shard sealed and its images recorded", shard=shard.name, **fields)
@@ -273,15 +255,14 @@ class Writer(threading.Thread):
         unknown = False
         while True:
             try:
+                settled: dict[State, int] = {}
                 # A COMMIT whose reply was lost may have succeeded: check before trying again.
-                if unknown and self._was_committed(settlement):
-                    self._settles += 1
-                    return {}
-                settled = connect.transact(
-                    self._catalog, settle.settle, self._lease, settlement, self._identity, self._policy
-                )
+                if not (unknown and self._was_committed(settlement)):
+                    settled = connect.transact(
+                        self._catalog, settle.settle, self._lease, settlement, self._identity, self._policy
+                    )
                 self._settles += 1
-                return dict(settled)
+                return settled
             except CommitUnknownError as error:
                 unknown = True
                 log.warning(
@@ -305,8 +286,13 @@ class Writer(threading.Thread):
         return connect.transact(self._catalog, settle.count_settles, self._lease) > self._settles
 
 
-def _store_error(store: Path, error: OSError) -> StoreUnavailableError:
-    return StoreUnavailableError(
-        f"store {store}: {error.strerror or error}: nothing is lost; the images in hand are processed again when"
-        " the store can be written"
-    )
+@contextlib.contextmanager
+def _storing(store: Path) -> Iterator[None]:
+    """Turn an OSError into a StoreUnavailableError."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreUnavailableError(
+            f"store {store}: {error.strerror or error}: nothing is lost; the images in hand are processed again when"
+            " the store can be written"
+        ) from error
