@@ -354,7 +354,9 @@ def test_a_root_is_added_while_it_runs(running: tuple[Instance, subprocess.Popen
     )
     process.send_signal(signal.SIGHUP)
     wait_for(lambda: instance.count("done") == 18, 60, "the second root")
-    wait_for(lambda: "every child runs with the current configuration" in said(instance), 60, "the reload's end")
+    wait_for(
+        lambda: "every child runs with the current configuration" in said(instance), 60, "the reload's end"
+    )
     process.terminate()
     assert process.wait(60) == 0
     assert check_promise(instance) == {"done": 18}
