@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import base64
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,6 +64,8 @@ class PreprocessSpec:
         """
         mean: Any = self.mean
         if isinstance(mean, np.ndarray):
+            import hashlib  # loads OpenSSL: 4 MB that a decoder does not need
+
             values = np.ascontiguousarray(mean, "<f4")
             mean = {"shape": list(values.shape), "sha256": hashlib.sha256(values.tobytes()).hexdigest()}
         else:
@@ -84,12 +86,18 @@ class PreprocessSpec:
 
     def to_json(self) -> dict[str, Any]:
         """The whole spec as JSON values, for another process. Numbers keep every bit."""
-        mean = self.mean.tolist() if isinstance(self.mean, np.ndarray) else self.mean
+        mean: Any = self.mean
+        if isinstance(mean, np.ndarray):  # as numbers in decimal it would take 5 MB of each decoder
+            values = np.ascontiguousarray(mean, "<f4")
+            mean = {"shape": values.shape, "base64": base64.b64encode(values.tobytes()).decode()}
         return {name: getattr(self, name) for name in self.__dataclass_fields__} | {"mean": mean}
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> PreprocessSpec:
         """The spec that `to_json` gave."""
         mean = fields["mean"]
-        mean = np.array(mean, np.float32) if isinstance(mean[0], list) else tuple(mean)
+        if isinstance(mean, dict):
+            mean = np.frombuffer(base64.b64decode(mean["base64"]), "<f4").reshape(mean["shape"])
+        else:
+            mean = tuple(mean)
         return cls(**fields | {"size": tuple(fields["size"]), "crop": tuple(fields["crop"]), "mean": mean})
