@@ -87,12 +87,10 @@ def child_specs(settings: Settings, host: str, *, drain: bool) -> list[ChildSpec
     """The janitor comes first: it ends leases of earlier runs before any worker claims."""
     janitor, ingest = janitor_plan(settings, host, drain=drain), ingest_plan(settings, host, once=drain)
     return [
-        ChildSpec("janitor", functools.partial(_janitor, plan=janitor), last=True),
-        ChildSpec("ingest", functools.partial(_ingest, plan=ingest), after=("janitor",), once=drain),
+        ChildSpec("janitor", _janitor, janitor, last=True),
+        ChildSpec("ingest", _ingest, ingest, after=("janitor",), once=drain),
         *(
-            ChildSpec(
-                f"worker-{index}", functools.partial(_worker, plan=plan), after=("janitor",), essential=True
-            )
+            ChildSpec(f"worker-{index}", _worker, plan, after=("janitor",), essential=True)
             for index, plan in enumerate(worker_plans(settings, host))
         ),
     ]
@@ -143,7 +141,7 @@ def janitor_plan(settings: Settings, host: str, *, drain: bool) -> JanitorPlan:
         host=host,
         run_folder=run_folder(settings.store.path, host),
         store=settings.store.path,
-        roots=tuple(root.path for root in settings.roots),
+        roots=tuple(root.path for root in settings.roots) if drain else (),
         draining=drain,
     )
 

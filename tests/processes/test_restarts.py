@@ -25,7 +25,7 @@ RESTARTS = 100
 HOW = ("exit", "abort", "kill", "hang")
 
 
-def dies(link: ChildLink) -> int:
+def dies(link: ChildLink, _: object) -> int:
     """It makes what workers make (pipes, memory, a grandchild), and dies each time in another way."""
     link.report(LeaseOpened(Lease(1, "x")))
     memory = os.memfd_create("pixels")
@@ -46,7 +46,7 @@ def dies(link: ChildLink) -> int:
         signal.pause()
 
 
-def janitor(link: ChildLink) -> int:
+def janitor(link: ChildLink, _: object) -> int:
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     link.report(Ready())
     while True:

@@ -23,7 +23,7 @@ from running import wait_for
 Make = Callable[..., Supervisor]
 
 
-def sleeps(link: ChildLink) -> int:
+def sleeps(link: ChildLink, _: object) -> int:
     """A child that works until it is told to stop."""
     link.report(Ready())
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
@@ -31,7 +31,7 @@ def sleeps(link: ChildLink) -> int:
         signal.pause()
 
 
-def ignores_term(link: ChildLink) -> int:
+def ignores_term(link: ChildLink, _: object) -> int:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     link.report(LeaseOpened(Lease(7, "abc")))
     link.report(Ready())
@@ -39,7 +39,7 @@ def ignores_term(link: ChildLink) -> int:
         signal.pause()
 
 
-def hangs(link: ChildLink) -> int:
+def hangs(link: ChildLink, _: object) -> int:
     link.report(LeaseOpened(Lease(7, "abc")))
     link.report(Ready())
     link.beat(0.05)
@@ -47,28 +47,28 @@ def hangs(link: ChildLink) -> int:
         time.sleep(60)
 
 
-def aborts(link: ChildLink) -> int:
+def aborts(link: ChildLink, _: object) -> int:
     link.report(LeaseOpened(Lease(7, "abc")))
     link.report(Ready())
     os.write(2, b"F1124 net.cpp:42] Check failed: nothing fits\n")
     os.abort()
 
 
-def fails(link: ChildLink) -> int:
+def fails(link: ChildLink, _: object) -> int:
     return 1
 
 
-def floods(link: ChildLink) -> int:
+def floods(link: ChildLink, _: object) -> int:
     link.report(Ready())
     while True:
         os.write(2, b"a warning of a layer\n" * 1000)
 
 
-def finishes(link: ChildLink) -> int:
+def finishes(link: ChildLink, _: object) -> int:
     return 0
 
 
-def bad_config(link: ChildLink) -> int:
+def bad_config(link: ChildLink, _: object) -> int:
     return 78
 
 
@@ -238,7 +238,7 @@ def test_a_child_that_floods_its_stderr_does_not_keep_the_supervisor_busy(make: 
     assert wait_for(lambda: supervisor.step(time.monotonic()) is not None, 20, "the end")
 
 
-def leaves_an_orphan(link: ChildLink) -> int:
+def leaves_an_orphan(link: ChildLink, _: object) -> int:
     if os.fork() == 0:
         os._exit(0) if os.fork() else time.sleep(0.2)  # the grandchild outlives its parent
         os._exit(0)

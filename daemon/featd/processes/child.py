@@ -10,6 +10,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from featd import logs
 from featd.processes.link import Channel, ChildLink, Heartbeat, Target
@@ -24,7 +25,7 @@ WORDS_LINES = 100
 
 @dataclass(frozen=True, slots=True)
 class ChildSpec:
-    """A child to run. `after` names the children that must be ready before it starts.
+    """A child to run: `target` with its `plan`. `after` names the children that must be ready before it starts.
 
     once: its exit with code 0 is its end. essential: featd stops when none of these can run.
     last: stopped after all others.
@@ -32,6 +33,7 @@ class ChildSpec:
 
     name: str
     target: Target
+    plan: Any = None
     after: tuple[str, ...] = ()
     once: bool = False
     essential: bool = False
@@ -155,4 +157,4 @@ def _run(spec: ChildSpec, link: Callable[[], ChildLink], log_fd: int) -> int:
     os.setpgid(0, 0)
     logs.setup(stream=os.fdopen(log_fd, "w", buffering=1, errors="backslashreplace"))
     faulthandler.enable(2)
-    return spec.target(link())
+    return spec.target(link(), spec.plan)

@@ -12,6 +12,7 @@ import os
 import select
 import struct
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from featd import clock
 from featd.processes.records import LeaseOpened, Ready, Record, Report, StatusLine, StopRequest, pack, unpack
@@ -142,5 +143,5 @@ class ChildLink:
         return True
 
 
-Target = Callable[[ChildLink], int]
-"""What a child runs; returns its exit code."""
+Target = Callable[[ChildLink, Any], int]
+"""What a child runs, with its plan; returns its exit code."""

@@ -29,19 +29,6 @@ FIXED = (
 )
 """Keys that a running featd keeps: they decide what the vectors are, where they go, or which processes there are."""
 
-WORKERS, INGEST, JANITOR, WEB = "worker", "ingest", "janitor", "web"
-CONCERNS: dict[str, tuple[str, ...]] = {
-    "store": (WORKERS,),
-    "roots": (WORKERS, INGEST),
-    "workers": (WORKERS,),
-    "workers.stop_seconds": (),  # the supervisor's own
-    "workers.lease_seconds": (WORKERS, INGEST, JANITOR),
-    "retry": (WORKERS, INGEST, JANITOR),
-    "web": (WEB,),
-    "log": (WORKERS, INGEST, JANITOR, WEB),
-}
-"""The kinds of children that a changed key concerns; the entry of the key comes before that of its section."""
-
 CHECK_SECONDS = 120.0
 """A configuration that is not read and checked in this time is refused: a mount or a database may hang."""
 
@@ -65,12 +52,10 @@ def refused_keys(changed: Sequence[str]) -> list[str]:
     return [key for key in changed if any(key == fixed or key.startswith(f"{fixed}.") for fixed in FIXED)]
 
 
-def concerned(changed: Sequence[str]) -> set[str]:
-    """The kinds of children that must be restarted."""
-    kinds: set[str] = set()
-    for key in changed:
-        kinds.update(CONCERNS[key] if key in CONCERNS else CONCERNS[key.partition(".")[0]])
-    return kinds
+def concerned(old: Settings, new: Settings, specs: Specs) -> list[ChildSpec]:
+    """The children to start anew: those whose plan has changed; all of them where [log] has, which they inherit."""
+    before = {} if new.log != old.log else {spec.name: spec for spec in specs(old)}
+    return [spec for spec in specs(new) if spec != before.get(spec.name)]
 
 
 class ConfigReload:
@@ -121,18 +106,15 @@ class ConfigReload:
             self._check = None
 
     def _change_to(self, settings: Settings) -> Change:
-        changed = changed_keys(self._settings, settings)
-        kinds = concerned(changed)
-        before = {spec.name for spec in self._specs(self._settings)}
-        after = self._specs(settings)
-        self._settings = settings
+        before, self._settings = self._settings, settings
         logs.configure(settings.log.level, settings.log.format)
         logs.setup()
+        ended = {spec.name for spec in self._specs(before)} - {spec.name for spec in self._specs(settings)}
         return Change(
-            specs=[spec for spec in after if spec.name not in before or spec.name.partition("-")[0] in kinds],
+            specs=concerned(before, settings, self._specs),
             stop_seconds=settings.workers.stop_seconds,
-            keys=changed,
-            without=sorted(before - {spec.name for spec in after}),
+            keys=changed_keys(before, settings),
+            without=sorted(ended),
         )
 
 
