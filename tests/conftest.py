@@ -12,6 +12,7 @@ import pytest
 import sqlalchemy as sa
 
 from featd.catalog import connect, migrate
+from featd.processes.link import Channel, ChildLink, Heartbeat
 from postgres import PostgreSQL
 
 
@@ -111,3 +112,14 @@ def catalog(request: pytest.FixtureRequest, database_url: str) -> Iterator[sa.En
         yield engine
     finally:
         engine.dispose()
+
+
+@pytest.fixture
+def link() -> Iterator[ChildLink]:
+    """The link of a child without a supervisor."""
+    reports, inbox, heartbeat, wake = Channel(), Channel(), Heartbeat(), os.eventfd(0, os.EFD_NONBLOCK)
+    yield ChildLink("w", reports=reports, inbox=inbox, heartbeat=heartbeat, wake_fd=wake, wake_fds={})
+    reports.close()
+    inbox.close()
+    heartbeat.close()
+    os.close(wake)

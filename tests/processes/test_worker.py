@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from featd.catalog import connect, leases, schema
 from featd.daemon import worker_plans
 from featd.errors import CatalogUnavailableError, EngineError, LeaseLostError
-from featd.processes.link import Channel, ChildLink, Heartbeat
+from featd.processes.link import ChildLink
 from featd.states import Lease, RetryPolicy
 from featd.worker import golden, process, renewal
 from featd.worker.process import Worker, boot
@@ -38,16 +38,6 @@ def instance(tmp_path: Path, database_url: str) -> Instance:
     )
     assert made.run("scan").returncode == 0
     return made
-
-
-@pytest.fixture
-def link() -> Iterator[ChildLink]:
-    reports, inbox, heartbeat, wake = Channel(), Channel(), Heartbeat(), os.eventfd(0, os.EFD_NONBLOCK)
-    yield ChildLink("w", reports=reports, inbox=inbox, heartbeat=heartbeat, wake_fd=wake, wake_fds={})
-    reports.close()
-    inbox.close()
-    heartbeat.close()
-    os.close(wake)
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import sqlalchemy as sa
 
 from featd.catalog import connect
 from featd.catalog.schema import images
-from featd.processes.link import Channel, ChildLink, Heartbeat
+from featd.processes.link import ChildLink
 from featd.states import PRIORITY_ARRIVAL, State
 from featd.worker.claims import Claims, Held
 from filled import Filled
@@ -25,16 +24,6 @@ def filled(tmp_path: Path, database_url: str) -> Iterator[Filled]:
     made = Filled(tmp_path / "instance", database_url, (tmp_path / "images",))
     yield made
     made.catalog.dispose()
-
-
-@pytest.fixture
-def link() -> Iterator[ChildLink]:
-    reports, inbox, heartbeat, wake = Channel(), Channel(), Heartbeat(), os.eventfd(0, os.EFD_NONBLOCK)
-    yield ChildLink("w", reports=reports, inbox=inbox, heartbeat=heartbeat, wake_fd=wake, wake_fds={})
-    reports.close()
-    inbox.close()
-    heartbeat.close()
-    os.close(wake)
 
 
 @pytest.fixture
