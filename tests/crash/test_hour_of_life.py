@@ -1,8 +1,5 @@
 """An hour of life in short: files come, change, move, break and go while workers are killed. In the end catalog,
-store and disk agree.
-
-    FEATD_TEST_LIFE_SECONDS=300 FEATD_TEST_SEED=7 script/test -s tests/crash/test_hour_of_life.py
-"""
+store and disk agree."""
 
 from __future__ import annotations
 
@@ -21,10 +18,6 @@ import pytest
 from featd.images.read import content_hash
 from photographs import originals, variants
 from running import Instance, check_promise, kill_all, make_instance, wait_for
-
-# Read here: each test runs in an environment without featd's variables.
-SECONDS = float(os.environ.get("FEATD_TEST_LIFE_SECONDS", "25"))
-SEED = int(os.environ.get("FEATD_TEST_SEED", "1"))
 
 
 class Life:
@@ -136,10 +129,14 @@ def kill_a_worker(instance: Instance, dice: random.Random) -> None:
             return
 
 
-@pytest.mark.timeout(SECONDS + 240)
-def test_an_hour_of_life(tmp_path: Path) -> None:
-    print(f"seed {SEED}, {SECONDS:g} s")
-    dice = random.Random(SEED)
+LONG = (pytest.mark.long, pytest.mark.timeout(900))
+
+
+@pytest.mark.parametrize(
+    ("seed", "seconds"), [(1, 25.0), *(pytest.param(seed, 600.0, marks=LONG) for seed in (2, 3))]
+)
+def test_an_hour_of_life(tmp_path: Path, seed: int, seconds: float) -> None:
+    dice = random.Random(seed)
     life = Life(tmp_path / "images", dice)
     instance = make_instance(
         tmp_path / "instance",
@@ -153,7 +150,7 @@ def test_an_hour_of_life(tmp_path: Path) -> None:
     process = instance.start("run")
     try:
         wait_for(instance.live_workers, 90, "a worker")
-        end = time.monotonic() + SECONDS
+        end = time.monotonic() + seconds
         next_kill = time.monotonic() + 5
         while time.monotonic() < end:
             life.deed()

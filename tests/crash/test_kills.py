@@ -7,6 +7,8 @@ import random
 import signal
 from pathlib import Path
 
+import pytest
+
 from photographs import write_photographs
 from running import Instance, check_promise, kill_all, make_instance, session_of, wait_for
 
@@ -18,9 +20,8 @@ def workers_of(instance: Instance) -> list[int]:
     return [worker["pid"] for worker in instance.live_workers()]
 
 
-def test_random_kills(database_url: str, tmp_path: Path) -> None:
-    seed = 1 if database_url.startswith("sqlite") else 2
-    print(f"seed {seed}")
+@pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=pytest.mark.long) for seed in range(2, 8))])
+def test_random_kills(database_url: str, tmp_path: Path, seed: int) -> None:
     dice = random.Random(seed)
     write_photographs(tmp_path / "images", PHOTOGRAPHS)
     instance = make_instance(

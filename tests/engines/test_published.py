@@ -1,34 +1,26 @@
-"""Published nets against real Caffe: a few that turn by the day, and the table of all in docs/nets.md.
-
-FEATD_TEST_NETS=all runs every one; FEATD_TEST_NETS="VGG16,ResNet-50" runs those.
-"""
+"""Published nets against real Caffe, and the table of them in docs/nets.md."""
 
 from __future__ import annotations
-
-import os
-import time
 
 import pytest
 
 from architectures.compare import LIMIT, compare
-from architectures.registry import DAYS, FAMILIES, NETS, chosen, on_turn
+from architectures.registry import FAMILIES, NETS, QUICK
 from engines.write_nets import PAGE, rows
 from nets import real_caffe
 
-DAY = int(time.time() // 86_400)
-CHOSEN = chosen(os.environ.get("FEATD_TEST_NETS", ""), DAY)
 
-
-@pytest.mark.parametrize("key", CHOSEN)
+@pytest.mark.parametrize(
+    "key", [pytest.param(key, marks=() if key in QUICK else pytest.mark.long) for key in NETS]
+)
 def test_published_net(key: str) -> None:
     real_caffe()
     for blob, seen in compare(NETS[key]).blobs.items():
         assert seen.error < seen.limit, blob
 
 
-def test_every_net_has_its_turn() -> None:
-    days = [on_turn(day) for day in range(DAYS)]
-    assert set().union(*days) == set(NETS)
+def test_every_name_is_a_nets() -> None:
+    assert set(NETS) >= QUICK
     assert len(NETS) == sum(len(family.NETS) for family in FAMILIES)
 
 

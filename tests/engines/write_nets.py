@@ -27,14 +27,14 @@ def rows(page: str) -> dict[str, list[str]]:
     return {cell[0] if cell[1] == "current" else f"{cell[0]} {cell[1]}": cell for cell in cells}
 
 
-def main(wanted: str) -> int:
+def main(wanted: list[str]) -> int:
     """Compare, then write what came out; the table stays as it was if any net disagrees."""
     sys.path[:0] = [str(ROOT / "tests")]
     from architectures.compare import compare
-    from architectures.registry import NETS, chosen
+    from architectures.registry import NETS
 
     table, wrong = rows(PAGE.read_text()), []
-    for key in chosen(wanted, 0):
+    for key in wanted or NETS:
         net, began = NETS[key], time.monotonic()
         compared = compare(net)
         worst = compared.worst
@@ -62,4 +62,4 @@ def main(wanted: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1] if len(sys.argv) > 1 else "all"))
+    sys.exit(main(sys.argv[1:]))

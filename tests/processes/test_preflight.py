@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import shutil
 import signal
@@ -29,6 +30,7 @@ def refuses(error: Exception) -> NoReturn:
 
 
 def dies(number: int, words: bytes = b"") -> NoReturn:
+    faulthandler.disable()  # of the tests: its stack would stand among their output
     os.write(2, words)
     os.kill(os.getpid(), number)
     raise AssertionError
