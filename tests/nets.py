@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from featd.config import ModelConfig
 from featd.engines.base import Engine
 from featd.engines.caffe import CaffeEngine, CaffeUnavailableError, import_caffe
 from featd.engines.onnxruntime import OnnxRuntimeEngine
-from featd.net import caffemodel, prototxt
+from featd.net import prototxt
 from featd.net.batch import any_batch
 from featd.net.graph import Layer, Shape, trace
 from featd.net.load import load_net
@@ -60,7 +61,7 @@ def random_weights(net: Path | str, out: Path, seed: int = 0) -> dict[str, list[
         layer.key: [_array(layer, at, shape, rng) for at, shape in enumerate(shapes.params[layer.key] or [])]
         for layer in layers
     }
-    caffemodel.write_weights(out, "test net", arrays)
+    write_weights(out, "test net", arrays)
     return arrays
 
 
@@ -219,3 +220,40 @@ def _layer(name: str, kind: str, bottom: str, settings: str = "", top: str = "")
     bottoms = "".join(f' bottom: "{one}"' for one in bottom.split())
     tops = "".join(f' top: "{one}"' for one in (top or name).split())
     return f'layer {{ name: "{name}" type: "{kind}"{bottoms}{tops} {settings} }}\n'
+
+
+def write_weights(path: Path, net: str, layers: Mapping[str, Sequence[npt.NDArray[Any]]]) -> None:
+    """Write float32 arrays as a .caffemodel that real Caffe reads; layers by name, arrays in Caffe's order."""
+    with path.open("wb") as file:
+        file.write(_tagged(1, net.encode()))
+        for name, arrays in layers.items():
+            blobs = [_blob_header(array) for array in arrays]
+            head = _tagged(1, name.encode())
+            sizes = [len(header) + array.size * 4 for header, array in zip(blobs, arrays, strict=True)]
+            body = sum(len(_prefix(7, size)) + size for size in sizes)
+            file.write(_prefix(100, len(head) + body) + head)
+            for header, array, size in zip(blobs, arrays, sizes, strict=True):
+                file.write(_prefix(7, size) + header)
+                file.write(np.ascontiguousarray(array, "<f4").tobytes())
+
+
+def _blob_header(array: npt.NDArray[Any]) -> bytes:
+    dims = b"".join(_varint(dim) for dim in array.shape)
+    return _tagged(7, _tagged(1, dims)) + _prefix(5, array.size * 4)
+
+
+def _varint(value: int) -> bytes:
+    out = bytearray()
+    while value >= 0x80:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def _prefix(number: int, size: int) -> bytes:
+    return _varint(number << 3 | 2) + _varint(size)
+
+
+def _tagged(number: int, payload: bytes) -> bytes:
+    return _prefix(number, len(payload)) + payload

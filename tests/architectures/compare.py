@@ -15,9 +15,8 @@ import numpy.typing as npt
 from architectures.drawing import Drawing, Published
 from featd.config import ModelConfig
 from featd.engines.onnxruntime import OnnxRuntimeEngine
-from featd.net.caffemodel import write_weights
 from featd.net.net import Net
-from nets import by_caffe, distance, load, real_caffe
+from nets import by_caffe, distance, load, real_caffe, write_weights
 from photographs import WHEEL
 
 Array: TypeAlias = npt.NDArray[np.float32]

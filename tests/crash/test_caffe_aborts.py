@@ -9,7 +9,6 @@ import cv2
 import numpy as np
 
 import nets
-from featd.net import caffemodel
 from photographs import write_photographs
 from running import Instance, check_promise, make_instance
 
@@ -40,7 +39,7 @@ def make(tmp_path: Path, definition: str) -> Instance:
     (tmp_path / "net.prototxt").write_text(definition)
     rng = np.random.default_rng(0)
     arrays = [rng.standard_normal((4, 3, 3, 3), np.float32), np.zeros(4, np.float32)]
-    caffemodel.write_weights(tmp_path / "net.caffemodel", "aborts", {"conv": arrays})
+    nets.write_weights(tmp_path / "net.caffemodel", "aborts", {"conv": arrays})
     return make_instance(
         tmp_path / "instance",
         tmp_path / "images",

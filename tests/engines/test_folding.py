@@ -71,7 +71,7 @@ def test_a_mean_far_from_zero(tmp_path: Path, far: float) -> None:
     model = saved(text, tmp_path, ("s",))
     arrays = random_weights(text, tmp_path / "net.caffemodel")
     arrays["n"] = [np.full(3, far, np.float32), np.full(3, 0.25, np.float32), np.ones(1, np.float32)]
-    from featd.net.caffemodel import write_weights
+    from nets import write_weights
 
     write_weights(tmp_path / "net.caffemodel", "x", arrays)
     agree(model)
@@ -79,7 +79,7 @@ def test_a_mean_far_from_zero(tmp_path: Path, far: float) -> None:
 
 def test_batch_norm_without_statistics(tmp_path: Path) -> None:
     """A third array of 0 means mean and variance 0, not a division by zero."""
-    from featd.net.caffemodel import write_weights
+    from nets import write_weights
 
     text = input_layer(3, 4, 4) + layer("n", "BatchNorm", "data")
     model = saved(text, tmp_path, ("n",))

@@ -17,8 +17,7 @@ import skimage
 from featd.config import ModelConfig
 from featd.engines.onnxruntime import OnnxRuntimeEngine
 from featd.net import gist
-from featd.net.caffemodel import write_weights
-from nets import SHARED, TOLERANCE, both_engines, distance, load, pictures, real_caffe
+from nets import SHARED, TOLERANCE, both_engines, distance, load, pictures, real_caffe, write_weights
 
 Image = npt.NDArray[np.uint8]
 

@@ -61,11 +61,6 @@ def import_caffe() -> Any:
     return caffe
 
 
-def version() -> str:
-    """The installed version. CaffeUnavailableError says why there is none."""
-    return str(getattr(import_caffe(), "__version__", "unknown"))  # old branches do not say
-
-
 def can_use(device: str) -> bool:
     """Whether this Caffe can use the device. Tried in another process, since a CPU-only Caffe aborts on a GPU."""
     index = cuda_index(device)

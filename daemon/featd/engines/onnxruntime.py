@@ -104,10 +104,5 @@ def import_onnxruntime() -> Any:
     return onnxruntime
 
 
-def version() -> str:
-    """The installed version. ModelError where there is none."""
-    return str(import_onnxruntime().__version__)
-
-
 def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0]

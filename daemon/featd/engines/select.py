@@ -33,14 +33,3 @@ def load_engine(net: Net, engine: str, device: str, threads: int = 0) -> Engine:
             return onnxruntime.OnnxRuntimeEngine(net, device, threads)
         except ModelError as error:
             raise ModelError(f"{error} (and real Caffe was not taken: {without})") from None
-
-
-def available_engines() -> dict[str, str]:
-    """Engine -> its version, or `missing: ` and why. Imports both: never in the supervisor."""
-    found = {}
-    for name, version in ((caffe.NAME, caffe.version), (onnxruntime.NAME, onnxruntime.version)):
-        try:
-            found[name] = version()
-        except ModelError as error:
-            found[name] = f"missing: {error}"
-    return found

@@ -6,7 +6,7 @@ the file's bytes, without a Python object per number and without protobuf's own 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeAlias
@@ -226,40 +226,3 @@ def _dims(view: memoryview) -> list[int]:
                 dim, at = _varint(payload, at)
                 dims.append(dim)
     return dims
-
-
-def write_weights(path: Path, net: str, layers: Mapping[str, Sequence[npt.NDArray[Any]]]) -> None:
-    """Write float32 arrays as a .caffemodel that real Caffe reads; layers by name, arrays in Caffe's order."""
-    with path.open("wb") as file:
-        file.write(_tagged(1, net.encode()))
-        for name, arrays in layers.items():
-            blobs = [_blob_header(array) for array in arrays]
-            head = _tagged(1, name.encode())
-            sizes = [len(header) + array.size * 4 for header, array in zip(blobs, arrays, strict=True)]
-            body = sum(len(_prefix(7, size)) + size for size in sizes)
-            file.write(_prefix(_NET_LAYER, len(head) + body) + head)
-            for header, array, size in zip(blobs, arrays, sizes, strict=True):
-                file.write(_prefix(7, size) + header)
-                file.write(np.ascontiguousarray(array, "<f4").tobytes())
-
-
-def _blob_header(array: npt.NDArray[Any]) -> bytes:
-    dims = b"".join(_number(dim) for dim in array.shape)
-    return _tagged(7, _tagged(1, dims)) + _prefix(5, array.size * 4)
-
-
-def _number(value: int) -> bytes:
-    out = bytearray()
-    while value >= 0x80:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
-
-
-def _prefix(number: int, size: int) -> bytes:
-    return _number(number << 3 | _BYTES) + _number(size)
-
-
-def _tagged(number: int, payload: bytes) -> bytes:
-    return _prefix(number, len(payload)) + payload
