@@ -149,7 +149,7 @@ def test_a_reload_applies_what_it_can_and_refuses_the_rest(service: Host) -> Non
     edit_config(service, "batch = 32", "batch = 4")
     try:
         service.run("systemctl reload featd")
-        wait_for(lambda: "batch=4 " in service.journal("FEATD_EVENT=worker_started"), 40, "the new batch")
+        wait_for(lambda: "batch=4 " in service.journal("FEATD_EVENT=model_loaded"), 40, "the new batch")
         wait_for(service.active, 20, "the reload's end")
         assert service.children()["worker-0"]["pid"] != worker
         assert service.pid() == supervisor
