@@ -21,8 +21,8 @@ import sqlalchemy as sa
 
 from featd.catalog import claim, connect, enqueue, leases, live, migrate, retry, settle, stats
 from featd.catalog.enqueue import FoundFile
-from featd.catalog.settle import Identity, Made, NewShard, Settlement
-from featd.states import Lease, RetryPolicy
+from featd.catalog.settle import Identity, Made, Settlement
+from featd.states import Lease, RetryPolicy, SealedShard
 
 ROOT = "/data/images"
 IDENTITY = Identity("0" * 64, {}, {})
@@ -77,7 +77,7 @@ def work(url: str, device: str, rows: int, done: Any) -> None:
         if not claimed:
             break
         name = f"{lease.token}-{serial}"
-        shard = NewShard(name, f"shards/{name}", len(claimed), 4096 * len(claimed), "xxh3_128:0", "none")
+        shard = SealedShard(name, f"shards/{name}", len(claimed), 4096 * len(claimed), "xxh3_128:0", "none")
         made = [Made(image, at, f"xxh3_128:{image.id:032x}") for at, image in enumerate(claimed)]
         connect.transact(
             engine,
@@ -175,7 +175,7 @@ def explain(url: str) -> None:
     turn("release_unheld", lambda conn: claim.release_unheld(conn, lease, held))
     turn("release", lambda conn: claim.release(conn, lease, held[:16]))
     made = [Made(image, at, "x") for at, image in enumerate(claimed[16:])]
-    shard = NewShard(lease.token, lease.token, len(made), 1, "x", "none")
+    shard = SealedShard(lease.token, lease.token, len(made), 1, "x", "none")
     turn("settle", lambda conn: settle.settle(conn, lease, Settlement(shard, made), IDENTITY, RetryPolicy()))
     turn("enqueue", lambda conn: enqueue.enqueue(conn, ROOT, found(0, SCAN_BATCH)))
     turn("known_files", lambda conn: enqueue.known_files(conn, "2026/00001", ROOT, 5000))

@@ -15,11 +15,11 @@ import numpy.typing as npt
 from featd import clock, config
 from featd.catalog import claim, connect, enqueue, instance, leases, migrate, settle
 from featd.catalog.enqueue import FoundFile
-from featd.catalog.settle import Identity, Made, NewShard, Settlement
+from featd.catalog.settle import Identity, Made, Settlement
 from featd.shards.layout import ShardName
 from featd.shards.store import create_store
 from featd.shards.write import ShardWriter
-from featd.states import ClaimedImage, Failure, Kind, Lease, RetryPolicy
+from featd.states import ClaimedImage, Failure, Kind, Lease, RetryPolicy, SealedShard
 
 POLICY = RetryPolicy(max_errors=1, max_crashes=1)
 """One error is enough to fail."""
@@ -84,7 +84,7 @@ class Filled:
         identity = Identity(FINGERPRINT, spec, {})
         connect.transact(self.catalog, settle.settle, self.lease, settlement, identity, POLICY)
 
-    def seal(self, images: Sequence[ClaimedImage]) -> tuple[NewShard, list[Made]]:
+    def seal(self, images: Sequence[ClaimedImage]) -> tuple[SealedShard, list[Made]]:
         """A shard with the vectors of `images`, sealed and not settled yet."""
         name = ShardName(clock.utcnow(), self.lease.id, self.lease.token, self.serial)
         self.serial += 1
@@ -101,10 +101,7 @@ class Filled:
             contents,
             {blob: self.vectors([i.id for i in images], size) for blob, size in self.blobs.items()},
         )
-        sealed = writer.seal()
-        shard = NewShard(
-            sealed.name.file_name, sealed.path, sealed.rows, sealed.bytes, sealed.checksum, "onnxruntime"
-        )
+        shard = writer.seal()
         made = [Made(image, row, "xxh3_128:0") for row, image in enumerate(images)]
         return shard, made
 

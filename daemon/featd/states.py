@@ -122,6 +122,18 @@ class Unchanged:
 
 
 @dataclass(frozen=True, slots=True)
+class SealedShard:
+    """A shard on stable storage. `path` is relative to the store; `checksum` is of the whole file, of `bytes`."""
+
+    name: str
+    path: str
+    rows: int
+    bytes: int
+    checksum: str
+    engine: str
+
+
+@dataclass(frozen=True, slots=True)
 class Failure:
     """An attempt that made no vector. For `read.changed`, `size` and `mtime_ns` are what the file has now, and
     `settle_seconds` is how long it must rest before the next attempt."""

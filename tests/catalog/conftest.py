@@ -21,8 +21,8 @@ from featd.catalog.enqueue import Enqueued, FoundFile
 from featd.catalog.leases import InHand
 from featd.catalog.schema import attempts, images, shards
 from featd.catalog.schema import leases as lease_table
-from featd.catalog.settle import Identity, Made, NewShard, Settlement
-from featd.states import ClaimedImage, Failure, Kind, Lease, RetryPolicy, State, Unchanged
+from featd.catalog.settle import Identity, Made, Settlement
+from featd.states import ClaimedImage, Failure, Kind, Lease, RetryPolicy, SealedShard, State, Unchanged
 
 T = TypeVar("T")
 
@@ -91,9 +91,9 @@ class Desk:
         ]
         return self.do(settle.settle, lease, Settlement(sealed, rows, unchanged, failures), identity, POLICY)
 
-    def shard(self, rows: int, name: str | None = None) -> NewShard:
+    def shard(self, rows: int, name: str | None = None) -> SealedShard:
         name = name or f"shard-{next(self._serial)}.h5"
-        return NewShard(name, f"shards/2026-11-24/{name}", rows, 4096, "xxh3_128:00", "caffe")
+        return SealedShard(name, f"shards/2026-11-24/{name}", rows, 4096, "xxh3_128:00", "caffe")
 
     def make_done(self, *paths: str, lease: Lease | None = None) -> Lease:
         """Enqueue, claim and settle."""

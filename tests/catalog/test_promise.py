@@ -23,9 +23,9 @@ from featd.catalog.enqueue import FoundFile
 from featd.catalog.leases import InHand
 from featd.catalog.schema import images, shards
 from featd.catalog.schema import leases as lease_table
-from featd.catalog.settle import Made, NewShard, Settlement
+from featd.catalog.settle import Made, Settlement
 from featd.errors import LeaseLostError
-from featd.states import MAX_KILLS, ClaimedImage, Failure, Kind, Lease, State, Unchanged
+from featd.states import MAX_KILLS, ClaimedImage, Failure, Kind, Lease, SealedShard, State, Unchanged
 
 PATHS = ["a.jpg", "b.jpg"]
 BAD = "a broken picture"
@@ -180,7 +180,7 @@ class Promise(RuleBasedStateMachine):
                 made.append(Made(image, len(made), content))
         shard = None
         if made:
-            shard = NewShard(f"{worker.lease.token}-{len(self.store)}", "path", len(made), 1, "x", "caffe")
+            shard = SealedShard(f"{worker.lease.token}-{len(self.store)}", "path", len(made), 1, "x", "caffe")
             self.store[shard.name] = [(one.image.id, one.image.version, one.content) for one in made]
         worker.sealed = Settlement(shard, made, unchanged, failures)
 

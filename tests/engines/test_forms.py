@@ -76,7 +76,7 @@ def test_weights_of_2013(tmp_path: Path) -> None:
         (('type: "relu"', 'type: "relu" num_output: 3'), "does not take 'num_output'"),
         (('type: "lrn" local_size: 3', 'type: "lrn" group: 3'), "does not take 'group'"),
         (('bottom: "pad1"', 'bottom: "nowhere"'), "reads blob 'nowhere'"),
-        (('bottom: "conv1" top: "norm1"', 'bottom: "pad1" top: "norm1"'), "before conv and pool only"),
+        (('bottom: "conv1" top: "norm1"', 'bottom: "pad1" top: "norm1"'), "only before conv and pool"),
     ],
 )
 def test_bad_forms_of_2013(tmp_path: Path, change: tuple[str, str], says: str) -> None:

@@ -118,7 +118,7 @@ def test_hostile_hdf5(tmp_path: Path) -> None:
         external_link: "is a link", soft_link: "is a link", external_storage: "from other files",
         virtual: "from other files",
         unwritten: "not stored in full", half_written: "not stored in full", bomb: "more than the file can hold",
-        text: "not numbers", nested: "no dataset", named: "no array's index", other_shape: "has shape 90x4",
+        text: "not numbers", nested: "not a dataset", named: "not the index of an array", other_shape: "has shape 90x4",
         not_finite: "not finite",
     }  # fmt: skip
     for make, said in says.items():

@@ -117,7 +117,7 @@ def test_layers_that_reach_outside_are_refused(tmp_path: Path, kind: str) -> Non
         ),
         (
             layer("a", "Convolution", "data", "convolution_param { num_output: 2 }"),
-            "kernel_size stands 0 times",
+            "kernel_size is given 0 times",
         ),
         (
             layer("a", "Convolution", "data", "convolution_param { num_output: 2 kernel_size: 1 group: 2 }"),

@@ -107,7 +107,7 @@ def test_a_watchdog_that_is_not_ours_is_left_alone(
     assert listener.hear() == []
 
 
-def works(link: ChildLink) -> int:
+def works(link: ChildLink, _: object) -> int:
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     link.report(Ready())
     link.report(StatusLine("3 images done"))
@@ -115,7 +115,7 @@ def works(link: ChildLink) -> int:
         signal.pause()
 
 
-def fails(link: ChildLink) -> int:
+def fails(link: ChildLink, _: object) -> int:
     return 1
 
 

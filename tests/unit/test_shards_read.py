@@ -21,7 +21,7 @@ COUNT = 20
 @pytest.fixture
 def shard(tmp_path: Path) -> Path:
     name = ShardName(datetime(2026, 11, 24, tzinfo=UTC), 1, "t", 0)
-    writer = ShardWriter(tmp_path, name, {"fc7": 4}, attributes={"spec": "{}"})
+    writer = ShardWriter(tmp_path, name, {"fc7": 4}, attributes={"spec": "{}", "engine": "none"})
     images = [ClaimedImage(at, "/r", f"{at}.jpg", 1, 1, 1) for at in range(COUNT)]
     vectors = np.arange(COUNT * 4, dtype=np.float32).reshape(COUNT, 4)
     writer.append(images, ["xxh3_128:0"] * COUNT, {"fc7": vectors})

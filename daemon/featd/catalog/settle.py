@@ -17,19 +17,7 @@ from featd.catalog.counters import StateChanges
 from featd.catalog.schema import images, shards
 from featd.catalog.schema import leases as lease_table
 from featd.catalog.verdicts import Attempt, Budget
-from featd.states import ClaimedImage, Failure, Kind, Lease, RetryPolicy, State, Unchanged
-
-
-@dataclass(frozen=True, slots=True)
-class NewShard:
-    """A sealed shard that is not recorded yet. `path` is relative to the store."""
-
-    name: str
-    path: str
-    rows: int
-    bytes: int
-    checksum: str
-    engine: str
+from featd.states import ClaimedImage, Failure, Kind, Lease, RetryPolicy, SealedShard, State, Unchanged
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +42,7 @@ class Identity:
 class Settlement:
     """The outcomes of some of a lease's rows."""
 
-    shard: NewShard | None = None
+    shard: SealedShard | None = None
     made: Sequence[Made] = ()
     unchanged: Sequence[Unchanged] = ()
     failures: Sequence[Failure] = ()
@@ -153,7 +141,7 @@ def _raised_values(conn: sa.Connection, delay_seconds: float = 0.0) -> dict[str,
 def _settle_made(
     conn: sa.Connection,
     lease: Lease,
-    shard: NewShard,
+    shard: SealedShard,
     made: Sequence[Made],
     rows: dict[int, sa.Row[Any]],
     changes: StateChanges,

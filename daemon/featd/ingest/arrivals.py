@@ -13,7 +13,7 @@ from featd.catalog import connect, enqueue
 from featd.catalog.enqueue import Enqueued, FoundFile
 from featd.config import RootConfig
 from featd.ingest.hints import MAX_PATHS, Hint
-from featd.ingest.scan import VANISHED, enqueue_files, is_missing, mark_gone
+from featd.ingest.scan import VANISHED, enqueue_files, is_missing
 from featd.ingest.settling import Settling
 from featd.paths import from_catalog, to_catalog
 from featd.roots import RootState, root_state
@@ -120,4 +120,4 @@ class Arrivals:
         ids = [file.id for file in known if is_missing(root_fd, from_catalog(file.path), False)]
         if not ids or root_state(self._root.path) is not RootState.ONLINE:
             return 0
-        return mark_gone(self._catalog, ids, VANISHED)
+        return connect.transact(self._catalog, enqueue.mark_gone, ids, VANISHED)

@@ -26,13 +26,13 @@ class Hint(StrEnum):
 
 
 class Trouble(StrEnum):
-    """What may have caused events to be lost. Each is answered by a scan of the root."""
+    """Why events may have been lost, in words for people. Each is answered by a scan of the root."""
 
-    OVERFLOW = "overflow"  # the kernel's queue was full and events are lost; the watch goes on
-    OUT_OF_WATCHES = "out_of_watches"  # a part of the tree is not watched
-    UNMOUNTED = "unmounted"  # a disk beneath the root was unmounted, and its watches with it
-    HANDLER = "handler"  # an event could not be understood
-    LOST = "lost"  # the root was deleted or moved away
+    OVERFLOW = "events were lost: the kernel's inotify queue was full"  # the watch goes on
+    OUT_OF_WATCHES = "out of inotify watches (raise fs.inotify.max_user_watches)"  # a part is not watched
+    UNMOUNTED = "a disk beneath the root was unmounted"  # and its watches are gone
+    HANDLER = "an event could not be handled"
+    LOST = "the root was deleted or moved"
 
 
 @dataclass(slots=True)

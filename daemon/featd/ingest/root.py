@@ -25,14 +25,6 @@ CHECK_SECONDS = 2.0
 AGAIN_SECONDS = 1.0
 """At least this long between two scans of a whole root; and at least a quarter of the time that the last one took."""
 
-SENTENCES = {
-    Trouble.OVERFLOW: "events were lost: the kernel's inotify queue was full",
-    Trouble.OUT_OF_WATCHES: "out of inotify watches (raise fs.inotify.max_user_watches)",
-    Trouble.UNMOUNTED: "a disk beneath the root was unmounted",
-    Trouble.HANDLER: "an event could not be handled",
-    Trouble.LOST: "the root was deleted or moved",
-}
-
 
 @dataclass(slots=True)
 class Counts:
@@ -184,7 +176,7 @@ class RootIngest:
         if self._watch is not None and self._watch.problem is not None:
             return f"{self._watch.problem}: {every}"
         if self._out_of_watches:
-            return f"{SENTENCES[Trouble.OUT_OF_WATCHES]}: {every} where it is not watched"
+            return f"{Trouble.OUT_OF_WATCHES}: {every} where it is not watched"
         if self._passing is not None:
             return f"{self._passing}: scanning it again"
         return None
@@ -225,7 +217,7 @@ class RootIngest:
         self._watch.open()
         # Problems while the watches were added are among the hints.
         self._hear(self.hints.take(), clock.monotonic())
-        why = SENTENCES[Trouble.OUT_OF_WATCHES] if self._out_of_watches else self._watch.problem
+        why = Trouble.OUT_OF_WATCHES if self._out_of_watches else self._watch.problem
         if why is not None and why != self._told and self._state is RootState.ONLINE:
             log.warning(
                 "root_not_watched",
@@ -247,7 +239,7 @@ class RootIngest:
     def _hear_trouble(self, trouble: Trouble, times: int) -> None:
         match trouble:
             case Trouble.UNMOUNTED | Trouble.LOST:
-                self._broken = SENTENCES[trouble]
+                self._broken = trouble
                 self._check_due = 0.0
                 return
             case Trouble.OUT_OF_WATCHES:
@@ -256,22 +248,12 @@ class RootIngest:
                 self._out_of_watches = True
             case Trouble.OVERFLOW:
                 self.counts.overflows += times
-                if self._passing != SENTENCES[trouble]:  # a flood of events brings hundreds of these
-                    log.warning(
-                        "watch_overflowed",
-                        "events of the watch were lost; scanning the root again",
-                        root=self.name,
-                    )
-                self._passing = SENTENCES[trouble]
             case Trouble.HANDLER:
                 self.counts.handler_errors += times
-                if self._passing != SENTENCES[trouble]:
-                    log.error(
-                        "watch_event_failed",
-                        "cannot handle an event; scanning the root again",
-                        root=self.name,
-                    )
-                self._passing = SENTENCES[trouble]
+        if trouble is not Trouble.OUT_OF_WATCHES:
+            if self._passing != trouble:  # a flood of events brings hundreds of these
+                log.warning("events_lost", f"{trouble}; scanning the root again", root=self.name)
+            self._passing = trouble
         self._doubts.everything = True
 
     # The scans

@@ -166,7 +166,7 @@ class Scan:
                     return
                 for reason, ids in missing.items():
                     if ids:
-                        self.report.gone += mark_gone(self._catalog, ids, reason)
+                        self.report.gone += connect.transact(self._catalog, enqueue.mark_gone, ids, reason)
                 self._save({"gone_after": known[-1].path})
                 yield True
         finally:
@@ -199,9 +199,7 @@ class Scan:
         now = clock.monotonic()
         if self._durable and now - self._saved_at >= CURSOR_SECONDS and any(cursor.values()):
             self._saved_at = now
-            connect.transact(
-                self._catalog, lambda conn: values.set_value(conn, cursor_name(self._root), cursor)
-            )
+            connect.transact(self._catalog, values.set_value, cursor_name(self._root), cursor)
 
     def _note(self, conn: sa.Connection) -> None:
         if self.start:
@@ -247,11 +245,6 @@ def enqueue_files(
             )
         )
     return enqueued
-
-
-def mark_gone(catalog: sa.Engine, ids: list[int], reason: str) -> int:
-    """Mark rows whose files certainly do not exist any more."""
-    return connect.transact(catalog, lambda conn: enqueue.mark_gone(conn, ids, reason))
 
 
 def is_missing(root_fd: int, raw: bytes, follow_symlinks: bool) -> bool:

@@ -13,7 +13,7 @@ from featd.net.shapes import Shapes, infer
 
 
 def any_batch(layers: tuple[Layer, ...], source: str) -> tuple[Layer, ...]:
-    """The layers with the file's own batch taken out where it stands in a setting: as the first dim of a Reshape of
+    """The layers without the file's own batch size where a setting contains it: as the first dim of a Reshape of
     a blob of that batch, and of constants. In a batch of that size Caffe gives the same, and now any size runs."""
     batch = next((_file_batch(layer) for layer in layers if layer.type == INPUT), 0)
     if batch < 1 or not any(layer.type in ("Reshape", "DummyData") for layer in layers):

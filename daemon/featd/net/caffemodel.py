@@ -1,4 +1,4 @@
-"""Reads and writes .caffemodel and .binaryproto files: protobuf's wire format, walked by hand.
+"""Reads .caffemodel and .binaryproto files: protobuf's wire format, walked by hand.
 
 Real weights are hundreds of megabytes of packed floats. Walking the wire finds them where they lie, as views on
 the file's bytes, without a Python object per number and without protobuf's own limits on size.
@@ -6,6 +6,7 @@ the file's bytes, without a Python object per number and without protobuf's own 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,7 +72,10 @@ def read_weights(path: Path) -> tuple[bytes, list[StoredLayer]]:
 
     The arrays are views on those bytes: what is hashed is what is used. ModelError names the file and what is wrong.
     """
-    raw = _read(path, "weights", "check model.weights")
+    try:
+        raw = read_regular(path)
+    except OSError as error:
+        raise ModelError(f"{path}: cannot read the weights: {error.strerror}: check model.weights") from None
     if raw.startswith(_HDF5):
         return raw, _hdf5(raw, path)
     try:
@@ -109,13 +113,6 @@ def parse_binaryproto(raw: bytes) -> Array:
     return blob.array(blob.shape)
 
 
-def _read(path: Path, what: str, way_out: str) -> bytes:
-    try:
-        return read_regular(path)
-    except OSError as error:
-        raise ModelError(f"{path}: cannot read the {what}: {error.strerror}: {way_out}") from None
-
-
 def _varint(view: memoryview, at: int) -> tuple[int, int]:
     value = shift = 0
     while True:
@@ -128,7 +125,7 @@ def _varint(view: memoryview, at: int) -> tuple[int, int]:
             return value & 0xFFFF_FFFF_FFFF_FFFF, at
         shift += 7
         if shift > 63:
-            raise _WireError(f"byte {at} is no part of a message")
+            raise _WireError(f"byte {at} does not belong to a message")
 
 
 def _fields(view: memoryview) -> Iterator[tuple[int, int, int, memoryview]]:
@@ -196,9 +193,7 @@ def _blob(view: memoryview) -> StoredBlob:
             raise _WireError(f"an array has more than {_MAX_AXES} axes")
     data: npt.NDArray[Any] = _joined(doubles, "<f8") if doubles else _joined(singles, "<f4")
     dims = tuple(legacy.get(axis, 0) for axis in (1, 2, 3, 4)) if legacy else tuple(shape)
-    count = 1
-    for dim in dims:
-        count *= dim
+    count = math.prod(dims)
     if count != data.size:
         raise _WireError(f"an array of shape {dims} holds {data.size:,} numbers instead of {count:,}")
     return StoredBlob(dims, bool(legacy), data)

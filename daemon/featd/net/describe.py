@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,13 +11,13 @@ from featd.errors import ModelError
 from featd.net import gist
 from featd.net.batch import any_batch
 from featd.net.caffemodel import StoredLayer, read_weights
-from featd.net.graph import Shape, trace
+from featd.net.graph import Layer, Shape, trace
 from featd.net.layers.table import TYPES
 from featd.net.net import flattened
 from featd.net.prototxt import parse, read
 from featd.net.shapes import Shapes, infer
 from featd.net.upgrade import refusal, upgrade
-from featd.net.weights import Wanted, match
+from featd.net.weights import match
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,21 +103,22 @@ def describe(net_path_or_builtin: str, weights: Path | None = None) -> NetReport
     for blob in graph.blobs:
         shape = shapes.blobs[blob]
         blobs.append(BlobReport(blob, None if shape is None else shape[1:], flattened(shape)))
-    wanted = [Wanted(layer, shapes.params[layer.key]) for layer in layers]
     source = str(weights or net_path_or_builtin)
     return NetReport(
         message.name or Path(net_path_or_builtin).stem,
         net_path_or_builtin,
         tuple(reports),
         tuple(blobs),
-        None if stored is None else _weights(wanted, stored, shapes, source),
+        None if stored is None else _weights(layers, stored, shapes, source),
     )
 
 
-def _weights(wanted: list[Wanted], stored: list[StoredLayer], shapes: Shapes, source: str) -> WeightsReport:
+def _weights(
+    layers: Sequence[Layer], stored: list[StoredLayer], shapes: Shapes, source: str
+) -> WeightsReport:
     needs = tuple(name for name, params in shapes.params.items() if params)
     try:
-        found = match(wanted, stored, source)
+        found = match(layers, shapes.params, stored, source)
     except ModelError as error:
         held = {layer.name for layer in stored if layer.blobs}
         return WeightsReport(

@@ -23,17 +23,17 @@ _FOLDERS: Final = frozenset({"Convolution", "Deconvolution", "InnerProduct"})
 
 @dataclass(slots=True)
 class Folded:
-    """What lowering does otherwise than layer by layer; places are indexes into `Net.layers`."""
+    """What lowering does not do layer by layer. Keys are indexes into `Net.layers`."""
 
     absorbed: set[int] = field(default_factory=set)
     weights: dict[int, Weights] = field(default_factory=dict)
-    """New arrays of layers that took up what follows them."""
+    """New arrays of the layers that absorb the layers after them."""
     affine: dict[int, Affine] = field(default_factory=dict)
     """Runs of BatchNorm, Scale and Bias, by their first layer."""
 
 
 def fold(net: Net) -> Folded:
-    """Plan the folding of a net of which every layer is lowered."""
+    """Plan the folding of a net whose layers are all lowered."""
     found = Folded()
     readers: dict[int, list[int]] = {}
     for at, step in enumerate(net.layers):
@@ -42,15 +42,15 @@ def fold(net: Net) -> Folded:
     for at, step in enumerate(net.layers):
         if at in found.absorbed:
             continue
-        takes = _takes(net, step)
-        affine = None if takes else _affine(net, step)
-        if not takes and affine is None:
+        absorbs = _can_absorb(net, step)
+        affine = None if absorbs else _affine(net, step)
+        if not absorbs and affine is None:
             continue
         run, tail = _run(net, at, affine, readers)
         if run is None:
             continue
-        if takes:
-            weights = _taken_up(net, step, run)
+        if absorbs:
+            weights = _absorbed(net, step, run)
             if weights is None:
                 continue
             found.weights[at] = weights
@@ -60,8 +60,8 @@ def fold(net: Net) -> Folded:
     return found
 
 
-def _takes(net: Net, step: Step) -> bool:
-    """Whether the layer's own arrays can take up what is done to its channels."""
+def _can_absorb(net: Net, step: Step) -> bool:
+    """Whether the layer's weights can absorb a scale and a shift of its channels."""
     if step.layer.type not in _FOLDERS or len(step.writes) != 1:
         return False
     top = net.shapes[step.layer.tops[0]]
@@ -84,7 +84,8 @@ def _affine(net: Net, step: Step) -> Affine | None:
 def _run(
     net: Net, at: int, affine: Affine | None, readers: dict[int, list[int]]
 ) -> tuple[Affine | None, list[int]]:
-    """The layers behind `at` that only go on with it, as one; None: there are none, and `at` is not one itself."""
+    """The affine layers that follow `at` and that nothing else reads, as one, and their indexes. None: there is no
+    affine layer, `at` included."""
     tail: list[int] = []
     wanted = set(net.values.values())
     shape = net.shapes[net.layers[at].layer.tops[0]]
@@ -102,7 +103,7 @@ def _run(
         tail.append(at)
 
 
-def _taken_up(net: Net, step: Step, run: Affine) -> Weights | None:
+def _absorbed(net: Net, step: Step, run: Affine) -> Weights | None:
     weights: Sequence[Array] = [weight.array() for weight in net.weights[step.layer.key]]
     factor, shift = run.factor, run.shift - run.mean * run.factor
     bias = weights[1].astype(np.float64) if len(weights) > 1 else np.zeros(len(factor))
@@ -112,7 +113,7 @@ def _taken_up(net: Net, step: Step, run: Affine) -> Weights | None:
 
 
 def _scaled(step: Step, weight: Array, factor: npt.NDArray[np.float64]) -> Array:
-    """The weights with each output multiplied by its factor. Which axis that is, depends on the type."""
+    """The weights with each output multiplied by its factor. The axis of the outputs depends on the type."""
     param = step.layer.param
     if step.layer.type == "Deconvolution":
         group = param.convolution_param.group

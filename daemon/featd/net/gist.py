@@ -3,7 +3,7 @@
 After A. Oliva and A. Torralba, "Modeling the Shape of the Scene: A Holistic Representation of the Spatial
 Envelope", IJCV 42(3), 2001: energies of a bank of Gabor filters, averaged over a grid. Here, over four octaves
 (a pyramid of 2 x 2 averages) and eight orientations, on a 4 x 4 grid: 512 numbers. Coarse colour (two opponent
-channels on the same grid, 32 numbers) stands beside them, and the whole has length 1. Brightness itself is not
+channels on the same grid, 32 numbers) is added, and the whole has length 1. Brightness itself is not
 in it: the filters sum to zero, and so do the opponent weights.
 
 Only layers of Caffe 1.0. What is computed here decides vectors: a change of any number raises REVISION.
@@ -43,7 +43,7 @@ _COLOUR_WEIGHT: Final = 0.5
 
 PREPROCESS: Final = PreprocessDefaults((SIZE, SIZE), "bgr", (104.0, 117.0, 123.0), 1.0)
 
-# Rows in the order B, G, R. Luminance is ITU-R BT.601; the opponent axes sum to zero, so that grey is nought.
+# Rows in the order B, G, R. Luminance is ITU-R BT.601; the opponent axes sum to zero, so that grey gives zero.
 _LUMINANCE: Final = ((0.114, 0.587, 0.299),)
 _OPPONENTS: Final = ((0.0, -0.5, 0.5), (-0.5, 0.25, 0.25))
 

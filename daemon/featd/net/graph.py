@@ -24,7 +24,7 @@ Shape: TypeAlias = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One layer of the TEST phase, in the current form whatever form the file has."""
+    """One layer of the TEST phase, in the current form, also where the file has an older one."""
 
     index: int
     """Place among the file's layers; -1 for an `input` of the old form."""

@@ -7,6 +7,7 @@ soft links may. Real Caffe follows them all, so featd reads these files itself a
 from __future__ import annotations
 
 import io
+import math
 from typing import Any, Final
 
 import h5py
@@ -33,9 +34,7 @@ def read(raw: bytes, source: str) -> list[tuple[str, list[Array | None]]]:
             return _Reader(source, len(raw)).layers(file)
     except ModelError:
         raise
-    except (
-        Exception
-    ) as error:  # whatever h5py makes of a damaged file: OSError, KeyError, ValueError, RuntimeError
+    except Exception as error:  # of a damaged file: OSError, KeyError, ValueError, RuntimeError
         first = str(error).strip().partition("\n")[0]
         raise ModelError(
             f"{source}: not a whole .caffemodel.h5: {first}: copy or download it again"
@@ -53,7 +52,7 @@ class _Reader:
     def layers(self, file: Any) -> list[tuple[str, list[Array | None]]]:
         data = self._member(file, "data", "/data")
         if not isinstance(data, h5py.Group):
-            raise self._refuse("/data", "is no group: is this a .caffemodel.h5?")
+            raise self._refuse("/data", "is not a group: is this a .caffemodel.h5?")
         if len(data) > _MOST_LAYERS:
             raise self._refuse("/data", f"holds {len(data):,} layers")
         # By name, as Caffe goes through them.
@@ -74,18 +73,18 @@ class _Reader:
         path = f"/data/{name}"
         group = self._member(data, name, path)
         if not isinstance(group, h5py.Group):
-            raise self._refuse(path, "is no group: is this a .caffemodel.h5?")
+            raise self._refuse(path, "is not a group: is this a .caffemodel.h5?")
         places: dict[int, Array] = {}
         for key in group:
             if not key.isdecimal() or str(int(key)) != key or int(key) >= _MOST_BLOBS:
-                raise self._refuse(f"{path}/{key}", "is no array's index")
+                raise self._refuse(f"{path}/{key}", "is not the index of an array")
             places[int(key)] = self._array(group, key, f"{path}/{key}")
         return [places.get(at) for at in range(max(places, default=-1) + 1)]
 
     def _array(self, group: Any, key: str, path: str) -> Array:
         found = self._member(group, key, path)
         if not isinstance(found, h5py.Dataset):
-            raise self._refuse(path, "is no dataset")
+            raise self._refuse(path, "is not a dataset")
         if found.is_virtual or found.external:
             raise self._refuse(path, "takes its numbers from other files, which featd refuses")
         if found.dtype.kind not in "fiu" or found.dtype.itemsize > 8:
@@ -100,13 +99,11 @@ class _Reader:
         return np.ascontiguousarray(array, np.float32).reshape(found.shape)
 
     def _stored_in_full(self, found: Any, path: str) -> None:
-        # What is not stored reads as the fill value: zeros that nobody wrote.
+        # Parts that are not stored read as zeros, which would be taken for weights.
         whole = found.id.get_storage_size() > 0 or found.size == 0
         if found.chunks is not None and whole:
-            chunks = 1
-            for dim, chunk in zip(found.shape, found.chunks, strict=True):
-                chunks *= -(-dim // chunk)
-            whole = found.id.get_num_chunks() == chunks
+            counts = (-(-dim // chunk) for dim, chunk in zip(found.shape, found.chunks, strict=True))
+            whole = found.id.get_num_chunks() == math.prod(counts)
         elif found.chunks is None and whole:
             whole = found.id.get_storage_size() >= found.size * found.dtype.itemsize
         if not whole:

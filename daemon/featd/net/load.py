@@ -16,9 +16,7 @@ from featd.net.net import Net, caffe_defaults, flattened
 from featd.net.prototxt import parse, read
 from featd.net.shapes import infer
 from featd.net.upgrade import refuse, upgrade
-from featd.net.weights import Wanted, match
-
-__all__ = ["Net", "load_net"]
+from featd.net.weights import match
 
 
 def load_net(net: str, weights: Path | None = None, blobs: Sequence[str] = ()) -> Net:
@@ -60,7 +58,8 @@ def load_net(net: str, weights: Path | None = None, blobs: Sequence[str] = ()) -
                 f"{net}: blob {blob!r} does not depend on the picture: it is the same for every one"
             )
     matched = match(
-        [Wanted(step.layer, one.params[step.layer.key]) for step in steps],
+        [step.layer for step in steps],
+        one.params,
         stored,
         weights_source,
         [step.layer for step in graph.steps],
@@ -111,7 +110,7 @@ def _input(steps: Sequence[Step], blobs: Sequence[str], source: str) -> str:
     ]
     if sources:
         raise ModelError(
-            f"{source}: {sources[0]} makes data by itself; pictures come in by an Input layer: take the deploy.prototxt"
+            f"{source}: {sources[0]} reads data by itself, but featd feeds an Input layer: use the deploy.prototxt"
         )
     if len(inputs) != 1:
         found = ", ".join(inputs) or "none"

@@ -49,7 +49,7 @@ class Net:
     source: str
     """Path of the definition, or the name of a built-in net."""
     blobs: dict[str, int]
-    """Wanted blob -> flattened size, in the order asked for. 0: a layer that featd does not know stands before it,
+    """Wanted blob -> flattened size, in the order asked for. 0: it comes from a layer that featd does not know,
     and only the engine can tell."""
     input_shape: tuple[int, int, int]
     """(channels, height, width)."""
@@ -73,7 +73,7 @@ class Net:
     clash: str | None
     """Why real Caffe cannot run this net although the lowering can, or None."""
     one_by_one: str | None
-    """Why images must run one at a time, lest their vectors depend on their neighbours; None: any batch will do."""
+    """Why images must run one at a time: in a batch they would affect each other. None: any batch size works."""
     constants: frozenset[int]
     """The values that do not depend on the picture."""
 

@@ -170,7 +170,7 @@ class _Reader:
 
     def _value(self, message: schema.Message, spec: schema.FieldSpec, line: int, depth: int) -> None:
         if not spec.repeated and message.HasField(spec.name):
-            raise self._error(line, f"{spec.name!r} stands twice")
+            raise self._error(line, f"{spec.name!r} is set twice")
         if schema.is_message(spec.type):
             opening = self._took("{", "<")
             if opening is None:

@@ -20,7 +20,7 @@ MAX_TOTAL: Final = 2**30
 
 @dataclass(frozen=True, slots=True)
 class Shapes:
-    """What inference found. A blob is None where a layer that featd does not know stands before it."""
+    """What inference found. A blob is None where it comes from a layer that featd does not know."""
 
     blobs: dict[str, Shape | None]
     params: dict[str, list[Shape] | None]

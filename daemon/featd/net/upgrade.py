@@ -1,6 +1,6 @@
 """Brings a definition of any age to one form: a list of layers of the TEST phase, inputs among them.
 
-The rules are Caffe's own (upgrade_proto.cpp, Net::FilterNet), written anew.
+The rules are Caffe's own (upgrade_proto.cpp, Net::FilterNet), written again here.
 """
 
 from __future__ import annotations
@@ -204,7 +204,7 @@ def _v1(old: schema.Message, index: int) -> Layer:
 
 
 def _runs(layer: schema.Message, state: schema.Message, source: str) -> bool:
-    """Whether a layer stands in the net that pycaffe makes for caffe.TEST (Net::FilterNet)."""
+    """Whether a layer is in the net that pycaffe makes for caffe.TEST (Net::FilterNet)."""
     if layer.include and layer.exclude:
         raise ModelError(f"{source}: layer {layer.name!r}: write either include or exclude")
     if layer.include:
@@ -213,7 +213,7 @@ def _runs(layer: schema.Message, state: schema.Message, source: str) -> bool:
 
 
 def _meets(rule: schema.Message, state: schema.Message) -> bool:
-    # pycaffe sets phase and level whatever the file's `state` says; stages it adds to.
+    # pycaffe replaces the phase and level of the file's `state`, and adds to its stages.
     stages = set(state.stage)
     return not (
         (rule.HasField("phase") and rule.phase != _TEST)

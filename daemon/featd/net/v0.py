@@ -1,7 +1,7 @@
 """The form of 2013, `layers { layer { name: ... type: "conv" } }`, brought to the one after it (V1).
 
-The rules are Caffe's own (UpgradeV0Net in upgrade_proto.cpp), written anew. Padding was a layer then; it becomes a
-setting of the convolution or pooling behind it.
+The rules are Caffe's own (UpgradeV0Net in upgrade_proto.cpp). Padding was a layer then; it becomes a
+setting of the convolution or pooling after it.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def from_v0(net: schema.Message, source: str) -> list[schema.Message]:
                 continue
             if kind not in ("conv", "pool") or len(old.bottom) != 1:
                 raise ModelError(
-                    f"{source}: layer {old.layer.name!r}: padding may stand before conv and pool only"
+                    f"{source}: layer {old.layer.name!r}: a padding layer may come only before conv and pool"
                 )
             layer.bottom[at], pad = padded[bottom]
             _put(layer, *_SETTINGS["pad"][kind], pad)

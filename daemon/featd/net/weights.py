@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
@@ -29,14 +29,6 @@ class Weight:
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """A layer and the arrays it needs; None: a type featd does not know, so any will do."""
-
-    layer: Layer
-    shapes: list[Shape] | None
-
-
-@dataclass(frozen=True, slots=True)
 class Match:
     """What came of matching."""
 
@@ -56,13 +48,14 @@ _PERMISSIVE: Final = schema.ENUMS["ParamSpec.DimCheckMode"]["PERMISSIVE"]
 
 
 def match(
-    wanted: Sequence[Wanted],
+    wanted: Sequence[Layer],
+    shapes: Mapping[str, list[Shape] | None],
     stored: Sequence[StoredLayer],
     source: str,
     layers: Sequence[Layer] | None = None,
 ) -> Match:
     """Give each wanted layer its arrays. ModelError where number or shape differ or numbers are not finite; missing
-    ones are listed.
+    ones are listed. `shapes`: layer key -> those of its arrays; None: a type that featd does not know takes any.
 
     Where layers have one name, Caffe gives the file's arrays to the first of them (of an HDF5 file: to the last).
     Arrays with the same `param { name }` are one array: the last one read wins for all. `layers`: all of the net's,
@@ -70,10 +63,10 @@ def match(
     """
     owners: dict[str, Layer] = {}
     last = any(layer.hdf5 for layer in stored)
-    for owner in [one.layer for one in wanted] if layers is None else layers:
+    for owner in wanted if layers is None else layers:
         if last or owner.name not in owners:
             owners[owner.name] = owner
-    by_key = {one.layer.key: one for one in wanted}
+    by_key = {one.key: one for one in wanted}
     values: dict[_Key, StoredBlob] = {}
     others: dict[str, StoredLayer] = {}
     unused = []
@@ -87,25 +80,23 @@ def match(
             if of is not None:
                 keyed = ((_key(of, at), blob) for at, blob in enumerate(layer.blobs) if blob is not None)
                 values |= {key: blob for key, blob in keyed if key[1] == _SHARED}
-        elif target.shapes is None:
-            others[target.layer.key] = layer
+        elif (needed := shapes[target.key]) is None:
+            others[target.key] = layer
         else:
-            _check(target.layer, target.shapes, layer, source)
-            values |= {
-                _key(target.layer, at): blob for at, blob in enumerate(layer.blobs) if blob is not None
-            }
+            _check(target, needed, layer, source)
+            values |= {_key(target, at): blob for at, blob in enumerate(layer.blobs) if blob is not None}
     weights, missing = {}, []
     for one in wanted:
-        if not one.shapes:
+        if not (needed := shapes[one.key]):
             continue
-        found = [values.get(_key(one.layer, at)) for at in range(len(one.shapes))]
+        found = [values.get(_key(one, at)) for at in range(len(needed))]
         blobs = [blob for blob in found if blob is not None]
         if len(blobs) < len(found):
-            missing.append(one.layer.key)
+            missing.append(one.key)
             continue
-        weights[one.layer.key] = tuple(
-            _weight(one.layer, at, blob, shape, source)
-            for at, (blob, shape) in enumerate(zip(blobs, one.shapes, strict=True))
+        weights[one.key] = tuple(
+            _weight(one, at, blob, shape, source)
+            for at, (blob, shape) in enumerate(zip(blobs, needed, strict=True))
         )
     return Match(weights, tuple(missing), others, tuple(unused))
 

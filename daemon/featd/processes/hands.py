@@ -15,7 +15,6 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 _MAGIC = int.from_bytes(b"FTDHAND1", "little")
 
@@ -144,9 +143,7 @@ class Hands:
     def __enter__(self) -> Hands:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
         self.close()
 
     def _record(self, index: int) -> int:

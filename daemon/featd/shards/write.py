@@ -10,7 +10,6 @@ import importlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from featd.shards.atomic import create_part, publish_part, remove_part
 from featd.shards.layout import ShardName, check_blobs
 from featd.shards.part_file import PartFile
 from featd.shards.read import checksum_of
-from featd.states import ClaimedImage
+from featd.states import ClaimedImage, SealedShard
 
 # Rows that wait in memory before they are written, and the chunks they are written in: a chunk of about 1 MiB
 # is quick for both a whole read and a single row.
@@ -34,17 +33,6 @@ _BLOCK_ROWS = 256
 _BLOCK_BYTES = 32 * 1024 * 1024
 _CHUNK_BYTES = 1024 * 1024
 _TEXT = h5py.string_dtype("utf-8")
-
-
-@dataclass(frozen=True, slots=True)
-class SealedShard:
-    """A shard on stable storage. `path` is relative to the store; `checksum` is of the whole file."""
-
-    name: ShardName
-    path: str
-    rows: int
-    bytes: int
-    checksum: str
 
 
 def fits(vectors: npt.NDArray[np.float32], dtype: str) -> npt.NDArray[np.bool_]:
@@ -152,7 +140,8 @@ class ShardWriter:
         except (OSError, RuntimeError) as error:
             raise self._failed(error) from error
         self._release()
-        return SealedShard(self.name, self.name.relative_path, self.rows, size, checksum)
+        engine = str(self._attributes["engine"])
+        return SealedShard(self.name.file_name, self.name.relative_path, self.rows, size, checksum, engine)
 
     def discard(self) -> None:
         """Give up: remove the .part, and nothing else. Twice is once."""
@@ -229,13 +218,10 @@ class ShardWriter:
 
     def _write_keys(self, file: h5py.File) -> None:
         images = self._images
-        file.create_dataset(layout.NAMES, data=_bytes_column(self._names), dtype=_TEXT)
-        file.create_dataset(
-            layout.ROOT, data=_bytes_column([os.fsencode(image.root) for image in images]), dtype=_TEXT
-        )
-        file.create_dataset(
-            layout.CONTENT, data=_bytes_column([content.encode() for content in self._contents]), dtype=_TEXT
-        )
+        roots = [os.fsencode(image.root) for image in images]
+        contents = [content.encode() for content in self._contents]
+        for name, values in ((layout.NAMES, self._names), (layout.ROOT, roots), (layout.CONTENT, contents)):
+            file.create_dataset(name, data=_bytes_column(values), dtype=_TEXT)
         file.create_dataset(layout.IMAGE_ID, data=np.array([image.id for image in images], np.int64))
         file.create_dataset(layout.VERSION, data=np.array([image.version for image in images], np.int32))
         file.attrs.update(

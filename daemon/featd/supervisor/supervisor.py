@@ -117,12 +117,10 @@ class Supervisor:
         else:
             self._stop_ladder(now)
         self._tell(now)
-        if all(child.pid is None for child in self.children.values()) and self._is_over():
-            return self._exit_code
-        return None
-
-    def _is_over(self) -> bool:
-        return self._stopping_since is not None or all(child.over for child in self.children.values())
+        over = all(child.pid is None for child in self.children.values()) and (
+            self._stopping_since is not None or all(child.over for child in self.children.values())
+        )
+        return self._exit_code if over else None
 
     def wait(self, seconds: float) -> None:
         """Until a signal, a report or words of a child arrive, or `seconds` have passed."""

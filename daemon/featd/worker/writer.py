@@ -21,14 +21,14 @@ import sqlalchemy as sa
 from featd import clock, logs
 from featd.catalog import connect, settle
 from featd.catalog.connect import CommitUnknownError
-from featd.catalog.settle import Identity, Made, NewShard, Settlement
+from featd.catalog.settle import Identity, Made, Settlement
 from featd.config import StoreConfig
 from featd.decoders.wire import Decoded
 from featd.errors import CatalogUnavailableError, StoreUnavailableError
 from featd.shards.layout import ShardName
 from featd.shards.store import check_store
 from featd.shards.write import ShardWriter
-from featd.states import ClaimedImage, Failure, Lease, RetryPolicy, State, Unchanged
+from featd.states import ClaimedImage, Failure, Lease, RetryPolicy, SealedShard, State, Unchanged
 from featd.worker.claims import Held
 
 log = logs.get("worker")
@@ -223,19 +223,10 @@ class Writer(threading.Thread):
             sealed = self._shard.seal()
         self._shard, self._seal_at = None, float("inf")
         check_store(self._store.path, self._kind.instance)
-        self._settle(
-            NewShard(
-                sealed.name.file_name,
-                sealed.path,
-                sealed.rows,
-                sealed.bytes,
-                sealed.checksum,
-                self._kind.engine,
-            )
-        )
+        self._settle(sealed)
         self._sealing_seconds = clock.monotonic() - began
 
-    def _settle(self, shard: NewShard | None) -> None:
+    def _settle(self, shard: SealedShard | None) -> None:
         made: list[Made] = []
         if shard is not None:
             made, self._made = self._made, []

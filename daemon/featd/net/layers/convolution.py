@@ -43,7 +43,7 @@ def window(layer: Layer, axes: int) -> Window:
         if not values and default is not None:
             values = [default]
         if len(values) not in (1, axes):
-            raise ModelError(f"{layer}: {many} stands {len(values)} times for {axes} spatial axes")
+            raise ModelError(f"{layer}: {many} is given {len(values)} times for {axes} spatial axes")
         return tuple(values * axes if len(values) == 1 else values)
 
     out = Window(
@@ -60,7 +60,7 @@ def window(layer: Layer, axes: int) -> Window:
 
 
 def _geometry(layer: Layer, bottom: Shape) -> tuple[int, Window]:
-    """The axis of the channels and the window over all axes behind it. What stands before are images, so to say."""
+    """The axis of the channels and the window over all axes after it. The axes before it count as images."""
     axis = axis_of(layer, layer.param.convolution_param.axis, len(bottom))
     if axis == len(bottom) - 1:
         raise cannot(layer, f"a convolution along axis {axis} of a blob of {len(bottom)} axes")

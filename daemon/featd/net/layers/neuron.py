@@ -140,7 +140,7 @@ def power(onnx: Builder, at: Lowered) -> list[str]:
 
 
 def _log_base(layer: Layer, base: float) -> float:
-    """The logarithm of a base; -1 stands for e. ModelError where Caffe would abort."""
+    """The logarithm of a base; -1 means e. ModelError where Caffe would abort."""
     if base == -1:
         return 1.0
     log = math.log(base) if base > 0 and math.isfinite(base) else math.nan

@@ -61,7 +61,7 @@ def _span(layer: Layer, axis: int, num_axes: int, bottoms: Sequence[Shape]) -> t
         raise ModelError(f"{layer}: num_axes must be -1 or more, is {num_axes}")
     if len(bottoms) > 1:
         span = bottoms[1]
-        # Caffe: a column of no axes may stand anywhere.
+        # In Caffe, a scale without axes may have any `axis`.
         start = axis_of(layer, axis, len(first)) if span else 0
     else:
         start = axis_of(layer, axis, len(first))
