@@ -113,7 +113,7 @@ class Rollout:
     def _begin(self, change: Change, now: float) -> None:
         children = [spec.name for spec in change.specs]
         told = "applying the new configuration" if change.keys else "the configuration has not changed"
-        log.info("reload_applied", told, keys=change.keys, children=children)
+        log.info("reload_applied", told, keys=", ".join(change.keys), children=", ".join(children))
         self._refusal = ""
         self.stop_seconds = change.stop_seconds
         for spec in change.specs:
