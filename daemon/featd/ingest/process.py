@@ -197,9 +197,7 @@ class Ingest:
         report = self._report()
         if now < self._report_due or report == self._reported:
             return
-        connect.transact(
-            self._catalog, lambda conn: hosts.report_ingest(conn, self._host, report, self._lasts_seconds)
-        )
+        connect.transact(self._catalog, hosts.report_ingest, self._host, report, self._lasts_seconds)
         self._reported = report
         self._report_due = now + REPORT_SECONDS
 
