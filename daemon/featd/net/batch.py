@@ -1,4 +1,4 @@
-"""Nets and batches: definitions that name their batch made to go with any, and nets whose images must run alone."""
+"""Batch sizes: definitions with a fixed one are made to take any; nets whose images must run alone are found."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from featd.net.shapes import Shapes, infer
 
 def any_batch(layers: tuple[Layer, ...], source: str) -> tuple[Layer, ...]:
     """The layers without the file's own batch size where a setting contains it: as the first dim of a Reshape of
-    a blob of that batch, and of constants. In a batch of that size Caffe gives the same, and now any size runs."""
+    a blob of that batch, and of constants. A batch of that size gives the same result, and now any size runs."""
     batch = next((_file_batch(layer) for layer in layers if layer.type == INPUT), 0)
     if batch < 1 or not any(layer.type in ("Reshape", "DummyData") for layer in layers):
         return layers
@@ -52,7 +52,7 @@ def _copied(layer: Layer) -> Layer:
 
 def one_by_one(steps: Sequence[Step], one: Shapes, depends: set[int]) -> str | None:
     """Why the images of a batch cannot run together, or None. `one`: the shapes of one image; `depends`: the values
-    that depend on the picture. What holds for one image and for two holds for any number."""
+    that depend on the picture. What is true for one image and for two is true for any number."""
     for step in steps:
         layer = step.layer
         kind = TYPES.get(layer.type)

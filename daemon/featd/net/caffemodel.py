@@ -1,6 +1,6 @@
-"""Reads .caffemodel and .binaryproto files: protobuf's wire format, walked by hand.
+"""Reads .caffemodel and .binaryproto files, by an own reader of protobuf's wire format.
 
-Real weights are hundreds of megabytes of packed floats. Walking the wire finds them where they lie, as views on
+Real weights are hundreds of megabytes of packed floats. This reader gives them as views on
 the file's bytes, without a Python object per number and without protobuf's own limits on size.
 """
 
@@ -27,7 +27,7 @@ _NAMES: Final = {_NET_LAYER: (1, 7), _NET_V1_LAYER: (4, 6)}
 """Field numbers of (name, blobs) in the two forms of a layer."""
 _V0_LAYER: Final = 1
 _V0_NAMES: Final = (1, 50)
-"""Field number of the form of 2013 inside V1, and its own (name, blobs)."""
+"""Field number of a V0 layer (of 2013) inside a V1 layer, and its field numbers of (name, blobs)."""
 _MAX_AXES: Final = 32
 _HDF5: Final = b"\x89HDF\r\n\x1a\n"
 
@@ -63,14 +63,14 @@ class StoredLayer:
 
     name: str
     blobs: tuple[StoredBlob | None, ...]
-    """None: a place that an HDF5 file leaves out."""
+    """None: the HDF5 file has no array at this index."""
     hdf5: bool = False
 
 
 def read_weights(path: Path) -> tuple[bytes, list[StoredLayer]]:
     """All bytes of a .caffemodel and its layers, those without arrays too, in file order.
 
-    The arrays are views on those bytes: what is hashed is what is used. ModelError names the file and what is wrong.
+    The arrays are views on those bytes: the hash is that of what is used. ModelError names the file and what is wrong.
     """
     try:
         raw = read_regular(path)
@@ -206,7 +206,7 @@ def _numbers(payload: memoryview, wire: int, single: int, size: int) -> memoryvi
 
 
 def _joined(parts: list[memoryview], dtype: str) -> npt.NDArray[Any]:
-    # Packed and whole in every real file; a repeated field may also come in parts, or unpacked.
+    # In real files a repeated field is packed in one part; the format also allows several parts, and unpacked ones.
     return np.frombuffer(parts[0] if len(parts) == 1 else b"".join(parts), dtype)
 
 

@@ -31,7 +31,7 @@ class LayerReport:
     top_shapes: tuple[Shape | None, ...]
     """With batch 1; None: unknown."""
     weights: int | None
-    """How many numbers it learns; None: unknown."""
+    """Count of its weights; None: unknown."""
     onnxruntime: bool
     """Whether the onnxruntime engine runs it."""
     problem: str | None
@@ -51,7 +51,7 @@ class BlobReport:
 
 @dataclass(frozen=True, slots=True)
 class WeightsReport:
-    """Layer names: what a weights file holds against what the net needs."""
+    """How a weights file and a net agree, by layer names."""
 
     matched: tuple[str, ...]
     missing: tuple[str, ...]

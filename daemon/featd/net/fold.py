@@ -1,6 +1,6 @@
 """Folds BatchNorm, Scale and Bias into the convolution or inner product before them, and runs of them into one.
 
-In double precision, and only where no wanted blob and no other layer sees the blobs between.
+Computed in double precision, and only where no wanted blob and no other layer reads the blobs in between.
 """
 
 from __future__ import annotations

@@ -32,13 +32,13 @@ GRID: Final = 4
 TAPS: Final = 9
 """Height and width of a filter. With it every level's map divides evenly by GRID."""
 WAVELENGTH: Final = 4.0
-"""Of a filter's wave, pixels of its level: an octave apart from level to level."""
+"""Wavelength of a filter, in pixels of its level; it doubles from level to level."""
 SIGMA: Final = 2.0
-"""Of a filter's Gaussian envelope, pixels of its level: about one octave wide."""
-# Level: (stride of its filters, cell of the grid). Energy is smooth, so the fine levels need not every pixel.
+"""Sigma of a filter's Gaussian envelope, in pixels of its level: a bandwidth of about one octave."""
+# Of each level: (stride of its filters, size of a grid cell). Energy is smooth, so fine levels can skip pixels.
 _LEVELS: Final = ((2, 15), (2, 7), (1, 6), (1, 2))
 _ENERGY_FLOOR: Final = 1.0
-"""Added under the root, in squared grey levels: JPEG's noise in flat regions stays small."""
+"""Added before the square root, in squared grey levels, so that JPEG noise in flat regions stays small."""
 _COLOUR_WEIGHT: Final = 0.5
 
 PREPROCESS: Final = PreprocessDefaults((SIZE, SIZE), "bgr", (104.0, 117.0, 123.0), 1.0)

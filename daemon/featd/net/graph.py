@@ -1,7 +1,7 @@
 """The graph of a net: which value each layer reads and writes, and which layers some blobs need.
 
-Caffe names memory, not values: an in-place layer writes over its blob, and blobs that share memory (what
-Flatten, Reshape and Split give out) change together. Here each writing is a value of its own.
+A blob of Caffe is a piece of memory, not a value: an in-place layer overwrites its blob, and blobs that share memory
+(the tops of Flatten, Reshape and Split) change together. Here each write makes a new value.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from featd.net.schema import Message
 
 INPUT: Final = "Input"
 CONSTANTS: Final = frozenset({"DummyData", "Parameter"})
-"""Layers that make blobs out of nothing, filled once when Caffe loads the net."""
+"""Layers without bottoms whose blobs are filled once, when Caffe loads the net."""
 _SHARING: Final = frozenset({"Flatten", "Reshape", "Split"})
 """Layers whose tops share memory with their bottom (Blob::ShareData); see `_shares` for those that may."""
 
@@ -35,9 +35,9 @@ class Layer:
     param: Message
     """The LayerParameter with this layer's settings."""
     key: str = ""
-    """The name, made different where layers have the same one. Weights go by it."""
+    """The name, made unique where several layers have the same one. Weights are found by it."""
     rewritten: bool = False
-    """Whether `param` says something else than the file: see featd.net.upgrade."""
+    """Whether `param` differs from the file: see featd.net.upgrade."""
 
     def __str__(self) -> str:
         return f"layer {self.name!r} of type {self.type}"
@@ -131,10 +131,10 @@ def varying(steps: tuple[Step, ...], inputs: set[str]) -> set[int]:
 
 
 def clash(steps: tuple[Step, ...]) -> str | None:
-    """Why real Caffe aborts on these steps although every value is plain here, or None.
+    """Why real Caffe aborts on these steps although the ONNX engine can run them, or None.
 
     Where a blob has two readers Caffe splits it; a reader that works in place then makes its top a second time.
-    STOCHASTIC pooling it has on GPUs only, and finds out in the middle of a forward.
+    STOCHASTIC pooling exists on GPUs only, and aborts in the middle of a forward on the CPU.
     """
     readers: dict[int, list[Layer]] = {}
     for step in steps:

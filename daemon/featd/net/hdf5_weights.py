@@ -1,4 +1,4 @@
-"""Reads .caffemodel.h5: Caffe's HDF5 layout, /data/LAYER/INDEX. Follows no link out of the file.
+"""Reads .caffemodel.h5: Caffe's HDF5 layout, /data/LAYER/INDEX. Links out of the file are not followed.
 
 External links, external storage and virtual datasets make a file read others (or give zeros where those are not);
 soft links may. Real Caffe follows them all, so featd reads these files itself and hands Caffe the numbers.
@@ -19,7 +19,7 @@ from featd.errors import ModelError
 _MOST_LAYERS: Final = 100_000
 _MOST_BLOBS: Final = 64
 _EXPANDS: Final = 1100
-"""No filter of HDF5 packs better than deflate, which packs at most 1,032 times."""
+"""Limit of the compression: the best filter of HDF5, deflate, reaches at most 1,032."""
 
 Array = npt.NDArray[Any]
 
@@ -55,7 +55,7 @@ class _Reader:
             raise self._refuse("/data", "is not a group: is this a .caffemodel.h5?")
         if len(data) > _MOST_LAYERS:
             raise self._refuse("/data", f"holds {len(data):,} layers")
-        # By name, as Caffe goes through them.
+        # In order of name, as Caffe reads them.
         return [(name, self._layer(data, name)) for name in sorted(data)]
 
     def _member(self, group: Any, name: str, path: str) -> Any:

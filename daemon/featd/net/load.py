@@ -22,7 +22,7 @@ from featd.net.weights import match
 def load_net(net: str, weights: Path | None = None, blobs: Sequence[str] = ()) -> Net:
     """Read a net: `gist`, which is built in, or the path of a definition with the path of its `weights`.
 
-    ModelError says what is wrong and the way out. Nothing is run.
+    ModelError says what is wrong and what to do. Nothing is run.
     """
     built_in = net == gist.NAME
     if built_in:

@@ -20,16 +20,16 @@ from featd.net.net import Net
 
 OPSET: Final = 13
 IR_VERSION: Final = 8
-"""Both older than the oldest onnxruntime featd allows."""
+"""The oldest onnxruntime that featd allows supports both."""
 _APART_BYTES: Final = 1 << 16
-"""Smaller arrays are always in the bytes: shapes among them, which ONNX Runtime must see while it loads."""
+"""Smaller arrays are always in the bytes; shapes are among them, which ONNX Runtime needs while it loads."""
 
 
 class _Graph:
     """The ONNX graph in the making (featd.net.layers.registry.Builder).
 
-    Written right into the model's own message: weights are hundreds of megabytes, and each message that is put into
-    another is a copy.
+    Written directly into the model's message: weights are hundreds of megabytes, and putting one message into another
+    copies it.
     """
 
     def __init__(self, name: str, apart: dict[str, npt.NDArray[Any]] | None) -> None:
@@ -41,7 +41,7 @@ class _Graph:
         self._count = 0
 
     def _fresh(self) -> str:
-        # Blob names are the user's; the blank keeps ours apart from the outputs', which are "blob NAME".
+        # Outputs are named "blob NAME", so these names cannot clash with them.
         self._count += 1
         return f"tensor {self._count}"
 
@@ -53,7 +53,7 @@ class _Graph:
 
     def _add(self, op: str, inputs: Sequence[str], count: int, attributes: dict[str, Any]) -> list[str]:
         outputs = [self._fresh() for _ in range(count)]
-        # Named, because onnxruntime 1.19 names the nodes that it fuses after those it takes, and two may not be alike.
+        # Named, because onnxruntime 1.19 names a fused node after its parts, and names must be unique.
         self.model.graph.node.append(
             helper.make_node(op, list(inputs), outputs, name=outputs[0], **attributes)
         )
@@ -162,6 +162,6 @@ def _known(net: Net, blob: str) -> Shape:
 
 
 def _as_named(graph: _Graph, value: tuple[str, Shape], shape: Shape, fixed: bool) -> str:
-    """A value as the blob that names it: blobs that share memory may differ in shape."""
+    """The tensor of a value in the shape of the blob that is read: blobs that share memory may differ in shape."""
     tensor, made = value
     return tensor if made == shape else graph.reshape(tensor, shape, fixed)

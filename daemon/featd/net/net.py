@@ -15,7 +15,7 @@ from featd.net.weights import Weight
 
 @dataclass(frozen=True, slots=True)
 class PreprocessDefaults:
-    """How pictures are brought to a net when [preprocess] does not say otherwise."""
+    """How pictures are prepared for a net where [preprocess] does not say it."""
 
     size: tuple[int, int]
     """(height, width) to resize to, before the centre crop to the net's input."""
@@ -67,7 +67,7 @@ class Net:
     """By the layers' keys."""
     unused_weights: tuple[str, ...]
     other_weights: Mapping[str, StoredLayer]
-    """What the file holds for layers of types that featd does not know; by the layers' keys, unchecked."""
+    """The file's arrays for layers of types that featd does not know; by the layers' keys, unchecked."""
     prototxt: str
     """The whole definition as text, as it was read."""
     clash: str | None

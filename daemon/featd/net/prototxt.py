@@ -18,7 +18,7 @@ from featd.net import schema
 from featd.paths import read_regular
 
 MAX_BYTES: Final = 8 << 20
-"""No definition is near this; a .caffemodel given in its place is."""
+"""Far more than any definition has; a larger file is probably a .caffemodel."""
 MAX_DEPTH: Final = 50
 
 _TOKEN = re.compile(
@@ -46,7 +46,7 @@ class _Token:
 
 
 def read(path: Path) -> tuple[bytes, schema.Message]:
-    """The bytes of a definition and the NetParameter they say. ModelError names the path and the reason."""
+    """The bytes of a definition and the NetParameter in them. ModelError names the path and the reason."""
     try:
         if path.stat().st_size > MAX_BYTES:
             raise ModelError(
@@ -67,7 +67,7 @@ def read(path: Path) -> tuple[bytes, schema.Message]:
 
 
 def parse(text: str, source: str) -> schema.Message:
-    """The NetParameter that `text` says. `source` names it in errors."""
+    """The NetParameter in `text`. `source` names it in errors."""
     net = schema.new("NetParameter")
     reader = _Reader(text, source)
     reader.fill(net, "NetParameter", None, 0)

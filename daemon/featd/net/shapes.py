@@ -32,7 +32,7 @@ class Shapes:
 def infer(steps: Iterable[Step], batch: int, *, tolerant: bool = False) -> Shapes:
     """Shapes with the first axis of every input set to `batch`.
 
-    ModelError where a known layer's settings do not fit its bottoms; with `tolerant` that is noted instead.
+    ModelError where a known layer's settings do not fit its bottoms; with `tolerant`, it goes into `problems`.
     """
     found = Shapes({}, {}, {})
     total = 0

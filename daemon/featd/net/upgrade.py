@@ -1,4 +1,4 @@
-"""Brings a definition of any age to one form: a list of layers of the TEST phase, inputs among them.
+"""Converts a definition of any age to one form: a list of layers of the TEST phase, inputs among them.
 
 The rules are Caffe's own (upgrade_proto.cpp, Net::FilterNet), written again here.
 """
@@ -20,7 +20,7 @@ REFUSED: Final = frozenset(
         "Python", "VideoData", "WindowData",
     }
 )  # fmt: skip
-"""Layer types that read or write files, or import code. No engine ever sees them."""
+"""Layer types that read or write files, or import code. No engine gets them."""
 
 _V1_TYPES: Final = {
     "ABSVAL": "AbsVal", "ACCURACY": "Accuracy", "ARGMAX": "ArgMax", "BNLL": "BNLL", "CONCAT": "Concat",
@@ -64,8 +64,8 @@ def upgrade(net: schema.Message, source: str) -> tuple[Layer, ...]:
 
 
 def _fed(layers: Sequence[Layer], source: str) -> list[Layer]:
-    """Layers by which a program hands pictures to Caffe, as Input layers: MemoryData, and where a net has no other
-    input its first DummyData that looks like a picture (nets written to be timed)."""
+    """Layers through which a program passes pictures become Input layers: MemoryData, and in a net without another
+    input its first DummyData with the shape of a picture (nets written for timing)."""
     made = []
     has_input = any(layer.type in (INPUT, "MemoryData") for layer in layers)
     for layer in layers:

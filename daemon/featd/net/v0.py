@@ -1,4 +1,4 @@
-"""The form of 2013, `layers { layer { name: ... type: "conv" } }`, brought to the one after it (V1).
+"""The form of 2013, `layers { layer { name: ... type: "conv" } }`, converted to the next form (V1).
 
 The rules are Caffe's own (UpgradeV0Net in upgrade_proto.cpp). Padding was a layer then; it becomes a
 setting of the convolution or pooling after it.
@@ -39,7 +39,7 @@ _SETTINGS: Final[dict[str, dict[str, tuple[str, str]]]] = {
     "k": {"lrn": ("lrn_param", "k")},
     "concat_dim": {"concat": ("concat_param", "concat_dim")},
 }
-"""Old setting -> layer type -> where it went."""
+"""Old setting -> layer type -> (block, name) of the setting in V1."""
 _DROPPED: Final = frozenset(
     {
         "name", "type", "source", "scale", "meanfile", "batchsize", "cropsize", "mirror", "blobs_lr", "weight_decay",
@@ -51,7 +51,7 @@ _DROPPED: Final = frozenset(
 
 
 def is_v0(net: schema.Message) -> bool:
-    """Caffe's rule: one layer of the old form makes all of them old."""
+    """Caffe's rule: where one layer has the old form, all have."""
     return any(layer.HasField("layer") for layer in net.layers)
 
 

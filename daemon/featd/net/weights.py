@@ -18,19 +18,19 @@ from featd.net.graph import Layer, Shape
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Weight:
-    """An array where the file's bytes lie, and the shape the layer gives it."""
+    """An array as a view on the file's bytes, and the shape that the layer gives it."""
 
     stored: StoredBlob
     shape: Shape
 
     def array(self) -> npt.NDArray[np.float32]:
-        """The numbers, float32, aligned, in the layer's shape. Mostly a copy: do not keep what you do not need."""
+        """The numbers, float32, aligned, in the layer's shape. Usually a copy: do not keep more of them than needed."""
         return self.stored.array(self.shape)
 
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """What came of matching."""
+    """The result of `match`."""
 
     weights: dict[str, tuple[Weight, ...]]
     """By the layers' keys."""
@@ -114,14 +114,14 @@ def _weight(layer: Layer, at: int, blob: StoredBlob, shape: Shape, source: str) 
 
 def _key(layer: Layer, at: int) -> _Key:
     params = layer.param.param
-    # Old definitions give BatchNorm three `param` blocks for its learning rate; Caffe drops them, names and all.
+    # Old definitions give BatchNorm three `param` blocks for its learning rate; Caffe drops them with their names.
     dropped = layer.type == "BatchNorm" and len(params) == 3
     shared = params[at].name if at < len(params) and not dropped else ""
     return (f"shared {shared}", _SHARED) if shared else (layer.key, at)
 
 
 def _check(layer: Layer, shapes: list[Shape], stored: StoredLayer, source: str) -> None:
-    # Of a shared array an HDF5 file holds one copy only, at its owner.
+    # An HDF5 file has a shared array only once, at its owner.
     if len(stored.blobs) != len(shapes) and not (stored.hdf5 and len(stored.blobs) < len(shapes)):
         raise ModelError(
             f"{source}: {layer} needs {len(shapes)} weight arrays, the file holds {len(stored.blobs)} for it: "

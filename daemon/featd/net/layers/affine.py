@@ -15,8 +15,8 @@ from featd.net.layers.registry import Builder, Lowered, Weights
 Column = npt.NDArray[np.float64]
 
 _FAR: Final = 16.0
-"""Where a mean is more than this many deviations from zero, it is taken off first: factor * x + shift would lose
-what it cancels."""
+"""Where a mean is more than this many deviations from zero, it is subtracted first: factor * x + shift would
+lose precision."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -28,7 +28,7 @@ class Affine:
     shift: Column
 
     def lower(self, onnx: Builder, at: Lowered) -> list[str]:
-        """One pass over the numbers, or two where the mean is far from zero."""
+        """One operation on the numbers, or two where the mean is far from zero."""
         rank = len(at.shapes[0])
         bottom, shift = at.bottoms[0], self.shift
         with np.errstate(over="ignore", invalid="ignore"):
@@ -71,7 +71,7 @@ def _batch_norm(layer: Layer, channels: int, weights: Weights) -> Affine | None:
 
 
 def statistics(weights: Weights, eps: float) -> tuple[Column, Column]:
-    """Mean and deviation: the stored ones, divided by the third array (0 means: by nothing at all, all zeros)."""
+    """Mean and deviation: the stored ones, divided by the third array; all zeros where that is 0."""
     mean, variance, count = (array.astype(np.float64) for array in weights)
     scale = 0.0 if count[0] == 0 else 1 / count[0]
     with np.errstate(invalid="ignore"):

@@ -1,4 +1,4 @@
-"""Layers that bring several blobs together or take them apart: Concat, Slice, Eltwise."""
+"""Layers that combine or split blobs: Concat, Slice, Eltwise."""
 
 from __future__ import annotations
 

@@ -91,7 +91,7 @@ def _shapes(layer: Layer, bottoms: Sequence[Shape]) -> list[Shape]:
 
 
 def _check_room(layer: Layer, bottom: Shape, spatial: Shape, at: Window) -> None:
-    """Caffe lays out every window of an image side by side, and counts in an int. `bottom`: from the channels on."""
+    """ModelError where Caffe's im2col buffer of one image exceeds an int. `bottom`: its shape without the batch."""
     deconvolution = layer.type == "Deconvolution"
     channels = layer.param.convolution_param.num_output if deconvolution else bottom[0]
     places = bottom[1:] if deconvolution else spatial

@@ -58,8 +58,8 @@ def _embed_params(layer: Layer, bottoms: Sequence[Shape]) -> list[Shape]:
 
 @register("Embed", _embed_shapes, _embed_params)
 def embed(onnx: Builder, at: Lowered) -> list[str]:
-    """A row of the weights for each number, which is cut to a whole one. One that has no row is an error here; Caffe
-    reads what lies beside its weights."""
+    """A row of the weights for each number, which is truncated to an integer. A number without a row is an error; Caffe
+    reads beyond its weights."""
     rows = onnx.node("Cast", at.bottoms, to=7)
     # ONNX would count negative rows from the end.
     negative = onnx.node("Less", [rows, onnx.constant(np.array(0))])

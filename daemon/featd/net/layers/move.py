@@ -66,7 +66,7 @@ def tile(onnx: Builder, at: Lowered) -> list[str]:
 
 
 def _order(layer: Layer, rank: int) -> list[int]:
-    """The axes named first, then the others as they come."""
+    """The named axes first, then the others in their order."""
     order = [int(axis) for axis in layer.param.permute_param.order]
     if len(set(order)) < len(order) or max(order, default=0) >= rank:
         raise ModelError(f"{layer}: order {order} does not name different axes of a blob of {rank}")
@@ -155,7 +155,7 @@ def _interp_shapes(layer: Layer, bottoms: Sequence[Shape]) -> list[Shape]:
 
 @register("Interp", _interp_shapes, bottoms=(1, 2))
 def interp(onnx: Builder, at: Lowered) -> list[str]:
-    """Bilinear, corners on corners (DeepLab, PSPNet), as two products with the weights of each row and column."""
+    """Bilinear with aligned corners (DeepLab, PSPNet), as two products with the weights of each row and column."""
     param = at.layer.param.interp_param
     inside = _interp_inside(at.layer, at.shapes[0])
     tensor = at.bottoms[0]
@@ -167,7 +167,7 @@ def interp(onnx: Builder, at: Lowered) -> list[str]:
 
 
 def _corners(size: int, out: int) -> npt.NDArray[np.float32]:
-    """(out, size): how much each entry counts for each new one."""
+    """(out, size): the weight of each old entry in each new one."""
     step = np.float32(size - 1) / np.float32(out - 1) if out > 1 else np.float32(0)
     place = np.arange(out, dtype=np.float32) * step
     low = np.minimum(place.astype(np.int64), size - 1)

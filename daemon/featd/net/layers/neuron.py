@@ -1,4 +1,4 @@
-"""Layers that look at one number at a time: activations, Power, Exp, Log, Dropout (which does nothing in TEST)."""
+"""Elementwise layers: activations, Power, Exp, Log, Dropout (which does nothing in TEST)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _relu(onnx: Builder, bottom: str, slope: float) -> str:
 
 @register("ReLU6", in_place=True)
 def relu6(onnx: Builder, at: Lowered) -> list[str]:
-    """A ReLU cut off above, at 6 where its fork does not say otherwise."""
+    """A ReLU with an upper limit, 6 by default."""
     param = at.layer.param.relu6_param
     top = _relu(onnx, at.bottoms[0], param.negative_slope)
     return [onnx.node("Min", [top, onnx.scalar(param.threshold)])]
@@ -77,7 +77,7 @@ def _prelu_params(layer: Layer, bottoms: Sequence[Shape]) -> list[Shape]:
 
 @register("PReLU", params=_prelu_params, in_place=True)
 def prelu(onnx: Builder, at: Lowered) -> list[str]:
-    # ONNX broadcasts from the right; Caffe's slopes lie along axis 1.
+    # ONNX broadcasts from the last axis; Caffe's slopes are along axis 1.
     slope = at.weights[0].reshape((-1,) + (1,) * (len(at.shapes[0]) - 2))
     return [onnx.node("PRelu", [at.bottoms[0], onnx.constant(slope)])]
 
@@ -121,7 +121,7 @@ def power(onnx: Builder, at: Lowered) -> list[str]:
     """(shift + scale * x) ^ power."""
     param = at.layer.param.power_param
     if param.power == 0 or param.scale == 0:
-        # Caffe does not look at the input then, not even for NaN: a constant, spread over the input's shape.
+        # Caffe ignores the input then, even NaN: the result is a constant of the input's shape.
         value = 1.0 if param.power == 0 else float(np.float32(param.shift) ** np.float32(param.power))
         shape = onnx.node("Shape", at.bottoms)
         return [onnx.node("Expand", [onnx.scalar(value), shape])]

@@ -37,7 +37,7 @@ def lrn(onnx: Builder, at: Lowered) -> list[str]:
     if param.norm_region != _WITHIN and (param.alpha <= 0 or param.beta <= 0):
         return [_lrn_written_out(onnx, at)]
     if param.norm_region != _WITHIN:
-        # What lies beyond both ends is zeros: a window wider than all channels sums them all.
+        # Channels beyond both ends count as zeros: a window wider than all channels sums all of them.
         widest = 2 * at.shapes[0][1] + 1
         width = min(size, widest)
         return [
@@ -45,7 +45,7 @@ def lrn(onnx: Builder, at: Lowered) -> list[str]:
                 "LRN", [bottom], size=width, alpha=param.alpha * width / size, beta=param.beta, bias=param.k
             )
         ]
-    # As lrn_layer.cpp puts it together: x * (1 + alpha * mean of squares in the window)^-beta; k is not used.
+    # As in lrn_layer.cpp: x * (1 + alpha * mean of squares in the window)^-beta; k is not used.
     windows = average_lrn(at.layer, at.shapes[0], size)
     mean = windows.average(onnx, onnx.node("Mul", [bottom, bottom]))
     scale = onnx.node("Add", [onnx.node("Mul", [mean, onnx.scalar(param.alpha)]), onnx.scalar(1.0)])

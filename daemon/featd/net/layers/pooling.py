@@ -1,7 +1,7 @@
 """Pooling and SPP. Sizes are rounded up, the last window is clipped, AVE divides by the window clipped to the padding.
 
-All three are Caffe's own (pooling_layer.cpp, spp_layer.cpp) and differ from ONNX's; `windows` is where they are
-decided.
+All three are Caffe's own (pooling_layer.cpp, spp_layer.cpp) and differ from ONNX's; `windows` decides
+them.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Windows:
     over: Pair
     """By how much the last window passes the bottom's far edge; negative where it stays inside."""
     outside: tuple[bool, bool]
-    """Whether the last window lies wholly beyond the far edge. Only a pooling without pad has such."""
+    """Whether the last window is completely beyond the far edge. This happens only without padding."""
 
     def max(self, onnx: Builder, bottom: str) -> str:
         end = (max(self.over[0], 0), max(self.over[1], 0))
@@ -51,7 +51,7 @@ class Windows:
     def average(self, onnx: Builder, bottom: str) -> str:
         if not any(self.outside):
             return self.plain_average(onnx, bottom)
-        # A sum of nothing over a size that is not zero: zeros.
+        # An empty sum divided by a size that is not zero: zeros.
         inside = self._without_outside()
         more = [self.out[axis] - inside.out[axis] for axis in (0, 1)]
         pads = np.array([0, 0, 0, 0, 0, 0, *more], np.int64)
@@ -60,8 +60,8 @@ class Windows:
     def plain_average(self, onnx: Builder, bottom: str) -> str:
         end = (max(self.over[0], 0), max(self.over[1], 0))
         top = self._pool(onnx, "AveragePool", bottom, self.pad, end, count_include_pad=1)
-        # Padding counts as zeros, what lies beyond it does not count: two kinds of padding in one window, of which
-        # ONNX knows one at a time. (A Pad in front would do, if onnxruntime 1.19 did not fuse the two wrongly.)
+        # Padding counts as zeros, and what is beyond it does not count: two kinds of padding in one window, of which
+        # ONNX supports one at a time. (A Pad before it would work, but onnxruntime 1.19 fuses the two incorrectly.)
         if end[0] <= self.pad[0] and end[1] <= self.pad[1]:
             return top
         high, wide = (self._counted(axis) for axis in (0, 1))
@@ -172,7 +172,7 @@ def _shapes(layer: Layer, bottoms: Sequence[Shape]) -> list[Shape]:
 
 @register("Pooling", _shapes, tops=(1, 2))
 def lower(onnx: Builder, at: Lowered) -> list[str]:
-    """The mask of MAX pooling, a second top, is not made."""
+    """The mask of MAX pooling, a second top, is not supported."""
     method = _METHODS[at.layer.param.pooling_param.pool]
     return [_pooled(onnx, at.bottoms[0], _geometry(at.layer, at.shapes[0]), method)]
 

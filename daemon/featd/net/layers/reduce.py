@@ -50,7 +50,7 @@ def _argmax_shapes(layer: Layer, bottoms: Sequence[Shape]) -> list[Shape]:
 
 @register("ArgMax", _argmax_shapes)
 def argmax(onnx: Builder, at: Lowered) -> list[str]:
-    """The `top_k` largest, largest first; of equal ones the one with the higher index comes first."""
+    """The `top_k` largest, in descending order; among equal ones, the higher index comes first."""
     param, bottom = at.layer.param.argmax_param, at.shapes[0]
     tensor, axis = at.bottoms[0], 1
     if param.HasField("axis"):
@@ -59,7 +59,7 @@ def argmax(onnx: Builder, at: Lowered) -> list[str]:
     else:
         size = math.prod(bottom[1:])
         tensor = onnx.reshape(tensor, (bottom[0], size), at.fixed[0])
-    # ONNX puts the lower index first: so the other way round.
+    # ONNX puts the lower index first, so the order is reversed.
     order = onnx.constant(np.arange(size - 1, -1, -1, dtype=np.int64))
     mirrored = onnx.node("Gather", [tensor, order], axis=axis)
     values, mirrored_places = onnx.nodes(

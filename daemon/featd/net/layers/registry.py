@@ -1,4 +1,4 @@
-"""The registry of layer types: what each must tell of itself."""
+"""The registry of layer types: what featd must know about each."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ class Builder(Protocol):
         """A float32 constant of rank 0."""
 
     def reshape(self, tensor: str, shape: Shape, fixed: bool = False) -> str:
-        """`tensor` with its batch axis kept and the others as in `shape` (whose first entry is not looked at), or,
+        """`tensor` with its batch axis kept and the others as in `shape` (whose first entry is ignored), or,
         if it is `fixed`, just as in `shape`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Lowered:
-    """One layer about to be lowered: everything its function may look at."""
+    """One layer to lower, with everything that its function may use."""
 
     layer: Layer
     bottoms: tuple[str, ...]

@@ -103,7 +103,7 @@ def _scale_params(layer: Layer, bottoms: Sequence[Shape]) -> list[Shape]:
     bias = [span] if layer.param.scale_param.bias_term else []
     if len(bottoms) == 1:
         return [span, *bias]
-    # The bias is made by a Bias layer with the axis as it is written, whatever the scale's own start.
+    # Caffe adds the bias by a Bias layer with `axis` as written, also where the scale begins at another axis.
     if bias and not span:
         axis_of(layer, layer.param.scale_param.axis, len(bottoms[0]))
     return bias
