@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from featd.errors import NothingMatchedError
-from featd.paths import to_catalog
+from featd.paths import mtime_of, to_catalog
 from featd.states import PRIORITY_ASKED
 from featd_cli.console import note, say, shown
 from featd_cli.files import locate
@@ -66,5 +66,5 @@ def _take(catalog: sa.Engine, path: Path, root: RootConfig, raw: bytes) -> Enque
         raise NothingMatchedError(
             f"{shown(str(path))} does not match the `include` and `exclude` patterns of its root: see featd.toml"
         )
-    file = FoundFile(name, found.st_size, found.st_mtime_ns)
+    file = FoundFile(name, found.st_size, mtime_of(found))
     return connect.transact(catalog, catalog_enqueue.enqueue, str(root.path), [file], priority=PRIORITY_ASKED)

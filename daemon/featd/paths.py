@@ -70,6 +70,12 @@ class _OpenHow(ctypes.Structure):
     _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
 
 
+def mtime_of(found: os.stat_result) -> int:
+    """The time of a file's last change in nanoseconds, limited to the 64 bits of a database (the years 1677 to 2262):
+    file systems hold more."""
+    return max(-(2**63), min(found.st_mtime_ns, 2**63 - 1))
+
+
 def read_regular(path: Path, most_bytes: int | None = None) -> bytes:
     """All bytes of a file named by a person. Never waits for a FIFO, never reads a device endlessly.
 

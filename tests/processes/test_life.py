@@ -135,3 +135,30 @@ def test_a_configuration_that_would_make_other_vectors_is_refused(instance: Inst
     assert "Traceback" not in result.stderr
     instance.config.write_text(text)
     drain(instance)
+
+
+YEAR_SECONDS = 31_556_952
+
+
+@pytest.mark.parametrize("years", [411, 300, -60], ids=["2381", "2270", "1910"])
+def test_files_dated_beyond_what_a_database_holds_are_done_like_others(
+    instance: Instance, images: Path, years: int
+) -> None:
+    odd, *_ = sorted(images.rglob("*.jpg"))
+    when_ns = years * YEAR_SECONDS * 10**9
+    os.utime(odd, ns=(when_ns, when_ns))
+    if abs(odd.stat().st_mtime_ns - when_ns) > 10**9:
+        pytest.skip("this file system does not hold such a date")
+    drain(instance)
+    assert check_promise(instance) == {"done": PHOTOGRAPHS}
+    name = str(odd.relative_to(images))
+    (row,) = [row for row in instance.rows() if row.path == name]
+    assert row.mtime_ns == max(-(2**63), min(when_ns, 2**63 - 1))
+    shards = instance.status()["shards"]["count"]
+    drain(instance)  # nothing has changed
+    assert instance.status()["shards"]["count"] == shards
+    result = instance.run("explain", str(odd))
+    assert result.returncode == 0, result.stderr
+    assert instance.run("enqueue", str(odd)).returncode == 0
+    drain(instance)
+    assert check_promise(instance) == {"done": PHOTOGRAPHS}

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import xxhash
 
 from featd.errors import ImageError
-from featd.paths import open_beneath
+from featd.paths import mtime_of, open_beneath
 from featd.states import Kind
 
 MAX_FILE_BYTES = 512 * 1024 * 1024
@@ -96,12 +96,13 @@ def _open(root_fd: int, raw_path: bytes, follow_symlinks: bool) -> int:
 
 def _expect(fd: int, size: int, mtime_ns: int, when: str) -> None:
     found = os.fstat(fd)
-    if (found.st_size, found.st_mtime_ns) != (size, mtime_ns):
+    found_ns = mtime_of(found)
+    if (found.st_size, found_ns) != (size, mtime_ns):
         raise ChangedError(
             f"the file changed {when}: {size} bytes of {mtime_ns} ns became "
-            f"{found.st_size} bytes of {found.st_mtime_ns} ns",
+            f"{found.st_size} bytes of {found_ns} ns",
             found.st_size,
-            found.st_mtime_ns,
+            found_ns,
         )
 
 

@@ -15,7 +15,7 @@ from featd.config import RootConfig
 from featd.ingest.hints import MAX_PATHS, Hint
 from featd.ingest.scan import VANISHED, enqueue_files, is_missing
 from featd.ingest.settling import Settling
-from featd.paths import from_catalog, to_catalog
+from featd.paths import from_catalog, mtime_of, to_catalog
 from featd.roots import RootState, root_state
 from featd.states import PRIORITY_ARRIVAL
 
@@ -108,8 +108,8 @@ class Arrivals:
             if seen is None or not stat.S_ISREG(seen.st_mode):
                 missing.append(path)
                 over.append(path)
-            elif self._settling.looked_at(path, seen.st_size, seen.st_mtime_ns, now, now_ns):
-                found.append(FoundFile(to_catalog(path), seen.st_size, seen.st_mtime_ns))
+            elif self._settling.looked_at(path, seen.st_size, mtime_of(seen), now, now_ns):
+                found.append(FoundFile(to_catalog(path), seen.st_size, mtime_of(seen)))
                 over.append(path)
         return found, missing, over
 

@@ -11,7 +11,7 @@ from itertools import islice
 from featd import logs
 from featd.catalog.enqueue import FoundFile
 from featd.ingest.globs import Globs
-from featd.paths import for_terminal, to_catalog
+from featd.paths import for_terminal, mtime_of, to_catalog
 
 log = logs.get("ingest")
 
@@ -127,7 +127,7 @@ def _look_into(
                 except OSError:
                     continue  # vanished since it was listed
                 if stat.S_ISREG(found.st_mode):
-                    files.append(FoundFile(path, found.st_size, found.st_mtime_ns))
+                    files.append(FoundFile(path, found.st_size, mtime_of(found)))
             seen.files += len(files)
             if not passed:
                 yield Portion(folder, files, last)
