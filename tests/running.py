@@ -18,7 +18,7 @@ import h5py
 import numpy as np
 import sqlalchemy as sa
 
-from featd import config
+from featd import config, daemon
 from featd.catalog import connect, schema
 from featd.shards.read import ShardReader, checksum
 
@@ -83,6 +83,11 @@ class Instance:
                 start_new_session=True,
                 env={**os.environ, **self.env},
             )
+
+    def plan(self, child: str, host: str = "here", *, drain: bool = False) -> Any:
+        """What the daemon tells a child of this name."""
+        specs = daemon.child_specs(self.settings, host, drain=drain)
+        return next(spec.plan for spec in specs if spec.name == child)
 
     def status(self) -> dict[str, Any]:
         result = self.run("status", "--json")

@@ -47,8 +47,9 @@ def run(settings: Settings, *, drain: bool, config: Path | None = None) -> int:
     notifier = Notifier()
     host = socket.gethostname()
     folder = run_folder(settings.store.path, host)
+    specs = child_specs(settings, host, drain=drain)
     try:
-        check_beforehand(worker_plans(settings, host)[0], notifier)
+        check_beforehand(next(spec.plan for spec in specs if spec.essential), notifier)
     except FeatdError as error:
         with contextlib.suppress(OSError):  # only a hint; the store may not be writable
             if is_store(settings.store.path):  # else its disk may not be mounted
@@ -60,11 +61,11 @@ def run(settings: Settings, *, drain: bool, config: Path | None = None) -> int:
     forget_failed_start(folder)
     reload = None
     if config is not None and not drain:
-        specs = functools.partial(child_specs, host=host, drain=False)
-        reload = ConfigReload(config, settings, specs, close=[lock_fd])
+        anew = functools.partial(child_specs, host=host, drain=False)
+        reload = ConfigReload(config, settings, anew, close=[lock_fd])
     try:
         supervisor = Supervisor(
-            child_specs(settings, host, drain=drain),
+            specs,
             run_folder=folder,
             stop_seconds=settings.workers.stop_seconds,
             deaths_to="janitor",
@@ -84,31 +85,36 @@ def run(settings: Settings, *, drain: bool, config: Path | None = None) -> int:
 
 
 def child_specs(settings: Settings, host: str, *, drain: bool) -> list[ChildSpec]:
-    """The janitor comes first: it ends leases of earlier runs before any worker claims."""
-    janitor, ingest = janitor_plan(settings, host, drain=drain), ingest_plan(settings, host, once=drain)
-    return [
-        ChildSpec("janitor", _janitor, janitor, last=True),
-        ChildSpec("ingest", _ingest, ingest, after=("janitor",), once=drain),
-        *(
-            ChildSpec(f"worker-{index}", _worker, plan, after=("janitor",), essential=True)
-            for index, plan in enumerate(worker_plans(settings, host))
-        ),
-    ]
+    """The children, each with a plan of what it needs: settings end here.
 
-
-# Settings end here: each child gets a plan with what it needs.
-
-
-def worker_plans(settings: Settings, host: str) -> list[WorkerPlan]:
-    """One plan for each device."""
+    The janitor comes first: it ends leases of earlier runs before any worker claims.
+    """
+    folder = run_folder(settings.store.path, host)
+    janitor = JanitorPlan(
+        catalog_url=settings.catalog.url,
+        lease_seconds=settings.workers.lease_seconds,
+        retry=settings.retry.policy,
+        host=host,
+        run_folder=folder,
+        store=settings.store.path,
+        roots=tuple(root.path for root in settings.roots) if drain else (),
+        draining=drain,
+    )
+    ingest = IngestPlan(
+        catalog_url=settings.catalog.url,
+        lease_seconds=settings.workers.lease_seconds,
+        host=host,
+        roots=settings.roots,
+        once=drain,
+    )
     chosen = devices.resolve(settings.workers.devices)
-    return [
+    workers = [
         WorkerPlan(
             catalog_url=settings.catalog.url,
             lease_seconds=settings.workers.lease_seconds,
             retry=settings.retry.policy,
             host=host,
-            run_folder=run_folder(settings.store.path, host),
+            run_folder=folder,
             roots=settings.roots,
             store=settings.store,
             model=settings.model,
@@ -121,29 +127,14 @@ def worker_plans(settings: Settings, host: str) -> list[WorkerPlan]:
         )
         for device, label in zip(chosen, devices.labels(chosen), strict=True)
     ]
-
-
-def ingest_plan(settings: Settings, host: str, *, once: bool) -> IngestPlan:
-    return IngestPlan(
-        catalog_url=settings.catalog.url,
-        lease_seconds=settings.workers.lease_seconds,
-        host=host,
-        roots=settings.roots,
-        once=once,
-    )
-
-
-def janitor_plan(settings: Settings, host: str, *, drain: bool) -> JanitorPlan:
-    return JanitorPlan(
-        catalog_url=settings.catalog.url,
-        lease_seconds=settings.workers.lease_seconds,
-        retry=settings.retry.policy,
-        host=host,
-        run_folder=run_folder(settings.store.path, host),
-        store=settings.store.path,
-        roots=tuple(root.path for root in settings.roots) if drain else (),
-        draining=drain,
-    )
+    return [
+        ChildSpec("janitor", _janitor, janitor, last=True),
+        ChildSpec("ingest", _ingest, ingest, after=("janitor",), once=drain),
+        *(
+            ChildSpec(f"worker-{index}", _worker, plan, after=("janitor",), essential=True)
+            for index, plan in enumerate(workers)
+        ),
+    ]
 
 
 # Each child imports its own package after the fork, so that the supervisor's process loads no database, engine or HDF5.

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from featd import clock, daemon
+from featd import clock
 from featd.catalog import connect, hosts
 from featd.errors import CatalogUnavailableError
 from featd.ingest.hints import Trouble
@@ -34,7 +34,8 @@ logs.setup()
 link = ChildLink(
     "ingest", reports=Channel(), inbox=Channel(), heartbeat=Heartbeat(), wake_fd=os.eventfd(0), wake_fds={}
 )
-sys.exit(process.run(link, daemon.ingest_plan(config.load(Path(sys.argv[1])), sys.argv[2], once=False)))
+specs = daemon.child_specs(config.load(Path(sys.argv[1])), sys.argv[2], drain=False)
+sys.exit(process.run(link, next(spec.plan for spec in specs if spec.name == "ingest")))
 """
 
 
@@ -152,7 +153,7 @@ def make(tmp_path: Path, database_url: str) -> Iterator[Callable[..., Ingest]]:
             wake_fd=os.eventfd(0),
             wake_fds={},
         )
-        plan = daemon.ingest_plan(instance.settings, host, once=once)
+        plan = instance.plan("ingest", host, drain=once)
         roots = tuple(root.model_copy(update={"watch": watch}) for root in plan.roots)
         made.append((Ingest(replace(plan, roots=roots), link), (*parts, link.wake_fd)))
         return made[-1][0]

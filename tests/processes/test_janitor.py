@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from featd import daemon
 from featd.catalog import connect, leases
 from featd.errors import CatalogUnavailableError
 from featd.janitor.leftovers import remove_leftovers
@@ -38,7 +37,7 @@ def make(instance: Instance) -> Iterator[Callable[[], tuple[Janitor, Channel, Ch
         link = ChildLink(
             "janitor", reports=reports, inbox=inbox, heartbeat=heartbeat, wake_fd=wake, wake_fds={}
         )
-        janitor = Janitor(daemon.janitor_plan(instance.settings, "here", drain=True), link)
+        janitor = Janitor(instance.plan("janitor", drain=True), link)
         made.append((janitor, inbox, reports, heartbeat, wake))
         return janitor, inbox, reports
 

@@ -11,7 +11,6 @@ import pytest
 import sqlalchemy as sa
 
 from featd.catalog import connect, leases, schema
-from featd.daemon import worker_plans
 from featd.errors import CatalogUnavailableError, EngineError, LeaseLostError
 from featd.processes.link import ChildLink
 from featd.states import Lease, RetryPolicy
@@ -53,7 +52,7 @@ def worker(
 ) -> Iterator[Worker]:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setattr(renewal, "EVERY_SECONDS", 0.05)
-    (plan,) = worker_plans(instance.settings, "here")
+    plan = instance.plan("worker-0")
     plan.run_folder.mkdir(parents=True, exist_ok=True)
     booted = boot(plan, catalog)
     lease = connect.transact(

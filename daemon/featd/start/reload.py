@@ -98,14 +98,6 @@ class ConfigReload:
             return Refusal(str(error))
         if settings.model_dump_json() != answer.text:
             return Refusal(f"{self._file} changed while it was read: reload again")
-        return self._change_to(settings)
-
-    def close(self) -> None:
-        if self._check is not None:
-            self._check.end()
-            self._check = None
-
-    def _change_to(self, settings: Settings) -> Change:
         before, self._settings = self._settings, settings
         logs.configure(settings.log.level, settings.log.format)
         logs.setup()
@@ -116,6 +108,11 @@ class ConfigReload:
             keys=changed_keys(before, settings),
             without=sorted(ended),
         )
+
+    def close(self) -> None:
+        if self._check is not None:
+            self._check.end()
+            self._check = None
 
 
 def _read_and_check(file: Path, old: Settings) -> str:
