@@ -56,7 +56,9 @@ def test_a_replaced_file_gets_a_new_vector_and_a_touched_one_keeps_its_own(
 
     after = live_vectors(instance)
     root = str(images)
-    assert np.array_equal(after[root, replaced], before[root, touched])
+    # The same picture in a batch of another size: the last bit may differ.
+    np.testing.assert_allclose(after[root, replaced], before[root, touched], rtol=1e-4, atol=1e-6)
+    assert not np.allclose(after[root, replaced], before[root, replaced], rtol=1e-2, atol=1e-4)
     assert np.array_equal(after[root, touched], before[root, touched])
     assert (root, renamed) not in after
     by_path = {row.path: row for row in instance.rows()}
