@@ -80,6 +80,7 @@ def supervisor(tmp_path: Path) -> Iterator[Supervisor]:
     os.close(lock)
 
 
+@pytest.mark.serial  # counts what others have in /dev/shm, too
 def test_a_hundred_restarts_leave_nothing(supervisor: Supervisor) -> None:
     worker = supervisor.children["worker"]
     deaths = 0
