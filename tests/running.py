@@ -86,8 +86,8 @@ class Instance:
 
     def plan(self, child: str, host: str = "here", *, drain: bool = False) -> Any:
         """What the daemon tells a child of this name."""
-        specs = daemon.child_specs(self.settings, host, drain=drain)
-        return next(spec.plan for spec in specs if spec.name == child)
+        configuration = daemon.configured(self.settings, host, drain=drain)
+        return next(spec.plan for spec in configuration.specs if spec.name == child)
 
     def status(self) -> dict[str, Any]:
         result = self.run("status", "--json")

@@ -209,6 +209,14 @@ class Settings(BaseSettings):
             )
         return self
 
+    def by_key(self) -> dict[str, Any]:
+        """The values by dotted key, such as `workers.batch`; `roots` is one key."""
+        sections = self.model_dump()
+        keys = {"roots": sections.pop("roots")}
+        for section, values in sections.items():
+            keys |= {f"{section}.{key}": value for key, value in values.items()}
+        return keys
+
     @classmethod
     def settings_customise_sources(
         cls,

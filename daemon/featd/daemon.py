@@ -5,13 +5,12 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import fcntl
-import functools
 import os
 import socket
 from pathlib import Path
 
 from featd import clock, logs
-from featd.config import Settings
+from featd.config import Settings, load
 from featd.errors import FeatdError, LockHeldError
 from featd.ingest.plan import IngestPlan
 from featd.janitor.plan import JanitorPlan
@@ -22,7 +21,7 @@ from featd.processes.link import ChildLink
 from featd.shards.atomic import make_folder
 from featd.shards.store import is_store, run_folder
 from featd.start.preflight import check_beforehand
-from featd.start.reload import ConfigReload
+from featd.start.reload import ConfigReload, Configuration
 from featd.supervisor.state_file import forget_failed_start, leave_failed_start
 from featd.supervisor.supervisor import Supervisor
 from featd.supervisor.systemd import Notifier
@@ -47,9 +46,9 @@ def run(settings: Settings, *, drain: bool, config: Path | None = None) -> int:
     notifier = Notifier()
     host = socket.gethostname()
     folder = run_folder(settings.store.path, host)
-    specs = child_specs(settings, host, drain=drain)
+    configuration = configured(settings, host, drain=drain)
     try:
-        check_beforehand(next(spec.plan for spec in specs if spec.essential), notifier)
+        check_beforehand(configuration.worker, notifier)
     except FeatdError as error:
         with contextlib.suppress(OSError):  # only a hint; the store may not be writable
             if is_store(settings.store.path):  # else its disk may not be mounted
@@ -61,13 +60,14 @@ def run(settings: Settings, *, drain: bool, config: Path | None = None) -> int:
     forget_failed_start(folder)
     reload = None
     if config is not None and not drain:
-        anew = functools.partial(child_specs, host=host, drain=False)
-        reload = ConfigReload(config, settings, anew, close=[lock_fd])
+        reload = ConfigReload(
+            config, lambda: configured(load(config), host, drain=False), configuration, close=[lock_fd]
+        )
     try:
         supervisor = Supervisor(
-            specs,
+            configuration.specs,
             run_folder=folder,
-            stop_seconds=settings.workers.stop_seconds,
+            stop_seconds=configuration.stop_seconds,
             deaths_to="janitor",
             max_boot_failures=MAX_BOOT_FAILURES if drain else None,
             on_escalate=lambda lease: mark_escalated(folder / f"{lease.token}.hands"),
@@ -84,8 +84,8 @@ def run(settings: Settings, *, drain: bool, config: Path | None = None) -> int:
         os.close(lock_fd)
 
 
-def child_specs(settings: Settings, host: str, *, drain: bool) -> list[ChildSpec]:
-    """The children, each with a plan of what it needs: settings end here.
+def configured(settings: Settings, host: str, *, drain: bool) -> Configuration:
+    """The children that the settings ask for, each with a plan of what it needs: settings end here.
 
     The janitor comes first: it ends leases of earlier runs before any worker claims.
     """
@@ -127,7 +127,7 @@ def child_specs(settings: Settings, host: str, *, drain: bool) -> list[ChildSpec
         )
         for device, label in zip(chosen, devices.labels(chosen), strict=True)
     ]
-    return [
+    specs = [
         ChildSpec("janitor", _janitor, janitor, last=True),
         ChildSpec("ingest", _ingest, ingest, after=("janitor",), once=drain),
         *(
@@ -135,6 +135,7 @@ def child_specs(settings: Settings, host: str, *, drain: bool) -> list[ChildSpec
             for index, plan in enumerate(workers)
         ),
     ]
+    return Configuration(settings.by_key(), specs, settings.workers.stop_seconds, settings.log)
 
 
 # Each child imports its own package after the fork, so that the supervisor's process loads no database, engine or HDF5.

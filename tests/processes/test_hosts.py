@@ -34,8 +34,8 @@ logs.setup()
 link = ChildLink(
     "ingest", reports=Channel(), inbox=Channel(), heartbeat=Heartbeat(), wake_fd=os.eventfd(0), wake_fds={}
 )
-specs = daemon.child_specs(config.load(Path(sys.argv[1])), sys.argv[2], drain=False)
-sys.exit(process.run(link, next(spec.plan for spec in specs if spec.name == "ingest")))
+now = daemon.configured(config.load(Path(sys.argv[1])), sys.argv[2], drain=False)
+sys.exit(process.run(link, next(spec.plan for spec in now.specs if spec.name == "ingest")))
 """
 
 

@@ -9,7 +9,6 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +27,10 @@ from running import Instance, check_promise, kill_all, make_instance, wait_for
 BASE = '[[roots]]\npath = "{folder}"\n'
 
 
-def load(folder: Path, text: str) -> config.Settings:
+def load(folder: Path, text: str) -> reload.Configuration:
     file = folder / "featd.toml"
     file.write_text(text.format(folder=folder))
-    return config.load(file)
+    return daemon.configured(config.load(file), "here", drain=False)
 
 
 @pytest.mark.parametrize(
@@ -51,8 +50,7 @@ def load(folder: Path, text: str) -> config.Settings:
 def test_a_key_concerns_certain_children(tmp_path: Path, more: str, kinds: set[str]) -> None:
     old, new = load(tmp_path, BASE), load(tmp_path, BASE + more)
     assert not reload.refused_keys(reload.changed_keys(old, new))
-    specs = partial(daemon.child_specs, host="here", drain=False)
-    assert {spec.name.partition("-")[0] for spec in reload.concerned(old, new, specs)} == kinds
+    assert {spec.name.partition("-")[0] for spec in reload.concerned(old, new)} == kinds
 
 
 @pytest.mark.parametrize(

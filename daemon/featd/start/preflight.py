@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import select
 
@@ -23,8 +22,19 @@ def check_beforehand(plan: WorkerPlan, notifier: Notifier) -> None:
     """
     if not plan.roots:
         raise ConfigError("roots: name at least one folder of images in a [[roots]] section")
+
+    def try_everything() -> str:
+        from featd.catalog import connect, migrate
+        from featd.worker import process as worker_process
+
+        catalog = connect.open_catalog(plan.catalog_url, plan.lease_seconds)
+        migrate.check_schema(catalog)
+        connect.transact(catalog, lambda _: None)  # fails where the catalog cannot be written
+        worker_process.boot(plan, catalog)
+        return ""
+
     notifier.status("starting: loading the net", clock.monotonic())
-    check = Throwaway(functools.partial(_try_everything, plan))
+    check = Throwaway(try_everything)
     end = os.pidfd_open(check.pid or 0)
     deadline = clock.monotonic() + CHECK_SECONDS
     try:
@@ -38,14 +48,3 @@ def check_beforehand(plan: WorkerPlan, notifier: Notifier) -> None:
         os.close(end)
         check.end()
     answer.raise_error()
-
-
-def _try_everything(plan: WorkerPlan) -> str:
-    from featd.catalog import connect, migrate
-    from featd.worker import process as worker_process
-
-    catalog = connect.open_catalog(plan.catalog_url, plan.lease_seconds)
-    migrate.check_schema(catalog)
-    connect.transact(catalog, lambda _: None)  # fails where the catalog cannot be written
-    worker_process.boot(plan, catalog)
-    return ""

@@ -6,15 +6,18 @@ Applying it restarts the children that it concerns, after they have finished wha
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from featd import clock, config, logs
-from featd.config import Settings
+from featd import clock, logs
+from featd.config import LogConfig
 from featd.errors import ConfigError, FeatdError
 from featd.processes.child import ChildSpec
 from featd.processes.throwaway import Throwaway
 from featd.supervisor.rollout import Change, Refusal
+from featd.worker.plan import WorkerPlan
 
 FIXED = (
     "catalog.url",
@@ -32,19 +35,26 @@ FIXED = (
 CHECK_SECONDS = 120.0
 """A configuration that is not read and checked in this time is refused: a mount or a database may hang."""
 
-Specs = Callable[[Settings], list[ChildSpec]]
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """What a configuration asks for: its values by dotted key, and the children with their plans."""
+
+    keys: Mapping[str, Any]
+    specs: Sequence[ChildSpec]
+    stop_seconds: float
+    log: LogConfig
+
+    @property
+    def worker(self) -> WorkerPlan:
+        """The first worker's plan, which differs from the others' in its device alone."""
+        plan: WorkerPlan = next(spec.plan for spec in self.specs if spec.essential)
+        return plan
 
 
-def changed_keys(old: Settings, new: Settings) -> list[str]:
+def changed_keys(old: Configuration, new: Configuration) -> list[str]:
     """The dotted names of the keys that differ; `roots` is one key."""
-    before, after = old.model_dump(), new.model_dump()
-    found = []
-    for section, values in after.items():
-        if not isinstance(values, dict):
-            found += [section] if values != before[section] else []
-            continue
-        found += [f"{section}.{key}" for key, value in values.items() if value != before[section][key]]
-    return found
+    return [key for key, value in new.keys.items() if value != old.keys[key]]
 
 
 def refused_keys(changed: Sequence[str]) -> list[str]:
@@ -52,19 +62,21 @@ def refused_keys(changed: Sequence[str]) -> list[str]:
     return [key for key in changed if any(key == fixed or key.startswith(f"{fixed}.") for fixed in FIXED)]
 
 
-def concerned(old: Settings, new: Settings, specs: Specs) -> list[ChildSpec]:
+def concerned(old: Configuration, new: Configuration) -> list[ChildSpec]:
     """The children to start anew: those whose plan has changed; all of them where [log] has, which they inherit."""
-    before = {} if new.log != old.log else {spec.name: spec for spec in specs(old)}
-    return [spec for spec in specs(new) if spec != before.get(spec.name)]
+    before = {} if new.log != old.log else {spec.name: spec for spec in old.specs}
+    return [spec for spec in new.specs if spec != before.get(spec.name)]
 
 
 class ConfigReload:
     """The supervisor's `Reload`: `begin` starts the check; `step` returns its result once it has ended."""
 
-    def __init__(self, file: Path, settings: Settings, specs: Specs, close: Sequence[int] = ()) -> None:
+    def __init__(
+        self, file: Path, read: Callable[[], Configuration], now: Configuration, close: Sequence[int] = ()
+    ) -> None:
         self._file = file
-        self._settings = settings
-        self._specs = specs
+        self._read = read
+        self._now = now
         self._close = close
         self._check: Throwaway | None = None
         self._again = False
@@ -73,9 +85,7 @@ class ConfigReload:
     def begin(self) -> None:
         if self._check is None:
             self._deadline = clock.monotonic() + CHECK_SECONDS
-            self._check = Throwaway(
-                functools.partial(_read_and_check, self._file, self._settings), self._close
-            )
+            self._check = Throwaway(functools.partial(_read_and_check, self._read, self._now), self._close)
         else:
             self._again = True  # the file may have changed since this check read it
 
@@ -93,19 +103,19 @@ class ConfigReload:
             return None
         try:
             answer.raise_error()
-            settings = config.load(self._file)
+            new = self._read()
         except FeatdError as error:
             return Refusal(str(error))
-        if settings.model_dump_json() != answer.text:
+        if repr(new.keys) != answer.text:
             return Refusal(f"{self._file} changed while it was read: reload again")
-        before, self._settings = self._settings, settings
-        logs.configure(settings.log.level, settings.log.format)
+        before, self._now = self._now, new
+        logs.configure(new.log.level, new.log.format)
         logs.setup()
-        ended = {spec.name for spec in self._specs(before)} - {spec.name for spec in self._specs(settings)}
+        ended = {spec.name for spec in before.specs} - {spec.name for spec in new.specs}
         return Change(
-            specs=concerned(before, settings, self._specs),
-            stop_seconds=settings.workers.stop_seconds,
-            keys=changed_keys(before, settings),
+            specs=concerned(before, new),
+            stop_seconds=new.stop_seconds,
+            keys=changed_keys(before, new),
             without=sorted(ended),
         )
 
@@ -115,21 +125,22 @@ class ConfigReload:
             self._check = None
 
 
-def _read_and_check(file: Path, old: Settings) -> str:
-    """In the throw-away process: the new settings as JSON. ConfigError says what is wrong with them."""
+def _read_and_check(read: Callable[[], Configuration], old: Configuration) -> str:
+    """In the throw-away process: the new values as text. ConfigError says what is wrong with them."""
     from featd.catalog import connect, instance, migrate
     from featd.shards.store import check_store
 
-    new = config.load(file)
+    new = read()
     if refused := refused_keys(changed_keys(old, new)):
         raise ConfigError(f"{', '.join(refused)}: restart featd to change it")
-    if not new.roots:
+    plan = new.worker
+    if not plan.roots:
         raise ConfigError("roots: name at least one folder of images in a [[roots]] section")
-    for root in new.roots:
-        if root not in old.roots and not root.path.is_dir():
+    for root in plan.roots:
+        if root not in old.worker.roots and not root.path.is_dir():
             raise ConfigError(f"roots: {root.path}: no such folder")
-    catalog = connect.open_catalog(new.catalog.url, new.workers.lease_seconds)
+    catalog = connect.open_catalog(plan.catalog_url, plan.lease_seconds)
     migrate.check_schema(catalog)
     with connect.reading(catalog) as conn:
-        check_store(new.store.path, instance.instance_id(conn))
-    return new.model_dump_json()
+        check_store(plan.store.path, instance.instance_id(conn))
+    return repr(new.keys)

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from featd import clock
 from featd.engines.base import Batch, Vectors
 from featd.errors import EngineError
 from featd.preprocess.apply import apply
@@ -85,7 +84,7 @@ class Golden:
 
     def _run(self, model: Model) -> dict[str, Vectors]:
         """The vectors of all golden pictures; every n-th number of very wide blobs, so that the catalog stays small."""
-        pictures = _inputs(model.preprocess)
+        pictures = golden_inputs(model.preprocess)
         parts = []
         for at in range(0, len(pictures), self._batch):
             self._beat()
@@ -96,16 +95,7 @@ class Golden:
         }
 
 
-def time_batch(model: Model, batch: int) -> float:
-    """Seconds that a batch of golden pictures takes, after one to warm up the engine."""
-    pictures = np.resize(_inputs(model.preprocess), (batch, *model.preprocess.shape))
-    model.engine.forward(pictures)
-    began = clock.monotonic()
-    model.engine.forward(pictures)
-    return clock.monotonic() - began
-
-
-def _inputs(spec: PreprocessSpec) -> Batch:
+def golden_inputs(spec: PreprocessSpec) -> Batch:
     """float32 (8, C, H, W): the golden pictures as the net's input."""
     pictures = golden_pictures()
     out = np.empty((len(pictures), *spec.shape), np.float32)
