@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from collections.abc import Iterable
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import typer
 
 from featd.paths import for_terminal
+
+_RECOMMENDED = re.compile("`featd (?!--|init|service)")
+_featd = "`featd "
 
 
 def say(text: str = "") -> None:
@@ -42,9 +48,15 @@ def array(items: Iterable[Any]) -> int:
     return count
 
 
+def name_config(config: Path | None) -> None:
+    """From now on, the commands that `shown` text recommends name this configuration."""
+    global _featd
+    _featd = "`featd " + (f"--config {shlex.quote(str(config))} " if config else "")
+
+
 def shown(text: str) -> str:
     """`text` on one line, safe to print to a terminal."""
-    return for_terminal(" ".join(text.split("\n")))
+    return _RECOMMENDED.sub(lambda _: _featd, for_terminal(" ".join(text.split("\n"))))
 
 
 def _json(value: Any, indent: int | None = None) -> str:

@@ -11,10 +11,11 @@ import typer
 
 from featd.errors import NothingMatchedError
 from featd.paths import to_catalog
-from featd.states import MAX_KILLS, State
+from featd.states import MAX_KILLS, OF_THE_FILE, State
 from featd_cli.console import document, say, shown
 from featd_cli.files import locate
 from featd_cli.instance import ConfigOption, JsonOption, open_instance
+from featd_cli.selection import full_path
 
 if TYPE_CHECKING:
     from featd.catalog.explain import Explained
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 NEXT = {
     State.CLAIMED: "the worker records it as done or failed; if the worker dies, the image is pending again",
     State.DONE: "nothing until the file changes or vanishes",
-    State.FAILED: "nothing until `featd retry-failed`, or until the file changes",
+    State.FAILED: "nothing until the file changes, or until `featd retry-failed`",
     State.GONE: "nothing until the file returns",
 }
 """What happens to an image of each state; a pending one depends on its row."""
@@ -66,11 +67,16 @@ def explain(
 def lines(found: Explained, following: str) -> list[tuple[str, str]]:
     """The lines of the output: (name, value)."""
     shown_lines = [
-        ("path", found.path),
+        ("path", full_path(found.root, found.path)),
         ("root", found.root),
-        ("state", f"{found.state}, version {found.version}, since {moment(found.updated_at)}"),
-        ("file", f"{found.size:,} bytes, content {found.content or 'not read yet'}"),
+        ("state", f"{found.state} since {moment(found.updated_at)}"),
+        (
+            "file",
+            f"{found.size:,} bytes, version {found.version} (a change of the file makes the next version)",
+        ),
     ]
+    if found.content is not None:
+        shown_lines.append(("content", f"hash {found.content}"))
     if found.shard is not None:
         stale = "" if found.shard_version == found.version and found.state == State.DONE else ", not live"
         shown_lines.append(
@@ -79,12 +85,12 @@ def lines(found: Explained, following: str) -> list[tuple[str, str]]:
         shown_lines.append(("made by", found.made_by or "unknown"))
     if found.worker is not None:
         shown_lines.append(("worker", found.worker))
-    if found.error:
+    if found.error and not found.attempts:
         shown_lines.append(("error", f"{found.error_kind or ''} {found.error}".strip()))
     shown_lines += [
         (
             "attempt",
-            f"{moment(one.at)}, version {one.version}, {one.kind}: {one.message}"
+            f"{moment(one.at)}, version {one.version}: {one.kind}: {one.message}"
             + (f" ({one.worker})" if one.worker else ""),
         )
         for one in found.attempts
@@ -99,6 +105,8 @@ def moment(at: datetime) -> str:
 
 def next_of(found: Explained, settings: Settings) -> str:
     """One sentence: what happens to the image next, and how many attempts it has left."""
+    if found.state == State.FAILED and found.error_kind in OF_THE_FILE:
+        return "repair or replace the file: featd notices and tries it again; as it is, it would fail again"
     if found.state != State.PENDING:
         return NEXT[State(found.state)]
     retry = settings.retry

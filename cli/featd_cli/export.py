@@ -77,6 +77,6 @@ def export(
         write = exporting.to_npy if form is Format.NPY else exporting.to_hdf5
         exported = write(instance.catalog, instance.settings.store.path, out, blob=blob, force=force)
     note(
-        f"{exported.rows:,} vectors of {exported.size:,} numbers ({exported.dtype}), blob {shown(exported.blob)}:"
-        f" {shown(str(out))}"
+        f"wrote {exported.rows:,} vectors of {exported.size:,} numbers ({exported.dtype}), blob"
+        f" {shown(exported.blob)}, to {shown(str(out))}"
     )

@@ -31,4 +31,4 @@ def locate(roots: Sequence[RootConfig], path: Path) -> tuple[RootConfig, bytes]:
             raw = os.fsencode(inside)
             return root, b"" if raw == b"." else raw
     names = ", ".join(str(root.path) for root in roots)
-    raise NothingMatchedError(f"{path} is not in any root of the configuration: {names}")
+    raise NothingMatchedError(f"{path} is outside the configured roots: {names}")

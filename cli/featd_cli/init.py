@@ -98,10 +98,11 @@ def init(
             say("Next:")
             say(f"  featd service install{instance}")
             return
-        say("Next, in that folder:")
-        say("  featd run --drain      extract everything that is there, and exit; or")
-        say("  featd run              keep running as images arrive, until stopped")
-        say("  featd status           show progress")
+        say(shown(f"Next, in {folder}:"))
+        name = "" if file.name == FILE else f" --config {shown(file.name)}"
+        say(f"  featd run --drain{name}      extract everything that is there, and exit; or")
+        say(f"  featd run{name}              keep running as images arrive, until stopped")
+        say(f"  featd status{name}           show progress")
     else:
         note("catalog and store exist already; nothing was changed")
 

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from featd_cli.console import name_config
+
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
@@ -44,6 +46,7 @@ def load_settings(ctx: typer.Context, config: Path | None) -> Settings:
     """The configuration given after the command, else before it, else the first one found."""
     from featd.config import load
 
+    name_config(config or ctx.obj)
     return load(config or ctx.obj)
 
 

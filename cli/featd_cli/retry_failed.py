@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from featd_cli.console import say
+from featd_cli.console import note, say, shown
 from featd_cli.instance import ConfigOption, open_instance
 from featd_cli.selection import KindOption, PathOption, SinceOption, image_filter, since_of
 
@@ -34,3 +34,5 @@ def retry_failed(
             count += len(ids) if dry_run else connect.transact(instance.catalog, retry.retry, ids)
     images = "1 image" if count == 1 else f"{count} images"
     say(f"{images} would be retried" if dry_run else f"{images} pending again")
+    if count and not dry_run:
+        note(shown("next: `featd run` tries them again"))

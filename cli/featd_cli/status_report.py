@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from featd.errors import StoreUnavailableError
-from featd.states import State
+from featd.states import OF_THE_FILE, State
 from featd.worker.shares import KINDS
 from featd_cli import status_daemon
 from featd_cli.status_daemon import Daemon
@@ -156,18 +156,13 @@ def _warnings(settings: Settings, report: Report) -> list[str]:
 def holds_back(report: Report) -> str:
     """One sentence: what keeps featd from finishing, or from being faster."""
     if report.total == 0:
-        return "no images yet: " + (
-            "no file under the roots matches their `include` patterns"
-            if report.ingest["last_scan_at"]
-            else "start `featd run`, or scan with `featd scan`"
-        )
+        if report.ingest["last_scan_at"]:
+            return "no images found: no file under the roots matches their `include` patterns"
+        return "not scanned yet: `featd run` looks for images and processes them"
     if report.workers and all(state_of(worker) == "dead" for worker in report.workers):
         return "featd was killed: start `featd run`; recovery is automatic"
     if not report.open:
-        failed = report.counts[State.FAILED]
-        return "nothing is left to do" + (
-            f"; {failed:,} failed: see `featd failures`, retry with `featd retry-failed`" if failed else ""
-        )
+        return "every image is processed" + _way_out(report)
     if not report.workers:
         if report.daemon.pid:
             return (
@@ -186,6 +181,19 @@ def holds_back(report: Report) -> str:
             return f"1 image will be retried in {report.next_due_seconds:.0f} s"
         return f"{pending:,} images will be retried, the next one in {report.next_due_seconds:.0f} s"
     return "workers have just started; nothing is measured yet"
+
+
+def _way_out(report: Report) -> str:
+    """What to do about the images that failed."""
+    failed = report.counts[State.FAILED]
+    of_files = sum(line.count for line in report.failures if line.kind in OF_THE_FILE)
+    mend = "repair or replace the files, and featd tries them again"
+    if not failed:
+        return ""
+    if of_files == failed:
+        return f"; {failed:,} failed: see `featd failures`, {mend}"
+    some = f"; for {of_files:,} of them {mend}" if of_files else ""
+    return f"; {failed:,} failed: see `featd failures`, try again with `featd retry-failed`{some}"
 
 
 def _limit(report: Report, working: list[WorkerLine]) -> str:

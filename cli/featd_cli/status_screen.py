@@ -24,15 +24,15 @@ WIDTH = 80
 MAX_WIDTH = 120
 HIGH = 24
 """A terminal with so many lines has room for empty lines."""
-BESIDE_BAR = 34
-BESIDE_TIME = 58
+BESIDE_BAR = 37
+BESIDE_TIME = 51
 _COMMAND = re.compile(r"`[^`]*`")
 COLOURS = {State.DONE: "green", State.FAILED: "red", State.CLAIMED: "cyan"}
 STATE_COLOURS = {"working": "green", "dead": "red", "stopping": "yellow"}
 TIMES = {
     "wait": ("░", ".", "bright_black"),
     "decode": ("▒", "d", "yellow"),
-    "forward": ("█", "#", "green"),
+    "forward": ("█", "f", "green"),
     "write": ("▓", "w", "magenta"),
 }
 """How a worker spends its time: a block, a character, and a colour for each kind."""
@@ -102,16 +102,14 @@ def _head(report: Report, width: int, blocks: bool, detail: Detail) -> Iterator[
     if not detail.whole_head:
         return
     fingerprint = report.fingerprint[:12] if report.fingerprint else "none yet"
-    yield Text(f"instance {report.instance[:8]}   fingerprint {fingerprint}")
+    yield Text(f"instance {report.instance[:8]} (catalog and store)   fingerprint {fingerprint} (model)")
     by = sorted(set(report.ingest["scanned_by"].values()))
     elsewhere = f" by {shown(', '.join(by))}" if by not in ([], [socket.gethostname()]) else ""
-    watched = f"watched {report.ingest['watching']}   last scan {_ago(report)}{elsewhere}"
-    yield Text(clip(f"roots    {report.roots}   {watched}", width, 30))
+    watched = f"{report.ingest['watching']} watched; last scan: {_ago(report)}{elsewhere}"
+    yield Text(clip(f"roots    {report.roots}, {watched}", width, 30))
     shards = report.shards
-    yield Text(
-        f"shards   {shards.count:,} with {shards.rows:,} vectors, {filesize.decimal(shards.bytes)}"
-        + (f"; {shards.rows - shards.live_rows:,} superseded" if shards.rows > shards.live_rows else "")
-    )
+    old = f"; {shards.rows - shards.live_rows:,} superseded" if shards.rows > shards.live_rows else ""
+    yield Text(f"shards   {shards.count:,} ({shards.rows:,} vectors, {filesize.decimal(shards.bytes)}{old})")
 
 
 def _running(report: Report, blocks: bool) -> Text:
@@ -135,18 +133,18 @@ def _ago(report: Report) -> str:
 
 def _images(report: Report, width: int, blocks: bool) -> Iterator[Text]:
     there = report.total - report.counts[State.GONE]
-    share = report.counts[State.DONE] / there if there else 0.0
-    bar = max(10, width - BESIDE_BAR)
-    filled = int(bar * share)  # full only when everything is done
     bad_share = report.counts[State.FAILED] / there if there else 0.0
-    failed = min(bar - filled, max(round(bar * bad_share), bool(bad_share)))
-    full, bad, empty = ("█", "█", "░") if blocks else ("#", "x", ".")
+    bar = max(10, width - BESIDE_BAR)
+    processed = int(bar * (there - report.open) / there) if there else 0  # full only at the end
+    failed = min(bar, max(round(bar * bad_share), bool(bad_share)))
+    filled = max(0, processed - failed)
+    full, bad, empty = ("■", "×", "·") if blocks else ("#", "x", "-")
     # 99.97 % is not 100 %.
-    percent = f"{int(share * 1000) / 10:.1f} %"
+    percent = f"{(there - report.open) * 1000 // there / 10 if there else 0.0:.1f} %"
     yield Text.assemble(
         (full * filled, "green"),
         (bad * failed, "red"),
-        f"{empty * (bar - filled - failed)} {percent:>7} of {there:,} images",
+        f"{empty * (bar - filled - failed)} {percent:>7} of {there:,} processed",
     )
     digits = max(len(f"{report.total:,}"), 6)
     cells = [
@@ -156,10 +154,10 @@ def _images(report: Report, width: int, blocks: bool) -> Iterator[Text]:
     cells.append(Text(f"{'total':<8}{report.total:>{digits},}"))
     yield Text("   ").join(cells[:3])
     yield Text("   ").join(cells[3:])
-    rate = f"{'rate':<8}{report.images_per_second:>{digits},.1f} images/s"
-    yield Text(
-        rate + (f", about {duration(report.eta_seconds)} left" if report.eta_seconds is not None else "")
-    )
+    if report.workers:
+        rate = f"{'rate':<8}{report.images_per_second:>{digits},.1f} images/s"
+        left = f", about {duration(report.eta_seconds)} left" if report.eta_seconds is not None else ""
+        yield Text(rate + left)
 
 
 def _workers(report: Report, width: int, blocks: bool, detail: Detail) -> Iterator[Text]:
@@ -172,7 +170,7 @@ def _workers(report: Report, width: int, blocks: bool, detail: Detail) -> Iterat
         yield Text(f"workers: {len(report.workers)}, {at_work} working", "bold")
         return
     room = max(4, min(40, width - BESIDE_TIME))
-    head = f"{'workers':<9}{'state':<9}{'images/s':>8}{'done':>13}{'failed':>9}  {'time':<{room}}  lease"
+    head = f"{'workers':<9}{'state':<9}{'images/s':>8}{'done':>13}{'failed':>9}  last 30 s"
     yield Text(head, "bold")
     several = len({worker.host for worker in report.workers}) > 1
     for worker in shown_workers:
@@ -182,7 +180,6 @@ def _workers(report: Report, width: int, blocks: bool, detail: Detail) -> Iterat
             (f"{state:<9}", STATE_COLOURS.get(state, "")),
             f"{rate_of(worker):>8,.1f}{worker.done:>13,}{worker.failed:>9,}  ",
             _time_bar(worker, room, blocks),
-            f"  {min(worker.expires_in_seconds, 999):>3.0f} s",
         )
         if detail.two_lines:
             yield _worker_detail(worker, several, width, blocks)
@@ -204,7 +201,8 @@ def _time_bar(worker: WorkerLine, room: int, blocks: bool) -> Text:
 
 def _worker_detail(worker: WorkerLine, several: bool, width: int, blocks: bool) -> Text:
     """The second line of a worker: who it is, and the key to its bar."""
-    who = f"  {shown(worker.host) if several else worker.engine}, pid {worker.pid}"
+    age = duration((clock.utcnow() - worker.started_at).total_seconds())
+    who = f"  {shown(worker.host) if several else worker.engine}, pid {worker.pid}, up {age}"
     shares = shares_of(worker)
     if not any(shares.values()):
         return Text(clip(who, width, 2))
@@ -222,7 +220,7 @@ def _failures(report: Report, width: int, detail: Detail) -> Iterator[Text]:
     some = report.failures[: detail.failures]
     if not some:
         return
-    yield Text("failed with kind           images  example", "bold")
+    yield Text("kind of failure            images  example", "bold")
     for line in some:
         yield Text(clip(f"{line.kind:<20}{line.count:>13,}  {shown(line.example)}", width, 35))
     if rest := report.failures[len(some) :]:

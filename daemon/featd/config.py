@@ -6,6 +6,7 @@ Environment variables override single keys: FEATD_WORKERS__BATCH=8.
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -230,6 +231,19 @@ class Settings(BaseSettings):
         return (env_settings, init_settings)
 
 
+_TWICE = re.compile(r"Cannot declare \('(.*?)',?\) twice")
+_TYPES = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "string": "text in quotes",
+    "path": "text in quotes",
+    "tuple": "a list",
+    "model": "a section",
+}
+"""What pydantic's kinds of type error mean in a TOML file."""
+
+
 def find(explicit: Path | None) -> Path:
     """The configuration file: --config, then FEATD_CONFIG, ./featd.toml, the XDG folder, /etc/featd."""
     if explicit is not None:
@@ -254,7 +268,11 @@ def load(explicit: Path | None = None) -> Settings:
         document = tomllib.loads(read_regular(path, MOST_BYTES).decode())
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file: make one with `featd init`") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except tomllib.TOMLDecodeError as error:
+        twice = _TWICE.sub(lambda found: f"the section [{found[1]}] stands there twice", str(error))
+        said = twice.replace("Cannot overwrite a value", "a key stands there twice")
+        raise ConfigError(f"{path}: not valid TOML: {said}") from None
+    except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: {reason(error)}") from None
     _refuse_unknown_variables()
     try:
@@ -268,13 +286,18 @@ def load(explicit: Path | None = None) -> Settings:
 
 def _explain(path: Path, error: ValidationError) -> str:
     lines = []
-    for problem in error.errors(include_url=False, include_input=False):
+    for problem in error.errors(include_url=False):
         key = ".".join(
             str(part) for part in problem["loc"] if part not in ("literal['auto']", "tuple[str, ...]")
         )
-        message = problem["msg"].removeprefix("Value error, ")
+        message = problem["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+        kind, _, rest = problem["type"].partition("_")
         if problem["type"] == "extra_forbidden":
             message = "unknown key"
+        elif kind in _TYPES and rest in ("type", "parsing", "from_float", "attributes_type"):
+            message = f"must be {_TYPES[kind]}"
+            if kind in ("int", "float", "bool"):  # other values may hold a password
+                message += f", not {problem['input']!r:.80}"
         variable = ENV_PREFIX + "__".join(str(part) for part in problem["loc"][:2]).upper()
         source = f"environment {variable}" if variable in map(str.upper, os.environ) else str(path)
         lines.append(f"{source}: {key or 'configuration'}: {message}")

@@ -9,7 +9,7 @@ import os
 import socket
 from pathlib import Path
 
-from featd import clock, logs
+from featd import __version__, clock, logs
 from featd.config import Settings, load
 from featd.errors import FeatdError, LockHeldError
 from featd.ingest.plan import IngestPlan
@@ -58,6 +58,7 @@ def run(settings: Settings, *, drain: bool, config: Path | None = None) -> int:
     make_folder(folder)
     lock_fd = take_lock(folder.parent / f"{host}.lock")
     forget_failed_start(folder)
+    log.info("featd_started", f"featd {__version__} started", config=config, store=settings.store.path)
     reload = None
     if config is not None and not drain:
         reload = ConfigReload(
@@ -79,6 +80,7 @@ def run(settings: Settings, *, drain: bool, config: Path | None = None) -> int:
         if supervisor.failure:
             with contextlib.suppress(OSError):
                 leave_failed_start(folder, supervisor.failure, code)
+        log.info("featd_stopped", "featd stopped", exit_code=code)
         return code
     finally:
         os.close(lock_fd)
@@ -172,7 +174,7 @@ def take_lock(path: Path) -> int:
                 holder = os.pread(fd, 32, 0).decode(errors="replace").strip()
                 os.close(fd)
                 raise LockHeldError(
-                    f"featd is already running on this store and host (pid {holder}): see `featd status`"
+                    f"another featd (pid {holder}) is running on this store and host: see `featd status`"
                 ) from None
             clock.sleep(0.05)
     os.ftruncate(fd, 0)

@@ -66,6 +66,11 @@ OUTCOMES: Final[dict[Kind, Outcome]] = {
     Kind.KILLED: Outcome.KILLED,
 }
 
+OF_THE_FILE: Final = frozenset(
+    kind for kind, outcome in OUTCOMES.items() if kind.startswith("decode.") and outcome is Outcome.FAIL
+)
+"""Kinds that only another file mends."""
+
 MAX_KILLS: Final = 4
 """How many unexplained SIGKILLs of its process, with only this image in hand, a version of an image survives."""
 

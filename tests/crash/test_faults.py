@@ -120,7 +120,7 @@ def test_a_second_featd_on_the_same_store_is_told_so(
     wait_for(instance.live_workers, 60, "a worker")
     second = instance.run("run", "--drain")
     assert second.returncode == 1
-    assert f"is already running on this store and host (pid {process.pid})" in second.stderr
+    assert f"another featd (pid {process.pid}) is running on this store and host" in second.stderr
 
 
 def test_postgresql_that_restarts_costs_nothing(

@@ -104,7 +104,7 @@ def test_an_engine_that_becomes_wrong_while_it_works_is_found_at_the_next_look(i
         wait_for(lambda: " golden_vectors_differ: " in said.read_text(), 60, "the golden check")
         wait_for(lambda: " child_died: " in said.read_text(), 10, "the worker's end")
         wait_for(
-            lambda: said.read_text().count(" child_started: ") >= 4, 60, "another worker"
+            lambda: said.read_text().count(" child_ready: ") >= 4, 60, "another worker"
         )  # with ingest and janitor
     finally:
         daemon.send_signal(signal.SIGTERM)

@@ -356,7 +356,7 @@ def test_a_bad_configuration_changes_nothing(running: tuple[Instance, subprocess
     text = instance.config.read_text()
     workers = [worker["pid"] for worker in instance.live_workers()]
     bad = {
-        "workers.batch: Input should be a valid integer": text.replace("batch = 4", 'batch = "x"'),
+        "workers.batch: must be a whole number": text.replace("batch = 4", 'batch = "x"'),
         "no such folder": text + '\n[[roots]]\npath = "/nowhere/at/all"\n',
         "store.path: restart featd": text.replace("[catalog]", '[store]\npath = "x"\n[catalog]'),
         "Expected": text + "[[roots]",

@@ -66,19 +66,19 @@ def test_it_follows_a_daemon_from_its_start_over_its_death_to_the_next(
     instance: Instance, watch: Callable[..., Terminal]
 ) -> None:
     terminal = watch()
-    terminal.wait(lambda text: "No images yet" in text)
+    terminal.wait(lambda text: "Not scanned yet" in text)
     process = instance.start("run")
     try:
-        text = terminal.wait(lambda text: "Nothing is left to do; 1 failed" in text, 90)
+        text = terminal.wait(lambda text: "Every image is processed; 1 failed" in text, 90)
         assert fits(terminal), text
         assert re.search(rf"done +{PHOTOGRAPHS}$", text, re.M)
         assert re.search(r"^cpu:0 +(working|idle)", text, re.M)
         assert re.search(r"^decode.truncated +1  .*broken.jpg$", text, re.M)
-        assert "watched 1" in text
+        assert "1 watched" in text
         kill_all(process)
         text = terminal.wait(lambda text: "Featd was killed" in text)
         assert re.search(r"^cpu:0 +dead", text, re.M)
-        assert "watched 0" in text
+        assert "0 watched" in text
         killed = re.search(r"pid \d+", text).group()  # type: ignore[union-attr]
         process = instance.start("run")
         # Until the new janitor ends it, the lease of the killed worker looks like that of a live one.

@@ -93,7 +93,7 @@ def test_a_store_that_is_not_mounted_is_not_made_anew(tmp_path: Path, images: Pa
         (["--images", "images", "--net", "net.prototxt"], 78, "weights"),
         (["--images", "images", "--net", "net.prototxt", "--weights", "w", "--blob", "x"], 78, ""),
         (["--images", "images", "--database", "mysql://x"], 78, "not a supported database"),
-        (["--images", "images", "--preset", "caffe"], 78, "preprocess.preset: Input should be 'fast'"),
+        (["--images", "images", "--preset", "caffe"], 78, "preprocess.preset: must be 'fast'"),
         (
             ["--images", "images", "--database", "postgresql+psycopg://featd@127.0.0.1:1/x"],
             75,

@@ -81,7 +81,7 @@ def test_an_empty_instance(filled: Filled, capsys: pytest.CaptureFixture[str]) -
     assert document["fingerprint"] is None
     assert document["workers"] == []
     assert document["rate"] == {"images_per_second": 0.0, "eta_seconds": None}
-    assert "featd scan" in document["holds_back"]
+    assert document["holds_back"].startswith("not scanned yet: `featd run` looks")
 
 
 def test_a_dead_worker_is_not_shown(filled: Filled, capsys: pytest.CaptureFixture[str]) -> None:
@@ -286,7 +286,7 @@ def test_it_fits_any_terminal_and_keeps_what_matters_most(workers: int, height: 
     if width >= 80:
         assert not [line for line in lines if cell_len(line) > width and "long/" not in line]
     text = "\n".join(lines)
-    assert "of 1,000,098,860 images" in text
+    assert "of 1,000,098,860 processed" in text
     assert ("no worker is running" if not workers else "bottleneck: decoding") in text.lower()
     if height >= 10:
         assert "warning" in text
@@ -310,17 +310,21 @@ def test_the_screen_begins_with_whether_featd_runs() -> None:
 
 def test_where_the_time_goes_is_drawn_to_scale() -> None:
     (line,) = [line for line in screen(report(workers=report().workers[:1])) if line.startswith("cuda:0")]
-    assert (line.count("d"), line.count("#")) == (20 + len("cuda"[2:3]), 2)
+    assert (line.count("d"), line.count("f")) == (26 + len("cuda"[2:3]), 3)
     nothing = WorkerLine("cuda:0", "h", 1, "caffe", 0, 0, datetime.now(UTC), 59.0, {})
     (line,) = [line for line in screen(report(workers=[nothing])) if line.startswith("cuda:0")]
-    assert "#" not in line
+    assert "f" not in line
 
 
 def test_the_bar_is_full_only_when_all_is_done() -> None:
     counts = dict.fromkeys(State, 0) | {State.DONE: 99_999, State.PENDING: 1}
-    (bar,) = [line for line in screen(report(counts=counts)) if "of 100,000 images" in line]
+    (bar,) = [line for line in screen(report(counts=counts)) if "of 100,000 processed" in line]
     assert "99.9 %" in bar
-    assert "." in bar.split()[0]
+    assert "-" in bar.split()[0]
+    counts = dict.fromkeys(State, 0) | {State.DONE: 9_999, State.FAILED: 1, State.GONE: 7}
+    (bar,) = [line for line in screen(report(counts=counts)) if "of 10,000 processed" in line]
+    assert "100.0 %" in bar
+    assert bar.split()[0].strip("#") == "x"
 
 
 @pytest.mark.parametrize(
@@ -345,8 +349,14 @@ def test_the_largest_share_is_the_limit(kind: str, words: str) -> None:
 
 def test_all_done_and_some_failed() -> None:
     counts = dict.fromkeys(State, 0) | {State.DONE: 5, State.FAILED: 2}
-    assert "featd retry-failed" in holds_back(report(counts=counts))
-    assert holds_back(report(counts=dict.fromkeys(State, 0) | {State.DONE: 5})) == "nothing is left to do"
+    corrupt, denied = FailureLine("decode.corrupt", 2, "/a.jpg"), FailureLine("read.denied", 1, "/b.jpg")
+    told = holds_back(report(counts=counts, failures=[corrupt]))
+    assert "repair or replace the files" in told
+    assert "retry-failed" not in told  # as they are, the files would fail again
+    assert holds_back(report(counts=counts, failures=[denied])).endswith("again with `featd retry-failed`")
+    told = holds_back(report(counts=counts | {State.FAILED: 3}, failures=[corrupt, denied]))
+    assert "`featd retry-failed`; for 2 of them repair or replace" in told
+    assert holds_back(report(counts=dict.fromkeys(State, 0) | {State.DONE: 5})) == "every image is processed"
 
 
 @pytest.mark.parametrize(
@@ -364,9 +374,9 @@ def test_who_scans_is_shown_where_it_is_not_this_host_alone() -> None:
         return line
 
     here = socket.gethostname()
-    assert head({}).endswith("last scan never")
-    assert head({"/a": here, "/b": here}).endswith("last scan never")
-    assert head({"/a": "x", "/b": "y", "/c": "x"}).endswith("last scan never by x, y")
+    assert head({}).endswith("last scan: never")
+    assert head({"/a": here, "/b": here}).endswith("last scan: never")
+    assert head({"/a": "x", "/b": "y", "/c": "x"}).endswith("last scan: never by x, y")
 
 
 def test_a_pause_behind_a_slow_look_is_no_silence(filled: Filled, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -92,7 +92,7 @@ def test_the_template_is_valid_toml_for_several_roots() -> None:
         ('[catalog]\nurl = "mysql://x"', "catalog.url"),
         ("[catalog", "featd.toml"),
         ("[retry]\nbackoff_seconds = inf", "retry.backoff_seconds"),
-        ('[preprocess]\npreset = "caffe"', "preprocess.preset: Input should be 'fast', 'caffe-transform' or"),
+        ('[preprocess]\npreset = "caffe"', "preprocess.preset: must be 'fast', 'caffe-transform' or"),
         ('[preprocess]\ncrops = "five"', "preprocess.crops"),
         ('[preprocess]\narithmetic = "float"', "preprocess.arithmetic"),
         ("[preprocess]\nmean = [nan, 1, 2]", "preprocess.mean: write a number, a list"),

@@ -95,8 +95,8 @@ def expired_leases(conn: sa.Connection) -> list[OpenLease]:
 
 def end_lease(
     conn: sa.Connection, lease: Lease, reason: str, policy: RetryPolicy, in_hand: InHand | None = None
-) -> bool:
-    """End a lease and make its claimed rows pending again; False where it had already ended.
+) -> int | None:
+    """End a lease and make its claimed rows pending again; returns how many, or None where it had already ended.
 
     Called by the worker as its last step, or by the janitor for a worker that died or stopped renewing.
     `in_hand` is counted against its images in the same transaction, so that it is counted once.
@@ -105,18 +105,19 @@ def end_lease(
         dialects.lock_rows(conn, sa.select(leases.c.id).where(leases.c.ended_at.is_(None), *_mine(lease)))
     ).first()
     if locked is None:
-        return False
+        return None
     changes = StateChanges()
     if in_hand is not None and in_hand.images:
         verdicts.charge_deaths(conn, lease.id, in_hand.images, in_hand.kind, in_hand.message, policy, changes)
-    changes.move(State.CLAIMED, State.PENDING, free_rows(conn, lease.id, in_state(State.CLAIMED)))
+    freed = free_rows(conn, lease.id, in_state(State.CLAIMED))
+    changes.move(State.CLAIMED, State.PENDING, freed)
     conn.execute(
         sa.update(leases)
         .where(leases.c.id == lease.id)
         .values(ended_at=dialects.now(conn), end_reason=verdicts.kept(reason))
     )
     counters.apply(conn, changes)
-    return True
+    return freed
 
 
 def free_rows(conn: sa.Connection, lease_id: int, *which: sa.ColumnElement[bool]) -> int:

@@ -23,6 +23,7 @@ from featd.paths import to_catalog
 from featd.processes.link import ChildLink
 from featd.processes.records import Ready
 from featd.processes.signals import StopFlag
+from featd.roots import RootState
 
 log = logs.get("ingest")
 
@@ -110,18 +111,18 @@ class Ingest:
 
     def _tell(self, scan: Scan) -> None:
         report = scan.report
-        tell = log.debug if scan.start else log.info
-        tell(
-            "scan_finished",
-            "scan finished",
-            root=report.root,
-            folder=to_catalog(scan.start),
-            files=report.files,
-            new=report.enqueued.new,
-            changed=report.enqueued.changed,
-            returned=report.enqueued.returned,
-            gone=report.gone,
-        )
+        if report.state is RootState.ONLINE:
+            tell = log.debug if scan.start else log.info
+            tell(
+                "scan_finished",
+                "scan finished",
+                folder="/".join([report.root, to_catalog(scan.start)]).rstrip("/"),
+                files=report.files,
+                new=report.enqueued.new,
+                changed=report.enqueued.changed,
+                returned=report.enqueued.returned,
+                gone=report.gone,
+            )
         if not scan.start:
             self._link.wake_others()
 

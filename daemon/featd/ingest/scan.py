@@ -259,7 +259,10 @@ def is_missing(root_fd: int, raw: bytes, follow_symlinks: bool) -> bool:
 def describe(report: ScanReport) -> str:
     """One line for people."""
     if report.state is not RootState.ONLINE:
-        return f"{report.root}: offline ({report.state}); skipped"
+        return (
+            f"{report.root}: offline ({report.state}): not scanned, and its images keep their state; mount or restore"
+            " it, then scan again"
+        )
     unreadable = f", {len(report.unreadable)} unreadable folders" if report.unreadable else ""
     return (
         f"{report.root}: {report.files} images, {report.enqueued.new} new, {report.enqueued.changed} changed,"

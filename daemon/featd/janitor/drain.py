@@ -49,7 +49,8 @@ def look(catalog: sa.Engine, roots: Sequence[str], start: Start) -> StopRequest 
         for root in sorted(unreachable)
     )
     return StopRequest(
-        EXIT_ERROR, f"drained, but {counts[State.PENDING]:,} images are waiting for an offline root: {names}"
+        EXIT_ERROR,
+        f"drain stopped: {_images(counts[State.PENDING])} wait for an offline root: {names}: mount it, drain again",
     )
 
 
@@ -63,16 +64,25 @@ def _unseen(roots: Sequence[str]) -> StopRequest | None:
     ]
     if not away:
         return None
-    return StopRequest(EXIT_ERROR, f"drained, but an offline root could not be scanned: {', '.join(away)}")
+    return StopRequest(
+        EXIT_ERROR,
+        f"drain stopped: an offline root was not scanned: {', '.join(away)}: mount it, drain again",
+    )
 
 
 def _finished(counts: Mapping[State, int], start: Start) -> StopRequest:
     seconds = max(clock.monotonic() - start.at, 1e-3)
     done = max(counts[State.DONE] - start.done, 0)
-    message = f"drained: {done:,} images in {seconds:,.0f} s, {done / seconds:,.1f} images/s on average"
+    message = "drained: nothing was left to do"
+    if done:
+        message = f"drained: {_images(done)} in {seconds:,.0f} s, {done / seconds:,.1f} images/s on average"
     if start.done:
         message += f"; {counts[State.DONE]:,} done in all"
     if counts[State.FAILED]:
         message += f"; {counts[State.FAILED]:,} failed (`featd failures` lists them)"
         return StopRequest(EXIT_FAILED_ROWS, message)
     return StopRequest(EXIT_OK, message)
+
+
+def _images(count: int) -> str:
+    return "1 image" if count == 1 else f"{count:,} images"

@@ -71,16 +71,16 @@ class Rescue:
         in_hand = _in_hand(hands, cause)
         ended = connect.transact(self._catalog, leases.end_lease, lease, cause.message, self._policy, in_hand)
         _remove(hands)
-        if ended:
+        if ended is not None:
             log.info(
                 "lease_rescued",
-                "ended the lease of a dead worker; its claimed images are pending again",
+                f"ended the lease of a dead worker; {ended} images that it had claimed are pending again",
                 lease=lease.id,
                 why=cause.message.partition("; its last words")[0],
-                in_hand=len(in_hand.images) if in_hand else 0,
+                in_net=len(in_hand.images) if in_hand else 0,
                 host=host or self._host,
             )
-        return ended
+        return ended is not None
 
     def _remove_stale_hands(self, alive: set[str]) -> None:
         """Remove hands files of leases that have ended."""

@@ -20,11 +20,14 @@ def explain(child: Child, code: int, stop_seconds: float, oom: OomWatch) -> tupl
     if child.aborted_at is not None:
         return Why.STOPPED, f"did not stop within {stop_seconds:g} s and was killed"
     if number == signal.SIGTERM and child.asked_at is not None:
-        return Why.FINISHED, "stopped before it had started"
+        return Why.FINISHED, "stopped before it was ready"
     if number in OWN:
         return Why.CRASH, f"died of {name_of(number)}"
     if number == signal.SIGKILL:
         if oom.has_killed():
             return Why.CRASH, "killed by the kernel: out of memory"
-        return Why.KILLED, "killed by SIGKILL from outside"
+        return (
+            Why.KILLED,
+            "killed by SIGKILL from outside featd: by a person, a limit or the kernel (see `journalctl -k`)",
+        )
     return Why.EXITED, f"ended by {name_of(number)}"

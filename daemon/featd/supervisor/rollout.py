@@ -112,8 +112,11 @@ class Rollout:
 
     def _begin(self, change: Change, now: float) -> None:
         children = [spec.name for spec in change.specs]
-        told = "applying the new configuration" if change.keys else "the configuration has not changed"
-        log.info("reload_applied", told, keys=", ".join(change.keys), children=", ".join(children))
+        if change.keys:
+            keys, names = ", ".join(change.keys), ", ".join(children)
+            log.info("reload_applied", "applying the new configuration", keys=keys, replaced=names)
+        else:
+            log.info("reload_unchanged", "the configuration has not changed")
         self._refusal = ""
         self.stop_seconds = change.stop_seconds
         for spec in change.specs:

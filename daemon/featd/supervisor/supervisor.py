@@ -172,7 +172,7 @@ class Supervisor:
         if self._stopping_since is not None or not self.rollout.ask():
             log.warning("reload_ignored", "a drain, or a featd that is stopping, keeps its configuration")
             return
-        log.info("reload_started", "reading the new configuration; everything keeps running")
+        log.info("reload_started", "SIGHUP: reading the configuration again; everything keeps running")
         if self._working:
             self._notifier.reloading()
 
@@ -228,13 +228,14 @@ class Supervisor:
                 child.ready = True
                 child.boot_failures = 0
                 child.why = child.last_words = ""
-                log.info("child_started", f"{child.spec.name} started", child=child.spec.name, pid=child.pid)
+                log.info("child_ready", f"{child.spec.name} is ready", child=child.spec.name, pid=child.pid)
             case LeaseOpened(lease):
                 child.lease = lease
             case StatusLine(text):
                 self._status_line = text
             case StopRequest(code, message):
-                log.info("drain_finished", message, exit_code=code)
+                tell = log.warning if code else log.info
+                tell("drain_finished", message, exit_code=code)
                 self.stop(code, now)
 
     # Deaths
@@ -263,10 +264,10 @@ class Supervisor:
         child.end_stderr()
         why, what = explain(child, code, self.rollout.stop_seconds, self._oom)
         name = child.spec.name
-        fields = {"child": name, "pid": child.pid, "why": what}
+        fields = {"child": name, "pid": child.pid}
         words = telling("\n".join(child.words))
-        if why is not Why.FINISHED and words:
-            fields["last_words"] = words
+        if why is not Why.FINISHED:
+            fields |= {"why": what, "last_words": words} if words else {"why": what}
         lived = now - child.started_at
         was_ready = child.ready
         replaced, child.restarting = child.restarting, False
@@ -274,13 +275,13 @@ class Supervisor:
         child.forget_process()
         if why is Why.FINISHED and (child.spec.once or self._stopping_since is not None):
             child.finished = True
-            log.info("child_finished", f"{name} finished", **fields)
+            log.info("child_finished", f"{name} {what}", **fields)
             return
         if self._stopping_since is not None:
             log.warning("child_lost", f"{name} died while featd was stopping", **fields)
             return
         if replaced and why in (Why.FINISHED, Why.STOPPED):
-            log.info("child_replaced", f"{name} stopped; starting it with the new configuration", **fields)
+            log.info("child_replaced", f"{name} {what}; starting it with the new configuration", **fields)
             child.start_at = now
             return
         child.why, child.last_words = what, words

@@ -115,7 +115,7 @@ def run(link: ChildLink, plan: WorkerPlan) -> int:
         link.report(Ready())
         log.info(
             "model_loaded",
-            "model loaded; ready to claim images",
+            "model loaded and checked",
             device=plan.label,
             engine=engine.name,
             batch=booted.batch,

@@ -238,6 +238,8 @@ class Writer(threading.Thread):
         fields = {state.value: count for state, count in settled.items() if count > 0}
         if shard is not None:
             log.info("shard_sealed", "shard sealed and its images recorded", shard=shard.name, **fields)
+        elif fields:
+            log.info("images_recorded", "images recorded that need no shard", **fields)
         for failure in settlement.failures[:5]:
             log.debug("image_failed", failure.message, image=failure.image.id, kind=failure.kind)
 
