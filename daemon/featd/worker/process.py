@@ -112,7 +112,6 @@ def run(link: ChildLink, plan: WorkerPlan) -> int:
     worker = Worker(link, plan, catalog, lease, booted)
     reason = "stopped"
     try:
-        link.report(Ready())
         log.info(
             "model_loaded",
             "model loaded and checked",
@@ -121,6 +120,7 @@ def run(link: ChildLink, plan: WorkerPlan) -> int:
             batch=booted.batch,
             batch_ms=round(booted.batch_seconds * 1000, 1),
         )
+        link.report(Ready())
         while not stop.stopping:
             worker.step()
         worker.finish()
