@@ -52,6 +52,8 @@ def explain(
                 found = catalog_explain.explain(conn, str(root.path), raw.decode())
         settings = instance.settings
     if found is None:
+        if not path.exists():
+            raise NothingMatchedError(f"{path}: no such file, and the catalog has none of this name")
         raise NothingMatchedError(
             f"{path} is not in the catalog: run `featd scan`, and check the `include` and `exclude` patterns of its"
             " root"

@@ -155,7 +155,7 @@ def _images(report: Report, width: int, blocks: bool) -> Iterator[Text]:
     yield Text("   ").join(cells[:3])
     yield Text("   ").join(cells[3:])
     if report.workers:
-        rate = f"{'rate':<8}{report.images_per_second:>{digits},.1f} images/s"
+        rate = f"{'rate':<8}{report.images_per_second:>{digits},.1f} images/s in the last 30 s"
         left = f", about {duration(report.eta_seconds)} left" if report.eta_seconds is not None else ""
         yield Text(rate + left)
 

@@ -107,7 +107,7 @@ def test_a_drain_makes_the_vectors_that_caffe_makes(
     assert result.returncode == 4, result.stderr
     assert "Traceback" not in result.stderr
     assert re.search(
-        r"drained: [\d,]+ images in [\d,]+ s, [\d.,]+ images/s on average; \d+ failed", result.stderr
+        r"drained: [\d,]+ images done in [\d.,]+ s, [\d.,]+ images/s on average; \d+ failed", result.stderr
     )
 
     compare_states(instance, expected)

@@ -49,8 +49,9 @@ def load(folder: Path, text: str) -> reload.Configuration:
 )
 def test_a_key_concerns_certain_children(tmp_path: Path, more: str, kinds: set[str]) -> None:
     old, new = load(tmp_path, BASE), load(tmp_path, BASE + more)
-    assert not reload.refused_keys(reload.changed_keys(old, new))
-    assert {spec.name.partition("-")[0] for spec in reload.concerned(old, new)} == kinds
+    change = reload.difference(old, new)
+    assert not reload.refused_keys(change.keys)
+    assert {spec.name.partition("-")[0] for spec in change.specs} == kinds
 
 
 @pytest.mark.parametrize(
@@ -65,8 +66,8 @@ def test_a_key_concerns_certain_children(tmp_path: Path, more: str, kinds: set[s
     ],
 )
 def test_what_decides_the_vectors_needs_a_restart(tmp_path: Path, more: str, key: str) -> None:
-    changed = reload.changed_keys(load(tmp_path, BASE), load(tmp_path, BASE + more))
-    assert reload.refused_keys(changed) == [key]
+    change = reload.difference(load(tmp_path, BASE), load(tmp_path, BASE + more))
+    assert reload.refused_keys(change.keys) == [key]
 
 
 # The supervisor's part

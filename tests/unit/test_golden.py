@@ -107,7 +107,9 @@ def test_pictures_go_through_in_batches_of_the_worker(model: Model) -> None:
             return model.engine.forward(batch)
 
     counted = replace(model, engine=cast(Engine, Counts()))
-    vectors = Golden(counted, 3, beat=lambda: beats.append(len(sizes))).run()
+    pictures = Golden(counted, 3)
+    pictures.beat = lambda: beats.append(len(sizes))
+    vectors = pictures.run()
     assert (sizes, beats) == ([3, 3, 2], [0, 1, 2])
     Golden(model, 8).check(golden.pack(vectors), made(model))
 

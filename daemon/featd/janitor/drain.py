@@ -15,6 +15,8 @@ from featd.processes.records import StopRequest
 from featd.roots import RootState, root_state
 from featd.states import State
 
+AGAIN = "mount them, then `featd run --drain` again"
+
 
 @dataclass(frozen=True, slots=True)
 class Start:
@@ -48,10 +50,8 @@ def look(catalog: sa.Engine, roots: Sequence[str], start: Start) -> StopRequest 
         f"{root} ({offline[root] if root in roots else 'not in the configuration'})"
         for root in sorted(unreachable)
     )
-    return StopRequest(
-        EXIT_ERROR,
-        f"drain stopped: {_images(counts[State.PENDING])} wait for an offline root: {names}: mount it, drain again",
-    )
+    waits = f"{_images(counts[State.PENDING])} of offline roots: {names}"
+    return StopRequest(EXIT_ERROR, f"drained, except for {waits}: {AGAIN}")
 
 
 def _unseen(roots: Sequence[str]) -> StopRequest | None:
@@ -64,10 +64,7 @@ def _unseen(roots: Sequence[str]) -> StopRequest | None:
     ]
     if not away:
         return None
-    return StopRequest(
-        EXIT_ERROR,
-        f"drain stopped: an offline root was not scanned: {', '.join(away)}: mount it, drain again",
-    )
+    return StopRequest(EXIT_ERROR, f"drained, except for offline roots: {', '.join(away)}: {AGAIN}")
 
 
 def _finished(counts: Mapping[State, int], start: Start) -> StopRequest:
@@ -75,7 +72,9 @@ def _finished(counts: Mapping[State, int], start: Start) -> StopRequest:
     done = max(counts[State.DONE] - start.done, 0)
     message = "drained: nothing was left to do"
     if done:
-        message = f"drained: {_images(done)} in {seconds:,.0f} s, {done / seconds:,.1f} images/s on average"
+        message = (
+            f"drained: {_images(done)} done in {seconds:,.1f} s, {done / seconds:,.1f} images/s on average"
+        )
     if start.done:
         message += f"; {counts[State.DONE]:,} done in all"
     if counts[State.FAILED]:

@@ -74,10 +74,10 @@ class Rescue:
         if ended is not None:
             log.info(
                 "lease_rescued",
-                f"ended the lease of a dead worker; {ended} images that it had claimed are pending again",
+                f"ended the lease of a dead worker; {ended or 'no'} claimed images are pending again",
                 lease=lease.id,
                 why=cause.message.partition("; its last words")[0],
-                in_net=len(in_hand.images) if in_hand else 0,
+                images_in_net=len(in_hand.images) if in_hand else 0,
                 host=host or self._host,
             )
         return ended is not None

@@ -5,7 +5,6 @@ Applying it restarts the children that it concerns, after they have finished wha
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,20 +51,22 @@ class Configuration:
         return plan
 
 
-def changed_keys(old: Configuration, new: Configuration) -> list[str]:
-    """The dotted names of the keys that differ; `roots` is one key."""
-    return [key for key, value in new.keys.items() if value != old.keys[key]]
+def difference(old: Configuration, new: Configuration) -> Change:
+    """The keys that differ, and the children to start anew: those whose plan has changed, or all of them where [log]
+    has, which they inherit."""
+    before = {spec.name: spec for spec in old.specs}
+    same = {} if new.log != old.log else before
+    return Change(
+        specs=[spec for spec in new.specs if spec != same.get(spec.name)],
+        stop_seconds=new.stop_seconds,
+        keys=[key for key, value in new.keys.items() if value != old.keys[key]],
+        without=sorted(before.keys() - {spec.name for spec in new.specs}),
+    )
 
 
 def refused_keys(changed: Sequence[str]) -> list[str]:
     """The keys that only a restart applies."""
     return [key for key in changed if any(key == fixed or key.startswith(f"{fixed}.") for fixed in FIXED)]
-
-
-def concerned(old: Configuration, new: Configuration) -> list[ChildSpec]:
-    """The children to start anew: those whose plan has changed; all of them where [log] has, which they inherit."""
-    before = {} if new.log != old.log else {spec.name: spec for spec in old.specs}
-    return [spec for spec in new.specs if spec != before.get(spec.name)]
 
 
 class ConfigReload:
@@ -85,7 +86,7 @@ class ConfigReload:
     def begin(self) -> None:
         if self._check is None:
             self._deadline = clock.monotonic() + CHECK_SECONDS
-            self._check = Throwaway(functools.partial(_read_and_check, self._read, self._now), self._close)
+            self._check = Throwaway(self._read_and_check, self._close)
         else:
             self._again = True  # the file may have changed since this check read it
 
@@ -111,36 +112,29 @@ class ConfigReload:
         before, self._now = self._now, new
         logs.configure(new.log.level, new.log.format)
         logs.setup()
-        ended = {spec.name for spec in before.specs} - {spec.name for spec in new.specs}
-        return Change(
-            specs=concerned(before, new),
-            stop_seconds=new.stop_seconds,
-            keys=changed_keys(before, new),
-            without=sorted(ended),
-        )
+        return difference(before, new)
 
     def close(self) -> None:
         if self._check is not None:
             self._check.end()
             self._check = None
 
+    def _read_and_check(self) -> str:
+        """In the throw-away process: the new values as text. ConfigError says what is wrong with them."""
+        from featd.catalog import connect, instance, migrate
+        from featd.shards.store import check_store
 
-def _read_and_check(read: Callable[[], Configuration], old: Configuration) -> str:
-    """In the throw-away process: the new values as text. ConfigError says what is wrong with them."""
-    from featd.catalog import connect, instance, migrate
-    from featd.shards.store import check_store
-
-    new = read()
-    if refused := refused_keys(changed_keys(old, new)):
-        raise ConfigError(f"{', '.join(refused)}: restart featd to change it")
-    plan = new.worker
-    if not plan.roots:
-        raise ConfigError("roots: name at least one folder of images in a [[roots]] section")
-    for root in plan.roots:
-        if root not in old.worker.roots and not root.path.is_dir():
-            raise ConfigError(f"roots: {root.path}: no such folder")
-    catalog = connect.open_catalog(plan.catalog_url, plan.lease_seconds)
-    migrate.check_schema(catalog)
-    with connect.reading(catalog) as conn:
-        check_store(plan.store.path, instance.instance_id(conn))
-    return repr(new.keys)
+        new = self._read()
+        if refused := refused_keys(difference(self._now, new).keys):
+            raise ConfigError(f"{', '.join(refused)}: restart featd to change it")
+        plan = new.worker
+        if not plan.roots:
+            raise ConfigError("roots: name at least one folder of images in a [[roots]] section")
+        for root in plan.roots:
+            if root not in self._now.worker.roots and not root.path.is_dir():
+                raise ConfigError(f"roots: {root.path}: no such folder")
+        catalog = connect.open_catalog(plan.catalog_url, plan.lease_seconds)
+        migrate.check_schema(catalog)
+        with connect.reading(catalog) as conn:
+            check_store(plan.store.path, instance.instance_id(conn))
+        return repr(new.keys)

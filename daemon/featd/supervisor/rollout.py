@@ -91,7 +91,9 @@ class Rollout:
                     self._reading = False
                     self._refusal = f"new configuration refused: {reason}"
                     log.error(
-                        "reload_refused", "new configuration refused; keeping the old one", reason=reason
+                        "reload_refused",
+                        "new configuration refused; keeping the old one: correct the file, then reload again",
+                        reason=reason,
                     )
                 case Change() as change:
                     self._reading = False
@@ -114,7 +116,7 @@ class Rollout:
         children = [spec.name for spec in change.specs]
         if change.keys:
             keys, names = ", ".join(change.keys), ", ".join(children)
-            log.info("reload_applied", "applying the new configuration", keys=keys, replaced=names)
+            log.info("reload_applied", "applying the new configuration", keys=keys, restarting=names)
         else:
             log.info("reload_unchanged", "the configuration has not changed")
         self._refusal = ""

@@ -281,7 +281,9 @@ class Supervisor:
             log.warning("child_lost", f"{name} died while featd was stopping", **fields)
             return
         if replaced and why in (Why.FINISHED, Why.STOPPED):
-            log.info("child_replaced", f"{name} {what}; starting it with the new configuration", **fields)
+            log.info(
+                "child_replaced", f"{name} {what}; starting its successor", child=name, old_pid=fields["pid"]
+            )
             child.start_at = now
             return
         child.why, child.last_words = what, words

@@ -13,13 +13,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from featd import clock, logs
 from featd.engines.base import Batch, Vectors
-from featd.errors import EngineError
+from featd.errors import ConfigError, EngineError
 from featd.preprocess.apply import apply
 from featd.preprocess.golden_pictures import golden_pictures
 from featd.preprocess.spec import PreprocessSpec
 from featd.preprocess.variants import variants
 from featd.worker.model import Model, prepared_as
+
+log = logs.get("worker")
 
 TOLERANCE = 1e-3
 """Relative L2 distance. Engines agree within 3e-4 on the deepest published nets; a mistake gives about 1e-1."""
@@ -29,15 +32,40 @@ FIRST_SECONDS = 60.0
 """The same, for a worker that found none in the catalog when it started."""
 SAMPLED = 65_536
 """Numbers of a vector that are compared."""
+LEASE_BATCHES = 4.0
+"""A lease must last at least this many batches, or a renewal could come too late."""
 
 
 class Golden:
     """Runs the golden pictures through one model, `batch` at a time. `beat` is called before each forward."""
 
-    def __init__(self, model: Model, batch: int, beat: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, model: Model, batch: int) -> None:
+        self.batch = batch
+        self.beat: Callable[[], None] = lambda: None
         self._model = model
-        self._batch = batch
-        self._beat = beat
+
+    def fit_batch(self, lease_seconds: float) -> float:
+        """Make `batch` small enough that LEASE_BATCHES fit into a lease; returns the seconds that a batch takes."""
+        while True:
+            spec = self._model.preprocess
+            pictures = np.resize(_inputs(spec), (self.batch, *spec.shape))
+            self._model.engine.forward(pictures)  # warms the engine up
+            began = clock.monotonic()
+            self._model.engine.forward(pictures)
+            seconds = clock.monotonic() - began
+            if seconds * LEASE_BATCHES <= lease_seconds:
+                return seconds
+            if self.batch == 1:
+                raise ConfigError(
+                    f"workers.lease_seconds: one image takes {seconds:.1f} s here, and a lease must last four times"
+                    f" as long: set it to at least {seconds * LEASE_BATCHES:.0f}"
+                )
+            self.batch //= 2
+            log.warning(
+                "batch_reduced",
+                "a batch takes more than a quarter of a lease; using a smaller one",
+                batch=self.batch,
+            )
 
     def run(self) -> dict[str, Vectors]:
         """The golden vectors as the model makes them now: blob -> float32 (8, at most SAMPLED). EngineError where they
@@ -84,18 +112,18 @@ class Golden:
 
     def _run(self, model: Model) -> dict[str, Vectors]:
         """The vectors of all golden pictures; every n-th number of very wide blobs, so that the catalog stays small."""
-        pictures = golden_inputs(model.preprocess)
+        pictures = _inputs(model.preprocess)
         parts = []
-        for at in range(0, len(pictures), self._batch):
-            self._beat()
-            parts.append(model.engine.forward(pictures[at : at + self._batch]))
+        for at in range(0, len(pictures), self.batch):
+            self.beat()
+            parts.append(model.engine.forward(pictures[at : at + self.batch]))
         return {
             blob: np.concatenate([part[blob] for part in parts])[:, :: -(-values.shape[1] // SAMPLED)]
             for blob, values in parts[0].items()
         }
 
 
-def golden_inputs(spec: PreprocessSpec) -> Batch:
+def _inputs(spec: PreprocessSpec) -> Batch:
     """float32 (8, C, H, W): the golden pictures as the net's input."""
     pictures = golden_pictures()
     out = np.empty((len(pictures), *spec.shape), np.float32)

@@ -7,14 +7,13 @@ import functools
 import os
 from dataclasses import dataclass
 
-import numpy as np
 import sqlalchemy as sa
 
 from featd import clock, logs
 from featd.catalog import connect, instance, leases
 from featd.catalog.settle import Identity
 from featd.decoders.pool import DecoderPool
-from featd.errors import CatalogUnavailableError, ConfigError, EngineError
+from featd.errors import CatalogUnavailableError, EngineError
 from featd.processes import devices
 from featd.processes.link import ChildLink
 from featd.processes.records import LeaseOpened, Ready
@@ -35,8 +34,6 @@ log = logs.get("worker")
 
 BOOT_SECONDS = 900.0
 """A net that takes longer than this to load and to run once is taken to hang."""
-LEASE_BATCHES = 4.0
-"""A lease must last at least this many batches, or a renewal could come too late."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +41,7 @@ class Booted:
     """What a worker has before it opens a lease."""
 
     model: Model
-    batch: int
+    golden: Golden
     batch_seconds: float
     instance: str
     identity: Identity
@@ -66,30 +63,9 @@ def boot(plan: WorkerPlan, catalog: sa.Engine) -> Booted:
     vectors = pictures.run()
     if stored is not None:
         pictures.check(stored, vectors)
-    batch, batch_seconds = _fit_batch(model, plan.batch, plan.lease_seconds)
+    batch_seconds = pictures.fit_batch(plan.lease_seconds)
     identity = Identity(model.fingerprint, model.spec, golden.pack(vectors))
-    return Booted(model, batch, batch_seconds, instance_id, identity, stored is not None)
-
-
-def _fit_batch(model: Model, batch: int, lease_seconds: float) -> tuple[int, float]:
-    """The largest batch, at most `batch`, of which LEASE_BATCHES fit into a lease; and the seconds it takes."""
-    while True:
-        pictures = np.resize(golden.golden_inputs(model.preprocess), (batch, *model.preprocess.shape))
-        model.engine.forward(pictures)  # warms the engine up
-        began = clock.monotonic()
-        model.engine.forward(pictures)
-        seconds = clock.monotonic() - began
-        if seconds * LEASE_BATCHES <= lease_seconds:
-            return batch, seconds
-        if batch == 1:
-            raise ConfigError(
-                f"workers.lease_seconds: one image takes {seconds:.1f} s here, and a lease must last four times"
-                f" as long: set it to at least {seconds * LEASE_BATCHES:.0f}"
-            )
-        batch //= 2
-        log.warning(
-            "batch_reduced", "a batch takes more than a quarter of a lease; using a smaller one", batch=batch
-        )
+    return Booted(model, pictures, batch_seconds, instance_id, identity, stored is not None)
 
 
 def run(link: ChildLink, plan: WorkerPlan) -> int:
@@ -117,7 +93,7 @@ def run(link: ChildLink, plan: WorkerPlan) -> int:
             "model loaded and checked",
             device=plan.label,
             engine=engine.name,
-            batch=booted.batch,
+            batch=booted.golden.batch,
             batch_ms=round(booted.batch_seconds * 1000, 1),
         )
         link.report(Ready())
@@ -155,7 +131,7 @@ class Worker:
         self._booted = booted
         self._hands_path = plan.run_folder / f"{lease.token}.hands"
         self._state = "idle"
-        self._beat = functools.partial(link.beat, hang_limit(booted.batch_seconds))
+        self._beat = booted.golden.beat = functools.partial(link.beat, hang_limit(booted.batch_seconds))
         self._golden_agreed(booted.compared)
         held = Held()
         shares = Shares()
@@ -164,7 +140,7 @@ class Worker:
             roots,
             decoders=plan.decoders,
             trays=TRAYS,
-            batch=booted.batch,
+            batch=booted.golden.batch,
             hands_path=self._hands_path,
         )
         self._renewal = Renewal(catalog, lease, plan.lease_seconds, lambda: shares.report(self._state))
@@ -174,7 +150,7 @@ class Worker:
             link,
             list(roots),
             held,
-            ahead=TRAYS * booted.batch,
+            ahead=TRAYS * booted.golden.batch,
             lease_seconds=plan.lease_seconds,
         )
         kind = ShardKind(engine.blobs, engine.name, booted.instance)
@@ -241,7 +217,7 @@ class Worker:
         stored = None
         with contextlib.suppress(CatalogUnavailableError), connect.reading(self._catalog) as conn:
             stored = instance.golden(conn)
-        pictures = Golden(self._booted.model, self._booted.batch, self._beat)
+        pictures = self._booted.golden
         try:
             pictures.check(stored or self._booted.identity.golden, pictures.run())
         except EngineError:
