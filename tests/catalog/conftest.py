@@ -108,7 +108,7 @@ class Desk:
         return self.settle(lease, failures=[Failure(image, kind, message, **named)])
 
     def end(self, lease: Lease, in_hand: InHand | None = None, reason: str = "died") -> bool:
-        return self.do(leases.end_lease, lease, reason, POLICY, in_hand)
+        return self.do(leases.end_lease, lease, reason, POLICY, in_hand) is not None
 
     def expire(self, lease: Lease) -> None:
         """Let a lease's time be over, by whichever clock the catalog goes."""

@@ -12,17 +12,10 @@ from featd.catalog.counters import StateChanges
 from featd.catalog.schema import images, in_state
 from featd.states import PRIORITIES, ClaimedImage, Lease, State
 
-_CLAIMED = (
-    images.c.id,
-    images.c.root,
-    images.c.path,
-    images.c.size,
-    images.c.mtime_ns,
-    images.c.version,
-    images.c.priority,
-    images.c.suspect,
-    images.c.content,
-    images.c.shard_id,
+_CLAIMED = tuple(
+    images.c[
+        "id", "root", "path", "size", "mtime_ns", "version", "priority", "suspect", "content", "shard_id"
+    ]
 )
 
 GROUP_ROOTS = 16

@@ -286,7 +286,7 @@ def _first(queues: Sequence[sa.Select[Any]], limit: int) -> sa.FromClause:
 def update_each(
     conn: sa.Connection,
     where: sa.ColumnElement[bool],
-    per_row: dict[str, sa.types.TypeEngine[Any]],
+    per_row: Sequence[str],
     rows: Sequence[tuple[int, *tuple[Any, ...]]],
     values: dict[str, Any],
 ) -> int:
@@ -298,7 +298,7 @@ def update_each(
         return 0
     rows = sorted(rows)
     if is_sqlite(conn):
-        given = rows_of(conn, "given", {"id": sa.BigInteger(), **per_row}, rows)
+        given = rows_of(conn, "given", {name: images.c[name].type for name in ("id", *per_row)}, rows)
         own: dict[str, Any] = {column: given.c[column] for column in per_row}
         statement = sa.update(images).where(images.c.id == given.c.id, where)
     else:
@@ -307,9 +307,10 @@ def update_each(
         ids = sa.bindparam("each_ids", [row[0] for row in rows], postgresql.ARRAY(sa.BigInteger))
         at = sa.func.width_bucket(images.c.id, ids)
         own = {}
-        for index, (column, kind) in enumerate(per_row.items(), start=1):
-            listed = sa.bindparam(f"each_{column}", [row[index] for row in rows], postgresql.ARRAY(kind))
-            own[column] = sa.type_coerce(Grouping(listed), postgresql.ARRAY(kind))[at]
+        for index, column in enumerate(per_row, start=1):
+            array = postgresql.ARRAY(images.c[column].type)
+            listed = sa.bindparam(f"each_{column}", [row[index] for row in rows], array)
+            own[column] = sa.type_coerce(Grouping(listed), array)[at]
         statement = sa.update(images).where(images.c.id == sa.any_(ids), where)
     return changed(conn, statement.values(**own, **values))
 

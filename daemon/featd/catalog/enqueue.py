@@ -166,21 +166,16 @@ def _insert(
     if not new:
         return 0
     rows = dialects.rows_of(conn, "new", _FILE, sorted((file.path, file.size, file.mtime_ns) for file in new))
-    moment = dialects.now(conn)
     columns: dict[str, Any] = {
         "root": sa.literal(root),
-        "path": rows.c.path,
-        "size": rows.c.size,
-        "mtime_ns": rows.c.mtime_ns,
+        **{name: rows.c[name] for name in _FILE},
         "version": sa.literal(1),
         "state": sa.literal(State.PENDING.value),
         "priority": sa.literal(priority),
         "not_before": dialects.later(conn, delay_seconds),
         "suspect": sa.false(),
-        "errors": sa.literal(0),
-        "crashes": sa.literal(0),
-        "kills": sa.literal(0),
-        "updated_at": moment,
+        **{budget: sa.literal(spent) for budget, spent in verdicts.UNSPENT.items()},
+        "updated_at": dialects.now(conn),
     }
     # WHERE true: without it SQLite parses ON CONFLICT as the ON of a join.
     source = sa.select(*(value.label(name) for name, value in columns.items())).where(sa.true())
@@ -200,15 +195,7 @@ def _change(
 ) -> None:
     if not differ:
         return
-    columns = (
-        images.c.id,
-        images.c.state,
-        images.c.size,
-        images.c.mtime_ns,
-        images.c.version,
-        images.c.shard_id,
-        images.c.shard_version,
-    )
+    columns = images.c["id", "state", "size", "mtime_ns", "version", "shard_id", "shard_version"]
     statement = sa.select(*columns).where(dialects.has_id(conn, sorted(differ))).order_by(images.c.id)
     claimed: list[tuple[Any, ...]] = []
     again: list[tuple[Any, ...]] = []
@@ -236,11 +223,7 @@ def _change(
             changes.move(State(row.state), State.PENDING)
         elif row.state == State.PENDING:
             sooner.append(row.id)
-    per_row: dict[str, sa.types.TypeEngine[Any]] = {
-        "size": sa.BigInteger(),
-        "mtime_ns": sa.BigInteger(),
-        "version": sa.Integer(),
-    }
+    per_row = ("size", "mtime_ns", "version")
     moment = dialects.now(conn)
     clean = {**verdicts.CLEAN, "updated_at": moment}
     fresh = {

@@ -40,17 +40,9 @@ def failed_after(
     conn: sa.Connection, after_id: int, limit: int, kind: Kind | None = None, since: datetime | None = None
 ) -> list[FailedImage]:
     """The next of these rows, beginning behind `after_id`."""
-    columns = (
-        images.c.id,
-        images.c.root,
-        images.c.path,
-        images.c.version,
-        images.c.error_kind,
-        images.c.error,
-        images.c.errors,
-        images.c.crashes,
-        images.c.updated_at,
-    )
+    columns = images.c[
+        "id", "root", "path", "version", "error_kind", "error", "errors", "crashes", "updated_at"
+    ]
     statement = sa.select(*columns).where(in_state(State.FAILED), images.c.id > after_id)
     if kind is not None:
         statement = statement.where(images.c.error_kind == kind)

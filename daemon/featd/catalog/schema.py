@@ -50,14 +50,15 @@ def _one_of(column: str, values: type[State] | type[Kind]) -> sa.CheckConstraint
     return sa.CheckConstraint(f"{column} IN ({listed})", name=column)
 
 
-def _identity() -> tuple[Any, ...]:
-    return (sa.Identity(),)
+def _partial_index(name: str, where: str, *columns: sa.Column[Any]) -> None:
+    """An index of the rows that `where` selects."""
+    sa.Index(name, *columns, sqlite_where=sa.text(where), postgresql_where=sa.text(where))
 
 
 images = sa.Table(
     "images",
     metadata,
-    sa.Column("id", BigId, *_identity(), primary_key=True),
+    sa.Column("id", BigId, sa.Identity(), primary_key=True),
     sa.Column("root", Path, nullable=False),
     sa.Column("path", Path, nullable=False),
     sa.Column("size", sa.BigInteger, nullable=False),
@@ -85,33 +86,14 @@ images = sa.Table(
 )
 # A claim reads this index from its start, for one root and priority at a time, and stops at the first row that is
 # not due yet. The root comes first, so that the backlog of an offline root does not slow down the others.
-sa.Index(
-    "ix_images_claim",
-    images.c.root,
-    images.c.priority,
-    images.c.not_before,
-    images.c.id,
-    sqlite_where=sa.text("state = 'pending'"),
-    postgresql_where=sa.text("state = 'pending'"),
-)
-sa.Index(
-    "ix_images_lease_id",
-    images.c.lease_id,
-    sqlite_where=sa.text("state = 'claimed'"),
-    postgresql_where=sa.text("state = 'claimed'"),
-)
-sa.Index(
-    "ix_images_failed",
-    images.c.id,
-    images.c.error_kind,
-    sqlite_where=sa.text("state = 'failed'"),
-    postgresql_where=sa.text("state = 'failed'"),
-)
+_partial_index("ix_images_claim", "state = 'pending'", *images.c["root", "priority", "not_before", "id"])
+_partial_index("ix_images_lease_id", "state = 'claimed'", images.c.lease_id)
+_partial_index("ix_images_failed", "state = 'failed'", *images.c["id", "error_kind"])
 
 leases = sa.Table(
     "leases",
     metadata,
-    sa.Column("id", BigId, *_identity(), primary_key=True),
+    sa.Column("id", BigId, sa.Identity(), primary_key=True),
     sa.Column("token", sa.Text, nullable=False),
     sa.Column("host", sa.Text, nullable=False),
     sa.Column("boot_id", sa.Text),
@@ -129,17 +111,12 @@ leases = sa.Table(
     sa.Column("shares", sa.JSON, nullable=False),
     sqlite_autoincrement=True,
 )
-sa.Index(
-    "ix_leases_open",
-    leases.c.host,
-    sqlite_where=sa.text("ended_at IS NULL"),
-    postgresql_where=sa.text("ended_at IS NULL"),
-)
+_partial_index("ix_leases_open", "ended_at IS NULL", leases.c.host)
 
 shards = sa.Table(
     "shards",
     metadata,
-    sa.Column("id", BigId, *_identity(), primary_key=True),
+    sa.Column("id", BigId, sa.Identity(), primary_key=True),
     sa.Column("name", sa.Text, nullable=False, unique=True),
     sa.Column("path", sa.Text, nullable=False),
     sa.Column("rows", sa.Integer, nullable=False),
@@ -155,7 +132,7 @@ shards = sa.Table(
 attempts = sa.Table(
     "attempts",
     metadata,
-    sa.Column("id", BigId, *_identity(), primary_key=True),
+    sa.Column("id", BigId, sa.Identity(), primary_key=True),
     sa.Column("image_id", sa.BigInteger, nullable=False, index=True),
     sa.Column("version", sa.Integer, nullable=False),
     sa.Column("lease_id", sa.BigInteger),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import sqlalchemy as sa
@@ -102,15 +102,7 @@ def _lock(conn: sa.Connection, lease: Lease, settlement: Settlement) -> dict[int
         *settlement.unchanged,
         *settlement.failures,
     )
-    columns = (
-        images.c.id,
-        images.c.version,
-        images.c.errors,
-        images.c.crashes,
-        images.c.kills,
-        images.c.shard_id,
-        images.c.content,
-    )
+    columns = images.c["id", "version", "errors", "crashes", "kills", "shard_id", "content"]
     statement = (
         sa.select(*columns)
         .where(
@@ -149,24 +141,10 @@ def _settle_made(
     mine = [one for one in made if one.image.id in rows]
     shard_id = conn.execute(
         sa.insert(shards)
-        .values(
-            name=shard.name,
-            path=shard.path,
-            rows=shard.rows,
-            live_rows=len(mine),
-            bytes=shard.bytes,
-            checksum=shard.checksum,
-            lease_id=lease.id,
-            engine=shard.engine,
-            created_at=dialects.now(conn),
-        )
+        .values(**asdict(shard), live_rows=len(mine), lease_id=lease.id, created_at=dialects.now(conn))
         .returning(shards.c.id)
     ).scalar_one()
-    per_row: dict[str, sa.types.TypeEngine[Any]] = {
-        "shard_row": sa.Integer(),
-        "shard_version": sa.Integer(),
-        "content": sa.Text(),
-    }
+    per_row = ("shard_row", "shard_version", "content")
     claimed = (images.c.lease_id == lease.id) & (images.c.state == State.CLAIMED)
     for state, values in ((State.DONE, _done_values(conn)), (State.PENDING, _raised_values(conn))):
         chosen = [
@@ -207,10 +185,8 @@ def _settle_unchanged(
         and rows[one.image.id].content == one.content
         and rows[one.image.id].shard_id is not None
     ]
-    per_row: dict[str, sa.types.TypeEngine[Any]] = {"shard_version": sa.Integer()}
-    done = dialects.update_each(
-        conn, claimed, per_row, [(one.image.id, one.image.version) for one in same], _done_values(conn)
-    )
+    versions = [(one.image.id, one.image.version) for one in same]
+    done = dialects.update_each(conn, claimed, ("shard_version",), versions, _done_values(conn))
     again = sorted({one.image.id for one in mine} - {one.image.id for one in same})
     if again:
         conn.execute(

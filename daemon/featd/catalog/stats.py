@@ -49,15 +49,8 @@ class FailureLine:
 
 
 def shard_totals(conn: sa.Connection) -> ShardTotals:
-    total = sa.func.coalesce
-    row = conn.execute(
-        sa.select(
-            sa.func.count(),
-            total(sa.func.sum(shards.c.rows), 0),
-            total(sa.func.sum(shards.c.live_rows), 0),
-            total(sa.func.sum(shards.c.bytes), 0),
-        )
-    ).one()
+    totals = [sa.func.coalesce(sa.func.sum(column), 0) for column in shards.c["rows", "live_rows", "bytes"]]
+    row = conn.execute(sa.select(sa.func.count(), *totals)).one()
     return ShardTotals(*(int(value) for value in row))
 
 

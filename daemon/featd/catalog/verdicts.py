@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import sqlalchemy as sa
@@ -94,15 +94,13 @@ def apply_verdict(
     """Record `attempt` and apply the verdict to its claimed row. The caller holds the lease and the row."""
     verdict = judge(attempt.kind, budget, policy)
     message = attempt.message
-    record(conn, lease_id, [attempt])
+    record(conn, lease_id, attempt)
     if verdict.kind is Kind.CRASH and attempt.kind is Kind.KILLED:
         message = f"killed {MAX_KILLS} times while this image alone was in hand; the last time: {message}"
-        record(conn, lease_id, [Attempt(attempt.image_id, attempt.version, Kind.CRASH, message)])
+        record(conn, lease_id, replace(attempt, kind=Kind.CRASH, message=message))
     values: dict[str, object] = {
         "state": verdict.state,
-        "errors": verdict.budget.errors,
-        "crashes": verdict.budget.crashes,
-        "kills": verdict.budget.kills,
+        **asdict(verdict.budget),
         "error_kind": verdict.kind,
         "error": kept(message),
         "lease_id": None,
@@ -118,20 +116,10 @@ def apply_verdict(
     return verdict.state
 
 
-def record(conn: sa.Connection, lease_id: int | None, failed: Iterable[Attempt]) -> None:
+def record(conn: sa.Connection, lease_id: int, failed: Attempt) -> None:
     """Write `failed` into the history that `featd explain` shows."""
-    moment = dialects.now(conn)
-    for attempt in failed:
-        conn.execute(
-            sa.insert(attempts).values(
-                image_id=attempt.image_id,
-                version=attempt.version,
-                lease_id=lease_id,
-                at=moment,
-                kind=attempt.kind,
-                message=kept(attempt.message),
-            )
-        )
+    row = {**asdict(failed), "message": kept(failed.message), "lease_id": lease_id, "at": dialects.now(conn)}
+    conn.execute(sa.insert(attempts).values(**row))
 
 
 def kept(message: str) -> str:
@@ -155,7 +143,7 @@ def charge_deaths(
         dialects.lock_images(conn, *mine)
         conn.execute(sa.update(images).where(*mine).values(suspect=True))
         return
-    columns = (images.c.id, images.c.version, images.c.errors, images.c.crashes, images.c.kills)
+    columns = images.c["id", "version", "errors", "crashes", "kills"]
     row = conn.execute(dialects.lock_rows(conn, sa.select(*columns).where(*mine))).first()
     if row is None:
         return
