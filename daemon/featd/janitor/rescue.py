@@ -72,9 +72,10 @@ class Rescue:
         ended = connect.transact(self._catalog, leases.end_lease, lease, cause.message, self._policy, in_hand)
         _remove(hands)
         if ended is not None:
+            released = f"released its {ended} claimed images" if ended else "it had claimed no images"
             log.info(
                 "lease_rescued",
-                f"ended the lease of a dead worker; {ended or 'no'} claimed images are pending again",
+                f"ended the lease of a dead worker; {released}",
                 lease=lease.id,
                 why=cause.message.partition("; its last words")[0],
                 images_in_net=len(in_hand.images) if in_hand else 0,
