@@ -53,7 +53,9 @@ def explain(
         settings = instance.settings
     if found is None:
         if not path.exists():
-            raise NothingMatchedError(f"{path}: no such file, and the catalog has none of this name")
+            raise NothingMatchedError(
+                f"{path.absolute()}: no such file, and the catalog has none of this name"
+            )
         raise NothingMatchedError(
             f"{path} is not in the catalog: run `featd scan`, and check the `include` and `exclude` patterns of its"
             " root"
@@ -108,7 +110,7 @@ def moment(at: datetime) -> str:
 def next_of(found: Explained, settings: Settings) -> str:
     """One sentence: what happens to the image next, and how many attempts it has left."""
     if found.state == State.FAILED and found.error_kind in OF_THE_FILE:
-        return "repair or replace the file: featd notices and tries it again; as it is, it would fail again"
+        return "repair or replace the file, and a running featd tries it again; as it is, it would fail again"
     if found.state != State.PENDING:
         return NEXT[State(found.state)]
     retry = settings.retry

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from featd.errors import FeatdError
+from featd.states import State
 from featd_cli.console import note, shown
 from featd_cli.instance import ConfigOption, open_instance, sqlite_file
 
@@ -69,6 +70,7 @@ def export(
             f"{out.name} looks like an HDF5 file: add --format hdf5 (npy creates a folder)",
             param_hint="OUT",
         )
+    from featd.catalog import counters
     from featd.config import find
     from featd.export import export as exporting
 
@@ -76,7 +78,11 @@ def export(
         _refuse_own_files(out, instance.settings, find(config or ctx.obj))
         write = exporting.to_npy if form is Format.NPY else exporting.to_hdf5
         exported = write(instance.catalog, instance.settings.store.path, out, blob=blob, force=force)
+        with instance.read() as conn:
+            counts = counters.counts(conn)
+    left_out = sum(counts[state] for state in (State.PENDING, State.CLAIMED, State.FAILED))
     note(
         f"wrote {exported.rows:,} vectors of {exported.size:,} numbers ({exported.dtype}), blob"
         f" {shown(exported.blob)}, to {shown(str(out))}"
+        + (f"; {left_out:,} images have no vector: see `featd status`" if left_out else "")
     )

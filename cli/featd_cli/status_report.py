@@ -23,7 +23,7 @@ LEASE_WARNING = 1 / 3
 """A lease with less than this part of its time left should have been renewed long ago."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Report:
     """Everything that is shown."""
 
@@ -43,6 +43,8 @@ class Report:
     """Until the next pending image is due; read only where no worker is working."""
     waiting_roots: dict[str, str] = field(default_factory=dict)
     """Roots that are offline or not configured, and have pending images -> why."""
+    offline: int = 0
+    """Roots of the configuration that are offline."""
     warnings: list[str] = field(default_factory=list)
 
     @property
@@ -141,6 +143,7 @@ def _warnings(settings: Settings, report: Report) -> list[str]:
     for root in settings.roots:
         state = root_state(root.path)
         if state is not RootState.ONLINE:
+            report.offline += 1
             found.append(f"root {root.path} is offline ({state}): images of this root keep their state")
             notes.pop(str(root.path), None)  # says the same
     found.extend(f"root {root}: {note}" for root, note in sorted(notes.items()))
@@ -162,7 +165,8 @@ def holds_back(report: Report) -> str:
     if report.workers and all(state_of(worker) == "dead" for worker in report.workers):
         return "featd was killed: start `featd run`; recovery is automatic"
     if not report.open:
-        return "every image is processed" + _way_out(report)
+        known = "every image that was found" if report.offline else "every image"
+        return f"{known} is processed{_way_out(report)}"
     if not report.workers:
         if report.daemon.pid:
             return (
@@ -187,12 +191,13 @@ def _way_out(report: Report) -> str:
     """What to do about the images that failed."""
     failed = report.counts[State.FAILED]
     of_files = sum(line.count for line in report.failures if line.kind in OF_THE_FILE)
-    mend = "repair or replace the files, and featd tries them again"
+    again = "featd then tries them again" if report.daemon.pid else "`featd run` then tries them again"
+    mend = f"repair or replace the files; {again}"
     if not failed:
         return ""
     if of_files == failed:
         return f"; {failed:,} failed: see `featd failures`, {mend}"
-    some = f"; for {of_files:,} of them {mend}" if of_files else ""
+    some = f"; of these, {of_files:,} need other files: {mend}" if of_files else ""
     return f"; {failed:,} failed: see `featd failures`, try again with `featd retry-failed`{some}"
 
 

@@ -155,7 +155,7 @@ def _images(report: Report, width: int, blocks: bool) -> Iterator[Text]:
     yield Text("   ").join(cells[:3])
     yield Text("   ").join(cells[3:])
     if report.workers:
-        rate = f"{'rate':<8}{report.images_per_second:>{digits},.1f} images/s in the last 30 s"
+        rate = f"{'rate':<8}{report.images_per_second:>{digits},.1f} images/s now"
         left = f", about {duration(report.eta_seconds)} left" if report.eta_seconds is not None else ""
         yield Text(rate + left)
 
@@ -170,7 +170,7 @@ def _workers(report: Report, width: int, blocks: bool, detail: Detail) -> Iterat
         yield Text(f"workers: {len(report.workers)}, {at_work} working", "bold")
         return
     room = max(4, min(40, width - BESIDE_TIME))
-    head = f"{'workers':<9}{'state':<9}{'images/s':>8}{'done':>13}{'failed':>9}  last 30 s"
+    head = f"{'workers':<9}{'state':<9}{'images/s':>8}{'done':>13}{'failed':>9}  time spent"
     yield Text(head, "bold")
     several = len({worker.host for worker in report.workers}) > 1
     for worker in shown_workers:
@@ -228,8 +228,6 @@ def _failures(report: Report, width: int, detail: Detail) -> Iterator[Text]:
 
 
 def _verdict(report: Report, width: int, detail: Detail) -> Iterator[Text]:
-    sentence = holds_back(report)
-    yield from map(Text, wrap(shown(sentence[0].upper() + sentence[1:] + "."), width))
     some = report.warnings[: detail.warnings]
     for warning in some:
         first, *rest = wrap(shown(f"warning: {warning}"), width, indent="  ")
@@ -237,6 +235,8 @@ def _verdict(report: Report, width: int, detail: Detail) -> Iterator[Text]:
         yield from map(Text, rest)
     if left := len(report.warnings) - len(some):
         yield Text(f"{left} more {'warning' if left == 1 else 'warnings'}", "yellow")
+    sentence = holds_back(report)
+    yield from map(Text, wrap(shown(sentence[0].upper() + sentence[1:] + "."), width))
 
 
 def clip(text: str, width: int, keep: int) -> str:

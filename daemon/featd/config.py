@@ -267,7 +267,7 @@ def load(explicit: Path | None = None) -> Settings:
     try:
         document = tomllib.loads(read_regular(path, MOST_BYTES).decode())
     except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file: make one with `featd init`") from None
+        raise ConfigError(f"{path}: no such file") from None
     except tomllib.TOMLDecodeError as error:
         twice = _TWICE.sub(lambda found: f"the section [{found[1]}] stands there twice", str(error))
         said = twice.replace("Cannot overwrite a value", "a key stands there twice")

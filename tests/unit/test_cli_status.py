@@ -355,7 +355,7 @@ def test_all_done_and_some_failed() -> None:
     assert "retry-failed" not in told  # as they are, the files would fail again
     assert holds_back(report(counts=counts, failures=[denied])).endswith("again with `featd retry-failed`")
     told = holds_back(report(counts=counts | {State.FAILED: 3}, failures=[corrupt, denied]))
-    assert "`featd retry-failed`; for 2 of them repair or replace" in told
+    assert "`featd retry-failed`; of these, 2 need other files: repair or replace" in told
     assert holds_back(report(counts=dict.fromkeys(State, 0) | {State.DONE: 5})) == "every image is processed"
 
 

@@ -39,7 +39,7 @@ def look(catalog: sa.Engine, roots: Sequence[str], start: Start) -> StopRequest 
         open_rows = counts[State.PENDING] + counts[State.CLAIMED]
         waiting = stats.pending_roots(conn) if open_rows else set()
     if open_rows == 0:
-        return _unseen(roots) or _finished(counts, start)
+        return _finished(counts, start, _unseen(roots))
     offline = {root: root_state(Path(root)) for root in waiting}
     unreachable = {
         root for root, state in offline.items() if state is not RootState.ONLINE or root not in roots
@@ -54,20 +54,17 @@ def look(catalog: sa.Engine, roots: Sequence[str], start: Start) -> StopRequest 
     return StopRequest(EXIT_ERROR, f"drained, except for {waits}: {AGAIN}")
 
 
-def _unseen(roots: Sequence[str]) -> StopRequest | None:
-    """Where a root could not be scanned."""
+def _unseen(roots: Sequence[str]) -> list[str]:
+    """The roots that could not be scanned, each with its state."""
     states = {root: root_state(Path(root)) for root in roots}
-    away = [
+    return [
         f"{root} ({state})"
         for root, state in states.items()
         if state in (RootState.MISSING, RootState.UNREADABLE)
     ]
-    if not away:
-        return None
-    return StopRequest(EXIT_ERROR, f"drained, except for offline roots: {', '.join(away)}: {AGAIN}")
 
 
-def _finished(counts: Mapping[State, int], start: Start) -> StopRequest:
+def _finished(counts: Mapping[State, int], start: Start, unseen: Sequence[str]) -> StopRequest:
     seconds = max(clock.monotonic() - start.at, 1e-3)
     done = max(counts[State.DONE] - start.done, 0)
     message = "drained: nothing was left to do"
@@ -79,8 +76,10 @@ def _finished(counts: Mapping[State, int], start: Start) -> StopRequest:
         message += f"; {counts[State.DONE]:,} done in all"
     if counts[State.FAILED]:
         message += f"; {counts[State.FAILED]:,} failed (`featd failures` lists them)"
-        return StopRequest(EXIT_FAILED_ROWS, message)
-    return StopRequest(EXIT_OK, message)
+    if unseen:
+        message += f"; offline roots were not scanned: {', '.join(unseen)}: {AGAIN}"
+        return StopRequest(EXIT_ERROR, message)
+    return StopRequest(EXIT_FAILED_ROWS if counts[State.FAILED] else EXIT_OK, message)
 
 
 def _images(count: int) -> str:

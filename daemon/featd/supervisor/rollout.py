@@ -92,7 +92,7 @@ class Rollout:
                     self._refusal = f"new configuration refused: {reason}"
                     log.error(
                         "reload_refused",
-                        "new configuration refused; keeping the old one: correct the file, then reload again",
+                        "new configuration refused; keeping the old one: correct the file, then send SIGHUP again",
                         reason=reason,
                     )
                 case Change() as change:

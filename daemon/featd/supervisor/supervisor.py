@@ -282,7 +282,10 @@ class Supervisor:
             return
         if replaced and why in (Why.FINISHED, Why.STOPPED):
             log.info(
-                "child_replaced", f"{name} {what}; starting its successor", child=name, old_pid=fields["pid"]
+                "child_replaced",
+                f"{name} {what}; starting its successor with the new configuration",
+                child=name,
+                old_pid=fields["pid"],
             )
             child.start_at = now
             return
