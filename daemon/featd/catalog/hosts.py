@@ -59,8 +59,7 @@ def take_duties(
     names = sorted(_DUTY + duty for duty in {*duties, *leave})
     if not names:
         return set()
-    new = [{"name": name, "value": None, "number": 0} for name in names]
-    conn.execute(dialects.insert_if_new(conn, settings, ["name"]), new)
+    values.add_values(conn, dict.fromkeys(names))
     # All hosts lock in the same order, so that they wait for one another and never deadlock.
     statement = _kept(conn).where(settings.c.name.in_(names)).order_by(settings.c.name)
     free, mine = set(), set()
@@ -96,8 +95,7 @@ def ask_for(conn: sa.Connection, duties: Collection[str]) -> None:
     """
     names = sorted(_ASKED + duty for duty in duties)
     if names:
-        new = [{"name": name, "value": None, "number": 0} for name in names]
-        conn.execute(dialects.insert_if_new(conn, settings, ["name"]), new)
+        values.add_values(conn, dict.fromkeys(names))
         asked = sa.update(settings).where(settings.c.name.in_(names))
         conn.execute(asked.values(number=settings.c.number + 1))
 

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import uuid
 from typing import Any
 
 import sqlalchemy as sa
 
-from featd.catalog import counters, dialects, values
-from featd.catalog.schema import settings
+from featd.catalog import counters, values
 from featd.errors import FingerprintError
 from featd.states import State
 
 
 def create_instance(conn: sa.Connection) -> str:
     """Give a new catalog its instance id and its counters. A catalog that has them stays as it is."""
-    rows = [{"name": counters.counter_name(state), "value": None, "number": 0} for state in State]
-    rows.append({"name": "instance", "value": json.dumps(str(uuid.uuid4())), "number": 0})
-    conn.execute(dialects.insert_if_new(conn, settings, ["name"]), rows)
+    rows = dict.fromkeys(map(counters.counter_name, State))
+    values.add_values(conn, {**rows, "instance": str(uuid.uuid4())})
     return instance_id(conn)
 
 
@@ -48,13 +45,7 @@ def fix_fingerprint(conn: sa.Connection, mine: str, spec: dict[str, Any], golden
     """Compare the fingerprint of this transaction's vectors with the catalog's; the first vectors set it."""
     if fingerprint(conn) is None:
         # Two workers may bring the first vectors at the same time: the second waits here and then reads the first's.
-        given = {"fingerprint": mine, "golden": golden, "spec": spec}
-        rows = [
-            {"name": name, "value": json.dumps(value, sort_keys=True), "number": 0}
-            for name, value in given.items()
-        ]
-        for row in rows:
-            conn.execute(dialects.insert_if_new(conn, settings, ["name"]).values(**row))
+        values.add_values(conn, {"fingerprint": mine, "golden": golden, "spec": spec})
     check_fingerprint(fingerprint(conn), mine)
 
 

@@ -46,7 +46,7 @@ def upgrade(engine: sa.Engine, *, create: bool = True) -> tuple[str | None, str]
         raise CatalogUnavailableError(
             f"catalog {connect.shown_url(engine)} cannot be created: {error.strerror}"
         ) from error
-    _refuse_unknown(engine)
+    _known_revision(engine)
 
     def work(conn: sa.Connection) -> str | None:
         dialects.migration_lock(conn)
@@ -62,9 +62,7 @@ def upgrade(engine: sa.Engine, *, create: bool = True) -> tuple[str | None, str]
 
 def check_schema(engine: sa.Engine) -> None:
     """SchemaError unless the catalog has exactly this featd's schema."""
-    _refuse_unknown(engine)
-    with connect.reading(engine) as conn:
-        revision = current(conn)
+    revision = _known_revision(engine)
     if revision is None:
         raise SchemaError(
             f"catalog {connect.shown_url(engine)} is empty: create its tables with `featd init` or `featd db upgrade`"
@@ -83,7 +81,8 @@ def is_known(revision: str) -> bool:
     }
 
 
-def _refuse_unknown(engine: sa.Engine) -> None:
+def _known_revision(engine: sa.Engine) -> str | None:
+    """The catalog's revision; None where it is empty. SchemaError where this featd does not know it."""
     with connect.reading(engine) as conn:
         revision = current(conn)
     if revision is not None and not is_known(revision):
@@ -91,3 +90,4 @@ def _refuse_unknown(engine: sa.Engine) -> None:
             f"catalog {connect.shown_url(engine)} has schema {revision}, which is newer than this featd knows"
             f" ({head()}): install a newer featd"
         )
+    return revision

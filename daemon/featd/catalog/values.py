@@ -19,5 +19,15 @@ def get_value(conn: sa.Connection, name: str) -> Any:
 
 def set_value(conn: sa.Connection, name: str, value: Any) -> None:
     """Store a JSON value under `name`."""
-    row = {"name": name, "value": json.dumps(value, sort_keys=True), "number": 0}
-    conn.execute(dialects.upsert(conn, settings, ["name"], row))
+    conn.execute(dialects.upsert(conn, settings, ["name"], _row(name, value)))
+
+
+def add_values(conn: sa.Connection, values: dict[str, Any]) -> None:
+    """Store those JSON values whose names have no row yet. None: a row without a value."""
+    rows = [_row(name, value) for name, value in values.items()]
+    conn.execute(dialects.insert_if_new(conn, settings, ["name"]), rows)
+
+
+def _row(name: str, value: Any) -> dict[str, Any]:
+    text = None if value is None else json.dumps(value, sort_keys=True)
+    return {"name": name, "value": text, "number": 0}
