@@ -91,9 +91,9 @@ def enqueue(
             new.append(file)
         else:
             differ[image_id] = file
-    changes = StateChanges()
-    result = Enqueued(new=_insert(conn, root, new, priority, delay_seconds, changes))
-    _change(conn, differ, priority, delay_seconds, changes, result)
+    result = Enqueued(new=_insert(conn, root, new, priority, delay_seconds))
+    changes = _change(conn, differ, priority, delay_seconds, result)
+    changes.move(None, State.PENDING, result.new)
     counters.apply(conn, changes)
     return result
 
@@ -156,13 +156,9 @@ def mark_gone(conn: sa.Connection, ids: Sequence[int], reason: str) -> int:
 
 
 def _insert(
-    conn: sa.Connection,
-    root: str,
-    new: Sequence[FoundFile],
-    priority: int,
-    delay_seconds: float,
-    changes: StateChanges,
+    conn: sa.Connection, root: str, new: Sequence[FoundFile], priority: int, delay_seconds: float
 ) -> int:
+    """Make rows for those of `new` that have none yet; returns how many."""
     if not new:
         return 0
     rows = dialects.rows_of(conn, "new", _FILE, sorted((file.path, file.size, file.mtime_ns) for file in new))
@@ -180,21 +176,16 @@ def _insert(
     # WHERE true: without it SQLite parses ON CONFLICT as the ON of a join.
     source = sa.select(*(value.label(name) for name, value in columns.items())).where(sa.true())
     statement = dialects.insert_if_new(conn, images, ["root", "path"]).from_select(list(columns), source)
-    inserted = dialects.changed(conn, statement)
-    changes.move(None, State.PENDING, inserted)
-    return inserted
+    return dialects.changed(conn, statement)
 
 
 def _change(
-    conn: sa.Connection,
-    differ: dict[int, FoundFile],
-    priority: int,
-    delay_seconds: float,
-    changes: StateChanges,
-    result: Enqueued,
-) -> None:
+    conn: sa.Connection, differ: dict[int, FoundFile], priority: int, delay_seconds: float, result: Enqueued
+) -> StateChanges:
+    """Bring these rows up to their files, and count them in `result`."""
+    changes = StateChanges()
     if not differ:
-        return
+        return changes
     columns = images.c["id", "state", "size", "mtime_ns", "version", "shard_id", "shard_version"]
     statement = sa.select(*columns).where(dialects.has_id(conn, sorted(differ))).order_by(images.c.id)
     claimed: list[tuple[Any, ...]] = []
@@ -240,3 +231,4 @@ def _change(
         due = dialects.later(conn, delay_seconds)
         sooner_of = sa.case((images.c.not_before > due, due), else_=images.c.not_before)
         conn.execute(sa.update(images).where(*asked).values(priority=priority, not_before=sooner_of))
+    return changes

@@ -97,11 +97,8 @@ def count_settles(conn: sa.Connection, lease: Lease) -> int:
 
 def _lock(conn: sa.Connection, lease: Lease, settlement: Settlement) -> dict[int, sa.Row[Any]]:
     """Lock the settlement's rows that still belong to this lease, in order of id."""
-    outcomes: tuple[Made | Unchanged | Failure, ...] = (
-        *settlement.made,
-        *settlement.unchanged,
-        *settlement.failures,
-    )
+    outcomes: list[Made | Unchanged | Failure] = [*settlement.made, *settlement.unchanged]
+    outcomes += settlement.failures
     columns = images.c["id", "version", "errors", "crashes", "kills", "shard_id", "content"]
     statement = (
         sa.select(*columns)
@@ -115,19 +112,13 @@ def _lock(conn: sa.Connection, lease: Lease, settlement: Settlement) -> dict[int
     return {row[0]: row for row in conn.execute(dialects.lock_rows(conn, statement)).all()}
 
 
-def _done_values(conn: sa.Connection) -> dict[str, Any]:
-    return {**verdicts.CLEAN, "state": State.DONE, "lease_id": None, "updated_at": dialects.now(conn)}
+def _clean_values(conn: sa.Connection, state: State) -> dict[str, Any]:
+    return {**verdicts.CLEAN, "state": state, "lease_id": None, "updated_at": dialects.now(conn)}
 
 
 def _raised_values(conn: sa.Connection, delay_seconds: float = 0.0) -> dict[str, Any]:
     """For a file that changed while its vector was made: pending at the new version, no budget spent."""
-    return {
-        **verdicts.CLEAN,
-        "state": State.PENDING,
-        "lease_id": None,
-        "not_before": dialects.later(conn, delay_seconds),
-        "updated_at": dialects.now(conn),
-    }
+    return {**_clean_values(conn, State.PENDING), "not_before": dialects.later(conn, delay_seconds)}
 
 
 def _settle_made(
@@ -146,7 +137,8 @@ def _settle_made(
     ).scalar_one()
     per_row = ("shard_row", "shard_version", "content")
     claimed = (images.c.lease_id == lease.id) & (images.c.state == State.CLAIMED)
-    for state, values in ((State.DONE, _done_values(conn)), (State.PENDING, _raised_values(conn))):
+    done, raised = _clean_values(conn, State.DONE), _raised_values(conn)
+    for state, values in ((State.DONE, done), (State.PENDING, raised)):
         chosen = [
             (one.image.id, one.shard_row, one.image.version, one.content)
             for one in mine
@@ -186,7 +178,7 @@ def _settle_unchanged(
         and rows[one.image.id].shard_id is not None
     ]
     versions = [(one.image.id, one.image.version) for one in same]
-    done = dialects.update_each(conn, claimed, ("shard_version",), versions, _done_values(conn))
+    done = dialects.update_each(conn, claimed, ("shard_version",), versions, _clean_values(conn, State.DONE))
     again = sorted({one.image.id for one in mine} - {one.image.id for one in same})
     if again:
         conn.execute(
