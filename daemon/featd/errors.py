@@ -23,6 +23,11 @@ def reason(error: Exception) -> str:
     return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
+def first_line(error: BaseException | None) -> str:
+    """The first line of what a library says."""
+    return str(error).strip().partition("\n")[0]
+
+
 class FeatdError(Exception):
     """An error that featd reports; the message says what is wrong and what to do."""
 

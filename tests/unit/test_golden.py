@@ -26,6 +26,7 @@ def coloured(model: Model) -> Model:
     """gist does not look at brightness and hardly at colour; this one gives out the pixels."""
 
     class Pixels:
+        name, device, blobs = "fake", "cpu", {"any": 1}
         input_shape = (3, 128, 128)
 
         def forward(self, batch: Batch) -> dict[str, Vectors]:
@@ -39,6 +40,7 @@ def returns(*answers: dict[str, Vectors]) -> Engine:
     left = list(answers)
 
     class Fake:
+        name, device, blobs = "fake", "cpu", {"any": 1}
         input_shape = (3, 128, 128)
 
         def forward(self, batch: Batch) -> dict[str, Vectors]:

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from featd import clock
 from featd.catalog import dialects
-from featd.errors import CatalogUnavailableError, ConfigError, SchemaError, reason
+from featd.errors import CatalogUnavailableError, ConfigError, SchemaError, first_line, reason
 
 K = TypeVar("K")
 P = ParamSpec("P")
@@ -147,13 +147,11 @@ def unavailable(engine: sa.Engine, error: sa.exc.DBAPIError) -> Exception:
     """What to raise for a database error: SchemaError, CatalogUnavailableError, or the error itself (a bug)."""
     if dialects.is_foreign_schema(error):
         return SchemaError(
-            f"catalog {shown_url(engine)} lacks tables or columns of its schema revision: {_first_line(error)}:"
+            f"catalog {shown_url(engine)} lacks tables or columns of its schema revision: {first_line(error.orig)}:"
             " restore it from a backup"
         )
     if dialects.is_unreachable(error):
-        return CatalogUnavailableError(f"catalog {shown_url(engine)} is out of reach: {_first_line(error)}")
+        return CatalogUnavailableError(
+            f"catalog {shown_url(engine)} is out of reach: {first_line(error.orig)}"
+        )
     return error
-
-
-def _first_line(error: sa.exc.DBAPIError) -> str:
-    return str(error.orig).strip().partition("\n")[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Protocol, TypeAlias
 
 import numpy as np
@@ -57,9 +58,12 @@ def as_batch(batch: Batch, input_shape: tuple[int, int, int]) -> Batch:
     return np.ascontiguousarray(batch, np.float32)
 
 
-def images_of(batch: Batch, alone: bool) -> list[Batch]:
-    """The batches to run: the whole batch, or each image alone."""
-    return [batch[at : at + 1] for at in range(len(batch))] if alone else [batch]
+def run_all(run: Callable[[Batch], Sequence[Vectors]], batch: Batch, alone: bool) -> Sequence[Vectors]:
+    """What `run` gives for the whole batch, or for each image `alone`, one array per blob."""
+    if not alone:
+        return run(batch)
+    parts = [run(batch[at : at + 1]) for at in range(len(batch))]
+    return [np.concatenate(rows) for rows in zip(*parts, strict=True)]
 
 
 def warn_if_alone(net: Net, engine: str) -> None:
@@ -89,6 +93,3 @@ def cuda_index(device: str) -> int | None:
     if kind == "cuda" and index.isdecimal():
         return int(index)
     raise ModelError(f'unknown device {device!r}: write "cpu" or "cuda:N"')
-
-
-__all__ = ["Batch", "Engine", "Vectors", "as_batch", "as_vectors", "cuda_index", "images_of", "warn_if_alone"]

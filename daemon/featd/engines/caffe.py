@@ -19,8 +19,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from featd.engines.base import Batch, Vectors, as_batch, as_vectors, cuda_index, images_of, warn_if_alone
-from featd.errors import EngineError, ModelError
+from featd.engines.base import Batch, Vectors, as_batch, as_vectors, cuda_index, run_all, warn_if_alone
+from featd.errors import EngineError, ModelError, first_line
 from featd.net import schema
 from featd.net.caffemodel import StoredBlob
 from featd.net.graph import INPUT, Layer
@@ -50,9 +50,9 @@ def import_caffe() -> Any:
             warnings.simplefilter("ignore", FutureWarning)
             import caffe
     except Exception as error:  # not only ImportError: a protobuf that is too new raises TypeError
-        first = str(error).strip().partition("\n")[0]
         raise CaffeUnavailableError(
-            f"real Caffe is not importable ({first}): build it with script/build-caffe and put it on PYTHONPATH"
+            f"real Caffe is not importable ({first_line(error)}): build it with script/build-caffe and put"
+            " it on PYTHONPATH"
         ) from None
     if not hasattr(caffe, "Net") or not hasattr(caffe, "layer_type_list"):
         raise CaffeUnavailableError(
@@ -228,23 +228,19 @@ class CaffeEngine:
             raise EngineError("the engine is closed")
         batch = as_batch(batch, self.input_shape)
         self._enter_thread()
-        parts = [self._run(images) for images in images_of(batch, self._alone)]
-        return {
-            blob: parts[0][blob] if len(parts) == 1 else np.concatenate([part[blob] for part in parts])
-            for blob in self.blobs
-        }
+        return dict(zip(self.blobs, run_all(self._run, batch, self._alone), strict=True))
 
-    def _run(self, images: Batch) -> dict[str, Vectors]:
+    def _run(self, images: Batch) -> list[Vectors]:
         if len(images) != self._images:
             self._net.blobs[self._input].reshape(*images.shape)
             self._net.reshape()
             self._images = len(images)
         self._net.blobs[self._input].data[...] = images
         self._net.forward()
-        return {
-            blob: as_vectors(blob, np.array(self._net.blobs[blob].data), len(images), size)
+        return [
+            as_vectors(blob, np.array(self._net.blobs[blob].data), len(images), size)
             for blob, size in self.blobs.items()
-        }
+        ]
 
     def close(self) -> None:
         """Release the net and its memory."""

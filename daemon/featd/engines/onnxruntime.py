@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-import numpy as np
-
-from featd.engines.base import Batch, Vectors, as_batch, as_vectors, cuda_index, images_of, warn_if_alone
-from featd.errors import EngineError, ModelError
+from featd.engines.base import Batch, Vectors, as_batch, as_vectors, cuda_index, run_all, warn_if_alone
+from featd.errors import EngineError, ModelError, first_line
 from featd.net.lower import output_name, to_onnx
 from featd.net.net import Net
 
@@ -37,14 +35,12 @@ class OnnxRuntimeEngine:
             raise EngineError("the engine is closed")
         batch = as_batch(batch, self.input_shape)
         try:
-            parts = [
-                self._session.run(self._outputs, {self._input: images})
-                for images in images_of(batch, self._alone)
-            ]
+            # ONNX Runtime returns a new array per run, so that no copy is needed.
+            arrays = run_all(
+                lambda images: self._session.run(self._outputs, {self._input: images}), batch, self._alone
+            )
         except Exception as error:  # the runtime's exception classes are not a stable interface
-            raise EngineError(f"ONNX Runtime failed on {self.device}: {_first_line(error)}") from error
-        # ONNX Runtime returns a new array per run, so that no copy is needed.
-        arrays = parts[0] if len(parts) == 1 else [np.concatenate(rows) for rows in zip(*parts, strict=True)]
+            raise EngineError(f"ONNX Runtime failed on {self.device}: {first_line(error)}") from error
         return {
             blob: as_vectors(blob, array, len(batch), size)
             for (blob, size), array in zip(self.blobs.items(), arrays, strict=True)
@@ -86,7 +82,7 @@ def _session(net: Net, device: str, threads: int, arrays: dict[str, Any]) -> Any
     except ModelError:
         raise
     except Exception as error:  # as in `forward`
-        raise ModelError(f"{net.source}: ONNX Runtime does not load the net: {_first_line(error)}") from error
+        raise ModelError(f"{net.source}: ONNX Runtime does not load the net: {first_line(error)}") from error
     if index is not None and "CUDAExecutionProvider" not in session.get_providers():
         raise EngineError(f"device {device!r}: ONNX Runtime fell back to the CPU: look at its CUDA libraries")
     return session
@@ -102,7 +98,3 @@ def import_onnxruntime() -> Any:
             " (pip install 'featd[cpu]')"
         ) from None
     return onnxruntime
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]

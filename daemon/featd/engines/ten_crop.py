@@ -27,25 +27,12 @@ class TenCropEngine:
         scale: float = 1.0,
     ) -> None:
         self.inner = inner
-        self._size = size
+        self.name = inner.name
+        self.device = inner.device
+        self.input_shape = (inner.input_shape[0], *size)
+        self.blobs = inner.blobs
         self._mean = mean
         self._scale = np.float32(scale)
-
-    @property
-    def name(self) -> str:
-        return self.inner.name
-
-    @property
-    def device(self) -> str:
-        return self.inner.device
-
-    @property
-    def input_shape(self) -> tuple[int, int, int]:
-        return (self.inner.input_shape[0], *self._size)
-
-    @property
-    def blobs(self) -> dict[str, int]:
-        return self.inner.blobs
 
     def forward(self, batch: Batch) -> dict[str, Vectors]:
         """One vector per picture: the mean of ten, summed in double precision."""
@@ -63,7 +50,7 @@ class TenCropEngine:
 
     def _crops(self, batch: Batch) -> Iterator[Batch]:
         height, width = self.inner.input_shape[1:]
-        down, right = self._size[0] - height, self._size[1] - width
+        down, right = self.input_shape[1] - height, self.input_shape[2] - width
         for top, left in ((0, 0), (0, right), (down, 0), (down, right), (down // 2, right // 2)):
             crops = batch[:, :, top : top + height, left : left + width]
             for one in (crops, crops[..., ::-1]):

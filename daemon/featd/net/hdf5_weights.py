@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from featd.errors import ModelError
+from featd.errors import ModelError, first_line
 
 _MOST_LAYERS: Final = 100_000
 _MOST_BLOBS: Final = 64
@@ -35,9 +35,8 @@ def read(raw: bytes, source: str) -> list[tuple[str, list[Array | None]]]:
     except ModelError:
         raise
     except Exception as error:  # of a damaged file: OSError, KeyError, ValueError, RuntimeError
-        first = str(error).strip().partition("\n")[0]
         raise ModelError(
-            f"{source}: not a whole .caffemodel.h5: {first}: copy or download it again"
+            f"{source}: not a whole .caffemodel.h5: {first_line(error)}: copy or download it again"
         ) from None
 
 
