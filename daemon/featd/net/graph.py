@@ -16,8 +16,8 @@ from featd.net.schema import Message
 INPUT: Final = "Input"
 CONSTANTS: Final = frozenset({"DummyData", "Parameter"})
 """Layers without bottoms whose blobs are filled once, when Caffe loads the net."""
-_SHARING: Final = frozenset({"Flatten", "Reshape", "Split"})
-"""Layers whose tops share memory with their bottom (Blob::ShareData); see `_shares` for those that may."""
+_SHARING: Final = frozenset({"Flatten", "Reshape", "Split", "Concat"})
+"""Layers whose tops share memory with their only bottom (Blob::ShareData); see `_shares` for others that may."""
 
 Shape: TypeAlias = tuple[int, ...]
 
@@ -114,9 +114,7 @@ def _shares(layer: Layer) -> bool:
     if layer.type == "Permute":
         order = list(layer.param.permute_param.order)
         return order == list(range(len(order)))
-    return (
-        layer.type in _SHARING or layer.type == "Concat" or (layer.type == "Slice" and len(layer.tops) == 1)
-    )
+    return layer.type in _SHARING or (layer.type == "Slice" and len(layer.tops) == 1)
 
 
 def varying(steps: tuple[Step, ...], inputs: set[str]) -> set[int]:

@@ -46,12 +46,9 @@ class _Graph:
         return f"tensor {self._count}"
 
     def node(self, op: str, inputs: Sequence[str], /, **attributes: Any) -> str:
-        return self._add(op, inputs, 1, attributes)[0]
+        return self.nodes(op, inputs, 1, **attributes)[0]
 
-    def nodes(self, op: str, inputs: Sequence[str], outputs: int, /, **attributes: Any) -> list[str]:
-        return self._add(op, inputs, outputs, attributes)
-
-    def _add(self, op: str, inputs: Sequence[str], count: int, attributes: dict[str, Any]) -> list[str]:
+    def nodes(self, op: str, inputs: Sequence[str], count: int, /, **attributes: Any) -> list[str]:
         outputs = [self._fresh() for _ in range(count)]
         # Named, because onnxruntime 1.19 names a fused node after its parts, and names must be unique.
         self.model.graph.node.append(

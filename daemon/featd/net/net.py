@@ -9,7 +9,6 @@ from typing import Final
 
 from featd.net.caffemodel import StoredLayer
 from featd.net.graph import Shape, Step
-from featd.net.layers.table import TYPES
 from featd.net.weights import Weight
 
 
@@ -76,11 +75,6 @@ class Net:
     """Why images must run one at a time: in a batch they would affect each other. None: any batch size works."""
     constants: frozenset[int]
     """The values that do not depend on the picture."""
-
-    @property
-    def unsupported(self) -> tuple[Step, ...]:
-        """Steps of types that the onnxruntime engine does not run."""
-        return tuple(step for step in self.layers if step.layer.type not in TYPES)
 
 
 def flattened(shape: Shape | None) -> int:

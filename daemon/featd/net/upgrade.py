@@ -85,14 +85,18 @@ def _fed(layers: Sequence[Layer], source: str) -> list[Layer]:
 
 
 def _input_layers(layer: Layer, shapes: Sequence[Sequence[int]]) -> list[Layer]:
-    made = []
-    for top, shape in zip(layer.tops, shapes, strict=True):
-        param = schema.new("LayerParameter")
-        param.name, param.type = layer.name, INPUT
-        param.top.append(top)
-        param.input_param.shape.add().dim.extend(shape)
-        made.append(Layer(layer.index, layer.name, INPUT, (), (top,), param, rewritten=True))
-    return made
+    return [
+        replace(_input(layer.name, top, shape), index=layer.index, rewritten=True)
+        for top, shape in zip(layer.tops, shapes, strict=True)
+    ]
+
+
+def _input(name: str, top: str, shape: Sequence[int]) -> Layer:
+    param = schema.new("LayerParameter")
+    param.name, param.type = name, INPUT
+    param.top.append(top)
+    param.input_param.shape.add().dim.extend(shape)
+    return Layer(-1, name, INPUT, (), (top,), param)
 
 
 def _memory_shapes(layer: Layer, source: str) -> list[tuple[int, ...]]:
@@ -176,14 +180,7 @@ def _inputs(net: schema.Message, source: str) -> list[Layer]:
         raise ModelError(
             f"{source}: {len(net.input)} `input` need as many `input_shape`, or 4 `input_dim` each"
         )
-    layers = []
-    for name, shape in zip(net.input, shapes, strict=True):
-        param = schema.new("LayerParameter")
-        param.name, param.type = name, INPUT
-        param.top.append(name)
-        param.input_param.shape.add().dim.extend(shape)
-        layers.append(Layer(-1, name, INPUT, (), (name,), param))
-    return layers
+    return [_input(name, name, shape) for name, shape in zip(net.input, shapes, strict=True)]
 
 
 def _current(param: schema.Message, index: int) -> Layer:

@@ -12,15 +12,20 @@ from featd.errors import ModelError
 from featd.net import schema
 from featd.net.graph import Layer, Shape
 from featd.net.layers.registry import MANY, Builder, Lowered, axis_of, register
+from featd.net.schema import Message
 
 _OPERATIONS = {number: name for name, number in schema.ENUMS["EltwiseParameter.EltwiseOp"].items()}
 
 
+def _axis(layer: Layer, param: Message, old: str, rank: int) -> int:
+    """The axis of a layer, which has another name in `old` definitions."""
+    if param.HasField("axis") and param.HasField(old):
+        raise ModelError(f"{layer}: write either axis or {old}")
+    return axis_of(layer, getattr(param, old) if param.HasField(old) else param.axis, rank)
+
+
 def _concat_axis(layer: Layer, rank: int) -> int:
-    param = layer.param.concat_param
-    if param.HasField("axis") and param.HasField("concat_dim"):
-        raise ModelError(f"{layer}: write either axis or concat_dim")
-    return axis_of(layer, param.concat_dim if param.HasField("concat_dim") else param.axis, rank)
+    return _axis(layer, layer.param.concat_param, "concat_dim", rank)
 
 
 def _concat_shapes(layer: Layer, bottoms: Sequence[Shape]) -> list[Shape]:
@@ -39,10 +44,7 @@ def concat(onnx: Builder, at: Lowered) -> list[str]:
 
 
 def _slice_axis(layer: Layer, rank: int) -> int:
-    param = layer.param.slice_param
-    if param.HasField("axis") and param.HasField("slice_dim"):
-        raise ModelError(f"{layer}: write either axis or slice_dim")
-    return axis_of(layer, param.slice_dim if param.HasField("slice_dim") else param.axis, rank)
+    return _axis(layer, layer.param.slice_param, "slice_dim", rank)
 
 
 def _slice_shapes(layer: Layer, bottoms: Sequence[Shape]) -> list[Shape]:

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-import numpy as np
-
 from featd.errors import ModelError
 from featd.net.graph import Layer, Shape
 from featd.net.layers.registry import MANY, Builder, Lowered, axis_of, cannot, register
@@ -128,7 +126,7 @@ def lower(onnx: Builder, at: Lowered) -> list[str]:
     tops = []
     for bottom, shape, top in zip(at.bottoms, at.shapes, at.tops, strict=True):
         # ONNX has its channels along axis 1.
-        images = bottom if axis == 1 else _reshaped(onnx, bottom, (-1, *shape[axis:]))
+        images = bottom if axis == 1 else onnx.reshape(bottom, (-1, *shape[axis:]), fixed=True)
         made = onnx.node(
             op,
             [images, *arrays],
@@ -138,9 +136,5 @@ def lower(onnx: Builder, at: Lowered) -> list[str]:
             dilations=win.dilation,
             group=at.layer.param.convolution_param.group,
         )
-        tops.append(made if axis == 1 else _reshaped(onnx, made, (-1, *top[1:])))
+        tops.append(made if axis == 1 else onnx.reshape(made, (-1, *top[1:]), fixed=True))
     return tops
-
-
-def _reshaped(onnx: Builder, tensor: str, dims: Shape) -> str:
-    return onnx.node("Reshape", [tensor, onnx.constant(np.array(dims, np.int64))])

@@ -125,11 +125,7 @@ def power(onnx: Builder, at: Lowered) -> list[str]:
         value = 1.0 if param.power == 0 else float(np.float32(param.shift) ** np.float32(param.power))
         shape = onnx.node("Shape", at.bottoms)
         return [onnx.node("Expand", [onnx.scalar(value), shape])]
-    top = at.bottoms[0]
-    if param.scale != 1:
-        top = onnx.node("Mul", [top, onnx.scalar(param.scale)])
-    if param.shift != 0:
-        top = onnx.node("Add", [top, onnx.scalar(param.shift)])
+    top = _scaled(onnx, at.bottoms[0], param.scale, param.shift)
     if param.power == 2:
         return [onnx.node("Mul", [top, top])]
     if param.power == 0.5:
@@ -137,6 +133,13 @@ def power(onnx: Builder, at: Lowered) -> list[str]:
     if param.power != 1:
         top = onnx.node("Pow", [top, onnx.scalar(param.power)])
     return [top]
+
+
+def _scaled(onnx: Builder, tensor: str, scale: float, shift: float) -> str:
+    """shift + scale * x."""
+    if scale != 1:
+        tensor = onnx.node("Mul", [tensor, onnx.scalar(scale)])
+    return onnx.node("Add", [tensor, onnx.scalar(shift)]) if shift != 0 else tensor
 
 
 def _log_base(layer: Layer, base: float) -> float:
@@ -161,10 +164,7 @@ def exp(onnx: Builder, at: Lowered) -> list[str]:
     log = _log_base(at.layer, param.base)
     with np.errstate(over="ignore"):
         outer = float(np.exp(np.float32(log * param.shift)))
-    top = at.bottoms[0]
-    if log * param.scale != 1:
-        top = onnx.node("Mul", [top, onnx.scalar(log * param.scale)])
-    top = onnx.node("Exp", [top])
+    top = onnx.node("Exp", [_scaled(onnx, at.bottoms[0], log * param.scale, 0)])
     return [top if outer == 1 else onnx.node("Mul", [top, onnx.scalar(outer)])]
 
 
@@ -178,11 +178,6 @@ def _log_shapes(layer: Layer, bottoms: Sequence[Shape]) -> list[Shape]:
 def log(onnx: Builder, at: Lowered) -> list[str]:
     """log(shift + scale * x) to a base."""
     param = at.layer.param.log_param
-    top = at.bottoms[0]
-    if param.scale != 1:
-        top = onnx.node("Mul", [top, onnx.scalar(param.scale)])
-    if param.shift != 0:
-        top = onnx.node("Add", [top, onnx.scalar(param.shift)])
     base = _log_base(at.layer, param.base)
-    top = onnx.node("Log", [top])
+    top = onnx.node("Log", [_scaled(onnx, at.bottoms[0], param.scale, param.shift)])
     return [top if base == 1 else onnx.node("Mul", [top, onnx.scalar(1 / base)])]

@@ -21,8 +21,8 @@ class Builder(Protocol):
     def node(self, op: str, inputs: Sequence[str], /, **attributes: Any) -> str:
         """Add a node of one output; returns the output's name."""
 
-    def nodes(self, op: str, inputs: Sequence[str], outputs: int, /, **attributes: Any) -> list[str]:
-        """Add a node of several outputs; returns their names."""
+    def nodes(self, op: str, inputs: Sequence[str], count: int, /, **attributes: Any) -> list[str]:
+        """Add a node of `count` outputs; returns their names."""
 
     def constant(self, array: npt.NDArray[Any]) -> str:
         """Add an array as an initializer; returns its name."""
@@ -50,7 +50,6 @@ class Lowered:
 
 
 Shapes: TypeAlias = Callable[[Layer, Sequence[Shape]], list[Shape]]
-Params: TypeAlias = Callable[[Layer, Sequence[Shape]], list[Shape]]
 Lower: TypeAlias = Callable[[Builder, Lowered], Sequence[str]]
 Mixes: TypeAlias = Callable[[Layer, Sequence[Shape]], str | None]
 
@@ -62,7 +61,7 @@ class LayerType:
     name: str
     shapes: Shapes
     """Shapes of the tops, from the layer and the shapes of its bottoms."""
-    params: Params
+    params: Shapes
     """Shapes of the weights that the layer holds, in Caffe's order."""
     lower: Lower
     """Writes the layer to an ONNX graph; returns one tensor per top. The last tops may be left out: whoever reads
@@ -100,7 +99,7 @@ def apart(layer: Layer, bottoms: Sequence[Shape]) -> str | None:
 def register(
     name: str,
     shapes: Shapes = same,
-    params: Params = none,
+    params: Shapes = none,
     *,
     bottoms: tuple[int, int] = (1, 1),
     tops: tuple[int, int] = (1, 1),
