@@ -19,7 +19,6 @@ import sys
 from typing import Any, TextIO
 
 from featd import clock
-from featd.clock import utcnow
 
 BURST = 50
 """The number of records of one event that are written within WINDOW_SECONDS; further ones are counted."""
@@ -210,7 +209,7 @@ def _room(record: logging.LogRecord) -> str:
 
 
 def _moment() -> str:
-    return utcnow().strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
+    return clock.utcnow().strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
 
 
 def _one_line(text: str) -> str:

@@ -27,6 +27,16 @@ REMOTE_FILE_SYSTEMS = frozenset((
 """File systems on which other hosts write without inotify reporting it."""
 
 
+_HINTS = {
+    events.EVENT_TYPE_CREATED: Hint.CREATED,
+    events.EVENT_TYPE_CLOSED: Hint.CLOSED,
+    events.EVENT_TYPE_ATTRIB: Hint.ATTRIB,
+    events.EVENT_TYPE_DELETED: Hint.GONE,
+    events.EVENT_TYPE_MOVED: Hint.GONE,
+}
+"""What an event says of the file that it names first."""
+
+
 class Watch:
     """Opens, checks and closes the observer of one root. `problem`: why the root is only scanned."""
 
@@ -53,7 +63,10 @@ class Watch:
                 return False
             # A root may be a link, which is followed here, once; links beneath it are not.
             raw = os.fsencode(identity[0])
-            observer = RootObserver(self._hints.trouble, Excluder(raw, self._globs))
+            skip = len(raw.rstrip(b"/")) + 1
+            observer = RootObserver(
+                self._hints.trouble, lambda folder: self._globs.excludes_folder(to_catalog(folder[skip:]))
+            )
         except OSError as error:
             self.problem = explain(error)
             return False
@@ -94,17 +107,6 @@ class Watch:
                 )
 
 
-class Excluder:
-    """Whether nothing beneath a folder, given by its absolute path, can be wanted."""
-
-    def __init__(self, root: bytes, globs: Globs) -> None:
-        self._skip = len(root.rstrip(b"/")) + 1
-        self._globs = globs
-
-    def __call__(self, folder: bytes) -> bool:
-        return self._globs.excludes_folder(to_catalog(folder[self._skip :]))
-
-
 class Handler(events.FileSystemEventHandler):
     """Turns watchdog's events into hints, in watchdog's thread, which an error must not end."""
 
@@ -131,21 +133,9 @@ class Handler(events.FileSystemEventHandler):
             for folder in (source, target):
                 if folder is not None and self._globs.takes_folder(to_catalog(folder)):
                     self._hints.doubt(folder)
-        else:
-            match event.event_type:
-                case events.EVENT_TYPE_CREATED:
-                    self._put(source, Hint.CREATED)
-                case events.EVENT_TYPE_CLOSED:
-                    self._put(source, Hint.CLOSED)
-                case events.EVENT_TYPE_ATTRIB:
-                    self._put(source, Hint.ATTRIB)
-                case events.EVENT_TYPE_DELETED:
-                    self._put(source, Hint.GONE)
-                case events.EVENT_TYPE_MOVED:
-                    self._put(source, Hint.GONE)
-                    self._put(target, Hint.CLOSED)
-                case _:
-                    pass
+        elif (hint := _HINTS.get(event.event_type)) is not None:
+            self._put(source, hint)
+            self._put(target, Hint.CLOSED)  # of a move
 
     def _put(self, path: bytes | None, hint: Hint) -> None:
         if path is not None and self._globs.takes(to_catalog(path)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +24,7 @@ def resolve(
 
     `size` in the configuration is [height, width]. ConfigError names the key that does not fit.
     """
-    depth, *crop_list = input_shape
-    crop = (crop_list[0], crop_list[1])
+    depth, crop = input_shape[0], input_shape[1:]
     channels = config.channels or defaults.channels
     wanted = 1 if channels == "gray" else 3
     if depth != wanted:
@@ -42,20 +42,20 @@ def resolve(
             f'preprocess.interpolation: arithmetic "skimage" resizes linearly, not by {interpolation!r}: leave '
             'interpolation out, or write arithmetic = "opencv"'
         )
-    size = _resolve_size(config, crop, defaults, preset)
-    return PreprocessSpec(
+    spec = PreprocessSpec(
         orientation=config.orientation or preset.orientation,
         resize=config.resize or preset.resize,
-        size=size,
+        size=_resolve_size(config, crop, defaults, preset),
         interpolation=interpolation,
         channels=channels,
-        mean=_resolve_mean(config.mean, channels, defaults, preset, arithmetic, size, crop),
+        mean=(),
         scale=defaults.scale if config.scale is None else config.scale,
         crop=crop,
         max_pixels=config.max_pixels,
         arithmetic=arithmetic,
         crops=config.crops,
     )
+    return replace(spec, mean=_resolve_mean(config.mean, spec, defaults, preset))
 
 
 def _resolve_size(
@@ -83,14 +83,11 @@ def _resolve_size(
 
 def _resolve_mean(
     configured: tuple[float, ...] | Path | None,
-    channels: str,
+    spec: PreprocessSpec,
     defaults: PreprocessDefaults,
     preset: Preset,
-    arithmetic: str,
-    size: tuple[int, int],
-    crop: tuple[int, int],
 ) -> tuple[float, ...] | npt.NDArray[np.float32]:
-    depth = 1 if channels == "gray" else 3
+    depth, size, crop = spec.depth, spec.size, spec.crop
     if isinstance(configured, Path):
         image = read_mean(configured)
         if image.shape[0] != depth:
@@ -99,7 +96,7 @@ def _resolve_mean(
             )
         if image.shape[1:] == (1, 1):
             return tuple(float(value) for value in image[:, 0, 0])
-        if arithmetic == "skimage":  # Transformer.set_mean never crops
+        if spec.arithmetic == "skimage":  # Transformer.set_mean never crops
             return image if image.shape[1:] == crop else resize_mean(image, *crop)
         if image.shape[1:] not in (size, crop):
             raise ConfigError(
@@ -117,11 +114,11 @@ def _resolve_mean(
         values = tuple(float(value) for value in defaults.mean) or (0.0,)
         if preset.unrounded_mean and (defaults.channels, values) == ("bgr", CAFFE_MEAN_BGR):
             values = ILSVRC_MEAN_BGR
-        if {defaults.channels, channels} == {"bgr", "rgb"}:
+        if {defaults.channels, spec.channels} == {"bgr", "rgb"}:
             values = values[::-1]
         if len(values) not in (1, depth):
             raise ConfigError(
-                f"preprocess.mean: the net's own mean has {len(values)} values, but channels = {channels!r} has "
+                f"preprocess.mean: the net's own mean has {len(values)} values, but channels = {spec.channels!r} has "
                 f"{depth}: write a mean beside it"
             )
     return values * depth if len(values) == 1 else values

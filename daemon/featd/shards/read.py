@@ -31,6 +31,8 @@ _MOST_OBJECTS = 4096
 # do better on zeros, so the bound is generous, and reads go by rows anyway.
 _MOST_RATIO = 20_000
 _MOST_CHUNK_BYTES = 64 * 1024 * 1024
+_DAMAGED = (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, OverflowError)
+"""Whatever HDF5 and h5py raise on a damaged file."""
 _GAP_ROWS = 16
 _SPAN_ROWS = 4096
 
@@ -71,16 +73,8 @@ class ShardReader:
         except ShardError:
             self._file.close()
             raise
-        except (
-            OSError,
-            RuntimeError,
-            KeyError,
-            ValueError,
-            TypeError,
-            AttributeError,
-            OverflowError,
-        ) as error:
-            self._file.close()  # whatever HDF5 and h5py raise on a damaged file
+        except _DAMAGED as error:
+            self._file.close()
             raise ShardError(f"{path}: damaged: {_one_line(error)}") from None
 
     def read(self, blob: str, rows: npt.NDArray[np.integer[Any]]) -> npt.NDArray[Any]:
