@@ -47,24 +47,28 @@ def run(settings: Settings, *, drain: bool, config: Path | None = None) -> int:
     host = socket.gethostname()
     folder = run_folder(settings.store.path, host)
     configuration = configured(settings, host, drain=drain)
-    try:
-        check_beforehand(configuration.worker, notifier)
-    except FeatdError as error:
-        with contextlib.suppress(OSError):  # only a hint; the store may not be writable
-            if is_store(settings.store.path):  # else its disk may not be mounted
-                make_folder(folder)
-                leave_failed_start(folder, str(error), error.exit_code)
-        raise
-    make_folder(folder)
-    lock_fd = take_lock(folder.parent / f"{host}.lock")
-    forget_failed_start(folder)
-    log.info("featd_started", f"featd {__version__} started", config=config, store=settings.store.path)
-    reload = None
-    if config is not None and not drain:
-        reload = ConfigReload(
-            config, lambda: configured(load(config), host, drain=False), configuration, close=[lock_fd]
-        )
-    try:
+    with contextlib.ExitStack() as undo:
+        locks: list[int] = []
+        # Before the net is loaded, so that a second featd does not load it in vain. A store that is not there or cannot
+        # be written hides no other reason.
+        with contextlib.suppress(OSError):
+            if is_store(settings.store.path):
+                locks = _locked(folder, undo)
+        try:
+            check_beforehand(configuration.worker, notifier, close=locks)
+        except FeatdError as error:
+            with contextlib.suppress(OSError):  # only a hint; the store may not be writable
+                if locks:
+                    leave_failed_start(folder, str(error), error.exit_code)
+            raise
+        locks = locks or _locked(folder, undo)
+        forget_failed_start(folder)
+        log.info("featd_started", f"featd {__version__} started", config=config, store=settings.store.path)
+        reload = None
+        if config is not None and not drain:
+            reload = ConfigReload(
+                config, lambda: configured(load(config), host, drain=False), configuration, close=locks
+            )
         supervisor = Supervisor(
             configuration.specs,
             run_folder=folder,
@@ -72,7 +76,7 @@ def run(settings: Settings, *, drain: bool, config: Path | None = None) -> int:
             deaths_to="janitor",
             max_boot_failures=MAX_BOOT_FAILURES if drain else None,
             on_escalate=lambda lease: mark_escalated(folder / f"{lease.token}.hands"),
-            close_in_children=[lock_fd],
+            close_in_children=locks,
             notifier=notifier,
             reload=reload,
         )
@@ -82,8 +86,14 @@ def run(settings: Settings, *, drain: bool, config: Path | None = None) -> int:
                 leave_failed_start(folder, supervisor.failure, code)
         log.info("featd_stopped", "featd stopped", exit_code=code)
         return code
-    finally:
-        os.close(lock_fd)
+
+
+def _locked(folder: Path, undo: contextlib.ExitStack) -> list[int]:
+    """Make the run folder and take its host's lock until `undo`; returns the lock's descriptor. OSError."""
+    make_folder(folder)
+    lock_fd = take_lock(folder.with_name(f"{folder.name}.lock"))
+    undo.callback(os.close, lock_fd)
+    return [lock_fd]
 
 
 def configured(settings: Settings, host: str, *, drain: bool) -> Configuration:

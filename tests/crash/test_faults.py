@@ -118,6 +118,9 @@ def test_a_second_featd_on_the_same_store_is_told_so(
     process = instance.start("run")
     started.append(process)
     wait_for(instance.live_workers, 60, "a worker")
+    # The lock comes before the net, which is not loaded in vain.
+    net = {"NET": "/nowhere.prototxt", "WEIGHTS": "/nowhere.caffemodel", "BLOBS": '["fc7"]'}
+    instance.env |= {f"FEATD_MODEL__{key}": value for key, value in net.items()}
     second = instance.run("run", "--drain")
     assert second.returncode == 1
     assert f"another featd (pid {process.pid}) is running on this store and host" in second.stderr

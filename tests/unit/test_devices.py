@@ -6,6 +6,7 @@ import os
 
 import pytest
 
+from featd.errors import ConfigError
 from featd.processes import devices
 
 
@@ -27,6 +28,30 @@ def test_auto_takes_every_gpu_that_was_inherited(monkeypatch: pytest.MonkeyPatch
     assert devices.isolate("cuda:1") == "cuda:0"
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "5"
     assert os.environ["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+
+
+@pytest.mark.parametrize(
+    ("inherited", "device", "seen"),
+    [("2,5", "cuda:1", "5"), ("GPU-8f2b, MIG-41c7", "cuda:1", "MIG-41c7"), (None, "cuda:3", "3")],
+)
+def test_a_worker_sees_the_gpu_that_is_meant(
+    monkeypatch: pytest.MonkeyPatch, inherited: str | None, device: str, seen: str
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if inherited is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", inherited)
+    devices.isolate(device)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == seen
+
+
+@pytest.mark.parametrize("inherited", ["0,1", "", "-1", "0,1,-1,3"])
+def test_a_gpu_beyond_the_inherited_list_is_an_error_and_not_another_jobs_gpu(
+    monkeypatch: pytest.MonkeyPatch, inherited: str
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", inherited)
+    with pytest.raises(ConfigError, match="there is no cuda:2: CUDA_VISIBLE_DEVICES has"):
+        devices.isolate("cuda:2")
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == inherited
 
 
 def test_a_worker_on_the_cpu_sees_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from pathlib import Path
+
+from featd.errors import ConfigError
 
 _NVIDIA = Path("/proc/driver/nvidia/gpus")
 
@@ -32,16 +35,20 @@ def isolate(device: str) -> str:
     """Hide all GPUs but `device` from this process; returns the name under which the engine knows it now.
 
     Call it before the engine loads, since CUDA reads CUDA_VISIBLE_DEVICES once. `cuda:N` is the Nth entry of the
-    inherited list, in PCI order.
+    inherited list (a number, a UUID or a MIG name), else the Nth GPU in PCI order. ConfigError where there is none.
     """
     kind, _, index = device.partition(":")
     if kind != "cuda":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
         return "cpu"
+    inherited = _visible()
+    count = _gpu_count()
+    # Another GPU than the one that was meant may be another job's.
+    if int(index) >= count and (count or inherited is not None):
+        where = "this machine has" if inherited is None else "CUDA_VISIBLE_DEVICES has"
+        raise ConfigError(f"workers.devices: there is no {device}: {where} {count} GPUs, counted from cuda:0")
     os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
-    inherited = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
-    at = int(index)
-    os.environ["CUDA_VISIBLE_DEVICES"] = inherited[at] if at < len(inherited) else index
+    os.environ["CUDA_VISIBLE_DEVICES"] = index if inherited is None else inherited[int(index)]
     return "cuda:0"
 
 
@@ -50,12 +57,19 @@ def cpu_threads(devices: list[str]) -> int:
     return max(1, len(os.sched_getaffinity(0)) // max(1, devices.count("cpu")))
 
 
-def _gpu_count() -> int:
+def _visible() -> list[str] | None:
+    """The GPUs that CUDA_VISIBLE_DEVICES names; None where it is not set."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        names = [name.strip() for name in visible.split(",")]
-        # As in CUDA, the list ends at the first entry that names no device ("-1" hides all).
-        return next((at for at, name in enumerate(names) if name in ("", "-1")), len(names))
+    if visible is None:
+        return None
+    names = [name.strip() for name in visible.split(",")]
+    # As in CUDA, the list ends at the first entry that names no device ("-1" hides all).
+    return list(itertools.takewhile(lambda name: name not in ("", "-1"), names))
+
+
+def _gpu_count() -> int:
+    if (visible := _visible()) is not None:
+        return len(visible)
     try:
         return len(list(_NVIDIA.iterdir()))
     except OSError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+from collections.abc import Sequence
 
 from featd import clock
 from featd.errors import ConfigError, FeatdError
@@ -15,10 +16,11 @@ CHECK_SECONDS = 900.0
 """A net that takes longer than this to load and to run once is taken to hang."""
 
 
-def check_beforehand(plan: WorkerPlan, notifier: Notifier) -> None:
+def check_beforehand(plan: WorkerPlan, notifier: Notifier, close: Sequence[int] = ()) -> None:
     """Check everything that must be right before work starts, in a throw-away process.
 
     Caffe aborts its process on a bad model, and CUDA does not survive a fork: neither may happen in the supervisor.
+    `close`: the caller's descriptors that the process must not hold.
     """
     if not plan.roots:
         raise ConfigError("roots: name at least one folder of images in a [[roots]] section")
@@ -34,7 +36,7 @@ def check_beforehand(plan: WorkerPlan, notifier: Notifier) -> None:
         return ""
 
     notifier.status("starting: loading the net", clock.monotonic())
-    check = Throwaway(try_everything)
+    check = Throwaway(try_everything, close)
     end = os.pidfd_open(check.pid or 0)
     deadline = clock.monotonic() + CHECK_SECONDS
     try:
