@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -279,3 +280,23 @@ def test_abandoning_leaves_no_file_and_settles_nothing(filled: Filled, make: Mak
     writer.abandon()
     assert files(filled) == []
     assert counts(filled) == {State.CLAIMED: 2}
+
+
+def test_failures_are_warnings_up_to_a_limit_and_then_a_number_by_kind(
+    filled: Filled, make: Make, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("featd"), "propagate", True)
+    writer = make()
+    images = claimed(filled, 300)
+    for image in images[:290]:
+        writer.put(Failure(image, Kind.DECODE_CORRUPT, "the JPEG is damaged"))
+    for image in images[290:]:
+        writer.put(Failure(image, Kind.READ_MISSING, "vanished"))
+    writer.finish()
+    warnings = [record for record in caplog.records if record.levelno == logging.WARNING]
+    one_by_one = [record for record in warnings if vars(record)["event"] == "image_failed"]
+    assert len(one_by_one) == writer_module.TOLD_FAILURES
+    assert vars(one_by_one[0])["fields"]["image"] == f"{images[0].root}/{images[0].path}"
+    (summary,) = [record for record in warnings if vars(record)["event"] == "images_failed"]
+    assert summary.getMessage() == "290 images failed within a minute"
+    assert vars(summary)["fields"]["kinds"] == "decode.corrupt 290"

@@ -10,6 +10,7 @@ import contextlib
 import json
 import queue
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,18 @@ from featd.errors import CatalogUnavailableError, StoreUnavailableError
 from featd.shards.layout import ShardName
 from featd.shards.store import check_store
 from featd.shards.write import ShardWriter
-from featd.states import ClaimedImage, Failure, Lease, RetryPolicy, SealedShard, State, Unchanged
+from featd.states import (
+    OUTCOMES,
+    ClaimedImage,
+    Failure,
+    Kind,
+    Lease,
+    Outcome,
+    RetryPolicy,
+    SealedShard,
+    State,
+    Unchanged,
+)
 from featd.worker.claims import Held
 
 log = logs.get("worker")
@@ -38,6 +50,8 @@ QUEUED_BATCHES = 8
 OUTCOME_SECONDS = 1.0
 """How long a failure or an unchanged image waits for a shard to be settled together with."""
 RETRY_SECONDS = 1.0
+TOLD_FAILURES = 20
+"""Failures in a minute that are told one by one."""
 ON_TIME = 0.9
 """Part of shard_seconds; the rest is for the wait of an arrival before it is claimed."""
 
@@ -105,6 +119,8 @@ class Writer(threading.Thread):
         self._unchanged: list[Unchanged] = []
         self._failures: list[Failure] = []
         self._settle_at = float("inf")
+        self._failed: Counter[Kind] = Counter()
+        self._tell_at = 0.0
 
     # The pipeline's side
 
@@ -172,6 +188,7 @@ class Writer(threading.Thread):
             self._seal()
         elif waiting and (last or now >= self._settle_at):
             self._settle(None)
+        self._tell((), end=isinstance(item, Stop))
         return not isinstance(item, Stop)
 
     def _append(self, batch: VectorBatch) -> None:
@@ -240,8 +257,25 @@ class Writer(threading.Thread):
             log.info("shard_sealed", "shard sealed and its images recorded", shard=shard.name, **fields)
         elif fields:
             log.info("images_recorded", "images recorded that need no shard", **fields)
-        for failure in settlement.failures[:5]:
-            log.debug("image_failed", failure.message, image=failure.image.id, kind=failure.kind)
+        self._tell(settlement.failures)
+
+    def _tell(self, failures: Sequence[Failure], *, end: bool = False) -> None:
+        """A warning for each of the first failures in a minute; then, once the minute is over, how many there were."""
+        for failure in failures:
+            if OUTCOMES[failure.kind] in (Outcome.REQUEUE, Outcome.GONE):
+                continue
+            self._failed[failure.kind] += 1
+            if self._failed.total() <= TOLD_FAILURES:
+                path = f"{failure.image.root}/{failure.image.path}"
+                log.warning("image_failed", failure.message, image=path, kind=failure.kind)
+        now = clock.monotonic()
+        if now < self._tell_at and not end:
+            return
+        if (total := self._failed.total()) > TOLD_FAILURES:
+            kinds = ", ".join(f"{kind} {count:,}" for kind, count in self._failed.most_common())
+            log.warning("images_failed", f"{total:,} images failed within a minute", kinds=kinds)
+        self._failed.clear()
+        self._tell_at = now + 60.0
 
     def _commit(self, settlement: Settlement) -> dict[State, int]:
         """Settle, retrying for as long as the catalog is out of reach. LeaseLostError ends it."""
