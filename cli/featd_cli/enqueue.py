@@ -52,8 +52,8 @@ def _take(catalog: sa.Engine, path: Path, root: RootConfig, raw: bytes) -> Enque
     from featd.catalog import connect
     from featd.catalog import enqueue as catalog_enqueue
     from featd.catalog.enqueue import FoundFile
-    from featd.ingest.globs import Globs
     from featd.ingest.scan import scan_root
+    from featd.roots import Globs
 
     try:
         found = path.stat(follow_symlinks=root.follow_symlinks)

@@ -78,7 +78,7 @@ def path_filter(pattern: str | None) -> Callable[[str, str], bool]:
     """A predicate over (root, path in catalog form)."""
     if pattern is None:
         return lambda root, path: True
-    from featd.ingest.globs import Globs
+    from featd.roots import Globs
 
     folded = pattern.rstrip("/").casefold() or "/"
     absolute = pattern.startswith("/")

@@ -15,7 +15,6 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    PositiveFloat,
     PositiveInt,
     ValidationError,
     field_validator,
@@ -25,12 +24,17 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from featd.errors import ConfigError, reason
 from featd.paths import read_regular
+from featd.roots import Globs
 from featd.states import RetryPolicy
 
 DEFAULT_INCLUDE = tuple(f"**/*.{ext}" for ext in ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "gif"))
 BUILT_IN_NETS = ("gist",)
 ENV_PREFIX = "FEATD_"
 MOST_BYTES = 16 * 1024 * 1024
+
+
+_Seconds = Annotated[float, Field(gt=0, le=1e9)]
+"""Up to about 30 years, which may stand for "never"; the clocks of the databases end soon after."""
 
 
 class _Section(BaseModel):
@@ -45,7 +49,7 @@ class StoreConfig(_Section):
     path: Path = Path("features")
     shard_rows: PositiveInt = 4096
     shard_bytes: PositiveInt = 268_435_456
-    shard_seconds: PositiveFloat = 30.0
+    shard_seconds: _Seconds = 30.0
     compression: Literal["none", "gzip", "zstd"] = "none"
     dtype: Literal["float32", "float16"] = "float32"
 
@@ -55,9 +59,15 @@ class RootConfig(_Section):
     include: tuple[str, ...] = DEFAULT_INCLUDE
     exclude: tuple[str, ...] = ()
     watch: bool = True
-    rescan_seconds: PositiveFloat = 900.0
-    settle_seconds: Annotated[float, Field(ge=0)] = 2.0
+    rescan_seconds: _Seconds = 900.0
+    settle_seconds: Annotated[float, Field(ge=0, le=86_400)] = 2.0
     follow_symlinks: bool = False
+
+    @field_validator("include", "exclude")
+    @classmethod
+    def _usable(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
+        Globs(patterns)
+        return patterns
 
     @field_validator("path", mode="before")
     @classmethod
@@ -110,7 +120,7 @@ class PreprocessConfig(_Section):
     channels: Literal["bgr", "rgb", "gray"] | None = None
     mean: tuple[_Pixel, ...] | Path | None = None
     scale: _Pixel | None = None
-    max_pixels: PositiveInt = 100_000_000
+    max_pixels: Annotated[int, Field(ge=1, le=2**40)] = 100_000_000
 
     @field_validator("mean", mode="before")
     @classmethod
@@ -141,8 +151,8 @@ class WorkersConfig(_Section):
     devices: Literal["auto"] | tuple[str, ...] = "auto"
     batch: Annotated[int, Field(ge=1, le=4096)] = 32
     decoders: Annotated[int, Field(ge=1, le=256)] = 2
-    lease_seconds: Annotated[float, Field(ge=2)] = 60.0
-    stop_seconds: PositiveFloat = 90.0
+    lease_seconds: Annotated[float, Field(ge=2, le=86_400)] = 60.0
+    stop_seconds: _Seconds = 90.0
 
     @field_validator("devices", mode="before")
     @classmethod
@@ -168,7 +178,7 @@ class WorkersConfig(_Section):
 class RetryConfig(_Section):
     max_errors: PositiveInt = 3
     max_crashes: PositiveInt = 2
-    backoff_seconds: Annotated[float, Field(ge=0)] = 30.0
+    backoff_seconds: Annotated[float, Field(ge=0, le=1e9)] = 30.0
 
     @property
     def policy(self) -> RetryPolicy:

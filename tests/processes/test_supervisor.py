@@ -54,6 +54,12 @@ def aborts(link: ChildLink, _: object) -> int:
     os.abort()
 
 
+def dies_after_its_start(link: ChildLink, _: object) -> int:
+    link.report(Ready())
+    time.sleep(0.5)  # so that the supervisor has heard it
+    return 1
+
+
 def fails(link: ChildLink, _: object) -> int:
     return 1
 
@@ -221,6 +227,16 @@ def test_a_janitor_that_cannot_start_ends_the_whole_with_its_code(make: Make) ->
         ChildSpec("worker", sleeps, after=("janitor",), essential=True),
     )
     assert wait_for(lambda: supervisor.step(time.monotonic()), 15, "the end") == 78
+
+
+def test_a_drain_whose_scan_can_never_run_ends_with_the_reason(make: Make) -> None:
+    supervisor = make(
+        ChildSpec("ingest", dies_after_its_start, once=True),
+        ChildSpec("worker", sleeps, essential=True),
+        max_boot_failures=2,
+    )
+    assert wait_for(lambda: supervisor.step(time.monotonic()), 15, "the end") == 1
+    assert supervisor.failure.startswith("ingest: exit code 1")
 
 
 def test_a_standstill_of_everything_is_no_hang(make: Make) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from featd.config import DEFAULT_INCLUDE
-from featd.ingest.globs import Globs
+from featd.roots import Globs
 
 
 @pytest.mark.parametrize(

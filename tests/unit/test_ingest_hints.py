@@ -6,10 +6,10 @@ import pytest
 from watchdog import events
 
 from featd.config import RootConfig
-from featd.ingest.globs import Globs
 from featd.ingest.hints import Hint, Hints, Trouble
 from featd.ingest.root import Doubts
 from featd.ingest.watch import Handler, file_system
+from featd.roots import Globs
 
 
 @pytest.fixture

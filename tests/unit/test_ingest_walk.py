@@ -9,8 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from featd.ingest.globs import Globs
 from featd.ingest.walk import PORTION_FILES, Walked, walk
+from featd.roots import Globs
 
 FOLDERS = ["a", "a/b", "a/b/c", "a-b", "a-b/a", "b", "b/a", "c"]
 EVERYTHING = Globs(["**"])

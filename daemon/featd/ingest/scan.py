@@ -15,10 +15,9 @@ from featd import clock, logs
 from featd.catalog import connect, enqueue, hosts, values
 from featd.catalog.enqueue import Enqueued, FoundFile, KnownFile
 from featd.config import RootConfig
-from featd.ingest.globs import Globs
 from featd.ingest.walk import PORTION_FILES, Walked, walk
 from featd.paths import from_catalog, to_catalog
-from featd.roots import RootState, root_state
+from featd.roots import Globs, RootState, root_state
 from featd.states import PRIORITY_BACKLOG
 
 log = logs.get("ingest")

@@ -10,8 +10,8 @@ from itertools import islice
 
 from featd import logs
 from featd.catalog.enqueue import FoundFile
-from featd.ingest.globs import Globs
 from featd.paths import for_terminal, mtime_of, to_catalog
+from featd.roots import Globs
 
 log = logs.get("ingest")
 

@@ -10,10 +10,10 @@ from watchdog import events
 
 from featd import logs
 from featd.config import RootConfig
-from featd.ingest.globs import Globs
 from featd.ingest.hints import Hint, Hints, Trouble
 from featd.ingest.inotify import RootObserver
 from featd.paths import to_catalog
+from featd.roots import Globs
 
 log = logs.get("ingest")
 

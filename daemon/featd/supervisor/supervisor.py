@@ -302,13 +302,14 @@ class Supervisor:
             child.deaths = 0
         child.deaths += 1
         child.boot_failures += not was_ready
-        limit = self._max_boot_failures if child.spec.essential else None
-        if limit is not None and child.boot_failures >= limit:
+        limit = self._max_boot_failures if child.spec.essential or child.spec.once else None
+        starts = child.deaths if child.spec.once else child.boot_failures
+        if limit is not None and starts >= limit:
             child.given_up = code if code > 0 else EXIT_ERROR
             log.error(
                 "child_given_up",
                 f"{name} died at every start; not starting it again",
-                starts=child.boot_failures,
+                starts=starts,
                 **fields,
             )
             return
@@ -358,9 +359,10 @@ class Supervisor:
                 child.kill(signal.SIGABRT)
 
     def _stop_without_essentials(self, now: float) -> None:
-        """Stop where no worker can ever start, or where what workers wait for cannot."""
+        """Stop where no worker can ever start, or where what workers or a drain wait for cannot."""
         essential = [child for child in self.children.values() if child.spec.essential]
         needed = {name for child in essential for name in child.spec.after}
+        needed |= {child.spec.name for child in self.children.values() if child.spec.once}
         lost = {child.given_up for child in essential}
         if None in lost or not essential:
             lost = {self.children[name].given_up for name in needed} - {None}
@@ -370,7 +372,7 @@ class Supervisor:
                 f"{child.spec.name}: {child.why}" + (f": {child.last_words}" if child.last_words else "")
                 for child in down
             )
-            log.error("no_worker_started", "no worker could start; stopping", reason=self.failure)
+            log.error("start_failed", "processes that are needed cannot start; stopping", reason=self.failure)
             code = lost.pop() if len(lost) == 1 else None
             self.stop(code if code in (EXIT_BAD_CONFIG, EXIT_OUT_OF_REACH) else EXIT_ERROR, now)
 
