@@ -85,6 +85,10 @@ class EngineError(FeatdError):
     """The engine fails for a reason that is not an image's fault, such as a faulty device or changed vectors."""
 
 
+class DecoderError(FeatdError):
+    """No decoder can start, or they die one after another: the vectors that were made before are good."""
+
+
 # Fail one image, never the other images of its batch.
 
 

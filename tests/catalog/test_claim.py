@@ -112,6 +112,13 @@ def test_a_time_too_far_ahead_is_mended(desk: Any) -> None:
     assert desk.do(mend.mend_far_future) == 0
 
 
+def test_one_call_mends_a_bounded_number_of_rows(desk: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mend, "MEND_ROWS", 3)
+    desk.find("a.jpg", "b.jpg", delay_seconds=86_400.0)
+    desk.find("a.jpg", "b.jpg", delay_seconds=86_400.0, root=desk.other)
+    assert [desk.do(mend.mend_far_future) for _ in range(3)] == [3, 1, 0]
+
+
 def test_the_content_of_the_last_vector_is_known(desk: Any) -> None:
     desk.make_done("x.jpg")
     desk.find("x.jpg", mtime_ns=2)

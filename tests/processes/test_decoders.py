@@ -17,7 +17,7 @@ import pytest
 
 from featd.decoders.pool import DecoderPool
 from featd.decoders.wire import Decoded, Result, RootOffline
-from featd.errors import EngineError
+from featd.errors import DecoderError
 from featd.images.decode import decode
 from featd.images.read import content_hash
 from featd.preprocess.apply import apply
@@ -359,12 +359,12 @@ def test_a_killed_idle_decoder_blames_nobody(tmp_path: Path, root: Path) -> None
 
 def test_decoders_that_cannot_boot_raise(tmp_path: Path, root: Path) -> None:
     command = [sys.executable, "-c", "import sys; sys.exit('no such library')"]
-    with make(tmp_path, root, command=command) as pool, pytest.raises(EngineError, match="no such library"):
+    with make(tmp_path, root, command=command) as pool, pytest.raises(DecoderError, match="no such library"):
         collect(pool, 1)
 
 
 def test_a_command_that_is_not_there_raises(tmp_path: Path, root: Path) -> None:
-    with pytest.raises(EngineError, match="/nowhere/python"):
+    with pytest.raises(DecoderError, match="/nowhere/python"):
         make(tmp_path, root, command=["/nowhere/python"])
 
 

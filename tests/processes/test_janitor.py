@@ -11,6 +11,7 @@ import pytest
 
 from featd.catalog import connect, leases
 from featd.errors import CatalogUnavailableError
+from featd.janitor import leftovers, process
 from featd.janitor.leftovers import remove_leftovers
 from featd.janitor.process import Janitor
 from featd.processes.link import Channel, ChildLink, Heartbeat
@@ -24,6 +25,16 @@ def instance(tmp_path: Path) -> Instance:
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "notes.txt").touch()
     return make_instance(tmp_path / "instance", tmp_path / "images")
+
+
+def ended_lease(instance: Instance) -> Lease:
+    catalog = connect.open_catalog(instance.settings.catalog.url)
+    lease = connect.transact(
+        catalog, leases.open_lease, host="h", pid=1, device="cpu", engine="x", lease_seconds=60
+    )
+    connect.transact(catalog, leases.end_lease, lease, "over", instance.settings.retry.policy)
+    catalog.dispose()
+    return lease
 
 
 @pytest.fixture
@@ -69,16 +80,32 @@ def test_an_outage_of_the_catalog_loses_no_record(
     assert [one.code for one in news if isinstance(one, StopRequest)] == [0]
 
 
+def test_a_look_for_leftovers_goes_on_in_later_turns(
+    make: Callable[[], tuple[Janitor, Channel, Channel]], instance: Instance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store of millions of files must not keep the janitor from its other tasks, or from its heartbeat."""
+    monkeypatch.setattr(process, "STEP_SECONDS", -1.0)
+    monkeypatch.setattr(leftovers, "BATCH_FILES", 2)
+    janitor, _, _ = make()
+    lease = ended_lease(instance)
+    day = instance.settings.store.path / "shards" / "2026-01-01"
+    day.mkdir(parents=True)
+    for n in range(5):
+        (day / f"20260101T00000000000{n}-{lease.id}-{lease.token}-{n}.h5.part").touch()
+    janitor.begin()
+    left = []
+    for turn in range(4):
+        janitor.step(1e6 + turn)
+        left.append(len(list(day.iterdir())))
+    assert left == [3, 1, 0, 0]
+
+
 def test_a_leftover_that_cannot_be_removed_costs_nothing_else(
     instance: Instance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = instance.settings
     catalog = connect.open_catalog(settings.catalog.url)
-    lease = connect.transact(
-        catalog,
-        lambda conn: leases.open_lease(conn, host="h", pid=1, device="cpu", engine="x", lease_seconds=60),
-    )
-    connect.transact(catalog, lambda conn: leases.end_lease(conn, lease, "over", settings.retry.policy))
+    lease = ended_lease(instance)
     day = settings.store.path / "shards" / "2026-01-01"
     day.mkdir(parents=True)
     stuck, other = (day / f"20260101T00000000000{n}-{lease.id}-{lease.token}-{n}.h5.part" for n in (0, 1))
@@ -93,7 +120,7 @@ def test_a_leftover_that_cannot_be_removed_costs_nothing_else(
 
     monkeypatch.setattr(Path, "unlink", unlink)
     try:
-        assert remove_leftovers(catalog, settings.store.path).removed == [other]
+        assert list(remove_leftovers(catalog, settings.store.path)) == [[other]]
         assert stuck.exists()
     finally:
         catalog.dispose()

@@ -126,6 +126,19 @@ def test_rows_that_moved_to_another_shard_are_followed(
     )
 
 
+def test_rows_done_meanwhile_push_none_out_of_what_is_looked_up_again(
+    filled: Filled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled.done(["a.jpg", "b.jpg", "c.jpg"])
+    stale(filled, monkeypatch, shard_path="shards/2026-01-01/compacted-away.h5")
+    (first, _, last) = next(
+        iter(live.walk_live(filled.catalog, 1000))
+    )  # the one between is done after this look
+    monkeypatch.setattr(live, "walk_live", lambda catalog, limit: iter([[first, last]]))
+    export.to_npy(filled.catalog, filled.store, tmp_path / "out")
+    assert names_of(tmp_path / "out") == ["a.jpg", "c.jpg"]
+
+
 def test_a_vector_of_another_image_is_never_exported(
     filled: Filled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

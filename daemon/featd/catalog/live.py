@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import sqlalchemy as sa
 
-from featd.catalog import connect
+from featd.catalog import connect, dialects
 from featd.catalog.schema import images, shards
 from featd.states import State
 
@@ -24,16 +25,23 @@ class LiveVector:
     shard_row: int
 
 
+_LIVE: sa.Select[Any] = (
+    sa.select(*images.c["id", "root", "path", "shard_version"], shards.c.path, images.c.shard_row)
+    .join(shards, shards.c.id == images.c.shard_id)
+    .where(images.c.state == State.DONE)
+    .order_by(images.c.id)
+)
+
+
 def live_vectors(conn: sa.Connection, after_id: int, limit: int) -> list[LiveVector]:
     """The next done images in order of id, beginning behind `after_id`."""
-    columns = [*images.c["id", "root", "path", "shard_version"], shards.c.path, images.c.shard_row]
-    statement = (
-        sa.select(*columns)
-        .join(shards, shards.c.id == images.c.shard_id)
-        .where(images.c.state == State.DONE, images.c.id > after_id)
-        .order_by(images.c.id)
-        .limit(limit)
-    )
+    statement = _LIVE.where(images.c.id > after_id).limit(limit)
+    return [LiveVector(*row) for row in conn.execute(statement)]
+
+
+def still_live(conn: sa.Connection, before: Sequence[LiveVector]) -> list[LiveVector]:
+    """Where the vectors of these images are now, in order of id; without those that are not live any more."""
+    statement = _LIVE.where(dialects.has_id(conn, [image.image_id for image in before]))
     return [LiveVector(*row) for row in conn.execute(statement)]
 
 

@@ -9,11 +9,12 @@ from featd.catalog.schema import images, in_state
 from featd.states import MAX_BACKOFF_SECONDS, PRIORITIES, State
 
 MEND_ROWS = 5000
-"""Rows that one statement mends."""
+"""Rows that one call mends."""
 
 
 def mend_far_future(conn: sa.Connection) -> int:
-    """Make pending rows due whose time lies further in the future than the longest back-off.
+    """Make pending rows due whose time lies further in the future than the longest back-off: at most MEND_ROWS of them;
+    returns how many.
 
     A wall clock that was wrong for a while causes such times. Called by the janitor; needs no lease.
     """
@@ -24,10 +25,12 @@ def mend_far_future(conn: sa.Connection) -> int:
             queue = (in_state(State.PENDING), images.c.root == root, images.c.priority == priority)
             # From the end of the claim index: usually one look-up, and never more rows than are mended.
             far = sa.select(images.c.id).where(*queue, images.c.not_before > horizon)
-            last = far.order_by(images.c.not_before.desc(), images.c.id.desc()).limit(MEND_ROWS)
-            while ids := conn.execute(last).scalars().all():
+            last = far.order_by(images.c.not_before.desc(), images.c.id.desc()).limit(MEND_ROWS - mended)
+            if ids := conn.execute(last).scalars().all():
                 these = (dialects.has_id(conn, ids), images.c.state == State.PENDING)
                 dialects.lock_images(conn, *these)
                 due = sa.update(images).where(*these).values(not_before=dialects.now(conn))
                 mended += dialects.changed(conn, due)
+            if mended >= MEND_ROWS:
+                return mended
     return mended

@@ -28,7 +28,7 @@ import numpy.typing as npt
 from featd import logs
 from featd.clock import monotonic
 from featd.decoders.wire import PACKET_BYTES, Result, Setup, clean, pack_task, unpack_answer
-from featd.errors import EngineError
+from featd.errors import DecoderError
 from featd.preprocess.spec import PreprocessSpec
 from featd.processes.hands import HOLDS, Hands, Held
 from featd.processes.oom import OomWatch
@@ -83,7 +83,7 @@ class DecoderPool:
         command: Sequence[str] = COMMAND,
     ) -> None:
         """Spawn the decoders. `roots`: folder -> whether links in it are followed; `command`: the child's argv,
-        for tests. The hands file is made at `hands_path` and stays there. OSError or EngineError."""
+        for tests. The hands file is made at `hands_path` and stays there. OSError or DecoderError."""
         self._command = tuple(command)
         self._roots = dict(roots)
         self._timeout = timeout_seconds
@@ -148,7 +148,7 @@ class DecoderPool:
 
     def poll(self, timeout_seconds: float) -> list[tuple[int, Result]]:
         """(slot, result) of each image that is finished now; if there is none, waits up to `timeout_seconds` for one.
-        Replaces decoders that died or hang. EngineError: decoders die one after another without an image in hand.
+        Replaces decoders that died or hang. DecoderError: decoders die one after another without an image in hand.
         """
         deadline = monotonic() + timeout_seconds
         while True:
@@ -243,7 +243,7 @@ class DecoderPool:
         except OSError as error:
             os.close(stderr)
             tasks.close()
-            raise EngineError(f"cannot start a decoder ({self._command[0]}): {error}") from error
+            raise DecoderError(f"cannot start a decoder ({self._command[0]}): {error}") from error
         finally:
             end.close()
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
@@ -308,7 +308,7 @@ class DecoderPool:
             last_words=words,
         )
         if self._deaths_without_image >= MOST_DEATHS_WITHOUT_IMAGE:
-            raise EngineError(
+            raise DecoderError(
                 f"{self._deaths_without_image} decoders in a row died without an image in hand ({_how(status)}): "
                 f"{words or 'no last words'}"
             )

@@ -99,10 +99,8 @@ class LiveReader:
     def _read_again(self, images: Sequence[LiveVector]) -> Chunk:
         """Read from where the rows of `images` are now; ShardError where a shard is missing that the catalog names."""
         for _ in range(3):
-            wanted = {image.image_id for image in images}
             with connect.reading(self._catalog) as conn:
-                found = live.live_vectors(conn, images[0].image_id - 1, len(images))
-            images = [image for image in found if image.image_id in wanted]
+                images = live.still_live(conn, images)
             if not images:
                 return Chunk((), np.empty((0, 0), np.float32))
             if (chunk := self._read(images)) is not None:

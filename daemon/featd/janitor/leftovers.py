@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
@@ -26,17 +25,9 @@ log = logs.get("janitor")
 BATCH_FILES = 500
 
 
-@dataclass(slots=True)
-class Leftovers:
-    """What going through the store found."""
-
-    removed: list[Path] = field(default_factory=list)
-    unknown: list[Path] = field(default_factory=list)
-
-
-def remove_leftovers(catalog: sa.Engine, store: Path) -> Leftovers:
-    """Go through the store once; remove leftovers of ended leases and report files of unknown leases."""
-    result = Leftovers()
+def remove_leftovers(catalog: sa.Engine, store: Path) -> Iterator[list[Path]]:
+    """Go through the store once, some files at each step: remove leftovers of ended leases and report files of unknown
+    leases. Yields what a step removed."""
     over: dict[Lease, bool | None] = {}
     files = _files(shards_folder(store))
     while some := list(islice(files, BATCH_FILES)):
@@ -48,16 +39,14 @@ def remove_leftovers(catalog: sa.Engine, store: Path) -> Leftovers:
         # A new transaction sees everything that an ended lease committed before it ended.
         with connect.reading(catalog) as conn:
             known = stats.known_shards(conn, [path.name for path, _ in some])
-        for path, name in some:
-            if path.name not in known:
-                _judge(path, over[Lease(name.lease_id, name.token)], result)
-    return result
+        left = [(path, name) for path, name in some if path.name not in known]
+        yield [path for path, name in left if _judge(path, over[Lease(name.lease_id, name.token)])]
 
 
-def _judge(path: Path, over: bool | None, result: Leftovers) -> None:
-    """Handle a file that no shard row names. `over`: whether its lease has ended; None where there is no such lease."""
+def _judge(path: Path, over: bool | None) -> bool:
+    """Handle a file that no shard row names; whether it was removed. `over`: whether its lease has ended; None where
+    there is no such lease."""
     if over is None:
-        result.unknown.append(path)
         log.warning(
             "unknown_file_found",
             "a file in the store belongs to no lease of this catalog; leaving it (was the catalog restored?)",
@@ -73,13 +62,13 @@ def _judge(path: Path, over: bool | None, result: Leftovers) -> None:
                 file=path,
                 error=error.strerror,
             )
-            return
-        result.removed.append(path)
+            return False
         log.info(
             "leftover_removed",
             "removed a file that was not settled before its lease ended; its images are done again",
             file=path,
         )
+    return bool(over)
 
 
 def _files(folder: Path) -> Iterator[tuple[Path, ShardName]]:

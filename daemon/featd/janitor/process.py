@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import select
 from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 
 from featd import clock, logs
@@ -28,6 +29,8 @@ STATUS_EVERY_SECONDS = 3.0
 MEND_EVERY_SECONDS = 60.0
 LEFTOVERS_EVERY_SECONDS = 600.0
 DRAIN_EVERY_SECONDS = 0.2
+STEP_SECONDS = 1.0
+"""A look for leftovers pauses after this time, so that other tasks go on."""
 BEAT_SECONDS = 300.0
 
 
@@ -42,6 +45,8 @@ class Janitor:
         self._draining = plan.draining
         self._scanned = False
         self._heard: deque[Death] = deque()
+        self._looking: Iterator[object] | None = None
+        """A look for leftovers that is not at its end."""
         self._store = plan.store
         self._catalog = connect.open_catalog(plan.catalog_url, plan.lease_seconds)
         self._rescue = Rescue(self._catalog, plan.run_folder, plan.host, plan.retry)
@@ -69,9 +74,17 @@ class Janitor:
             self._tidies = hosts.TIDY in held
         # The janitor of one host does these for all hosts.
         if self._tidies and self._is_due("mend", now, MEND_EVERY_SECONDS):
-            connect.transact(self._catalog, mend.mend_far_future)
-        if self._tidies and self._is_due("leftovers", now, LEFTOVERS_EVERY_SECONDS):
-            remove_leftovers(self._catalog, self._store)
+            mended = connect.transact(self._catalog, mend.mend_far_future)
+            self._due["mend"] = 0.0 if mended == mend.MEND_ROWS else self._due["mend"]  # there may be more
+        if self._tidies and self._looking is None and self._is_due("leftovers", now, LEFTOVERS_EVERY_SECONDS):
+            self._looking = remove_leftovers(self._catalog, self._store)
+        if self._looking is not None:
+            until = clock.monotonic() + STEP_SECONDS
+            while next(self._looking, None) is not None:
+                if clock.monotonic() > until:
+                    break
+            else:
+                self._looking = None
         if self._draining and self._scanned and self._is_due("drain", now, DRAIN_EVERY_SECONDS):
             end = drain.look(self._catalog, [str(root) for root in self._plan.roots], self._drain_start)
             if end is not None:
