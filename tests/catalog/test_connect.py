@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import sqlite3
@@ -16,6 +17,8 @@ import sqlalchemy as sa
 
 from featd.catalog import connect, counters, dialects, migrate, values
 from featd.errors import EXIT_OUT_OF_REACH, CatalogUnavailableError, ConfigError
+from postgres import PostgreSQL
+from stalling import Stalling
 
 sqlite_only = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 postgresql_only = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
@@ -306,3 +309,84 @@ def test_a_connection_that_breaks_is_made_anew(desk: Any) -> None:
 def test_what_is_no_address_of_a_catalog(address: str) -> None:
     with pytest.raises(ConfigError, match=r"catalog\.url"):
         connect.open_catalog(address)
+
+
+# A peer that acknowledges and never answers
+
+
+@pytest.fixture
+def stalling(postgres: PostgreSQL) -> Iterator[Stalling]:
+    folder = Path(tempfile.mkdtemp(prefix="featd-stall-"))  # a socket's path must be short
+    made = Stalling(folder, postgres.home)
+    yield made
+    made.close()
+    shutil.rmtree(folder)
+
+
+def through(stalling: Stalling, postgres: PostgreSQL, opened: Any) -> sa.Engine:
+    engine: sa.Engine = opened(
+        postgres.url(postgres.create()).replace(str(postgres.home), str(stalling.folder))
+    )
+    migrate.upgrade(engine)
+    engine.dispose()
+    return engine
+
+
+def count(conn: sa.Connection) -> int:
+    return int(conn.scalar(sa.select(sa.literal(1))) or 0)
+
+
+def test_no_statement_waits_for_ever_for_an_answer(
+    stalling: Stalling, postgres: PostgreSQL, opened: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dialects, "_answer_seconds", lambda _: 0.5)
+    engine = through(stalling, postgres, opened)
+
+    def stalls(conn: sa.Connection) -> None:
+        stalling.stall()
+        count(conn)
+
+    with pytest.raises(CatalogUnavailableError, match=r"did not answer within 0\.5 s"):
+        connect.transact(engine, stalls)
+    # So does the look whether a pooled connection lives; then there is a new one.
+    assert connect.transact(engine, count) == 1
+    assert stalling.stall() == 1
+    with contextlib.suppress(CatalogUnavailableError):
+        connect.transact(engine, count)
+    assert connect.transact(engine, count) == 1
+
+
+def test_a_commit_without_an_answer_may_have_succeeded(
+    stalling: Stalling, postgres: PostgreSQL, opened: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dialects, "_answer_seconds", lambda _: 0.5)
+    engine = through(stalling, postgres, opened)
+
+    def work(conn: sa.Connection) -> None:
+        values.set_value(conn, "x", 1)
+        stalling.stall()
+
+    with pytest.raises(connect.CommitUnknownError):
+        connect.transact(engine, work)
+
+
+def test_the_server_ends_a_statement_that_takes_too_long(
+    postgres: PostgreSQL, opened: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dialects, "_answer_seconds", lambda _: 0.2)
+    engine = opened(postgres.url(postgres.create()))
+
+    def sleeps(conn: sa.Connection) -> None:
+        driver: Any = conn.connection.driver_connection
+        driver.limit_seconds = None  # the client would wait
+        conn.execute(sa.text("SELECT pg_sleep(60)"))
+
+    with pytest.raises(CatalogUnavailableError, match="statement timeout"):
+        connect.transact(engine, sleeps)
+
+    def migrates(conn: sa.Connection) -> int:
+        dialects.lift_limits(conn)
+        conn.execute(sa.text("SELECT pg_sleep(0.5)"))
+        return count(conn)
+
+    assert connect.transact(engine, migrates) == 1

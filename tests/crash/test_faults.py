@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import pytest
 from photographs import write_photographs
 from postgres import PostgreSQL
 from running import Instance, check_promise, kill_all, make_instance, session_of, wait_for
+from stalling import Stalling
 
 PHOTOGRAPHS = 200
 
@@ -136,6 +139,27 @@ def test_postgresql_that_restarts_costs_nothing(
     postgres.restart_at_once()
     assert process.wait(180) == 0
     assert check_promise(instance) == {"done": PHOTOGRAPHS}
+
+
+def test_a_database_that_acknowledges_and_never_answers_holds_nothing_up(
+    tmp_path: Path, images: Path, postgres: PostgreSQL, started: list[subprocess.Popen[str]]
+) -> None:
+    """As poolers and balancers do after a failover: the connection stays, and no answer ever comes."""
+    folder = Path(tempfile.mkdtemp(prefix="featd-stall-"))
+    folder.chmod(0o755)
+    peer = Stalling(folder, postgres.home)
+    try:
+        url = postgres.url(postgres.create()).replace(str(postgres.home), str(folder))
+        instance = slow(tmp_path / "instance", images, url, workers__lease_seconds=6)
+        process = instance.start("run", "--drain")
+        started.append(process)
+        wait_for(lambda: instance.count("done") > 10, 60, "work")
+        assert peer.stall() >= 4  # claims, writer and renewal of a worker, and the janitor
+        assert process.wait(120) == 0
+        assert check_promise(instance) == {"done": PHOTOGRAPHS}
+    finally:
+        peer.close()
+        shutil.rmtree(folder)
 
 
 def test_a_full_disk_costs_nothing(

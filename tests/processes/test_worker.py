@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ import sqlalchemy as sa
 
 from featd.catalog import connect, leases, schema
 from featd.errors import CatalogUnavailableError, EngineError, LeaseLostError
-from featd.processes.link import ChildLink
+from featd.processes.link import ChildLink, Heartbeat
+from featd.roots import RootState
 from featd.states import Lease, RetryPolicy
-from featd.worker import golden, process, renewal
+from featd.worker import claims, golden, process, renewal
 from featd.worker.process import Worker, boot
 from photographs import write_photographs
 from running import Instance, check_promise, make_instance, wait_for
@@ -202,3 +204,30 @@ def test_a_catalog_that_is_away_is_waited_for(
     wait_for(done, 60, "all images")
     worker.close("stopped")
     assert check_promise(instance) == {"done": PHOTOGRAPHS}
+
+
+def test_a_worker_whose_thread_is_stuck_promises_nothing_more(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A dead disk, for example, blocks the thread that claims; the main loop alone must not pass for progress."""
+    promised: list[float] = []
+    go_on = threading.Event()
+
+    def blocks(root: Path) -> RootState:
+        go_on.wait(60)
+        return RootState.ONLINE
+
+    def promises() -> bool:
+        promised.clear()
+        worker.step()
+        return bool(promised)
+
+    monkeypatch.setattr(Heartbeat, "expect", lambda _, seconds: promised.append(seconds))
+    assert promises()
+    monkeypatch.setattr(claims, "root_state", blocks)
+    monkeypatch.setattr(process, "STUCK_SECONDS", 1.5 * renewal.EVERY_SECONDS)
+    try:
+        wait_for(lambda: not promises(), 30, "no promise")
+    finally:
+        go_on.set()
+    wait_for(promises, 30, "a promise")

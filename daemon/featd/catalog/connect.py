@@ -51,7 +51,7 @@ def open_catalog(url: str, lease_seconds: float = 60.0) -> sa.Engine:
         pool_pre_ping=True,
         hide_parameters=True,
     )
-    dialects.prepare_engine(engine)
+    dialects.prepare_engine(engine, lease_seconds)
     return engine
 
 

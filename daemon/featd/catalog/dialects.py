@@ -36,9 +36,11 @@ def is_sqlite(conn: sa.Connection | sa.Engine) -> bool:
 # Connections
 
 
-def prepare_engine(engine: sa.Engine) -> None:
-    """Set up SQLite's transactions and durability; without this committed rows can be lost."""
+def prepare_engine(engine: sa.Engine, lease_seconds: float) -> None:
+    """Set up SQLite's transactions and durability, without which committed rows can be lost; on PostgreSQL, the
+    client's limit for each answer."""
     if not is_sqlite(engine):
+        _bound(engine, _answer_seconds(lease_seconds))
         return
 
     @sa.event.listens_for(engine, "do_connect")
@@ -66,6 +68,29 @@ def prepare_engine(engine: sa.Engine) -> None:
         conn.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
 
 
+def _bound(engine: sa.Engine, seconds: float) -> None:
+    from featd.catalog.bounded import BoundedConnection  # here: who works on SQLite needs no psycopg
+
+    @sa.event.listens_for(engine, "do_connect")
+    def _do_connect(_dialect: Any, _record: Any, arguments: Any, options: Any) -> BoundedConnection:
+        connection = BoundedConnection.connect(*arguments, **options)
+        connection.limit_seconds = seconds
+        return connection
+
+
+def _answer_seconds(lease_seconds: float) -> float:
+    """The longest that one statement may take."""
+    return max(10.0, lease_seconds / 3)
+
+
+def lift_limits(conn: sa.Connection) -> None:
+    """For a migration, whose statements may take long: no limits for the rest of this connection's life."""
+    if not is_sqlite(conn):
+        conn.exec_driver_sql("SET statement_timeout = 0")
+        driver: Any = conn.connection.driver_connection
+        driver.limit_seconds = None
+
+
 def create_database(engine: sa.Engine) -> None:
     """Create SQLite's file where there is none; only a migration may do that. OSError where it cannot be created."""
     if is_sqlite(engine):
@@ -82,7 +107,8 @@ def connect_args(url: sa.URL, lease_seconds: float) -> dict[str, Any]:
         "application_name": "featd",
         "tcp_user_timeout": limit_ms,
         "keepalives_idle": max(1, int(lease_seconds / 6)),
-        "options": f"-c idle_in_transaction_session_timeout={limit_ms} -c lock_timeout={limit_ms}",
+        "options": f"-c idle_in_transaction_session_timeout={limit_ms} -c lock_timeout={limit_ms}"
+        f" -c statement_timeout={int(_answer_seconds(lease_seconds) * 1000)}",
         # A generic plan casts array parameters once per row (measured: 2.3 times slower).
         "prepare_threshold": None,
     }

@@ -49,6 +49,7 @@ def upgrade(engine: sa.Engine, *, create: bool = True) -> tuple[str | None, str]
     _known_revision(engine)
 
     def work(conn: sa.Connection) -> str | None:
+        dialects.lift_limits(conn)
         dialects.migration_lock(conn)
         before = current(conn)
         config = alembic_config()

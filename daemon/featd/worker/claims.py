@@ -16,6 +16,7 @@ from featd.errors import CatalogUnavailableError
 from featd.processes.link import ChildLink
 from featd.roots import RootState, root_state
 from featd.states import PRIORITIES, PRIORITY_ARRIVAL, PRIORITY_ASKED, PRIORITY_BACKLOG, ClaimedImage, Lease
+from featd.worker.thread import WorkerThread
 
 log = logs.get("worker")
 
@@ -53,7 +54,7 @@ class Held:
             return min((self._since.get(image_id, now) for image_id in ids), default=now)
 
 
-class Claims(threading.Thread):
+class Claims(WorkerThread):
     """Keeps up to `ahead` claimed images ready for the pipeline, arrivals first.
 
     `exhausted`: the last claim got fewer rows than it asked for, so nothing more can be claimed now.
@@ -70,9 +71,8 @@ class Claims(threading.Thread):
         ahead: int,
         lease_seconds: float,
     ) -> None:
-        super().__init__(name="claims", daemon=True)
+        super().__init__("claims")
         self.exhausted = False
-        self.failure: Exception | None = None
         self._catalog = catalog
         self._lease = lease
         self._link = link
@@ -118,6 +118,7 @@ class Claims(threading.Thread):
 
     def run(self) -> None:
         while not self._told_to_stop.is_set():
+            self.turn()
             try:
                 claimed = self.step(clock.monotonic())
             except CatalogUnavailableError as error:

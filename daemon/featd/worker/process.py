@@ -28,10 +28,13 @@ from featd.worker.pipeline import TRAYS, Pipeline, hang_limit
 from featd.worker.plan import WorkerPlan
 from featd.worker.renewal import Renewal
 from featd.worker.shares import Shares
+from featd.worker.thread import WorkerThread
 from featd.worker.writer import ShardKind, Writer
 
 log = logs.get("worker")
 
+STUCK_SECONDS = 300.0
+"""Without progress for so long, a thread is stuck: sealing the largest shard on a slow disk takes less."""
 BOOT_SECONDS = 900.0
 """A net that takes longer than this to load and to run once is taken to hang."""
 
@@ -131,8 +134,10 @@ class Worker:
         self._booted = booted
         self._hands_path = plan.run_folder / f"{lease.token}.hands"
         self._state = "idle"
-        self._beat = booted.golden.beat = functools.partial(link.beat, hang_limit(booted.batch_seconds))
+        self._promise = functools.partial(link.beat, hang_limit(booted.batch_seconds))
+        booted.golden.beat = self._beat
         self._golden_agreed(booted.compared)
+        self._threads: tuple[WorkerThread, ...] = ()
         held = Held()
         shares = Shares()
         self._pool = DecoderPool(
@@ -176,9 +181,18 @@ class Worker:
             check_golden=self._check_golden,
         )
         # Threads come last, so that an error above leaves none running.
-        self._threads = (self._renewal, self._writer, self._claims)
+        self._threads = (self._claims, self._writer, self._renewal)
         for thread in self._threads:
             thread.start()
+
+    def _beat(self) -> None:
+        """Promise to go on, unless a thread is stuck: then the supervisor ends this worker and starts another."""
+        since = clock.monotonic() - STUCK_SECONDS
+        stuck = [one.name for one in self._threads if one.is_alive() and one.turned_at < since]
+        if stuck:
+            log.error("thread_stuck", "threads make no progress; this worker will be replaced", threads=stuck)
+        else:
+            self._promise()
 
     def step(self) -> None:
         """One turn of the pipeline. Raises the error that ended one of the threads."""
@@ -186,9 +200,9 @@ class Worker:
             self._check_golden()
         self._pipeline.step()
         self._state = "idle" if self._pipeline.idle else "working"
-        for failure in (self._claims.failure, self._writer.failure, self._renewal.failure):
-            if failure is not None:
-                raise failure
+        for thread in self._threads:
+            if thread.failure is not None:
+                raise thread.failure
 
     def finish(self) -> None:
         """Claim no more, then seal and settle what is through the net."""

@@ -13,6 +13,7 @@ from featd import clock, logs
 from featd.catalog import connect, leases
 from featd.errors import EXIT_ERROR, CatalogUnavailableError, LeaseLostError
 from featd.states import Lease
+from featd.worker.thread import WorkerThread
 
 log = logs.get("worker")
 
@@ -22,15 +23,14 @@ MARGIN = 0.1
 """A worker that could not renew exits when this part of its lease is left."""
 
 
-class Renewal(threading.Thread):
+class Renewal(WorkerThread):
     """Renews in its own thread and connection. `failure`: the error that ended the thread, a LeaseLostError where the
     lease was ended."""
 
     def __init__(
         self, catalog: sa.Engine, lease: Lease, lease_seconds: float, shares: Callable[[], dict[str, Any]]
     ) -> None:
-        super().__init__(name="renewal", daemon=True)
-        self.failure: Exception | None = None
+        super().__init__("renewal")
         self._catalog = catalog
         self._lease = lease
         self._lease_seconds = lease_seconds
@@ -42,6 +42,7 @@ class Renewal(threading.Thread):
         every = min(EVERY_SECONDS, self._lease_seconds / 3)
         try:
             while not self._told_to_stop.wait(min(every, max(0.0, self._left()))):
+                self.turn()
                 self.step()
         except LeaseLostError as error:
             log.error(

@@ -42,6 +42,7 @@ from featd.states import (
     Unchanged,
 )
 from featd.worker.claims import Held
+from featd.worker.thread import WorkerThread
 
 log = logs.get("worker")
 
@@ -84,7 +85,7 @@ class ShardKind:
     instance: str
 
 
-class Writer(threading.Thread):
+class Writer(WorkerThread):
     """Takes items from the pipeline. `failure`: the error that ended the thread."""
 
     def __init__(
@@ -98,8 +99,7 @@ class Writer(threading.Thread):
         held: Held,
         beat: Callable[[], None] = lambda: None,
     ) -> None:
-        super().__init__(name="writer", daemon=True)
-        self.failure: Exception | None = None
+        super().__init__("writer")
         self._catalog = catalog
         self._lease = lease
         self._store = store
@@ -168,6 +168,7 @@ class Writer(threading.Thread):
 
     def step(self) -> bool:
         """Take one item, or wait; then seal and settle what is due. False when told to stop."""
+        self.turn()
         item: Item | None = None
         now = clock.monotonic()
         with contextlib.suppress(queue.Empty):
@@ -281,6 +282,7 @@ class Writer(threading.Thread):
         """Settle, retrying for as long as the catalog is out of reach. LeaseLostError ends it."""
         unknown = False
         while True:
+            self.turn()
             try:
                 settled: dict[State, int] = {}
                 # A COMMIT whose reply was lost may have succeeded: check before trying again.
