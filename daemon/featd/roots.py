@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
+
+LOOK_SECONDS = 3.0
 
 
 class RootState(StrEnum):
@@ -15,18 +18,43 @@ class RootState(StrEnum):
     ONLINE = "online"
     MISSING = "missing"
     UNREADABLE = "unreadable"
+    SILENT = "not answering"
     EMPTY = "empty"  # what an unmounted disk leaves: an empty mount point
 
 
 def root_state(root: Path) -> RootState:
-    """Check a root now."""
-    try:
-        with os.scandir(root) as entries:
-            return RootState.ONLINE if next(entries, None) is not None else RootState.EMPTY
-    except (FileNotFoundError, NotADirectoryError):
-        return RootState.MISSING
-    except OSError:
-        return RootState.UNREADABLE
+    """Look at a root now. One that does not answer within LOOK_SECONDS, as on a dead NFS mount, is SILENT; until that
+    look has ended, the answer is the same at once."""
+    with _lock:
+        look = _looks.get(root)
+        fresh = look is None or not look.is_alive()
+        if look is None or fresh:
+            look = _looks[root] = _Look(root)
+            look.start()
+    look.join(LOOK_SECONDS if fresh else 0.0)
+    return look.state
+
+
+class _Look(threading.Thread):
+    """One look at a root, in a thread of its own, since the kernel may block it for ever."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(name="look", daemon=True)
+        self.state = RootState.SILENT
+        self._root = root
+
+    def run(self) -> None:
+        try:
+            with os.scandir(self._root) as entries:
+                self.state = RootState.ONLINE if next(entries, None) is not None else RootState.EMPTY
+        except (FileNotFoundError, NotADirectoryError):
+            self.state = RootState.MISSING
+        except OSError:
+            self.state = RootState.UNREADABLE
+
+
+_looks: dict[Path, _Look] = {}
+_lock = threading.Lock()
 
 
 class Globs:

@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 import pytest
 
+from featd.decoders import pool as pool_module
 from featd.decoders.pool import DecoderPool
 from featd.decoders.wire import Decoded, Result, RootOffline
 from featd.errors import DecoderError
@@ -25,6 +26,7 @@ from featd.preprocess.golden_pictures import golden_pictures
 from featd.preprocess.spec import PreprocessSpec
 from featd.processes import oom
 from featd.processes.hands import read_hands
+from featd.roots import RootState
 from featd.states import ClaimedImage, Failure, Kind, Unchanged
 
 SPEC = PreprocessSpec("apply", "warp", (64, 64), "linear", "bgr", (104.0, 117.0, 123.0), 1.0, (56, 48), 10**6)
@@ -145,7 +147,7 @@ def collect(pool: DecoderPool, count: int) -> dict[int, Result]:
 
 def make(tmp_path: Path, root: Path, **options: object) -> DecoderPool:
     options = {"decoders": 2, "trays": 2, "batch": 4, "hands_path": tmp_path / "x.hands", **options}
-    return DecoderPool(SPEC, {str(root): False}, **options)
+    return DecoderPool(SPEC, options.pop("roots", {str(root): False}), **options)
 
 
 def test_pixels_come_back_in_their_slots(tmp_path: Path, root: Path) -> None:
@@ -312,6 +314,25 @@ def test_a_decoder_that_hangs_is_replaced(tmp_path: Path, root: Path, fake: list
     assert "0.5 s" in results[0].message
     assert isinstance(results[1], Decoded)
     assert isinstance(results[2], Decoded)
+
+
+def test_a_root_that_does_not_answer_costs_no_image_an_attempt(
+    tmp_path: Path, root: Path, fake: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A decoder hangs in the file of a dead mount: its images are given back, and those of other roots go on."""
+    monkeypatch.setattr(pool_module, "root_state", lambda path: RootState.SILENT)
+    other = tmp_path / "other"
+    other.mkdir()
+    picture(other, "c.png")
+    for name in ("hang.png", "a.png", "b.png"):
+        picture(root, name)
+    roots = {str(root): False, str(other): False}
+    with make(tmp_path, root, command=fake, decoders=1, timeout_seconds=0.5, roots=roots) as pool:
+        for at, name in enumerate(("hang.png", "a.png", "b.png")):
+            pool.submit(at, task(root, name, at))
+        pool.submit(3, task(other, "c.png", 3))
+        results = collect(pool, 4)
+    assert [type(results[at]) for at in range(4)] == [RootOffline, RootOffline, RootOffline, Decoded]
 
 
 @pytest.mark.parametrize("count", [1, 2])

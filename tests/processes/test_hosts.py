@@ -6,7 +6,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,10 @@ import pytest
 from featd import clock
 from featd.catalog import connect, hosts
 from featd.errors import CatalogUnavailableError
+from featd.ingest import process
 from featd.ingest.hints import Trouble
 from featd.ingest.process import Ingest
+from featd.ingest.scan import Scan
 from featd.processes.link import Channel, ChildLink, Heartbeat
 from featd.roots import RootState
 from postgres import PostgreSQL
@@ -143,7 +146,7 @@ def make(tmp_path: Path, database_url: str) -> Iterator[Callable[..., Ingest]]:
     )
     made: list[tuple[Ingest, Any]] = []
 
-    def build(host: str, *, once: bool = False, watch: bool = True) -> Ingest:
+    def build(host: str, *, once: bool = False, watch: bool = True, also: Sequence[Path] = ()) -> Ingest:
         parts = Channel(), Channel(), Heartbeat()
         link = ChildLink(
             "ingest",
@@ -155,6 +158,7 @@ def make(tmp_path: Path, database_url: str) -> Iterator[Callable[..., Ingest]]:
         )
         plan = instance.plan("ingest", host, drain=once)
         roots = tuple(root.model_copy(update={"watch": watch}) for root in plan.roots)
+        roots += tuple(roots[0].model_copy(update={"path": path}) for path in also)
         made.append((Ingest(replace(plan, roots=roots), link), (*parts, link.wake_fd)))
         return made[-1][0]
 
@@ -198,6 +202,32 @@ def test_a_host_that_does_not_scan_still_takes_what_arrives_there(
     wanted = {"sub/arrived.jpg", "folder/moved.jpg"}
     wait_for(lambda: turns(watches) == 0 and names(instance) == wanted, 20, "what arrived")
     assert instance.status()["ingest"]["watching"] == 2
+
+
+def test_a_root_that_does_not_answer_blocks_no_other_root(
+    make: Callable[..., Ingest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A dead mount blocks whoever looks at it; what is written elsewhere is processed, and status says why."""
+    instance: Instance = make.instance  # type: ignore[attr-defined]
+    (tmp_path / "dead").mkdir()
+    write(tmp_path / "dead" / "late.jpg")
+    monkeypatch.setattr(process, "TURN_SECONDS", 0.2)
+    ingest = make("host-a", also=[tmp_path / "dead"])
+    dead = ingest.roots[1]
+    go_on, step = threading.Event(), dead.step
+
+    def blocks(now: float) -> list[Scan]:
+        go_on.wait(30)
+        return step(now)
+
+    monkeypatch.setattr(dead, "step", blocks)
+    try:
+        wait_for(lambda: turns(ingest) == 0 and names(instance) == {"sub/first.jpg"}, 20, "the living root")
+        assert "not answering" in instance.status()["ingest"]["notes"][dead.name]
+    finally:
+        go_on.set()
+    wait_for(lambda: ingest.step(clock.monotonic()) == [] and "late.jpg" in names(instance), 20, "the other")
+    wait_for(lambda: turns(ingest) == 0 and not instance.status()["ingest"]["notes"], 20, "no note")
 
 
 def lose_events(ingest: Ingest) -> None:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from featd import paths
+from featd import paths, roots
 from featd.paths import for_terminal, from_catalog, open_beneath, to_catalog
 from featd.roots import RootState, root_state
 
@@ -67,6 +70,29 @@ def test_root_states(tmp_path: Path) -> None:
     assert root_state(tmp_path) is RootState.ONLINE
     assert root_state(tmp_path / "file") is RootState.MISSING
     assert root_state(tmp_path / "nothing") is RootState.MISSING
+
+
+def test_a_root_that_does_not_answer_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A dead NFS mount blocks every look at it, for ever."""
+    (tmp_path / "file").touch()
+    go_on = threading.Event()
+    real = os.scandir
+
+    def blocks(path: Path) -> Any:
+        go_on.wait(30)
+        return real(path)
+
+    monkeypatch.setattr(roots, "LOOK_SECONDS", 0.2)
+    monkeypatch.setattr(os, "scandir", blocks)
+    before = threading.active_count()
+    assert [root_state(tmp_path) for _ in range(5)] == [RootState.SILENT] * 5
+    assert threading.active_count() == before + 1, "no thread piles up behind another"
+    go_on.set()
+    end = time.monotonic() + 20
+    while root_state(tmp_path) is not RootState.ONLINE:
+        assert time.monotonic() < end
 
 
 @pytest.fixture

@@ -27,12 +27,13 @@ import numpy.typing as npt
 
 from featd import logs
 from featd.clock import monotonic
-from featd.decoders.wire import PACKET_BYTES, Result, Setup, clean, pack_task, unpack_answer
+from featd.decoders.wire import PACKET_BYTES, Result, RootOffline, Setup, clean, pack_task, unpack_answer
 from featd.errors import DecoderError
 from featd.preprocess.spec import PreprocessSpec
 from featd.processes.hands import HOLDS, Hands, Held
 from featd.processes.oom import OomWatch
 from featd.processes.signals import OWN, name_of
+from featd.roots import RootState, root_state
 from featd.states import ClaimedImage, Failure, Kind
 
 COMMAND = (sys.executable, "-P", "-m", "featd.decoders.process")
@@ -286,18 +287,29 @@ class DecoderPool:
         held = self.hands.held_by(decoder.index)
         booted = self.hands.decoder_pid(decoder.index) == decoder.process.pid
         words = _last_words(decoder.stderr)
+        away = ""
         self._forget(decoder)
         if held is not None and held.ticket in decoder.tickets:
             # A decoder that finished the overdue image just before it was killed had begun another image, which is
             # not to blame.
             if overdue is None or held.ticket == overdue.ticket:
                 decoder.tickets.remove(held.ticket)
-                kind, message = self._blame(status, words, overdue is not None)
-                failure = Failure(self._images[held.ticket], kind, clean(message))
-                results.append((self._finish(held.ticket), failure))
+                image = self._images[held.ticket]
+                if overdue is not None and root_state(Path(image.root)) is not RootState.ONLINE:
+                    away = image.root
+                    results.append((self._finish(held.ticket), RootOffline(image)))
+                else:
+                    kind, message = self._blame(status, words, overdue is not None)
+                    results.append((self._finish(held.ticket), Failure(image, kind, clean(message))))
         elif overdue is None and (not booted or status != -signal.SIGKILL):
             self._deaths_without_image += 1
         self._unsent.extendleft(reversed(decoder.tickets))
+        for ticket in [
+            one for one in self._unsent if self._images[one].root == away
+        ]:  # they would wait as long
+            self._unsent.remove(ticket)
+            image = self._images[ticket]
+            results.append((self._finish(ticket), RootOffline(image)))
         log.warning(
             "decoder_died",
             "a decoder died; starting another one",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
 import sqlalchemy as sa
@@ -29,6 +30,8 @@ log = logs.get("ingest")
 
 SCAN_BEAT_SECONDS = 600.0
 """A turn that takes longer than this hangs, for example on a dead network mount."""
+TURN_SECONDS = 5.0
+"""The others go on where a root's turn takes longer."""
 REPORT_SECONDS = 1.0
 """Between two updates of what status shows."""
 RENEW_SECONDS = 5.0
@@ -51,6 +54,9 @@ class Ingest:
             RootIngest(self._catalog, root, watched=not plan.once, wake=self._wake, on_batch=self._on_batch)
             for root in plan.roots
         ]
+        self._threads = ThreadPoolExecutor(max(1, len(plan.roots)), "root")
+        self._late: dict[str, tuple[Future[list[Scan]], float]] = {}
+        """Roots whose turn is not over, with its beginning."""
         self._scanned: set[str] = set()
         self._times_asked: dict[str, int] = {}
         self._before: dict[str, int] | None = None
@@ -76,7 +82,7 @@ class Ingest:
         ended = []
         for root in self.roots:
             self._link.beat(SCAN_BEAT_SECONDS)
-            for scan in root.step(now):
+            for scan in self._turn(root, now):
                 self._tell(scan)
                 if not scan.start:
                     self._scanned.add(root.name)
@@ -84,16 +90,36 @@ class Ingest:
         self._tell_of_itself(now)
         return ended
 
+    def _turn(self, root: RootIngest, now: float) -> list[Scan]:
+        """One turn of a root, in a thread of its own: a dead mount blocks nothing else. Empty until it is over."""
+        late = self._late.pop(root.name, None)
+        turn, since = late or (self._threads.submit(root.step, now), now)
+        if wait([turn], 0.0 if late else TURN_SECONDS).done:
+            if late:
+                log.info("root_answered", "root answers again", root=root.name)
+            return turn.result()
+        if not late:
+            log.warning("root_silent", "root does not answer; the other roots go on", root=root.name)
+        self._late[root.name] = (turn, since)
+        if self._once and now - since > SCAN_BEAT_SECONDS:
+            self._scanned.add(root.name)  # the end of the drain names it
+        return []
+
     def seconds_to_next(self, now: float) -> float:
         """Seconds until the next turn, if the watch reports nothing before."""
-        soonest = min((root.next_due(now) for root in self.roots), default=now + 60.0)
+        ready = [root.next_due(now) for root in self.roots if root.name not in self._late]
+        soonest = min(ready, default=now + 60.0)
+        if self._late:
+            soonest = min(soonest, now + 1.0)
         if self._report() != self._reported:
             soonest = min(soonest, self._report_due)
         return max(0.0, min(soonest, self._renew_due) - now)
 
     def close(self) -> None:
+        self._threads.shutdown(wait=not self._late, cancel_futures=True)
         for root in self.roots:
-            root.close()
+            if root.name not in self._late:
+                root.close()
         if self._before is not None:  # else nothing was reported yet, and earlier counts would be lost
             with contextlib.suppress(CatalogUnavailableError):
                 connect.transact(self._catalog, self._leave)
@@ -132,7 +158,7 @@ class Ingest:
         """Renew this host's report and its scan duties; learn which roots it scans."""
         if self._before is None:
             self._before = connect.transact(self._catalog, self._read_before)
-        online = {root.duty for root in self.roots if root.online}
+        online = {root.duty for root in self.roots if root.online and root.name not in self._late}
         offline = {root.duty for root in self.roots} - online
         # Also for roots that this host has scanned until now: with the duty it loses what it knew.
         doubted = {root.duty for root in self.roots if root.in_doubt}
@@ -161,6 +187,8 @@ class Ingest:
     def _share_out(self, held: dict[str, int], doubted: set[str]) -> None:
         """Scan the roots whose duty this host holds, soon where a host asked for it. `held`: duty -> times asked."""
         for root in self.roots:
+            if root.name in self._late:
+                continue
             if root.scans != (root.duty in held):
                 self._tell_of_duty(root)
             if root.duty not in held:
@@ -185,9 +213,13 @@ class Ingest:
 
     def _report(self) -> dict[str, Any]:
         before = self._before or {}
+        notes = {root.name: note for root in self.roots if (note := root.note) is not None}
         report: dict[str, Any] = {
             "watching": sum(root.watching for root in self.roots),
-            "notes": {root.name: root.note for root in self.roots if root.note is not None},
+            "notes": {
+                **notes,
+                **dict.fromkeys(self._late, "not answering: images of this root keep their state"),
+            },
         }
         for name in COUNTS:
             report[name] = before.get(name, 0) + sum(getattr(root.counts, name) for root in self.roots)

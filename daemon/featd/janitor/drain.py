@@ -60,7 +60,7 @@ def _unseen(roots: Sequence[str]) -> list[str]:
     return [
         f"{root} ({state})"
         for root, state in states.items()
-        if state in (RootState.MISSING, RootState.UNREADABLE)
+        if state not in (RootState.ONLINE, RootState.EMPTY)
     ]
 
 
