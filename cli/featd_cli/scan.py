@@ -25,23 +25,23 @@ def scan(
 ) -> None:
     """Scan the roots.
 
-    Records new, changed, returned and vanished images. Reads no image and removes nothing. Skips an offline root, and
-    then exits 1.
+    Records new, changed, returned and vanished images. Reads no image and removes nothing. Skips an offline root and
+    folders that cannot be read, and then exits 1.
     """
     from featd import logs
     from featd.ingest.scan import describe, scan_root
     from featd.roots import RootState
 
     logs.setup("ERROR")  # the lines below report everything
-    offline = False
+    incomplete = False
     with open_instance(ctx, config) as instance:
         if not instance.settings.roots:
             raise ConfigError("roots: name at least one folder of images in a [[roots]] section")
         for root, start in _chosen(instance.settings.roots, path):
             report = scan_root(instance.catalog, root, start=start)
-            offline |= report.state is not RootState.ONLINE
+            incomplete |= report.state is not RootState.ONLINE or bool(report.unreadable)
             say(shown(describe(report)))
-    if offline:
+    if incomplete:
         raise typer.Exit(EXIT_ERROR)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import socket
 import textwrap
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -16,6 +17,7 @@ from rich.text import Text
 
 from featd import clock
 from featd.catalog.stats import WorkerLine
+from featd.ingest.scan import told_ignored
 from featd.states import State
 from featd_cli.console import shown
 from featd_cli.status_report import Report, holds_back, rate_of, shares_of, state_of
@@ -107,6 +109,8 @@ def _head(report: Report, width: int, blocks: bool, detail: Detail) -> Iterator[
     elsewhere = f" by {shown(', '.join(by))}" if by not in ([], [socket.gethostname()]) else ""
     watched = f"{report.ingest['watching']} watched; last scan: {_ago(report)}{elsewhere}"
     yield Text(clip(f"roots    {report.roots}, {watched}", width, 30))
+    if ignored := sum((Counter(kinds) for kinds in report.ingest.get("ignored", {}).values()), Counter()):
+        yield Text(clip(shown(f"files    {told_ignored(ignored)}"), width, 9))
     shards = report.shards
     old = f"; {shards.rows - shards.live_rows:,} superseded" if shards.rows > shards.live_rows else ""
     yield Text(f"shards   {shards.count:,} ({shards.rows:,} vectors, {filesize.decimal(shards.bytes)}{old})")

@@ -98,7 +98,22 @@ def open_beneath(root_fd: int, raw: bytes, *, follow_symlinks: bool = False) -> 
     FIFO. OSError as open(2) gives it (ELOOP, EXDEV for a link or path that leads out); EINVAL where the name
     is not a regular file.
     """
-    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
+    fd = _open(root_fd, raw, os.O_NONBLOCK | os.O_NOCTTY, follow_symlinks)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "not a regular file", os.fsdecode(raw))
+    return fd
+
+
+def open_folder_beneath(root_fd: int, raw: bytes) -> int:
+    """The same for the folder `raw` (empty: the root itself). No component may be a symbolic link."""
+    if not raw:
+        return os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=root_fd)
+    return _open(root_fd, raw, os.O_DIRECTORY, False)
+
+
+def _open(root_fd: int, raw: bytes, more_flags: int, follow_symlinks: bool) -> int:
+    flags = os.O_RDONLY | os.O_CLOEXEC | more_flags
     resolve = _RESOLVE_BENEATH | _RESOLVE_NO_MAGICLINKS | (0 if follow_symlinks else _RESOLVE_NO_SYMLINKS)
     how = _OpenHow(flags, 0, resolve)
     fd: int = _libc.syscall(
@@ -107,13 +122,9 @@ def open_beneath(root_fd: int, raw: bytes, *, follow_symlinks: bool = False) -> 
     if fd < 0:
         code = ctypes.get_errno()
         # ENOSYS: an old kernel; EPERM: a sandbox that does not know the call.
-        if code in (errno.ENOSYS, errno.EPERM) and not follow_symlinks:
-            fd = _open_step_by_step(root_fd, raw, flags)
-        else:
+        if code not in (errno.ENOSYS, errno.EPERM) or follow_symlinks:
             raise OSError(code, os.strerror(code), os.fsdecode(raw))
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
-        raise OSError(errno.EINVAL, "not a regular file", os.fsdecode(raw))
+        fd = _open_step_by_step(root_fd, raw, flags)
     return fd
 
 

@@ -69,7 +69,11 @@ class Globs:
 
     def wants(self, path: str) -> bool:
         """Whether a file of this path is an image of the root."""
-        return self._include.match(path) is not None and self._exclude.match(path) is None
+        return self._include.match(path) is not None and not self.excludes(path)
+
+    def excludes(self, path: str) -> bool:
+        """Whether a file of this path is left out on purpose."""
+        return self._exclude.match(path) is not None
 
     def takes(self, path: str) -> bool:
         """Whether a walk of the root would reach the file `path`, and want it."""
@@ -84,7 +88,7 @@ class Globs:
 
     def excludes_folder(self, path: str) -> bool:
         """Whether nothing below the folder `path` can be wanted, so that it need not be entered."""
-        return self._exclude.match(f"{path}/") is not None or self._exclude.match(path) is not None
+        return self.excludes(f"{path}/") or self.excludes(path)
 
 
 def _compile(patterns: Sequence[str], *, dots: bool = False) -> re.Pattern[str]:

@@ -17,6 +17,8 @@ from featd.ingest import scan
 from featd.ingest.scan import ScanReport, scan_root
 from featd.paths import from_catalog
 from featd.roots import RootState
+from photographs import write_photographs
+from running import make_instance
 
 
 @pytest.fixture
@@ -171,21 +173,26 @@ def test_names_of_any_bytes_come_back_as_they_were(catalog: sa.Engine, root: Pat
     assert all(path.isprintable() for path in states(catalog))
 
 
-def test_a_folder_that_cannot_be_read_costs_its_images_nothing(
-    catalog: sa.Engine, root: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("mode", [0o000, 0o644])
+def test_a_folder_that_cannot_be_read_or_entered_costs_its_images_nothing_and_is_named(
+    tmp_path: Path, mode: int
 ) -> None:
-    look(catalog, root)
-    real = os.scandir
-
-    def denied(path: Any) -> Any:
-        if os.fsencode(path).endswith(b"/deep"):
-            raise PermissionError(13, "Permission denied")
-        return real(path)
-
-    monkeypatch.setattr("featd.ingest.walk.os.scandir", denied)
-    report = look(catalog, root)
-    assert report.unreadable == ["sub/deep"]
-    assert states(catalog)["sub/deep/d.jpg"] == "pending"
+    write_photographs(tmp_path / "images", 3)
+    write_photographs(tmp_path / "images" / "closed", 2)
+    instance = make_instance(tmp_path / "instance", tmp_path / "images", retry__backoff_seconds=0.1)
+    assert instance.run("scan").returncode == 0
+    (tmp_path / "images" / "closed").chmod(mode)
+    try:
+        scanned = instance.run("scan", plain_user=True)
+        drained = instance.run("run", "--drain", plain_user=True)
+    finally:
+        (tmp_path / "images" / "closed").chmod(0o755)
+    assert scanned.returncode == 1
+    assert "cannot be read, for example closed" in scanned.stdout
+    assert drained.returncode == 1
+    assert "folders could not be read" in drained.stderr
+    assert instance.count("gone") == 0
+    assert instance.count("done") >= 3
 
 
 def test_a_part_of_a_root_can_be_scanned_alone(catalog: sa.Engine, root: Path) -> None:

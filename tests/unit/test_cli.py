@@ -313,13 +313,13 @@ def test_scan_brings_the_catalog_up_to_date(filled: Filled, featd: Run) -> None:
         (root / name).write_bytes(b"x")
     assert featd("--config", filled.config, "scan")[:2] == (
         0,
-        f"{root}: 2 images, 2 new, 0 changed, 0 returned, 0 gone\n",
+        f"{root}: 2 images, 2 new, 0 changed, 0 returned, 0 gone; 1 ignored: txt 1\n",
     )
     (root / "a.jpg").unlink()
     (root / "below/b.png").unlink()
     code, out, _ = featd("--config", filled.config, "scan", root / "below")
     assert (code, out) == (0, f"{root}: 0 images, 0 new, 0 changed, 0 returned, 1 gone\n")
-    assert featd("--config", filled.config, "scan")[1].endswith("1 gone\n")
+    assert featd("--config", filled.config, "scan")[1].endswith("1 gone; 1 ignored: txt 1\n")
 
 
 def test_scan_of_what_is_no_root(filled: Filled, featd: Run, tmp_path: Path) -> None:

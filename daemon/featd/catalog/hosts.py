@@ -154,6 +154,7 @@ def ingest_of_all(conn: sa.Connection, down: str | None = None) -> dict[str, Any
         "overflows": 0,
         "rewatched": 0,
         "handler_errors": 0,
+        "ignored": {},
         "notes": {},
     }
     reports = ingest_reports(conn)
@@ -161,6 +162,7 @@ def ingest_of_all(conn: sa.Connection, down: str | None = None) -> dict[str, Any
     for host, found in sorted(reports.items()):
         for name in ("overflows", "rewatched", "handler_errors"):
             told[name] += found.report[name]
+        told["ignored"] |= found.report.get("ignored", {})
         if host not in live:
             continue
         told["watching"] += found.report["watching"]

@@ -216,6 +216,8 @@ class Ingest:
         notes = {root.name: note for root in self.roots if (note := root.note) is not None}
         report: dict[str, Any] = {
             "watching": sum(root.watching for root in self.roots),
+            "ignored": {root.name: dict(root.ignored) for root in self.roots if root.ignored},
+            "unreadable": sum(len(root.unreadable) for root in self.roots),
             "notes": {
                 **notes,
                 **dict.fromkeys(self._late, "not answering: images of this root keep their state"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -13,7 +14,7 @@ from featd.catalog.hosts import scan_of
 from featd.config import RootConfig
 from featd.ingest.arrivals import Arrivals
 from featd.ingest.hints import MAX_FOLDERS, Hints, Taken, Trouble, folder_of
-from featd.ingest.scan import Scan
+from featd.ingest.scan import Scan, told_unreadable
 from featd.ingest.watch import Watch
 from featd.roots import RootState, root_state
 from featd.states import PRIORITY_ARRIVAL, PRIORITY_BACKLOG
@@ -87,7 +88,10 @@ class RootIngest:
         self._doubts = Doubts()
         self._out_of_watches = False
         self._told: str | None = None
-        self._unreadable: set[str] = set()
+        self.unreadable: list[str] = []
+        """Folders that the last scans could not read."""
+        self.ignored: Counter[str] = Counter()
+        """What the last whole scan passed over, by extension."""
         self._passing: str | None = None
         self._broken: str | None = None
         self._opened = False
@@ -179,6 +183,8 @@ class RootIngest:
             return f"{Trouble.OUT_OF_WATCHES}: {every} where it is not watched"
         if self._passing is not None:
             return f"{self._passing}: scanning it again"
+        if self.unreadable:
+            return f"{told_unreadable(self.unreadable)}: images there keep their state"
         return None
 
     # The watch
@@ -268,6 +274,7 @@ class RootIngest:
         # A folder that was made or moved here a moment ago does not wait for the scan of the whole root.
         if self._folder_scan is not None and self._go_on(self._folder_scan):
             ended.append(self._folder_scan)
+            self.unreadable += self._folder_scan.report.unreadable
             self._folder_scan = None
         if self._scan is None and now >= self._next_scan():
             if self._watch is not None and not (self.watching or (self.scans and self._doubts.everything)):
@@ -280,7 +287,8 @@ class RootIngest:
                 self._scan_due = now + self.root.rescan_seconds
         if self._scan is not None and self._go_on(self._scan):
             ended.append(self._scan)
-            self._compare_unreadable(set(self._scan.report.unreadable))
+            self._compare_unreadable(self._scan.report.unreadable)
+            self.ignored = self._scan.report.ignored
             self._scan = None
             after = clock.monotonic()
             self._scan_not_before = after + max(AGAIN_SECONDS, (after - self._scan_began) / 4)
@@ -289,12 +297,12 @@ class RootIngest:
                 self._passing = None
         return ended
 
-    def _compare_unreadable(self, unreadable: set[str]) -> None:
+    def _compare_unreadable(self, unreadable: list[str]) -> None:
         """A folder that could not be read could not be watched either: watch anew once it can be read."""
-        if self._unreadable - unreadable:
+        if set(self.unreadable) - set(unreadable):
             self._broken = "a folder that was unreadable can be read now"
             self._check_due = 0.0
-        self._unreadable = unreadable
+        self.unreadable = unreadable
 
     def _begin(self, folder: bytes) -> Scan:
         scan = Scan(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +16,7 @@ from featd import clock, logs
 from featd.catalog import connect, enqueue, hosts, values
 from featd.catalog.enqueue import Enqueued, FoundFile, KnownFile
 from featd.config import RootConfig
-from featd.ingest.walk import PORTION_FILES, Walked, walk
+from featd.ingest.walk import PORTION_FILES, Walk
 from featd.paths import from_catalog, to_catalog
 from featd.roots import Globs, RootState, root_state
 from featd.states import PRIORITY_BACKLOG
@@ -41,6 +42,7 @@ class ScanReport:
     enqueued: Enqueued = field(default_factory=Enqueued)
     gone: int = 0
     unreadable: list[str] = field(default_factory=list)
+    ignored: Counter[str] = field(default_factory=Counter)
 
 
 class Scan:
@@ -101,16 +103,14 @@ class Scan:
     # Files that exist
 
     def _enqueue_found(self, cursor: str | None) -> Iterator[bool]:
-        seen = Walked()
+        walk = Walk(os.fsencode(self._root.path), self._globs, self._root.follow_symlinks)
         at = None if cursor is None else from_catalog(cursor)
         spans = [(None, None)] if at is None else [(at, None), (None, at)]
         for after, upto in spans:
             found: list[FoundFile] = []
             finished: bytes | None = None
             until = clock.monotonic() + SLICE_SECONDS
-            root = os.fsencode(self._root.path)
-            follow = self._root.follow_symlinks
-            for portion in walk(root, self._globs, follow, seen, self.start, after=after, upto=upto):
+            for portion in walk.portions(self.start, after=after, upto=upto):
                 found += portion.files
                 finished = portion.folder if portion.last else finished
                 if len(found) > BATCH_FILES - PORTION_FILES or clock.monotonic() > until:
@@ -120,8 +120,9 @@ class Scan:
                     yield True
                     until = clock.monotonic() + SLICE_SECONDS
             self._enqueue(found)
-        self.report.files = seen.files
-        self.report.unreadable = seen.unreadable
+        self.report.files = walk.files
+        self.report.unreadable = walk.unreadable
+        self.report.ignored = walk.ignored
 
     def _enqueue(self, found: list[FoundFile]) -> None:
         """Enqueue a batch. Files that changed a moment ago may still be written and wait for settle_seconds.
@@ -262,8 +263,23 @@ def describe(report: ScanReport) -> str:
             f"{report.root}: offline ({report.state}): not scanned, and its images keep their state; mount or restore"
             " it, then scan again"
         )
-    unreadable = f", {len(report.unreadable)} unreadable folders" if report.unreadable else ""
+    more = f"; {told_ignored(report.ignored)}" if report.ignored else ""
+    if report.unreadable:
+        more += f"; {told_unreadable(report.unreadable)}"
     return (
         f"{report.root}: {report.files} images, {report.enqueued.new} new, {report.enqueued.changed} changed,"
-        f" {report.enqueued.returned} returned, {report.gone} gone{unreadable}"
+        f" {report.enqueued.returned} returned, {report.gone} gone{more}"
     )
+
+
+def told_ignored(ignored: Mapping[str, int]) -> str:
+    """`13 ignored: heic 5, avif 5, links 3`: files that are no images by the patterns of their root."""
+    kinds = sorted(ignored.items(), key=lambda item: (-item[1], item[0]))
+    some = [f"{kind} {count:,}" for kind, count in kinds[:5]]
+    return f"{sum(ignored.values()):,} ignored: {', '.join(some)}" + (", ..." if len(kinds) > 5 else "")
+
+
+def told_unreadable(folders: Sequence[str]) -> str:
+    """`3 folders cannot be read, for example 2026/a`."""
+    count = "1 folder" if len(folders) == 1 else f"{len(folders):,} folders"
+    return f"{count} cannot be read, for example {folders[0] or 'the root itself'}"

@@ -9,7 +9,7 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from featd import clock
-from featd.catalog import connect, counters, stats
+from featd.catalog import connect, counters, hosts, stats
 from featd.errors import EXIT_ERROR, EXIT_FAILED_ROWS, EXIT_OK
 from featd.processes.records import StopRequest
 from featd.roots import RootState, root_state
@@ -32,14 +32,16 @@ def begin(catalog: sa.Engine) -> Start:
         return Start(clock.monotonic(), counters.counts(conn)[State.DONE])
 
 
-def look(catalog: sa.Engine, roots: Sequence[str], start: Start) -> StopRequest | None:
+def look(catalog: sa.Engine, host: str, roots: Sequence[str], start: Start) -> StopRequest | None:
     """How the drain ended; None while there is work that this host's workers can do, now or after a back-off."""
     with connect.reading(catalog) as conn:
         counts = counters.counts(conn)
         open_rows = counts[State.PENDING] + counts[State.CLAIMED]
         waiting = stats.pending_roots(conn) if open_rows else set()
+        reports = hosts.ingest_reports(conn)
     if open_rows == 0:
-        return _finished(counts, start, _unseen(roots))
+        unread = reports[host].report.get("unreadable", 0) if host in reports else 0
+        return _finished(counts, start, _unseen(roots), unread)
     offline = {root: root_state(Path(root)) for root in waiting}
     unreachable = {
         root for root, state in offline.items() if state is not RootState.ONLINE or root not in roots
@@ -64,7 +66,7 @@ def _unseen(roots: Sequence[str]) -> list[str]:
     ]
 
 
-def _finished(counts: Mapping[State, int], start: Start, unseen: Sequence[str]) -> StopRequest:
+def _finished(counts: Mapping[State, int], start: Start, unseen: Sequence[str], unread: int) -> StopRequest:
     seconds = max(clock.monotonic() - start.at, 1e-3)
     done = max(counts[State.DONE] - start.done, 0)
     message = "drained: nothing was left to do"
@@ -76,8 +78,11 @@ def _finished(counts: Mapping[State, int], start: Start, unseen: Sequence[str]) 
         message += f"; {counts[State.DONE]:,} done in all"
     if counts[State.FAILED]:
         message += f"; {counts[State.FAILED]:,} failed (`featd failures` lists them)"
+    if unread:
+        message += f"; {unread:,} folders could not be read"
     if unseen:
         message += f"; offline roots were not scanned: {', '.join(unseen)}: {AGAIN}"
+    if unseen or unread:
         return StopRequest(EXIT_ERROR, message)
     return StopRequest(EXIT_FAILED_ROWS if counts[State.FAILED] else EXIT_OK, message)
 

@@ -86,7 +86,9 @@ class Janitor:
             else:
                 self._looking = None
         if self._draining and self._scanned and self._is_due("drain", now, DRAIN_EVERY_SECONDS):
-            end = drain.look(self._catalog, [str(root) for root in self._plan.roots], self._drain_start)
+            end = drain.look(
+                self._catalog, self._host, [str(root) for root in self._plan.roots], self._drain_start
+            )
             if end is not None:
                 self._link.report(end)
                 self._draining = False
