@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import pty
 import shutil
 import signal
 import sqlite3
 import subprocess
 import tempfile
+import termios
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -112,6 +115,35 @@ def test_a_drain_that_is_stopped_early_says_so_by_its_exit_code(
     os.killpg(process.pid, signal.SIGINT)
     assert process.wait(60) == 1
     assert check_promise(instance)["claimed"] == 0
+
+
+@pytest.mark.parametrize("nohup", [False, True])
+def test_closing_the_terminal_ends_a_featd_that_was_started_in_it(
+    tmp_path: Path, images: Path, started: list[subprocess.Popen[str]], nohup: bool
+) -> None:
+    instance = slow(tmp_path / "instance", images)
+    command = [*(["nohup"] if nohup else []), *instance.command("run")]
+    master, slave = pty.openpty()
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(
+            command,
+            stdin=slave,
+            stdout=slave,
+            stderr=log,
+            text=True,
+            start_new_session=True,
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        )
+    started.append(process)
+    os.close(slave)
+    wait_for(lambda: instance.count("done") > 0, 60, "work")
+    os.close(master)
+    if nohup:
+        wait_for(lambda: instance.count("done") == PHOTOGRAPHS, 60, "all images")
+        assert process.poll() is None
+    else:
+        assert process.wait(60) == 0
+        assert check_promise(instance)["claimed"] == 0
 
 
 def test_a_second_featd_on_the_same_store_is_told_so(

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
 from featd.catalog import connect, leases
 from featd.errors import CatalogUnavailableError
@@ -78,6 +79,25 @@ def test_an_outage_of_the_catalog_loses_no_record(
     janitor.step(2e6)
     news = [report.news for report in reports.receive()]
     assert [one.code for one in news if isinstance(one, StopRequest)] == [0]
+
+
+def test_a_restarted_janitor_leaves_the_hands_file_of_a_worker_that_starts_meanwhile(
+    make: Callable[[], tuple[Janitor, Channel, Channel]], instance: Instance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    janitor, _, _ = make()
+    folder = instance.plan("janitor").run_folder
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "stale.hands").touch()
+    real = leases.open_leases
+
+    def starts_meanwhile(conn: sa.Connection, host: str) -> list[leases.OpenLease]:
+        found = real(conn, host)
+        (folder / "new.hands").touch()
+        return found
+
+    monkeypatch.setattr(leases, "open_leases", starts_meanwhile)
+    janitor.begin()
+    assert [path.name for path in folder.glob("*.hands")] == ["new.hands"]
 
 
 def test_a_look_for_leftovers_goes_on_in_later_turns(

@@ -44,3 +44,13 @@ def test_of_a_traceback_the_error_is_what_counts() -> None:
         "loading\nTraceback (most recent call last):\n  File \"a.py\", line 1, in f\n    f()\nKeyError: 'x'\n"
     )
     assert telling(words) == "KeyError: 'x'"
+
+
+def test_warnings_of_libraries_and_colours_are_not_the_cause() -> None:
+    words = (
+        "\x1b[0;93m2026-11-24 10:00:00.1 [W:onnxruntime:, device_discovery.cc:211] no GPU\x1b[m\n"
+        "W1124 10:00:00.000000   100 net.cpp:58] slow\n"
+        "\x1b[31mterminate called after throwing an instance of 'std::bad_alloc'\x1b[0m\n"
+    )
+    assert telling(words) == "terminate called after throwing an instance of 'std::bad_alloc'"
+    assert telling("only a Warning: of a library\n") == "only a Warning: of a library"

@@ -51,12 +51,17 @@ class Rescue:
 
         A janitor that was restarted finds workers of its own supervisor: their leases stay.
         """
+        hands = list(
+            self._run_folder.glob(f"*{HANDS_SUFFIX}")
+        )  # before the look: a worker may start meanwhile
         with connect.reading(self._catalog) as conn:
             open_leases = leases.open_leases(conn, self._host)
         alive = {one.lease.token for one in open_leases if _is_sibling(one.pid)}
         dead = [one.lease for one in open_leases if one.lease.token not in alive]
         ended = sum(self.end(lease, EVERYTHING_DIED) for lease in dead)
-        self._remove_stale_hands(alive)
+        for path in hands:
+            if path.name.removesuffix(HANDS_SUFFIX) not in alive:
+                _remove(path)
         return ended
 
     def end_expired(self) -> int:
@@ -82,12 +87,6 @@ class Rescue:
                 host=host or self._host,
             )
         return ended is not None
-
-    def _remove_stale_hands(self, alive: set[str]) -> None:
-        """Remove hands files of leases that have ended."""
-        for path in self._run_folder.glob(f"*{HANDS_SUFFIX}"):
-            if path.name.removesuffix(HANDS_SUFFIX) not in alive:
-                _remove(path)
 
 
 def _is_sibling(pid: int) -> bool:

@@ -8,6 +8,8 @@ KEPT = 800
 """Characters that go on a row."""
 
 _GLOG_FATAL = re.compile(r"F\d{4,8} ")
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+_WARNING = re.compile(r"\[W:|\bW\d{4,8} |Warning: |\bWARNING\b|\btelemetry\b", re.IGNORECASE)
 _STACK = ("*** Check failure stack trace", "Extension modules:", "Thread 0x", "Current thread 0x")
 _PYTHON_FATAL = "Fatal Python error"
 _TRACEBACK = "Traceback (most recent call last):"
@@ -16,8 +18,10 @@ _TRACEBACK = "Traceback (most recent call last):"
 def telling(words: str) -> str:
     """Caffe's (glog's) fatal line if there is one; else the last lines, with only the top of a stack."""
     # Native code need not have ended its line when Python's dump begins.
-    words = words.replace(_PYTHON_FATAL, f"\n{_PYTHON_FATAL}")
+    words = _COLOURS.sub("", words).replace(_PYTHON_FATAL, f"\n{_PYTHON_FATAL}")
     lines = [line.rstrip() for line in words.splitlines() if line.strip()]
+    # Libraries warn long before the end; the cause comes last.
+    lines = [line for line in lines if not _WARNING.search(line)] or lines
     fatal = [line for line in lines if _GLOG_FATAL.match(line)]
     if fatal:
         return "\n".join(fatal)[:KEPT]

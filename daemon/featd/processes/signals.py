@@ -88,6 +88,17 @@ def die_with_parent(parent_pid: int) -> None:
         os._exit(1)
 
 
+def has_terminal() -> bool:
+    """Whether this process has a terminal, whose closing is to end it: not where it was started with nohup."""
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        return False
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC))
+        return True
+    except OSError:
+        return False
+
+
 def name_of(number: int) -> str:
     """SIGKILL for 9; the number where it has no name."""
     try:

@@ -22,7 +22,7 @@ from featd.processes.last_words import telling
 from featd.processes.link import Channel, ChildLink
 from featd.processes.oom import OomWatch
 from featd.processes.records import Death, LeaseOpened, Ready, Report, StatusLine, StopRequest, Why
-from featd.processes.signals import HANDLED, SignalQueue, name_of
+from featd.processes.signals import HANDLED, SignalQueue, has_terminal, name_of
 from featd.states import Lease
 from featd.supervisor.deaths import explain
 from featd.supervisor.rollout import Reload, Rollout
@@ -73,6 +73,7 @@ class Supervisor:
         self._state_file = StateFile(run_folder)
         self._reports = Channel()
         self._signals = SignalQueue(HANDLED)
+        self._had_terminal = has_terminal()
         self._oom = OomWatch(OOM_LOOK_SECONDS)
         self._working = False
         """Whether a worker was ever ready; before that featd is starting."""
@@ -137,6 +138,8 @@ class Supervisor:
     def handle_signal(self, number: int, now: float) -> None:
         match number:
             case signal.SIGTERM | signal.SIGINT:
+                self._handle_stop(number, now)
+            case signal.SIGHUP if self._had_terminal and not has_terminal():
                 self._handle_stop(number, now)
             case signal.SIGHUP:
                 self._handle_reload()
