@@ -49,3 +49,9 @@ def test_each_process_loads_what_it_needs(running: tuple[Instance, int]) -> None
     assert len(others) == 2
     for other in others:
         assert not loaded(other) & {"h5py", "onnxruntime", "caffe", "cv2", "numpy"}
+
+
+def test_each_process_has_a_name(running: tuple[Instance, int]) -> None:
+    _, supervisor = running
+    names = {Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0") for pid in children(supervisor)}
+    assert names == {b"featd: janitor", b"featd: ingest", b"featd: worker-0"}

@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from setproctitle import setproctitle
+
 from featd import logs
 from featd.processes.link import Channel, ChildLink, Heartbeat, Target
 from featd.processes.throwaway import fork
@@ -155,6 +157,7 @@ def _run(spec: ChildSpec, link: Callable[[], ChildLink], log_fd: int) -> int:
     """In the child."""
     # A group of its own: Ctrl-C in a terminal reaches the supervisor alone, which then stops its children.
     os.setpgid(0, 0)
+    setproctitle(f"featd: {spec.name}")
     logs.setup(stream=os.fdopen(log_fd, "w", buffering=1, errors="backslashreplace"))
     faulthandler.enable(2)
     return spec.target(link(), spec.plan)
