@@ -74,6 +74,10 @@ class StoreUnavailableError(FeatdError):
     exit_code = EXIT_OUT_OF_REACH
 
 
+class RefusedError(FeatdError):
+    """The database refuses a value, such as a path that is too long for its index: no retry helps."""
+
+
 # Stop the worker; the supervisor starts another.
 
 

@@ -8,6 +8,7 @@ import shutil
 import sqlite3
 import tempfile
 import threading
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -390,3 +391,16 @@ def test_the_server_ends_a_statement_that_takes_too_long(
         return count(conn)
 
     assert connect.transact(engine, migrates) == 1
+
+
+def test_a_database_that_cannot_hold_every_path_is_refused(postgres: PostgreSQL, opened: Any) -> None:
+    name = f"latin_{uuid.uuid4().hex}"
+    admin = sa.create_engine(postgres.url("postgres"), isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)
+    with admin.connect() as conn:
+        conn.exec_driver_sql(
+            f"CREATE DATABASE {name} ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0"
+        )
+    engine = opened(postgres.url(name))
+    for attempt in (migrate.upgrade, migrate.check_schema):
+        with pytest.raises(ConfigError, match="encoding LATIN1, and featd needs UTF8"):
+            attempt(engine)

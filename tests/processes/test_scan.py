@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
+import string
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,11 +14,13 @@ import pytest
 import sqlalchemy as sa
 
 from featd.catalog import connect, counters, schema
+from featd.catalog.enqueue import FoundFile
 from featd.config import RootConfig
 from featd.ingest import scan
-from featd.ingest.scan import ScanReport, scan_root
+from featd.ingest.scan import ScanReport, enqueue_files, scan_root
 from featd.paths import from_catalog
 from featd.roots import RootState
+from featd.states import PRIORITY_BACKLOG
 from photographs import write_photographs
 from running import make_instance
 
@@ -193,6 +197,34 @@ def test_a_folder_that_cannot_be_read_or_entered_costs_its_images_nothing_and_is
     assert "folders could not be read" in drained.stderr
     assert instance.count("gone") == 0
     assert instance.count("done") >= 3
+
+
+def test_a_file_that_the_catalog_refuses_costs_the_others_nothing(catalog: sa.Engine, root: Path) -> None:
+    files = [FoundFile(f"{n}.jpg", 1 if n != 5 else 2**64, 1) for n in range(12)]
+    enqueued = enqueue_files(catalog, RootConfig(path=root), files, PRIORITY_BACKLOG)
+    refused = int(catalog.dialect.name == "postgresql")  # SQLite takes any number
+    assert (enqueued.new, enqueued.refused) == (12 - refused, refused)
+    assert len(states(catalog)) == 12 - refused
+
+
+def test_a_path_too_long_for_the_index_is_left_out_and_told(catalog: sa.Engine, root: Path) -> None:
+    """PostgreSQL's index holds 2,704 bytes; a path may have 4,095."""
+    letters = random.Random(1)
+    here = os.getcwd()  # noqa: PTH109
+    os.chdir(root)
+    try:
+        for _ in range(14):
+            name = "".join(letters.choices(string.ascii_letters + string.digits, k=240))
+            os.mkdir(name)  # noqa: PTH102
+            os.chdir(name)
+        Path("deep.jpg").write_bytes(b"x")
+    finally:
+        os.chdir(here)
+    report = look(catalog, root)
+    refused = int(catalog.dialect.name == "postgresql")
+    assert report.enqueued.refused == refused
+    assert ("refused by the catalog" in scan.describe(report)) is bool(refused)
+    assert report.enqueued.new == report.files - refused
 
 
 def test_a_part_of_a_root_can_be_scanned_alone(catalog: sa.Engine, root: Path) -> None:

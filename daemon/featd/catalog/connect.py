@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from featd import clock
 from featd.catalog import dialects
-from featd.errors import CatalogUnavailableError, ConfigError, SchemaError, first_line, reason
+from featd.errors import CatalogUnavailableError, ConfigError, RefusedError, SchemaError, first_line, reason
 
 K = TypeVar("K")
 P = ParamSpec("P")
@@ -137,6 +137,8 @@ def transact(
                         f"the connection to the catalog was lost during COMMIT: {error.orig}"
                     ) from error
                 return result
+        except OverflowError as error:  # a number beyond SQLite's 64 bits
+            raise RefusedError(f"the catalog refuses a value: {error}") from error
         except sa.exc.DBAPIError as error:
             if not dialects.is_transient(error) or clock.monotonic() > deadline:
                 raise unavailable(engine, error) from error
@@ -145,6 +147,8 @@ def transact(
 
 def unavailable(engine: sa.Engine, error: sa.exc.DBAPIError) -> Exception:
     """What to raise for a database error: SchemaError, CatalogUnavailableError, or the error itself (a bug)."""
+    if dialects.is_refused(error):
+        return RefusedError(f"the catalog refuses a value: {first_line(error.orig)}")
     if dialects.is_foreign_schema(error):
         return SchemaError(
             f"catalog {shown_url(engine)} lacks tables or columns of its schema revision: {first_line(error.orig)}:"

@@ -15,6 +15,7 @@ from sqlalchemy.sql.elements import Grouping
 
 from featd import clock
 from featd.catalog.schema import Moment, images, in_state
+from featd.errors import ConfigError
 from featd.states import State
 
 DRIVERS = {
@@ -123,6 +124,12 @@ def is_transient(error: sa.exc.DBAPIError) -> bool:
     return getattr(cause, "sqlite_errorname", "").startswith(("SQLITE_BUSY", "SQLITE_LOCKED"))
 
 
+def is_refused(error: sa.exc.DBAPIError) -> bool:
+    """Whether the database refuses a value: out of its range, of another encoding, or too large for an index."""
+    state = getattr(error.orig, "sqlstate", None) or ""
+    return isinstance(error, sa.exc.DataError) or state.startswith(("22", "54"))
+
+
 def is_unreachable(error: sa.exc.DBAPIError) -> bool:
     """Whether the database is the problem (away, full, read-only, damaged) and not the statement."""
     name = getattr(error.orig, "sqlite_errorname", "")
@@ -142,6 +149,16 @@ def is_foreign_schema(error: sa.exc.DBAPIError) -> bool:
     return state in ("42P01", "42P07", "42703", "42701") or (
         getattr(error.orig, "sqlite_errorname", "") == "SQLITE_ERROR"
     )
+
+
+def check_encoding(conn: sa.Connection) -> None:
+    """ConfigError where the database cannot hold every path."""
+    encoding = "UTF8" if is_sqlite(conn) else conn.exec_driver_sql("SHOW server_encoding").scalar_one()
+    if encoding != "UTF8":
+        raise ConfigError(
+            f"catalog.url: the database has the encoding {encoding}, and featd needs UTF8: create another with"
+            " `createdb --encoding=UTF8 --template=template0 NAME`"
+        )
 
 
 # Time

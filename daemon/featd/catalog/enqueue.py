@@ -25,16 +25,18 @@ class FoundFile:
 
 @dataclass(slots=True)
 class Enqueued:
-    """How many of the found files were new, had changed, or had returned."""
+    """How many of the found files were new, had changed, had returned, or cannot be held by the catalog."""
 
     new: int = 0
     changed: int = 0
     returned: int = 0
+    refused: int = 0
 
     def add(self, other: Enqueued) -> None:
         self.new += other.new
         self.changed += other.changed
         self.returned += other.returned
+        self.refused += other.refused
 
     @property
     def any(self) -> bool:

@@ -85,6 +85,7 @@ def is_known(revision: str) -> bool:
 def _known_revision(engine: sa.Engine) -> str | None:
     """The catalog's revision; None where it is empty. SchemaError where this featd does not know it."""
     with connect.reading(engine) as conn:
+        dialects.check_encoding(conn)
         revision = current(conn)
     if revision is not None and not is_known(revision):
         raise SchemaError(

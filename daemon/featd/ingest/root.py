@@ -92,6 +92,7 @@ class RootIngest:
         """Folders that the last scans could not read."""
         self.ignored: Counter[str] = Counter()
         """What the last whole scan passed over, by extension."""
+        self._refused = 0
         self._passing: str | None = None
         self._broken: str | None = None
         self._opened = False
@@ -183,6 +184,8 @@ class RootIngest:
             return f"{Trouble.OUT_OF_WATCHES}: {every} where it is not watched"
         if self._passing is not None:
             return f"{self._passing}: scanning it again"
+        if self._refused:
+            return f"the catalog cannot hold {self._refused:,} files (file_refused in the log): they are left out"
         if self.unreadable:
             return f"{told_unreadable(self.unreadable)}: images there keep their state"
         return None
@@ -289,6 +292,7 @@ class RootIngest:
             ended.append(self._scan)
             self._compare_unreadable(self._scan.report.unreadable)
             self.ignored = self._scan.report.ignored
+            self._refused = self._scan.report.enqueued.refused
             self._scan = None
             after = clock.monotonic()
             self._scan_not_before = after + max(AGAIN_SECONDS, (after - self._scan_began) / 4)

@@ -16,6 +16,7 @@ from featd import clock, logs
 from featd.catalog import connect, enqueue, hosts, values
 from featd.catalog.enqueue import Enqueued, FoundFile, KnownFile
 from featd.config import RootConfig
+from featd.errors import RefusedError
 from featd.ingest.walk import PORTION_FILES, Walk
 from featd.paths import from_catalog, to_catalog
 from featd.roots import Globs, RootState, root_state
@@ -231,19 +232,37 @@ def cursor_name(root: RootConfig) -> str:
 def enqueue_files(
     catalog: sa.Engine, root: RootConfig, files: list[FoundFile], priority: int, delay_seconds: float = 0.0
 ) -> Enqueued:
-    """Enqueue files of a root, BATCH_FILES in one transaction."""
-    enqueued = Enqueued()
-    for at in range(0, len(files), BATCH_FILES):
-        enqueued.add(
-            connect.transact(
-                catalog,
-                enqueue.enqueue,
-                str(root.path),
-                files[at : at + BATCH_FILES],
-                priority=priority,
-                delay_seconds=delay_seconds,
-            )
+    """Enqueue files of a root, BATCH_FILES in one transaction. A file that the database refuses is found by halves,
+    and told; the others go on."""
+    if len(files) > BATCH_FILES:
+        return _by_parts(catalog, root, files, priority, delay_seconds, BATCH_FILES)
+    try:
+        return connect.transact(
+            catalog, enqueue.enqueue, str(root.path), files, priority=priority, delay_seconds=delay_seconds
         )
+    except RefusedError as error:
+        if len(files) > 1:
+            return _by_parts(catalog, root, files, priority, delay_seconds, -(-len(files) // 2))
+        log.warning(
+            "file_refused",
+            "the catalog cannot hold this file; leaving it out",
+            file=f"{root.path}/{files[0].path}",
+            error=str(error),
+        )
+        return Enqueued(refused=1)
+
+
+def _by_parts(
+    catalog: sa.Engine,
+    root: RootConfig,
+    files: list[FoundFile],
+    priority: int,
+    delay_seconds: float,
+    size: int,
+) -> Enqueued:
+    enqueued = Enqueued()
+    for at in range(0, len(files), size):
+        enqueued.add(enqueue_files(catalog, root, files[at : at + size], priority, delay_seconds))
     return enqueued
 
 
@@ -266,6 +285,8 @@ def describe(report: ScanReport) -> str:
     more = f"; {told_ignored(report.ignored)}" if report.ignored else ""
     if report.unreadable:
         more += f"; {told_unreadable(report.unreadable)}"
+    if report.enqueued.refused:
+        more += f"; {report.enqueued.refused:,} refused by the catalog: see the log"
     return (
         f"{report.root}: {report.files} images, {report.enqueued.new} new, {report.enqueued.changed} changed,"
         f" {report.enqueued.returned} returned, {report.gone} gone{more}"

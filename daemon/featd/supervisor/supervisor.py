@@ -236,7 +236,7 @@ class Supervisor:
                 child.lease = lease
             case StatusLine(text):
                 self._status_line = text
-            case StopRequest(code, message):
+            case StopRequest(code, message) if self._stopping_since is None:
                 tell = log.warning if code else log.info
                 tell("drain_finished", message, exit_code=code)
                 self.stop(code, now)
