@@ -22,6 +22,7 @@ from featd_cli import (
     init,
     net,
     retry_failed,
+    roots,
     run,
     scan,
     service,
@@ -92,6 +93,7 @@ app.command("explain")(explain.explain)
 app.command("net")(net.net)
 app.command("export")(export.export)
 app.add_typer(db.app, name="db")
+app.add_typer(roots.app, name="roots")
 app.add_typer(service.app, name="service")
 
 

@@ -30,13 +30,14 @@ def scan(
     """
     from featd import logs
     from featd.ingest.scan import describe, scan_root
-    from featd.roots import RootState
+    from featd.roots import RootState, check_apart
 
     logs.setup("ERROR")  # the lines below report everything
     incomplete = False
     with open_instance(ctx, config) as instance:
         if not instance.settings.roots:
             raise ConfigError("roots: name at least one folder of images in a [[roots]] section")
+        check_apart([root.path for root in instance.settings.roots])
         for root, start in _chosen(instance.settings.roots, path):
             report = scan_root(instance.catalog, root, start=start)
             incomplete |= report.state is not RootState.ONLINE or bool(report.unreadable)

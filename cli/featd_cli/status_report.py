@@ -96,6 +96,7 @@ def look(instance: Instance) -> Report:
             roots=len(settings.roots),
             daemon=daemon,
             next_due_seconds=stats.next_due_seconds(conn) if stuck else None,
+            warnings=_foreign_roots(settings, stats.known_roots(conn)),
             waiting_roots=_waiting_roots(settings, stats.pending_roots(conn)) if stuck else {},
         )
     report.warnings.extend(_warnings(settings, report))
@@ -127,6 +128,15 @@ def _waiting_roots(settings: Settings, pending: set[str]) -> dict[str, str]:
         root: root_state(Path(root)) if root in configured else "not in the configuration" for root in pending
     }
     return {root: str(state) for root, state in sorted(why.items()) if state != RootState.ONLINE}
+
+
+def _foreign_roots(settings: Settings, known: list[str]) -> list[str]:
+    configured = {str(root.path) for root in settings.roots}
+    return [
+        f"root {root} is not in the configuration, and its images stay as they are: see `featd roots`"
+        for root in known
+        if root not in configured
+    ]
 
 
 def _warnings(settings: Settings, report: Report) -> list[str]:

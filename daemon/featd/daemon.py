@@ -6,12 +6,15 @@ import contextlib
 import faulthandler
 import fcntl
 import os
+import pwd
+import re
 import socket
+import stat
 from pathlib import Path
 
 from featd import __version__, clock, logs
 from featd.config import Settings, load
-from featd.errors import FeatdError, LockHeldError
+from featd.errors import ConfigError, FeatdError, LockHeldError
 from featd.ingest.plan import IngestPlan
 from featd.janitor.plan import JanitorPlan
 from featd.processes import devices
@@ -43,6 +46,7 @@ def run(settings: Settings, *, drain: bool, config: Path | None = None) -> int:
     logs.configure(settings.log.level, settings.log.format)
     logs.setup()
     faulthandler.enable(2)  # systemd's watchdog aborts a supervisor that hangs: leave its stack
+    _refuse_root(settings.store.path)
     notifier = Notifier()
     host = socket.gethostname()
     folder = run_folder(settings.store.path, host)
@@ -63,6 +67,8 @@ def run(settings: Settings, *, drain: bool, config: Path | None = None) -> int:
             raise
         locks = locks or _locked(folder, undo)
         forget_failed_start(folder)
+        if config is not None:
+            _warn_of_readable_password(settings, config)
         log.info("featd_started", f"featd {__version__} started", config=config, store=settings.store.path)
         reload = None
         if config is not None and not drain:
@@ -86,6 +92,30 @@ def run(settings: Settings, *, drain: bool, config: Path | None = None) -> int:
                 leave_failed_start(folder, supervisor.failure, code)
         log.info("featd_stopped", "featd stopped", exit_code=code)
         return code
+
+
+def _refuse_root(store: Path) -> None:
+    """ConfigError where root works on the store of another user, who could not write into the folders it makes."""
+    with contextlib.suppress(FileNotFoundError):
+        owner = store.stat().st_uid
+        if os.geteuid() == 0 and owner != 0:
+            try:
+                name = pwd.getpwuid(owner).pw_name
+            except KeyError:
+                name = f"#{owner}"
+            raise ConfigError(
+                f"store {store} belongs to {name}, who could not write into folders that root makes there: run featd as"
+                f" this user (`sudo -u {name} featd run ...`), or give the store to root"
+            )
+
+
+def _warn_of_readable_password(settings: Settings, config: Path) -> None:
+    if re.match(r"[^/]*//[^/@]*:[^/@]+@", settings.catalog.url) and config.stat().st_mode & stat.S_IROTH:
+        log.warning(
+            "password_readable",
+            "everybody on this machine can read the database's password; use `chmod o-r`",
+            file=config,
+        )
 
 
 def _locked(folder: Path, undo: contextlib.ExitStack) -> list[int]:

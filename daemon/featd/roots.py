@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 
+from featd.errors import ConfigError
+
 LOOK_SECONDS = 3.0
 
 
@@ -33,6 +35,18 @@ def root_state(root: Path) -> RootState:
             look.start()
     look.join(LOOK_SECONDS if fresh else 0.0)
     return look.state
+
+
+def check_apart(roots: Sequence[Path]) -> None:
+    """ConfigError where two roots are one folder by a link or a mount, or one contains the other: an image under both
+    would be two images. A root that is offline is not looked at."""
+    real = [(root, root.resolve()) for root in roots if root_state(root) is RootState.ONLINE]
+    for at, (one, here) in enumerate(real):
+        for other, there in real[at + 1 :]:
+            if here.is_relative_to(there) or there.is_relative_to(here) or here.samefile(there):
+                raise ConfigError(
+                    f"roots: {one} and {other} are one folder, or one contains the other: keep one of them"
+                )
 
 
 class _Look(threading.Thread):

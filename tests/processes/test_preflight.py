@@ -14,6 +14,7 @@ import pytest
 from featd.errors import CatalogUnavailableError, ConfigError, FeatdError, ModelError, StoreUnavailableError
 from featd.processes.throwaway import Answer, Throwaway
 from photographs import write_photographs
+from postgres import PostgreSQL
 from running import make_instance, wait_for
 
 
@@ -96,3 +97,40 @@ def test_a_store_that_cannot_be_written_hides_no_reason(tmp_path: Path) -> None:
     assert result.returncode == 75, result.stderr
     assert "featd cannot write there" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_root_is_refused_on_the_store_of_another_user(tmp_path: Path) -> None:
+    """That user, a service, could not write into the folders that root makes."""
+    write_photographs(tmp_path / "images", 1)
+    instance = make_instance(tmp_path / "instance", tmp_path / "images")
+    store = instance.settings.store.path
+    before = sorted(store.rglob("*"))
+    os.chown(store, 65534, 65534)
+    result = instance.run("run", "--drain")
+    assert result.returncode == 78
+    assert "sudo -u nobody featd run" in result.stderr
+    assert sorted(store.rglob("*")) == before
+    os.chown(store, 0, 0)
+    assert instance.run("run", "--drain").returncode == 0
+
+
+def test_two_roots_that_are_one_folder_are_refused(tmp_path: Path) -> None:
+    write_photographs(tmp_path / "images", 2)
+    (tmp_path / "link").symlink_to("images")
+    instance = make_instance(tmp_path / "instance", [tmp_path / "images", tmp_path / "link"])
+    for command in (("run", "--drain"), ("scan",)):
+        result = instance.run(*command)
+        assert result.returncode == 78
+        assert f"{tmp_path / 'images'} and {tmp_path / 'link'} are one folder" in result.stderr
+    assert instance.rows() == []
+
+
+def test_a_password_that_everybody_can_read_is_told(tmp_path: Path, postgres: PostgreSQL) -> None:
+    write_photographs(tmp_path / "images", 1)
+    url = postgres.url(postgres.create()).replace("featd@", "featd:secret@")
+    instance = make_instance(tmp_path / "instance", tmp_path / "images", url)
+    instance.config.chmod(0o644)
+    assert "password_readable" in instance.run("run", "--drain").stderr
+    instance.config.chmod(0o640)
+    assert "password_readable" not in instance.run("run", "--drain").stderr

@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from featd.catalog import connect, enqueue
+from featd.catalog.enqueue import FoundFile
 from featd.paths import to_catalog
 from featd.states import Kind
 from featd_cli import selection
@@ -444,3 +446,29 @@ def test_enqueue_takes_a_file_ahead_of_all(filled: Filled, featd: Run) -> None:
     code, out, _ = featd("--config", filled.config, "enqueue", filled.roots[0] / "new.jpg")
     assert (code, out) == (0, "1\n")
     assert [image.path for image in filled.claim(1)] == ["new.jpg"]
+
+
+# roots
+
+
+def test_a_root_that_is_no_longer_configured_is_told_and_can_be_removed(
+    filled: Filled, featd: Run, tmp_path: Path
+) -> None:
+    fill(filled)
+    other = str(tmp_path / "other")
+    connect.transact(
+        filled.catalog, enqueue.enqueue, other, [FoundFile("x.jpg", 1, 1), FoundFile("y.jpg", 1, 1)]
+    )
+    config = ("--config", filled.config)
+    (warning,) = json.loads(featd(*config, "status", "--json")[1])["warnings"]
+    assert warning.startswith(f"root {other} is not in the configuration")
+    rows = {row["root"]: row for row in json.loads(featd(*config, "roots", "list", "--json")[1])}
+    assert rows[other]["configured"] is False
+    assert (rows[other]["state"], rows[other]["images"]["pending"]) == ("missing", 2)
+    assert rows[str(filled.roots[0])]["configured"] is True
+    assert f"{other}: not configured, missing, 2 images, 0 done\n" in featd(*config, "roots", "list")[1]
+    assert featd(*config, "roots", "remove", filled.roots[0])[0] == 78
+    assert featd(*config, "roots", "remove", tmp_path / "never")[0] == 3
+    assert featd(*config, "roots", "remove", other)[:2] == (0, "2 images are gone\n")
+    assert json.loads(featd(*config, "status", "--json")[1])["warnings"] == []
+    assert featd(*config, "roots", "remove", other)[0] == 3

@@ -95,7 +95,7 @@ def lift_limits(conn: sa.Connection) -> None:
 def create_database(engine: sa.Engine) -> None:
     """Create SQLite's file where there is none; only a migration may do that. OSError where it cannot be created."""
     if is_sqlite(engine):
-        Path(str(engine.url.database)).touch()
+        Path(str(engine.url.database)).touch(0o640)  # the names of people's pictures are not for everybody
 
 
 def connect_args(url: sa.URL, lease_seconds: float) -> dict[str, Any]:

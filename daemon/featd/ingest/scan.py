@@ -13,7 +13,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from featd import clock, logs
-from featd.catalog import connect, enqueue, hosts, values
+from featd.catalog import connect, enqueue, hosts, stats, values
 from featd.catalog.enqueue import Enqueued, FoundFile, KnownFile
 from featd.config import RootConfig
 from featd.errors import RefusedError
@@ -206,6 +206,8 @@ class Scan:
         if self.start:
             return
         hosts.note_scan(conn)
+        if values.get_value(conn, stats.REMOVED + self.report.root):
+            values.set_value(conn, stats.REMOVED + self.report.root, False)
         if self._durable:
             values.set_value(conn, cursor_name(self._root), {})
 

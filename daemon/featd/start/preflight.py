@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from featd import clock
 from featd.errors import ConfigError, FeatdError
 from featd.processes.throwaway import Throwaway
+from featd.roots import check_apart
 from featd.supervisor.systemd import Notifier
 from featd.worker.plan import WorkerPlan
 
@@ -29,6 +30,7 @@ def check_beforehand(plan: WorkerPlan, notifier: Notifier, close: Sequence[int] 
         from featd.catalog import connect, migrate
         from featd.worker import process as worker_process
 
+        check_apart([root.path for root in plan.roots])
         catalog = connect.open_catalog(plan.catalog_url, plan.lease_seconds)
         migrate.check_schema(catalog)
         connect.transact(catalog, lambda _: None)  # fails where the catalog cannot be written

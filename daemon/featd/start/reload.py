@@ -15,6 +15,7 @@ from featd.config import LogConfig
 from featd.errors import ConfigError, FeatdError
 from featd.processes.child import ChildSpec
 from featd.processes.throwaway import Throwaway
+from featd.roots import check_apart
 from featd.supervisor.rollout import Change, Refusal
 from featd.worker.plan import WorkerPlan
 
@@ -133,6 +134,7 @@ class ConfigReload:
         for root in plan.roots:
             if root not in self._now.worker.roots and not root.path.is_dir():
                 raise ConfigError(f"roots: {root.path}: no such folder")
+        check_apart([root.path for root in plan.roots])
         catalog = connect.open_catalog(plan.catalog_url, plan.lease_seconds)
         migrate.check_schema(catalog)
         with connect.reading(catalog) as conn:
