@@ -157,6 +157,8 @@ def _warnings(settings: Settings, report: Report) -> list[str]:
             found.append(f"root {root.path} is offline ({state}): images of this root keep their state")
             notes.pop(str(root.path), None)  # says the same
     found.extend(f"root {root}: {note}" for root, note in sorted(notes.items()))
+    for root in sorted({root for worker in report.workers for root in worker.shares.get("doubted", {})}):
+        found.append(f"root {root}: no file can be read; its images are tried again, and nothing is counted")
     for worker in report.workers:
         left = worker.expires_in_seconds
         if left < settings.workers.lease_seconds * LEASE_WARNING and state_of(worker) != "dead":

@@ -141,7 +141,8 @@ class SealedShard:
 @dataclass(frozen=True, slots=True)
 class Failure:
     """An attempt that made no vector. For `read.changed`, `size` and `mtime_ns` are what the file has now, and
-    `settle_seconds` is how long it must rest before the next attempt."""
+    `settle_seconds` is how long it must rest before the next attempt. Not `counted`: the disk may be at fault, so that
+    the image backs off and spends no budget."""
 
     image: ClaimedImage
     kind: Kind
@@ -149,6 +150,7 @@ class Failure:
     size: int | None = None
     mtime_ns: int | None = None
     settle_seconds: float = 0.0
+    counted: bool = True
 
 
 # Priorities of pending rows: higher is claimed first.

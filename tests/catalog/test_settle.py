@@ -176,6 +176,20 @@ def test_a_failure_of_a_version_before_spends_nothing(desk: Any, kind: Kind) -> 
     assert desk.attempts("x.jpg") == []
 
 
+def test_a_failure_that_does_not_count_backs_off_and_spends_nothing(desk: Any) -> None:
+    """The disk may be at fault: no other file of the root could be read after it."""
+    desk.find("x.jpg")
+    for _ in range(5):
+        lease = desk.lease()
+        (image,) = desk.claim(lease)
+        assert desk.fail(lease, image, Kind.READ_IO, "EIO", counted=False) == {State.PENDING: 1}
+        row = desk.row("x.jpg")
+        assert (row.state, row.errors, row.error_kind, row.lease_id) == ("pending", 0, None, None)
+        assert row.not_before > row.updated_at
+        desk.execute(sa.update(images).values(not_before=row.updated_at))
+    assert desk.attempts("x.jpg") == []
+
+
 def test_everything_in_one_settlement(desk: Any) -> None:
     desk.make_done("touched.jpg")
     desk.find("touched.jpg", mtime_ns=2)

@@ -21,7 +21,7 @@ from featd.config import RootConfig
 from featd.ingest.inotify import TreeEmitter
 from featd.ingest.root import RootIngest
 from featd.ingest.watch import Handler
-from featd.paths import from_catalog, to_catalog
+from featd.paths import from_catalog, open_folder_beneath, to_catalog
 from needs import missing
 from running import wait_for
 
@@ -427,15 +427,13 @@ def test_a_disk_that_is_unmounted_and_mounted_again(watch: Callable[..., Watched
 def test_a_folder_that_can_be_read_again_is_watched_again(
     watch: Callable[..., Watched], root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = os.scandir
-
-    def denied(path: Any) -> Any:
-        if os.fsencode(path).endswith(b"/images/sub"):
+    def denied(root_fd: int, raw: bytes) -> int:
+        if raw == b"sub":
             raise PermissionError(13, "Permission denied")
-        return real(path)
+        return open_folder_beneath(root_fd, raw)
 
     with monkeypatch.context() as locked:
-        locked.setattr("featd.ingest.walk.os.scandir", denied)
+        locked.setattr("featd.ingest.walk.open_folder_beneath", denied)
         watched = watch(root, rescan_seconds=1.0)
         assert watched.states() == {}
         assert watched.ingest.watching

@@ -12,6 +12,8 @@ from featd.catalog import connect, dialects
 from featd.catalog.schema import images, shards
 from featd.states import State
 
+FEW = 5000
+
 
 @dataclass(frozen=True, slots=True)
 class LiveVector:
@@ -48,3 +50,11 @@ def still_live(conn: sa.Connection, before: Sequence[LiveVector]) -> list[LiveVe
 def walk_live(catalog: sa.Engine, limit: int) -> Iterator[Sequence[LiveVector]]:
     """Every live vector, in order of image id."""
     return connect.walk(catalog, live_vectors, lambda image: image.image_id, 0, limit)
+
+
+def some_done(conn: sa.Connection, root: str) -> str | None:
+    """The path of a done image of `root` among the oldest FEW rows; None where none of them is."""
+    oldest = sa.select(*images.c["root", "path", "state"]).order_by(images.c.id).limit(FEW).subquery()
+    wanted = sa.select(oldest.c.path).where(oldest.c.root == root, oldest.c.state == State.DONE)
+    path: str | None = conn.scalar(wanted.limit(1))
+    return path

@@ -205,6 +205,15 @@ def _settle_failure(
         conn.execute(sa.update(images).where(images.c.id == row.id).values(**values))
         changes.move(State.CLAIMED, State.PENDING)
         return
+    if not failure.counted:
+        later = {
+            "not_before": dialects.later(conn, policy.backoff(1)),
+            "error": verdicts.kept(failure.message),
+        }
+        values = {"state": State.PENDING, "lease_id": None, "updated_at": dialects.now(conn), **later}
+        conn.execute(sa.update(images).where(images.c.id == row.id).values(**values))
+        changes.move(State.CLAIMED, State.PENDING)
+        return
     if changed:
         changed |= {**verdicts.CLEAN, "version": row.version + 1, "error": verdicts.kept(failure.message)}
     verdicts.apply_verdict(

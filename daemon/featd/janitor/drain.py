@@ -15,6 +15,8 @@ from featd.processes.records import StopRequest
 from featd.roots import RootState, root_state
 from featd.states import State
 
+DOUBTED_ROUNDS = 3
+"""After so many rounds in which no file of a root could be read, a drain does not wait for it."""
 AGAIN = "mount them, then `featd run --drain` again"
 
 
@@ -39,6 +41,7 @@ def look(catalog: sa.Engine, host: str, roots: Sequence[str], start: Start) -> S
         open_rows = counts[State.PENDING] + counts[State.CLAIMED]
         waiting = stats.pending_roots(conn) if open_rows else set()
         reports = hosts.ingest_reports(conn)
+        told = [worker.shares.get("doubted", {}) for worker in stats.workers(conn) if worker.host == host]
     if open_rows == 0:
         unread = reports[host].report.get("unreadable", 0) if host in reports else 0
         return _finished(counts, start, _unseen(roots), unread)
@@ -46,12 +49,14 @@ def look(catalog: sa.Engine, host: str, roots: Sequence[str], start: Start) -> S
     unreachable = {
         root for root, state in offline.items() if state is not RootState.ONLINE or root not in roots
     }
-    if counts[State.CLAIMED] or waiting - unreachable:
+    doubted = {root for rounds in told for root, count in rounds.items() if count >= DOUBTED_ROUNDS}
+    if counts[State.CLAIMED] or waiting - unreachable - doubted:
         return None
     names = ", ".join(
         f"{root} ({offline[root] if root in roots else 'not in the configuration'})"
         for root in sorted(unreachable)
     )
+    names = ", ".join(filter(None, (names, *(f"{root} (no file can be read)" for root in sorted(doubted)))))
     waits = f"{_images(counts[State.PENDING])} of offline roots: {names}"
     return StopRequest(EXIT_ERROR, f"drained, except for {waits}: {AGAIN}")
 

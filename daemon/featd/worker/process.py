@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 
 from featd import clock, logs
-from featd.catalog import connect, instance, leases
+from featd.catalog import connect, instance, leases, live
 from featd.catalog.settle import Identity
 from featd.decoders.pool import DecoderPool
 from featd.errors import CatalogUnavailableError, EngineError
@@ -179,6 +179,7 @@ class Worker:
             settle_seconds={str(root.path): root.settle_seconds for root in plan.roots},
             beat=self._beat,
             check_golden=self._check_golden,
+            find_done=self._find_done,
         )
         # Threads come last, so that an error above leaves none running.
         self._threads = (self._claims, self._writer, self._renewal)
@@ -224,6 +225,11 @@ class Worker:
         with contextlib.suppress(CatalogUnavailableError):
             connect.transact(self._catalog, leases.end_lease, self._lease, reason, self._policy)
             self._hands_path.unlink(missing_ok=True)
+
+    def _find_done(self, root: str) -> str | None:
+        with contextlib.suppress(CatalogUnavailableError), connect.reading(self._catalog) as conn:
+            return live.some_done(conn, root)
+        return None
 
     def _check_golden(self) -> None:
         """EngineError where the golden vectors differ from those in the catalog, or, while it has none, from those that

@@ -24,6 +24,8 @@ class Shares:
         self._spent: deque[tuple[float, str, float]] = deque()
         self._done: deque[tuple[float, int]] = deque()
         self._began = clock.monotonic()
+        self.doubted: dict[str, int] = {}
+        """Roots of which no file can be read -> for how many rounds."""
 
     @contextmanager
     def spend(self, kind: str) -> Iterator[None]:
@@ -56,6 +58,7 @@ class Shares:
         return {
             "state": state,
             "images_per_second": round(images / window, 2),
+            "doubted": dict(self.doubted),
             "share": {kind: round(seconds / total, 3) if total else 0.0 for kind, seconds in spent.items()},
         }
 

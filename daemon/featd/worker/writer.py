@@ -263,7 +263,7 @@ class Writer(WorkerThread):
     def _tell(self, failures: Sequence[Failure], *, end: bool = False) -> None:
         """A warning for each of the first failures in a minute; then, once the minute is over, how many there were."""
         for failure in failures:
-            if OUTCOMES[failure.kind] in (Outcome.REQUEUE, Outcome.GONE):
+            if not failure.counted or OUTCOMES[failure.kind] in (Outcome.REQUEUE, Outcome.GONE):
                 continue
             self._failed[failure.kind] += 1
             if self._failed.total() <= TOLD_FAILURES:
