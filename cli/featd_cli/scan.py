@@ -21,6 +21,13 @@ def scan(
     path: Annotated[
         Path | None, typer.Argument(help="A root, or a folder in one. Default: every root.")
     ] = None,
+    confirm_gone: Annotated[
+        bool,
+        typer.Option(
+            "--confirm-gone",
+            help="What has vanished is gone, however much it is; former mounts are forgotten.",
+        ),
+    ] = False,
     config: ConfigOption = None,
 ) -> None:
     """Scan the roots.
@@ -39,8 +46,10 @@ def scan(
             raise ConfigError("roots: name at least one folder of images in a [[roots]] section")
         check_apart([root.path for root in instance.settings.roots])
         for root, start in _chosen(instance.settings.roots, path):
-            report = scan_root(instance.catalog, root, start=start)
-            incomplete |= report.state is not RootState.ONLINE or bool(report.unreadable)
+            report = scan_root(instance.catalog, root, start=start, confirm_gone=confirm_gone)
+            incomplete |= report.state is not RootState.ONLINE or bool(
+                report.unreadable or report.held or report.away
+            )
             say(shown(describe(report)))
     if incomplete:
         raise typer.Exit(EXIT_ERROR)

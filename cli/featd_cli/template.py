@@ -62,6 +62,8 @@ watch = true
 rescan_seconds = 900.0
 # A file found by a scan is taken when it has not changed for so many seconds.
 settle_seconds = 2.0
+# When more than half of a root's images vanish at once, they become gone only after so many seconds.
+gone_after_seconds = 3600.0
 # Follow symbolic links, as long as they stay under the root.
 follow_symlinks = false
 """)

@@ -61,6 +61,7 @@ class RootConfig(_Section):
     watch: bool = True
     rescan_seconds: _Seconds = 900.0
     settle_seconds: Annotated[float, Field(ge=0, le=86_400)] = 2.0
+    gone_after_seconds: Annotated[float, Field(ge=0, le=1e9)] = 3600.0
     follow_symlinks: bool = False
 
     @field_validator("include", "exclude")

@@ -10,8 +10,10 @@ from enum import StrEnum
 from pathlib import Path
 
 from featd.errors import ConfigError
+from featd.paths import to_catalog
 
 LOOK_SECONDS = 3.0
+_OCTAL = re.compile(rb"\\([0-7]{3})")
 
 
 class RootState(StrEnum):
@@ -21,6 +23,7 @@ class RootState(StrEnum):
     MISSING = "missing"
     UNREADABLE = "unreadable"
     SILENT = "not answering"
+    UNMOUNTED = "not mounted"  # it was a mount point before; what lies beneath is not what it showed
     EMPTY = "empty"  # what an unmounted disk leaves: an empty mount point
 
 
@@ -35,6 +38,19 @@ def root_state(root: Path) -> RootState:
             look.start()
     look.join(LOOK_SECONDS if fresh else 0.0)
     return look.state
+
+
+def mounts_beneath(root: Path) -> set[str]:
+    """The mount points at and beneath `root`, in catalog form and relative to it; "" is the root itself."""
+    found = set()
+    here = os.fsencode(root.resolve())
+    for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
+        point = _OCTAL.sub(lambda code: bytes([int(code[1], 8)]), line.split(b" ")[4])
+        if point == here:
+            found.add("")
+        elif point.startswith(here.rstrip(b"/") + b"/"):
+            found.add(to_catalog(point[len(here.rstrip(b"/")) + 1 :]))
+    return found
 
 
 def check_apart(roots: Sequence[Path]) -> None:

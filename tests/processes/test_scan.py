@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import string
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -263,3 +264,67 @@ def test_memory_does_not_grow_with_the_number_of_files(catalog: sa.Engine, root:
     report = scan_root(catalog, RootConfig(path=root), on_batch=lambda one: sizes.append(one.new))
     assert report.enqueued.new == 4 + 3 * scan.BATCH_FILES
     assert max(sizes) <= scan.BATCH_FILES
+
+
+def many(root: Path, count: int) -> None:
+    for n in range(count):
+        write(root / f"{n // 50:02}" / f"{n:03}.jpg", b"x")
+
+
+def test_images_that_vanish_at_once_keep_their_state_until_it_is_confirmed(
+    catalog: sa.Engine, tmp_path: Path
+) -> None:
+    """As after an unmount that leaves a stray file in the mount point."""
+    root = tmp_path / "pictures"
+    many(root, 150)
+    assert look(catalog, root).enqueued.new == 150
+    for folder in ("00", "01"):
+        shutil.rmtree(root / folder)
+    for _ in range(2):
+        report = look(catalog, root)
+        assert (report.gone, report.held) == (0, 100)
+    assert "100 vanished at once and keep their state" in scan.describe(report)
+    assert look(catalog, root, gone_after_seconds=0.0).gone == 100  # the time is over
+    many(root, 150)
+    assert look(catalog, root).enqueued.returned == 100
+    shutil.rmtree(root / "00")
+    assert look(catalog, root).gone == 50  # a third is no catastrophe
+    shutil.rmtree(root / "01")
+    shutil.rmtree(root / "02")
+    (root / "stray.txt").touch()
+    assert look(catalog, root).held == 100
+    report = scan_root(catalog, RootConfig(path=root, settle_seconds=0.0), confirm_gone=True)
+    assert (report.gone, report.held) == (100, 0)
+
+
+def test_what_the_configuration_excludes_is_not_held_up(catalog: sa.Engine, tmp_path: Path) -> None:
+    root = tmp_path / "pictures"
+    many(root, 150)
+    look(catalog, root)
+    assert look(catalog, root, exclude=("0[01]/**",)).gone == 100
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs the right to mount")
+@pytest.mark.parametrize("place", ["", "disk"])
+def test_a_mount_point_that_is_not_mounted_is_offline(catalog: sa.Engine, tmp_path: Path, place: str) -> None:
+    root, disk = tmp_path / "pictures", tmp_path / "disk"
+    for n in range(3):
+        write(disk / f"{n}.jpg", b"x")
+    write(root / place / "below.jpg", b"hidden by the mount")
+    write(root / "own" / "a.jpg", b"x")
+    mount = ["mount", "--bind", str(disk), str(root / place)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("cannot mount here")
+    try:
+        look(catalog, root)
+    finally:
+        subprocess.run(["umount", str(root / place)], check=True)
+    report = look(catalog, root)
+    assert report.gone == 0
+    assert report.away == [place]
+    assert "not mounted" in scan.describe(report)
+    assert {state for path, state in states(catalog).items() if path.startswith(f"{place}/"[:-1] or "0")} == {
+        "pending"
+    }
+    gone = scan_root(catalog, RootConfig(path=root, settle_seconds=0.0), confirm_gone=True).gone
+    assert gone == 3

@@ -37,9 +37,10 @@ def test_auto_takes_every_gpu_that_was_inherited(monkeypatch: pytest.MonkeyPatch
 def test_a_worker_sees_the_gpu_that_is_meant(
     monkeypatch: pytest.MonkeyPatch, inherited: str | None, device: str, seen: str
 ) -> None:
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    if inherited is not None:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", inherited)
+    monkeypatch.setenv("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", inherited or "")  # so that it is restored in the end
+    if inherited is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     devices.isolate(device)
     assert os.environ["CUDA_VISIBLE_DEVICES"] == seen
 

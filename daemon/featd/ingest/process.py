@@ -218,6 +218,7 @@ class Ingest:
             "watching": sum(root.watching for root in self.roots),
             "ignored": {root.name: dict(root.ignored) for root in self.roots if root.ignored},
             "unreadable": sum(len(root.unreadable) for root in self.roots),
+            "held": [root.name for root in self.roots if root.in_danger],
             "notes": {
                 **notes,
                 **dict.fromkeys(self._late, "not answering: images of this root keep their state"),

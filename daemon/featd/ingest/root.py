@@ -14,7 +14,7 @@ from featd.catalog.hosts import scan_of
 from featd.config import RootConfig
 from featd.ingest.arrivals import Arrivals
 from featd.ingest.hints import MAX_FOLDERS, Hints, Taken, Trouble, folder_of
-from featd.ingest.scan import Scan, told_unreadable
+from featd.ingest.scan import Scan, ScanReport, told_unreadable
 from featd.ingest.watch import Watch
 from featd.roots import RootState, root_state
 from featd.states import PRIORITY_ARRIVAL, PRIORITY_BACKLOG
@@ -93,6 +93,7 @@ class RootIngest:
         self.ignored: Counter[str] = Counter()
         """What the last whole scan passed over, by extension."""
         self._refused = 0
+        self._last: ScanReport | None = None
         self._passing: str | None = None
         self._broken: str | None = None
         self._opened = False
@@ -171,6 +172,12 @@ class RootIngest:
         return self._watch is not None and self._watch.is_open and not self._out_of_watches
 
     @property
+    def in_danger(self) -> bool:
+        """Whether the last scan found images vanished that keep their state."""
+        last = self._last
+        return last is not None and bool(last.held or last.away)
+
+    @property
     def note(self) -> str | None:
         """What the operator should know about this root, and what featd does about it."""
         every = f"scanning every {self.root.rescan_seconds:g} s instead"
@@ -184,6 +191,15 @@ class RootIngest:
             return f"{Trouble.OUT_OF_WATCHES}: {every} where it is not watched"
         if self._passing is not None:
             return f"{self._passing}: scanning it again"
+        if self._last is not None and self._last.state is RootState.UNMOUNTED:
+            return "not mounted, though it was before: images of this root keep their state"
+        if self._last is not None and self._last.away:
+            return f"not mounted: {', '.join(self._last.away)}: images there keep their state"
+        if self._last is not None and self._last.held:
+            return (
+                f"{self._last.held:,} images vanished at once; they keep their state for"
+                f" {self.root.gone_after_seconds:g} s: if that is right, `featd scan --confirm-gone {self.name}`"
+            )
         if self._refused:
             return f"the catalog cannot hold {self._refused:,} files (file_refused in the log): they are left out"
         if self.unreadable:
@@ -292,6 +308,7 @@ class RootIngest:
             ended.append(self._scan)
             self._compare_unreadable(self._scan.report.unreadable)
             self.ignored = self._scan.report.ignored
+            self._last = self._scan.report
             self._refused = self._scan.report.enqueued.refused
             self._scan = None
             after = clock.monotonic()

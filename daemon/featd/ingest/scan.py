@@ -19,7 +19,7 @@ from featd.config import RootConfig
 from featd.errors import RefusedError
 from featd.ingest.walk import PORTION_FILES, Walk
 from featd.paths import from_catalog, to_catalog
-from featd.roots import Globs, RootState, root_state
+from featd.roots import Globs, RootState, mounts_beneath, root_state
 from featd.states import PRIORITY_BACKLOG
 
 log = logs.get("ingest")
@@ -30,6 +30,8 @@ SLICE_SECONDS = 0.2
 CURSOR_SECONDS = 2.0
 """Between two saves of the scan's position: so much is repeated after an interruption."""
 VANISHED = "vanished"
+MASS_IMAGES = 100
+"""Of fewer images, any number may vanish at once."""
 EXCLUDED = "excluded by the configuration"
 
 
@@ -42,6 +44,10 @@ class ScanReport:
     files: int = 0
     enqueued: Enqueued = field(default_factory=Enqueued)
     gone: int = 0
+    held: int = 0
+    """Images that vanished all at once, and keep their state for now."""
+    away: list[str] = field(default_factory=list)
+    """Folders that were mount points and are not mounted: what was in them keeps its state."""
     unreadable: list[str] = field(default_factory=list)
     ignored: Counter[str] = field(default_factory=Counter)
 
@@ -52,6 +58,7 @@ class Scan:
     First new, changed and returned files are enqueued, then missing ones are marked gone. An offline root is skipped:
     its rows keep their state.
 
+    confirm_gone: what vanished becomes gone, however much it is, and former mount points are forgotten.
     durable: the scan's position is kept in the catalog (`scan.<root>`). The next scan begins there and goes round to
     the same place, so that repeated interruptions do not keep it from any folder.
     take_young: may take over a file that changed a moment ago and must rest before it is complete.
@@ -65,6 +72,7 @@ class Scan:
         start: bytes = b"",
         priority: int = PRIORITY_BACKLOG,
         durable: bool = False,
+        confirm_gone: bool = False,
         on_batch: Callable[[Enqueued], None] = lambda enqueued: None,
     ) -> None:
         self.report = ScanReport(str(root.path), root_state(root.path))
@@ -77,6 +85,7 @@ class Scan:
         self._durable = durable and not root.follow_symlinks
         self._saved_at = clock.monotonic()
         self._on_batch = on_batch
+        self._confirm_gone = confirm_gone
         self.take_young: Callable[[FoundFile], bool] = lambda file: False
         self._steps = self._all_steps()
 
@@ -93,6 +102,15 @@ class Scan:
                 state=self.report.state,
             )
             return
+        self.report.away = self._look_at_mounts()
+        if "" in self.report.away:
+            self.report.state = RootState.UNMOUNTED
+            log.warning(
+                "root_unmounted",
+                "root was a mount point and is not mounted; its images keep their state until it is back",
+                root=self.report.root,
+            )
+            return
         cursor = self._cursor()
         if self._globs.takes_folder(to_catalog(self.start)):
             yield from self._enqueue_found(cursor.get("folder"))
@@ -100,6 +118,17 @@ class Scan:
         if root_state(self._root.path) is RootState.ONLINE:
             yield from self._mark_gone(cursor.get("gone_after") or "")
         connect.transact(self._catalog, self._note)
+
+    def _look_at_mounts(self) -> list[str]:
+        """The mount points of earlier scans that are not mounted now. A whole scan remembers those of today."""
+        name = f"mounts.{self.report.root}"
+        now = mounts_beneath(self._root.path)
+        with connect.reading(self._catalog) as conn:
+            before = set(values.get_value(conn, name) or [])
+        known = now if self._confirm_gone else now | before
+        if not self.start and known != before:
+            connect.transact(self._catalog, values.set_value, name, sorted(known))
+        return sorted(known - now)
 
     # Files that exist
 
@@ -156,12 +185,14 @@ class Scan:
         except OSError:
             return
         try:
+            if not self.start:
+                yield from self._hold_mass(root_fd)
             for known in self._known(cursor):
                 missing: dict[str, list[int]] = {VANISHED: [], EXCLUDED: []}
                 for file in known:
                     if not self._globs.takes(file.path):
                         missing[EXCLUDED].append(file.id)
-                    elif is_missing(root_fd, from_catalog(file.path), self._root.follow_symlinks):
+                    elif not self.report.held and self._is_gone(root_fd, file.path):
                         missing[VANISHED].append(file.id)
                 if missing[VANISHED] and root_state(self._root.path) is not RootState.ONLINE:
                     return
@@ -172,6 +203,39 @@ class Scan:
                 yield True
         finally:
             os.close(root_fd)
+
+    def _is_gone(self, root_fd: int, path: str) -> bool:
+        away = any(path.startswith(f"{folder}/") for folder in self.report.away)
+        return not away and is_missing(root_fd, from_catalog(path), self._root.follow_symlinks)
+
+    def _hold_mass(self, root_fd: int) -> Iterator[bool]:
+        """Where more than half of the images have vanished, not one by one as a watch reports it, keep their state for
+        gone_after_seconds: a disk may be away in a way that nothing shows."""
+        total = vanished = 0
+        for known in self._known(""):
+            for file in known:
+                if self._globs.takes(file.path):
+                    total += 1
+                    vanished += self._is_gone(root_fd, file.path)
+            yield True
+        name = f"vanished.{self.report.root}"
+        mass = total >= MASS_IMAGES and vanished > total / 2 and not self._confirm_gone
+        now = clock.utcnow().timestamp()
+        with connect.reading(self._catalog) as conn:
+            since = values.get_value(conn, name)
+        if mass and now - (since or now) < self._root.gone_after_seconds:
+            self.report.held = vanished
+            log.warning(
+                "images_vanished",
+                "more than half of a root's images vanished at once; they keep their state for now. If that is right,"
+                " confirm it with `featd scan --confirm-gone`",
+                root=self.report.root,
+                vanished=vanished,
+                of=total,
+                gone_after_seconds=self._root.gone_after_seconds,
+            )
+        if (since is None) is mass:
+            connect.transact(self._catalog, values.set_value, name, now if mass else None)
 
     def _known(self, cursor: str) -> Iterator[Sequence[KnownFile]]:
         """The rows beneath `start` that are not gone, first those behind the cursor, then the others."""
@@ -218,10 +282,11 @@ def scan_root(
     *,
     start: bytes = b"",
     priority: int = PRIORITY_BACKLOG,
+    confirm_gone: bool = False,
     on_batch: Callable[[Enqueued], None] = lambda enqueued: None,
 ) -> ScanReport:
     """A whole scan at once."""
-    scan = Scan(catalog, root, start=start, priority=priority, on_batch=on_batch)
+    scan = Scan(catalog, root, start=start, priority=priority, confirm_gone=confirm_gone, on_batch=on_batch)
     while not scan.step():
         pass
     return scan.report
@@ -287,6 +352,10 @@ def describe(report: ScanReport) -> str:
     more = f"; {told_ignored(report.ignored)}" if report.ignored else ""
     if report.unreadable:
         more += f"; {told_unreadable(report.unreadable)}"
+    if report.held:
+        more += f"; {report.held:,} vanished at once and keep their state: confirm with --confirm-gone"
+    if report.away:
+        more += f"; not mounted, its images keep their state: {', '.join(report.away)}"
     if report.enqueued.refused:
         more += f"; {report.enqueued.refused:,} refused by the catalog: see the log"
     return (

@@ -43,8 +43,9 @@ def look(catalog: sa.Engine, host: str, roots: Sequence[str], start: Start) -> S
         reports = hosts.ingest_reports(conn)
         told = [worker.shares.get("doubted", {}) for worker in stats.workers(conn) if worker.host == host]
     if open_rows == 0:
-        unread = reports[host].report.get("unreadable", 0) if host in reports else 0
-        return _finished(counts, start, _unseen(roots), unread)
+        mine = reports[host].report if host in reports else {}
+        unseen = [*_unseen(roots), *(f"{root} (images vanished at once)" for root in mine.get("held", []))]
+        return _finished(counts, start, unseen, mine.get("unreadable", 0))
     offline = {root: root_state(Path(root)) for root in waiting}
     unreachable = {
         root for root, state in offline.items() if state is not RootState.ONLINE or root not in roots

@@ -14,7 +14,7 @@ from featd.states import ClaimedImage, Failure, Kind
 
 log = logs.get("worker")
 
-DOUBTFUL = frozenset({Kind.READ_IO, Kind.READ_DENIED, Kind.DECODE_TIMEOUT})
+DOUBTFUL = frozenset({Kind.READ_IO, Kind.READ_DENIED, Kind.READ_MISSING, Kind.DECODE_TIMEOUT})
 WAIT_SECONDS = 1.0
 """How long failures are collected before a file of their root is read as a test."""
 PROBE_SECONDS = 5.0

@@ -143,7 +143,7 @@ class Pipeline:
                     self._put(replace(result, settle_seconds=self._settle_seconds[image.root]))
                 case Failure(image, kind) if kind in DOUBTFUL:
                     self._doubts.add(result)
-                case Failure(image, Kind.READ_MISSING | Kind.CRASH | Kind.KILLED):
+                case Failure(image, Kind.CRASH | Kind.KILLED):
                     self._put(result)
                 case _:
                     self._doubts.read(result.image)

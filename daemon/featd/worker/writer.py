@@ -120,7 +120,7 @@ class Writer(WorkerThread):
         self._failures: list[Failure] = []
         self._settle_at = float("inf")
         self._failed: Counter[Kind] = Counter()
-        self._tell_at = 0.0
+        self._tell_at = clock.monotonic() + 60.0
 
     # The pipeline's side
 
