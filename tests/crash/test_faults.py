@@ -117,6 +117,11 @@ def test_a_drain_that_is_stopped_early_says_so_by_its_exit_code(
     assert check_promise(instance)["claimed"] == 0
 
 
+def takes_the_terminal() -> None:
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests themselves may run under nohup
+
+
 @pytest.mark.parametrize("nohup", [False, True])
 def test_closing_the_terminal_ends_a_featd_that_was_started_in_it(
     tmp_path: Path, images: Path, started: list[subprocess.Popen[str]], nohup: bool
@@ -132,7 +137,7 @@ def test_closing_the_terminal_ends_a_featd_that_was_started_in_it(
             stderr=log,
             text=True,
             start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+            preexec_fn=takes_the_terminal,
         )
     started.append(process)
     os.close(slave)

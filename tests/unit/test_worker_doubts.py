@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from pathlib import Path
 
@@ -47,9 +46,8 @@ def test_a_worker_that_has_read_nothing_asks_the_catalog_for_a_done_file(root: P
 
 
 def test_where_nothing_can_be_read_nothing_counts_and_it_is_said_once(
-    root: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    root: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(logging.getLogger("featd"), "propagate", True)
     put: list[Failure] = []
     doubts = Doubts(put.append, lambda root: "gone.jpg")
     doubts.read(image(root, "good.jpg"))

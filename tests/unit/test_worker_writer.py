@@ -283,9 +283,8 @@ def test_abandoning_leaves_no_file_and_settles_nothing(filled: Filled, make: Mak
 
 
 def test_failures_are_warnings_up_to_a_limit_and_then_a_number_by_kind(
-    filled: Filled, make: Make, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    filled: Filled, make: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(logging.getLogger("featd"), "propagate", True)
     writer = make()
     images = claimed(filled, 300)
     for image in images[:290]:
