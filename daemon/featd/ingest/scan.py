@@ -111,6 +111,13 @@ class Scan:
                 root=self.report.root,
             )
             return
+        if self.report.away and not self.start:
+            log.warning(
+                "folder_unmounted",
+                "a folder was a mount point and is not mounted; images in it keep their state until it is back",
+                root=self.report.root,
+                folders=self.report.away,
+            )
         cursor = self._cursor()
         if self._globs.takes_folder(to_catalog(self.start)):
             yield from self._enqueue_found(cursor.get("folder"))

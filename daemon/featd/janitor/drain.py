@@ -44,7 +44,10 @@ def look(catalog: sa.Engine, host: str, roots: Sequence[str], start: Start) -> S
         told = [worker.shares.get("doubted", {}) for worker in stats.workers(conn) if worker.host == host]
     if open_rows == 0:
         mine = reports[host].report if host in reports else {}
-        unseen = [*_unseen(roots), *(f"{root} (images vanished at once)" for root in mine.get("held", []))]
+        unseen = [
+            *_unseen(roots),
+            *(f"{root} (images missing: see `featd status`)" for root in mine.get("held", [])),
+        ]
         return _finished(counts, start, unseen, mine.get("unreadable", 0))
     offline = {root: root_state(Path(root)) for root in waiting}
     unreachable = {
