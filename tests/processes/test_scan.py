@@ -195,7 +195,7 @@ def test_a_folder_that_cannot_be_read_or_entered_costs_its_images_nothing_and_is
     assert scanned.returncode == 1
     assert "cannot be read, for example closed" in scanned.stdout
     assert drained.returncode == 1
-    assert "folders could not be read" in drained.stderr
+    assert "folders or files were left out" in drained.stderr
     assert instance.count("gone") == 0
     assert instance.count("done") >= 3
 

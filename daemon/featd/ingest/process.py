@@ -217,7 +217,7 @@ class Ingest:
         report: dict[str, Any] = {
             "watching": sum(root.watching for root in self.roots),
             "ignored": {root.name: dict(root.ignored) for root in self.roots if root.ignored},
-            "unreadable": sum(len(root.unreadable) for root in self.roots),
+            "left_out": sum(len(root.unreadable) + root.refused for root in self.roots),
             "held": [root.name for root in self.roots if root.in_danger],
             "notes": {
                 **notes,

@@ -92,7 +92,8 @@ class RootIngest:
         """Folders that the last scans could not read."""
         self.ignored: Counter[str] = Counter()
         """What the last whole scan passed over, by extension."""
-        self._refused = 0
+        self.refused = 0
+        """Files of the last whole scan that the catalog cannot hold."""
         self._last: ScanReport | None = None
         self._passing: str | None = None
         self._broken: str | None = None
@@ -200,8 +201,10 @@ class RootIngest:
                 f"{self._last.held:,} images vanished at once; they keep their state for"
                 f" {self.root.gone_after_seconds:g} s: if that is right, `featd scan --confirm-gone {self.name}`"
             )
-        if self._refused:
-            return f"the catalog cannot hold {self._refused:,} files (file_refused in the log): they are left out"
+        if self.refused:
+            return (
+                f"the catalog cannot hold {self.refused:,} files (file_refused in the log): they are left out"
+            )
         if self.unreadable:
             return f"{told_unreadable(self.unreadable)}: images there keep their state"
         return None
@@ -309,7 +312,7 @@ class RootIngest:
             self._compare_unreadable(self._scan.report.unreadable)
             self.ignored = self._scan.report.ignored
             self._last = self._scan.report
-            self._refused = self._scan.report.enqueued.refused
+            self.refused = self._scan.report.enqueued.refused
             self._scan = None
             after = clock.monotonic()
             self._scan_not_before = after + max(AGAIN_SECONDS, (after - self._scan_began) / 4)

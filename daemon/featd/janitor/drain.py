@@ -48,7 +48,7 @@ def look(catalog: sa.Engine, host: str, roots: Sequence[str], start: Start) -> S
             *_unseen(roots),
             *(f"{root} (images missing: see `featd status`)" for root in mine.get("held", [])),
         ]
-        return _finished(counts, start, unseen, mine.get("unreadable", 0))
+        return _finished(counts, start, unseen, mine.get("left_out", 0))
     offline = {root: root_state(Path(root)) for root in waiting}
     unreachable = {
         root for root, state in offline.items() if state is not RootState.ONLINE or root not in roots
@@ -88,7 +88,7 @@ def _finished(counts: Mapping[State, int], start: Start, unseen: Sequence[str], 
     if counts[State.FAILED]:
         message += f"; {counts[State.FAILED]:,} failed (`featd failures` lists them)"
     if unread:
-        message += f"; {unread:,} folders could not be read"
+        message += f"; {unread:,} folders or files were left out: see the log"
     if unseen:
         message += f"; offline roots were not scanned: {', '.join(unseen)}: {AGAIN}"
     if unseen or unread:
