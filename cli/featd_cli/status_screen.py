@@ -38,6 +38,7 @@ TIMES = {
     "write": ("▓", "w", "magenta"),
 }
 """How a worker spends its time: a block, a character, and a colour for each kind."""
+WORDS = {"wait": "idle"}  # there was nothing to claim
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +212,9 @@ def _worker_detail(worker: WorkerLine, several: bool, width: int, blocks: bool) 
     if not any(shares.values()):
         return Text(clip(who, width, 2))
     key = Text("  ").join(
-        Text.assemble((block if blocks else letter, colour), f"{kind} {shares[kind] * 100:.0f}%")
+        Text.assemble(
+            (block if blocks else letter, colour), f"{WORDS.get(kind, kind)} {shares[kind] * 100:.0f}%"
+        )
         for kind, (block, letter, colour) in TIMES.items()
     )
     room = width - len(key) - 2

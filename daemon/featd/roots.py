@@ -41,15 +41,27 @@ def root_state(root: Path) -> RootState:
 
 
 def mounts_beneath(root: Path) -> set[str]:
-    """The mount points at and beneath `root`, in catalog form and relative to it; "" is the root itself."""
+    """The mount points at and beneath `root`, in catalog form and relative to it; "" is the root itself.
+
+    A mount that shows what a mount above it shows at this place does not count: systemd makes such ones for a service's
+    sandbox, and commands by hand do not see them.
+    """
+    mounts = []
+    for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
+        _, _, device, *paths = line.split(b" ")[:5]
+        source, point = (_OCTAL.sub(lambda code: bytes([int(code[1], 8)]), path) for path in paths)
+        mounts.append((device, source, point))
     found = set()
     here = os.fsencode(root.resolve())
-    for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
-        point = _OCTAL.sub(lambda code: bytes([int(code[1], 8)]), line.split(b" ")[4])
-        if point == here:
-            found.add("")
-        elif point.startswith(here.rstrip(b"/") + b"/"):
-            found.add(to_catalog(point[len(here.rstrip(b"/")) + 1 :]))
+    for device, source, point in mounts:
+        inside = os.path.relpath(point, here)
+        same = {
+            os.path.normpath(from_.rstrip(b"/") + b"/" + os.path.relpath(point, at))
+            for other, from_, at in mounts
+            if other == device and at != point and not os.path.relpath(point, at).startswith(b"..")
+        }
+        if not inside.startswith(b"../") and inside != b".." and source not in same:
+            found.add("" if inside == b"." else to_catalog(inside))
     return found
 
 

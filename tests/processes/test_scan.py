@@ -20,7 +20,7 @@ from featd.config import RootConfig
 from featd.ingest import scan
 from featd.ingest.scan import ScanReport, enqueue_files, scan_root
 from featd.paths import from_catalog
-from featd.roots import RootState
+from featd.roots import RootState, mounts_beneath
 from featd.states import PRIORITY_BACKLOG
 from photographs import write_photographs
 from running import make_instance
@@ -302,6 +302,22 @@ def test_what_the_configuration_excludes_is_not_held_up(catalog: sa.Engine, tmp_
     many(root, 150)
     look(catalog, root)
     assert look(catalog, root, exclude=("0[01]/**",)).gone == 100
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs the right to mount")
+def test_a_mount_that_shows_what_lies_beneath_it_is_none(catalog: sa.Engine, tmp_path: Path) -> None:
+    """systemd mounts a service's folders over themselves, and commands by hand do not see these mounts."""
+    root = tmp_path / "pictures"
+    write(root / "a b" / "a.jpg", b"x")
+    mount = ["mount", "--bind", str(root / "a b"), str(root / "a b")]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("cannot mount here")
+    try:
+        assert mounts_beneath(root) == set()
+        look(catalog, root)
+    finally:
+        subprocess.run(["umount", str(root / "a b")], check=True)
+    assert look(catalog, root).away == []
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs the right to mount")

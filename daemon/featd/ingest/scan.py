@@ -6,7 +6,7 @@ import errno
 import os
 import stat
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -192,8 +192,8 @@ class Scan:
         except OSError:
             return
         try:
-            if not self.start:
-                yield from self._hold_mass(root_fd)
+            if not self.start and not (yield from self._look_for_missing(root_fd)):
+                return
             for known in self._known(cursor):
                 missing: dict[str, list[int]] = {VANISHED: [], EXCLUDED: []}
                 for file in known:
@@ -215,15 +215,17 @@ class Scan:
         away = any(path.startswith(f"{folder}/") for folder in self.report.away)
         return not away and is_missing(root_fd, from_catalog(path), self._root.follow_symlinks)
 
-    def _hold_mass(self, root_fd: int) -> Iterator[bool]:
-        """Where more than half of the images have vanished, not one by one as a watch reports it, keep their state for
-        gone_after_seconds: a disk may be away in a way that nothing shows."""
-        total = vanished = 0
+    def _look_for_missing(self, root_fd: int) -> Generator[bool, None, bool]:
+        """Whether anything is missing. Where more than half of the images have vanished, not one by one as a watch
+        reports it, they keep their state for gone_after_seconds: a disk may be away in a way that nothing shows."""
+        total = vanished = excluded = 0
         for known in self._known(""):
             for file in known:
                 if self._globs.takes(file.path):
                     total += 1
                     vanished += self._is_gone(root_fd, file.path)
+                else:
+                    excluded += 1
             yield True
         name = f"vanished.{self.report.root}"
         mass = total >= MASS_IMAGES and vanished > total / 2 and not self._confirm_gone
@@ -243,6 +245,7 @@ class Scan:
             )
         if (since is None) is mass:
             connect.transact(self._catalog, values.set_value, name, now if mass else None)
+        return bool(vanished or excluded)
 
     def _known(self, cursor: str) -> Iterator[Sequence[KnownFile]]:
         """The rows beneath `start` that are not gone, first those behind the cursor, then the others."""
