@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from featd.catalog import connect, settle
+from featd.catalog import connect, live, settle
 from featd.catalog.schema import images, shards
 from featd.catalog.settle import Settlement
 from featd.states import OUTCOMES, ClaimedImage, Failure, Kind, Outcome, State, Unchanged
@@ -269,3 +269,14 @@ def test_a_settlement_without_a_shard_is_counted_for_the_look_up_after_a_lost_an
     assert desk.do(settle.count_settles, lease) == 0
     desk.settle(lease, failures=[Failure(image, Kind.CRASH, "died")])
     assert desk.do(settle.count_settles, lease) == 1
+
+
+def test_a_done_image_of_a_root_is_found_at_either_end(desk: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "FEW", 2)
+    desk.find("p.jpg", "q.jpg", root=desk.other)
+    assert desk.do(live.some_done, desk.other) is None
+    desk.make_done("done.jpg")
+    root = desk.row("done.jpg").root
+    assert desk.do(live.some_done, root) == "done.jpg"
+    desk.find("x.jpg", "y.jpg", "z.jpg", root=desk.other)
+    assert desk.do(live.some_done, root) is None  # among many rows it is not looked for

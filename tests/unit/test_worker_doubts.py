@@ -67,7 +67,7 @@ def test_where_nothing_can_be_read_nothing_counts_and_it_is_said_once(
 def test_a_file_that_never_answers_is_not_waited_for(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     go_on = threading.Event()
 
-    def blocks(root_fd: int, raw: bytes) -> int:
+    def blocks(root_fd: int, raw: bytes, *, follow_symlinks: bool) -> int:
         go_on.wait(30)
         raise OSError
 
@@ -77,3 +77,9 @@ def test_a_file_that_never_answers_is_not_waited_for(root: Path, monkeypatch: py
         assert not doubts_module.can_read(str(root), "good.jpg")
     finally:
         go_on.set()
+
+
+def test_a_file_that_is_a_link_can_be_read_where_links_are_followed(root: Path) -> None:
+    (root / "link.jpg").symlink_to("good.jpg")
+    assert doubts_module.can_read(str(root), "link.jpg")
+    assert not doubts_module.can_read(str(root), "nothing.jpg")

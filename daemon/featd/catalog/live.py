@@ -13,6 +13,7 @@ from featd.catalog.schema import images, shards
 from featd.states import State
 
 FEW = 5000
+"""Rows that are looked through for a done image, from either end: no index tells which are done."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +54,11 @@ def walk_live(catalog: sa.Engine, limit: int) -> Iterator[Sequence[LiveVector]]:
 
 
 def some_done(conn: sa.Connection, root: str) -> str | None:
-    """The path of a done image of `root` among the oldest FEW rows; None where none of them is."""
-    oldest = sa.select(*images.c["root", "path", "state"]).order_by(images.c.id).limit(FEW).subquery()
-    wanted = sa.select(oldest.c.path).where(oldest.c.root == root, oldest.c.state == State.DONE)
-    path: str | None = conn.scalar(wanted.limit(1))
-    return path
+    """The path of a done image of `root` among the FEW oldest or newest rows; None where none of them is."""
+    for order in (images.c.id, images.c.id.desc()):
+        few = sa.select(*images.c["root", "path", "state"]).order_by(order).limit(FEW).subquery()
+        wanted = sa.select(few.c.path).where(few.c.root == root, few.c.state == State.DONE)
+        path: str | None = conn.scalar(wanted.limit(1))
+        if path is not None:
+            return path
+    return None

@@ -3,6 +3,7 @@ after its error. Until then it backs off, and nothing is counted."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections.abc import Callable
@@ -89,22 +90,26 @@ def can_read(root: str, path: str) -> bool:
     answer: list[bool] = []
 
     def look() -> None:
-        try:
-            root_fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                fd = open_beneath(root_fd, from_catalog(path))
-            finally:
-                os.close(root_fd)
-            try:
-                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)  # what is cached says nothing of the disk
-                os.read(fd, PROBED_BYTES)
-            finally:
-                os.close(fd)
-        except OSError:
-            return
-        answer.append(True)
+        for follow_symlinks in (False, True):  # the second needs a kernel with openat2
+            with contextlib.suppress(OSError):
+                _read_some(root, path, follow_symlinks)
+                answer.append(True)
+                return
 
     thread = threading.Thread(target=look, name="probe", daemon=True)
     thread.start()
     thread.join(PROBE_SECONDS)
     return bool(answer)
+
+
+def _read_some(root: str, path: str, follow_symlinks: bool) -> None:
+    root_fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fd = open_beneath(root_fd, from_catalog(path), follow_symlinks=follow_symlinks)
+    finally:
+        os.close(root_fd)
+    try:
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)  # what is cached says nothing of the disk
+        os.read(fd, PROBED_BYTES)
+    finally:
+        os.close(fd)
