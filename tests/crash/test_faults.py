@@ -138,6 +138,7 @@ def test_closing_the_terminal_ends_a_featd_that_was_started_in_it(
             text=True,
             start_new_session=True,
             preexec_fn=takes_the_terminal,
+            cwd=tmp_path,  # nohup writes its file there
         )
     started.append(process)
     os.close(slave)
