@@ -13,6 +13,7 @@ from featd.errors import ConfigError
 from featd.paths import to_catalog
 
 LOOK_SECONDS = 3.0
+"""A look at a healthy root takes milliseconds, over a slow network some tenths of a second."""
 _OCTAL = re.compile(rb"\\([0-7]{3})")
 
 
@@ -55,12 +56,14 @@ def mounts_beneath(root: Path) -> set[str]:
     here = os.fsencode(root.resolve())
     for device, source, point in mounts:
         inside = os.path.relpath(point, here)
-        same = {
+        if inside == b".." or inside.startswith(b"../"):
+            continue
+        shown = {
             os.path.normpath(from_.rstrip(b"/") + b"/" + os.path.relpath(point, at))
             for other, from_, at in mounts
-            if other == device and at != point and not os.path.relpath(point, at).startswith(b"..")
+            if other == device and at != point and point.startswith(at.rstrip(b"/") + b"/")
         }
-        if not inside.startswith(b"../") and inside != b".." and source not in same:
+        if source not in shown:
             found.add("" if inside == b"." else to_catalog(inside))
     return found
 

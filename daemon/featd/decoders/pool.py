@@ -304,9 +304,8 @@ class DecoderPool:
         elif overdue is None and (not booted or status != -signal.SIGKILL):
             self._deaths_without_image += 1
         self._unsent.extendleft(reversed(decoder.tickets))
-        for ticket in [
-            one for one in self._unsent if self._images[one].root == away
-        ]:  # they would wait as long
+        # The other images of a root that does not answer would wait as long.
+        for ticket in [one for one in self._unsent if self._images[one].root == away]:
             self._unsent.remove(ticket)
             image = self._images[ticket]
             results.append((self._finish(ticket), RootOffline(image)))

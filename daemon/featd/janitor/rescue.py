@@ -51,9 +51,8 @@ class Rescue:
 
         A janitor that was restarted finds workers of its own supervisor: their leases stay.
         """
-        hands = list(
-            self._run_folder.glob(f"*{HANDS_SUFFIX}")
-        )  # before the look: a worker may start meanwhile
+        # Listed before the leases are read: a worker may start meanwhile.
+        hands = list(self._run_folder.glob(f"*{HANDS_SUFFIX}"))
         with connect.reading(self._catalog) as conn:
             open_leases = leases.open_leases(conn, self._host)
         alive = {one.lease.token for one in open_leases if _is_sibling(one.pid)}

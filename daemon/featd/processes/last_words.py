@@ -20,11 +20,11 @@ def telling(words: str) -> str:
     # Native code need not have ended its line when Python's dump begins.
     words = _COLOURS.sub("", words).replace(_PYTHON_FATAL, f"\n{_PYTHON_FATAL}")
     lines = [line.rstrip() for line in words.splitlines() if line.strip()]
-    # Libraries warn long before the end; the cause comes last.
-    lines = [line for line in lines if not _WARNING.search(line)] or lines
     fatal = [line for line in lines if _GLOG_FATAL.match(line)]
     if fatal:
         return "\n".join(fatal)[:KEPT]
+    # Libraries warn long before the end; the cause comes last.
+    lines = [line for line in lines if not _WARNING.search(line)] or lines
     for at, line in enumerate(lines):
         if line.startswith(_PYTHON_FATAL):
             # The lines before it, then the top of the stack: a dump begins with the newest call.
