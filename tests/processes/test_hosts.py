@@ -223,7 +223,7 @@ def test_a_root_that_does_not_answer_blocks_no_other_root(
     monkeypatch.setattr(dead, "step", blocks)
     try:
         wait_for(lambda: turns(ingest) == 0 and names(instance) == {"sub/first.jpg"}, 20, "the living root")
-        assert "not answering" in instance.status()["ingest"]["notes"][dead.name]
+        assert "does not answer" in instance.status()["ingest"]["notes"][dead.name]
     finally:
         go_on.set()
     wait_for(lambda: ingest.step(clock.monotonic()) == [] and "late.jpg" in names(instance), 20, "the other")

@@ -99,7 +99,9 @@ class Ingest:
                 log.info("root_answered", "root answers again", root=root.name)
             return turn.result()
         if not late:
-            log.warning("root_silent", "root does not answer; the other roots go on", root=root.name)
+            log.warning(
+                "root_silent", "disk or database of a root does not answer; the others go on", root=root.name
+            )
         self._late[root.name] = (turn, since)
         if self._once and now - since > SCAN_BEAT_SECONDS:
             self._scanned.add(root.name)  # the end of the drain names it
@@ -158,10 +160,11 @@ class Ingest:
         """Renew this host's report and its scan duties; learn which roots it scans."""
         if self._before is None:
             self._before = connect.transact(self._catalog, self._read_before)
-        online = {root.duty for root in self.roots if root.online and root.name not in self._late}
+        ready = [root for root in self.roots if root.name not in self._late]
+        online = {root.duty for root in ready if root.online}
         offline = {root.duty for root in self.roots} - online
         # Also for roots that this host has scanned until now: with the duty it loses what it knew.
-        doubted = {root.duty for root in self.roots if root.in_doubt}
+        doubted = {root.duty for root in ready if root.in_doubt}
         report = self._report()
 
         def work(conn: sa.Connection) -> dict[str, int]:
@@ -216,12 +219,15 @@ class Ingest:
         notes = {root.name: note for root in self.roots if (note := root.note) is not None}
         report: dict[str, Any] = {
             "watching": sum(root.watching for root in self.roots),
-            "ignored": {root.name: dict(root.ignored) for root in self.roots if root.ignored},
-            "left_out": sum(len(root.unreadable) + root.refused for root in self.roots),
-            "held": [root.name for root in self.roots if root.in_danger],
+            "ignored": {root.name: dict(root.last.ignored) for root in self.roots if root.last.ignored},
+            "left_out": sum(len(root.unreadable) + root.last.enqueued.refused for root in self.roots),
+            "held": [root.name for root in self.roots if root.last.held or root.last.away],
             "notes": {
                 **notes,
-                **dict.fromkeys(self._late, "not answering: images of this root keep their state"),
+                **dict.fromkeys(
+                    self._late,
+                    "its disk or the database does not answer: images of this root keep their state",
+                ),
             },
         }
         for name in COUNTS:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -90,11 +89,8 @@ class RootIngest:
         self._told: str | None = None
         self.unreadable: list[str] = []
         """Folders that the last scans could not read."""
-        self.ignored: Counter[str] = Counter()
-        """What the last whole scan passed over, by extension."""
-        self.refused = 0
-        """Files of the last whole scan that the catalog cannot hold."""
-        self._last: ScanReport | None = None
+        self.last = ScanReport(self.name, RootState.ONLINE)
+        """What the last whole scan found."""
         self._passing: str | None = None
         self._broken: str | None = None
         self._opened = False
@@ -173,12 +169,6 @@ class RootIngest:
         return self._watch is not None and self._watch.is_open and not self._out_of_watches
 
     @property
-    def in_danger(self) -> bool:
-        """Whether the last scan found images vanished that keep their state."""
-        last = self._last
-        return last is not None and bool(last.held or last.away)
-
-    @property
     def note(self) -> str | None:
         """What the operator should know about this root, and what featd does about it."""
         every = f"scanning every {self.root.rescan_seconds:g} s instead"
@@ -192,19 +182,17 @@ class RootIngest:
             return f"{Trouble.OUT_OF_WATCHES}: {every} where it is not watched"
         if self._passing is not None:
             return f"{self._passing}: scanning it again"
-        if self._last is not None and self._last.state is RootState.UNMOUNTED:
+        if self.last.state is RootState.UNMOUNTED:
             return "not mounted, though it was before: images of this root keep their state"
-        if self._last is not None and self._last.away:
-            return f"not mounted: {', '.join(self._last.away)}: images there keep their state"
-        if self._last is not None and self._last.held:
+        if self.last.away:
+            return f"not mounted: {', '.join(self.last.away)}: images there keep their state"
+        if self.last.held:
             return (
-                f"{self._last.held:,} images vanished at once; they keep their state for"
+                f"{self.last.held:,} images vanished at once; they keep their state for"
                 f" {self.root.gone_after_seconds:g} s: if that is right, `featd scan --confirm-gone {self.name}`"
             )
-        if self.refused:
-            return (
-                f"the catalog cannot hold {self.refused:,} files (file_refused in the log): they are left out"
-            )
+        if refused := self.last.enqueued.refused:
+            return f"the catalog cannot hold {refused:,} files (file_refused in the log): they are left out"
         if self.unreadable:
             return f"{told_unreadable(self.unreadable)}: images there keep their state"
         return None
@@ -310,10 +298,7 @@ class RootIngest:
         if self._scan is not None and self._go_on(self._scan):
             ended.append(self._scan)
             self._compare_unreadable(self._scan.report.unreadable)
-            self.ignored = self._scan.report.ignored
-            self._last = self._scan.report
-            self.refused = self._scan.report.enqueued.refused
-            self._scan = None
+            self.last, self._scan = self._scan.report, None
             after = clock.monotonic()
             self._scan_not_before = after + max(AGAIN_SECONDS, (after - self._scan_began) / 4)
             self._scan_due = after + self.root.rescan_seconds
