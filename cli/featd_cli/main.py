@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from featd import __version__
-from featd.errors import EXIT_ERROR, EXIT_OK, EXIT_OUT_OF_REACH, FeatdError, reason
+from featd.errors import EXIT_ERROR, EXIT_OK, EXIT_OUT_OF_REACH, FeatdError, first_line, reason
 from featd_cli import (
     db,
     enqueue,
@@ -118,8 +118,7 @@ def main(arguments: list[str] | None = None) -> int:
         return EXIT_ERROR
     except Exception as error:
         if _is_database_error(error):
-            said = str(getattr(error, "orig", error)).strip().partition("\n")[0]
-            complain(f"the catalog is out of reach: {said}")
+            complain(f"the catalog is out of reach: {first_line(getattr(error, 'orig', error))}")
             return EXIT_OUT_OF_REACH
         traceback.print_exc()
         complain("this is a bug in featd: please report it with the lines above")

@@ -23,7 +23,7 @@ LEASE_WARNING = 1 / 3
 """A lease with less than this part of its time left should have been renewed long ago."""
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Report:
     """Everything that is shown."""
 
@@ -43,8 +43,8 @@ class Report:
     """Until the next pending image is due; read only where no worker is working."""
     waiting_roots: dict[str, str] = field(default_factory=dict)
     """Roots that are offline or not configured, and have pending images -> why."""
-    offline: int = 0
-    """Roots of the configuration that are offline."""
+    offline: dict[str, str] = field(default_factory=dict)
+    """Roots of the configuration that are offline -> their state."""
     warnings: list[str] = field(default_factory=list)
 
     @property
@@ -96,6 +96,7 @@ def look(instance: Instance) -> Report:
             roots=len(settings.roots),
             daemon=daemon,
             next_due_seconds=stats.next_due_seconds(conn) if stuck else None,
+            offline=_offline(settings),
             warnings=_foreign_roots(settings, stats.known_roots(conn)),
             waiting_roots=_waiting_roots(settings, stats.pending_roots(conn)) if stuck else {},
         )
@@ -139,8 +140,14 @@ def _foreign_roots(settings: Settings, known: list[str]) -> list[str]:
     ]
 
 
-def _warnings(settings: Settings, report: Report) -> list[str]:
+def _offline(settings: Settings) -> dict[str, str]:
     from featd.roots import RootState, root_state
+
+    states = {str(root.path): root_state(root.path) for root in settings.roots}
+    return {root: str(state) for root, state in states.items() if state is not RootState.ONLINE}
+
+
+def _warnings(settings: Settings, report: Report) -> list[str]:
     from featd.shards.store import check_store
 
     found = []
@@ -150,12 +157,9 @@ def _warnings(settings: Settings, report: Report) -> list[str]:
         found.append(f"store {error}")
     found.extend(status_daemon.troubles(report.daemon))
     notes = dict(report.ingest["notes"])
-    for root in settings.roots:
-        state = root_state(root.path)
-        if state is not RootState.ONLINE:
-            report.offline += 1
-            found.append(f"root {root.path} is offline ({state}): images of this root keep their state")
-            notes.pop(str(root.path), None)  # says the same
+    for root, state in report.offline.items():
+        found.append(f"root {root} is offline ({state}): images of this root keep their state")
+        notes.pop(root, None)  # says the same
     found.extend(f"root {root}: {note}" for root, note in sorted(notes.items()))
     for root in sorted({root for worker in report.workers for root in worker.shares.get("doubted", {})}):
         found.append(f"root {root}: no file can be read; its images are tried again, and nothing is counted")

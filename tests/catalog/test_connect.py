@@ -324,10 +324,14 @@ def stalling(postgres: PostgreSQL) -> Iterator[Stalling]:
     shutil.rmtree(folder)
 
 
-def through(stalling: Stalling, postgres: PostgreSQL, opened: Any) -> sa.Engine:
-    engine: sa.Engine = opened(
-        postgres.url(postgres.create()).replace(str(postgres.home), str(stalling.folder))
-    )
+@pytest.fixture
+def behind(
+    stalling: Stalling, postgres: PostgreSQL, opened: Any, monkeypatch: pytest.MonkeyPatch
+) -> sa.Engine:
+    """A catalog behind the peer, whose answers are waited for half a second."""
+    monkeypatch.setattr(dialects, "answer_seconds", lambda _: 0.5)
+    url = postgres.url(postgres.create()).replace(str(postgres.home), str(stalling.folder))
+    engine: sa.Engine = opened(url)
     migrate.upgrade(engine)
     engine.dispose()
     return engine
@@ -337,44 +341,34 @@ def count(conn: sa.Connection) -> int:
     return int(conn.scalar(sa.select(sa.literal(1))) or 0)
 
 
-def test_no_statement_waits_for_ever_for_an_answer(
-    stalling: Stalling, postgres: PostgreSQL, opened: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(dialects, "_answer_seconds", lambda _: 0.5)
-    engine = through(stalling, postgres, opened)
-
+def test_no_statement_waits_for_ever_for_an_answer(stalling: Stalling, behind: sa.Engine) -> None:
     def stalls(conn: sa.Connection) -> None:
         stalling.stall()
         count(conn)
 
     with pytest.raises(CatalogUnavailableError, match=r"did not answer within 0\.5 s"):
-        connect.transact(engine, stalls)
+        connect.transact(behind, stalls)
     # So does the look whether a pooled connection lives; then there is a new one.
-    assert connect.transact(engine, count) == 1
+    assert connect.transact(behind, count) == 1
     assert stalling.stall() == 1
     with contextlib.suppress(CatalogUnavailableError):
-        connect.transact(engine, count)
-    assert connect.transact(engine, count) == 1
+        connect.transact(behind, count)
+    assert connect.transact(behind, count) == 1
 
 
-def test_a_commit_without_an_answer_may_have_succeeded(
-    stalling: Stalling, postgres: PostgreSQL, opened: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(dialects, "_answer_seconds", lambda _: 0.5)
-    engine = through(stalling, postgres, opened)
-
+def test_a_commit_without_an_answer_may_have_succeeded(stalling: Stalling, behind: sa.Engine) -> None:
     def work(conn: sa.Connection) -> None:
         values.set_value(conn, "x", 1)
         stalling.stall()
 
     with pytest.raises(connect.CommitUnknownError):
-        connect.transact(engine, work)
+        connect.transact(behind, work)
 
 
 def test_the_server_ends_a_statement_that_takes_too_long(
     postgres: PostgreSQL, opened: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dialects, "_answer_seconds", lambda _: 0.2)
+    monkeypatch.setattr(dialects, "answer_seconds", lambda _: 0.2)
     engine = opened(postgres.url(postgres.create()))
 
     def sleeps(conn: sa.Connection) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from featd.processes.child import ChildSpec
 from featd.processes.link import ChildLink
-from featd.processes.records import Death, LeaseOpened, Ready
+from featd.processes.records import Death, LeaseOpened, Ready, StopRequest
 from featd.states import Lease
 from featd.supervisor.supervisor import MIN_BACKOFF_SECONDS, Supervisor
 from running import wait_for
@@ -52,6 +52,19 @@ def aborts(link: ChildLink, _: object) -> int:
     link.report(Ready())
     os.write(2, b"F1124 net.cpp:42] Check failed: nothing fits\n")
     os.abort()
+
+
+def says_that_it_is_over(link: ChildLink, _: object) -> int:
+    """When it is asked to stop, as the last one."""
+
+    def stop(*_: object) -> None:
+        link.report(StopRequest(0, "everything is done"))
+        os._exit(0)
+
+    signal.signal(signal.SIGTERM, stop)
+    link.report(Ready())
+    while True:
+        signal.pause()
 
 
 def dies_after_its_start(link: ChildLink, _: object) -> int:
@@ -227,6 +240,22 @@ def test_a_janitor_that_cannot_start_ends_the_whole_with_its_code(make: Make) ->
         ChildSpec("worker", sleeps, after=("janitor",), essential=True),
     )
     assert wait_for(lambda: supervisor.step(time.monotonic()), 15, "the end") == 78
+
+
+def test_a_drain_that_was_asked_to_stop_does_not_say_that_it_is_over(
+    make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The scan ends because it was stopped; the janitor takes that for its end and finds nothing left to do."""
+    caplog.set_level("INFO", "featd")
+    supervisor = make(
+        ChildSpec("janitor", says_that_it_is_over, last=True),
+        ChildSpec("worker", sleeps, essential=True),
+        max_boot_failures=2,
+    )
+    turn_until(supervisor, lambda: all(child.ready for child in supervisor.children.values()))
+    supervisor.handle_signal(signal.SIGTERM, time.monotonic())
+    assert wait_for(lambda: supervisor.step(time.monotonic()), 15, "the end") == 1
+    assert "everything is done" not in caplog.text
 
 
 def test_a_drain_whose_scan_can_never_run_ends_with_the_reason(make: Make) -> None:

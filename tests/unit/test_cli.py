@@ -15,6 +15,8 @@ import pytest
 
 from featd.catalog import connect, enqueue
 from featd.catalog.enqueue import FoundFile
+from featd.config import RootConfig
+from featd.ingest.scan import scan_root
 from featd.paths import to_catalog
 from featd.states import Kind
 from featd_cli import selection
@@ -472,3 +474,7 @@ def test_a_root_that_is_no_longer_configured_is_told_and_can_be_removed(
     assert featd(*config, "roots", "remove", other)[:2] == (0, "2 images are gone\n")
     assert json.loads(featd(*config, "status", "--json")[1])["warnings"] == []
     assert featd(*config, "roots", "remove", other)[0] == 3
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "x.jpg").write_bytes(b"x")
+    scan_root(filled.catalog, RootConfig(path=Path(other)))  # it was configured again for a while
+    assert len(json.loads(featd(*config, "status", "--json")[1])["warnings"]) == 1

@@ -405,3 +405,9 @@ def test_a_pause_behind_a_slow_look_is_no_silence(filled: Filled, monkeypatch: p
     finally:
         go_on.set()
         looker.stop()
+
+
+def test_what_scans_passed_over_is_shown_by_extension() -> None:
+    ignored = {"/a": {"heic": 5, "links": 1}, "/b": {"heic": 2, "txt": 1}}
+    ingest = {"watching": 1, "last_scan_at": None, "scanned_by": {}, "ignored": ignored}
+    assert "files    9 ignored: heic 7, links 1, txt 1" in screen(report(ingest=ingest))

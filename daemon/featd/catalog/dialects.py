@@ -41,7 +41,7 @@ def prepare_engine(engine: sa.Engine, lease_seconds: float) -> None:
     """Set up SQLite's transactions and durability, without which committed rows can be lost; on PostgreSQL, the
     client's limit for each answer."""
     if not is_sqlite(engine):
-        _bound(engine, _answer_seconds(lease_seconds))
+        _bound(engine, answer_seconds(lease_seconds))
         return
 
     @sa.event.listens_for(engine, "do_connect")
@@ -79,13 +79,14 @@ def _bound(engine: sa.Engine, seconds: float) -> None:
         return connection
 
 
-def _answer_seconds(lease_seconds: float) -> float:
+def answer_seconds(lease_seconds: float) -> float:
     """The longest that one statement may take."""
     return max(10.0, lease_seconds / 3)
 
 
 def lift_limits(conn: sa.Connection) -> None:
-    """For a migration, whose statements may take long: no limits for the rest of this connection's life."""
+    """For statements that read or change every row, which may take long: no limits for the rest of this connection's
+    life."""
     if not is_sqlite(conn):
         conn.exec_driver_sql("SET statement_timeout = 0")
         driver: Any = conn.connection.driver_connection
@@ -109,7 +110,7 @@ def connect_args(url: sa.URL, lease_seconds: float) -> dict[str, Any]:
         "tcp_user_timeout": limit_ms,
         "keepalives_idle": max(1, int(lease_seconds / 6)),
         "options": f"-c idle_in_transaction_session_timeout={limit_ms} -c lock_timeout={limit_ms}"
-        f" -c statement_timeout={int(_answer_seconds(lease_seconds) * 1000)}",
+        f" -c statement_timeout={int(answer_seconds(lease_seconds) * 1000)}",
         # A generic plan casts array parameters once per row (measured: 2.3 times slower).
         "prepare_threshold": None,
     }

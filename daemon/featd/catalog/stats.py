@@ -107,6 +107,7 @@ def known_roots(conn: sa.Connection) -> list[str]:
 
 def images_of_roots(conn: sa.Connection) -> dict[str, dict[State, int]]:
     """How many images of each state each root has. Reads every row: seconds for ten million."""
+    dialects.lift_limits(conn)
     found: dict[str, dict[State, int]] = {}
     statement = sa.select(images.c.root, images.c.state, sa.func.count()).group_by(
         images.c.root, images.c.state

@@ -19,7 +19,7 @@ from featd.errors import EngineError
 from featd.shards.write import fits
 from featd.states import Failure, Kind
 from featd.worker.claims import Claims
-from featd.worker.doubts import DOUBTFUL, Doubts
+from featd.worker.read_errors import DOUBTFUL, ReadErrors
 from featd.worker.shares import Shares
 from featd.worker.writer import Flush, Item, VectorBatch, Writer
 
@@ -75,7 +75,7 @@ class Pipeline:
         self._settle_seconds = settle_seconds
         self._beat = beat
         self._check_golden = check_golden
-        self._doubts = Doubts(self._put, find_done)
+        self._read_errors = ReadErrors(self._put, find_done)
         trays, self._batch = pool.trays.shape[:2]
         self._trays = [
             Tray(index) for index in range(trays)
@@ -85,13 +85,13 @@ class Pipeline:
     @property
     def idle(self) -> bool:
         """Whether no image is in a tray or in doubt."""
-        return not any(self._trays) and not self._doubts
+        return not any(self._trays) and not self._read_errors
 
     def step(self) -> int:
         """One turn; returns how many images went through the net."""
         self._beat()
-        self._doubts.step()
-        self._shares.doubted = self._doubts.rounds
+        self._read_errors.step()
+        self._shares.doubted = self._read_errors.rounds
         self._feed()
         tray = self._next_tray()
         if tray is None:
@@ -136,17 +136,17 @@ class Pipeline:
             match result:
                 case Decoded(image):
                     tray.decoded[place] = result
-                    self._doubts.read(image)
+                    self._read_errors.read(image)
                 case RootOffline(image):
                     self._claims.give_back(image)
                 case Failure(image, Kind.READ_CHANGED):
                     self._put(replace(result, settle_seconds=self._settle_seconds[image.root]))
                 case Failure(image, kind) if kind in DOUBTFUL:
-                    self._doubts.add(result)
+                    self._read_errors.add(result)
                 case Failure(image, Kind.CRASH | Kind.KILLED):
                     self._put(result)
                 case _:
-                    self._doubts.read(result.image)
+                    self._read_errors.read(result.image)
                     self._put(result)
             if not tray:
                 self._put_last(tray)

@@ -22,7 +22,7 @@ PROBE_SECONDS = 5.0
 PROBED_BYTES = 65_536
 
 
-class Doubts:
+class ReadErrors:
     """The failures in doubt. `put` takes those that are decided; `find` names a done file of a root, or None."""
 
     def __init__(self, put: Callable[[Failure], None], find: Callable[[str], str | None]) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from featd.states import ClaimedImage, Failure, Kind
-from featd.worker import doubts as doubts_module
-from featd.worker.doubts import DOUBTFUL, Doubts
+from featd.worker import read_errors as module
+from featd.worker.read_errors import DOUBTFUL, ReadErrors
 
 
 def image(root: Path, name: str) -> ClaimedImage:
@@ -18,7 +18,7 @@ def image(root: Path, name: str) -> ClaimedImage:
 
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(doubts_module, "WAIT_SECONDS", 0.0)
+    monkeypatch.setattr(module, "WAIT_SECONDS", 0.0)
     (tmp_path / "good.jpg").write_bytes(b"x")
     return tmp_path
 
@@ -26,22 +26,22 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize("kind", sorted(DOUBTFUL))
 def test_it_counts_once_another_file_was_read_after_it(root: Path, kind: Kind) -> None:
     put: list[Failure] = []
-    doubts = Doubts(put.append, lambda root: None)
-    doubts.read(image(root, "good.jpg"))
-    doubts.add(Failure(image(root, "bad.jpg"), kind, "EIO"))
+    errors = ReadErrors(put.append, lambda root: None)
+    errors.read(image(root, "good.jpg"))
+    errors.add(Failure(image(root, "bad.jpg"), kind, "EIO"))
     assert put == []
-    assert doubts
-    doubts.step()
+    assert errors
+    errors.step()
     assert [one.counted for one in put] == [True]
-    assert not doubts
-    assert doubts.rounds == {}
+    assert not errors
+    assert errors.rounds == {}
 
 
 def test_a_worker_that_has_read_nothing_asks_the_catalog_for_a_done_file(root: Path) -> None:
     put: list[Failure] = []
-    doubts = Doubts(put.append, lambda root: "good.jpg")
-    doubts.add(Failure(image(root, "bad.jpg"), Kind.READ_IO, "EIO"))
-    doubts.step()
+    errors = ReadErrors(put.append, lambda root: "good.jpg")
+    errors.add(Failure(image(root, "bad.jpg"), Kind.READ_IO, "EIO"))
+    errors.step()
     assert put[0].counted
 
 
@@ -49,19 +49,19 @@ def test_where_nothing_can_be_read_nothing_counts_and_it_is_said_once(
     root: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     put: list[Failure] = []
-    doubts = Doubts(put.append, lambda root: "gone.jpg")
-    doubts.read(image(root, "good.jpg"))
+    errors = ReadErrors(put.append, lambda root: "gone.jpg")
+    errors.read(image(root, "good.jpg"))
     (root / "good.jpg").unlink()
     for _ in range(3):
         for name in ("a.jpg", "b.jpg"):
-            doubts.add(Failure(image(root, name), Kind.READ_IO, "EIO"))
-        doubts.step()
+            errors.add(Failure(image(root, name), Kind.READ_IO, "EIO"))
+        errors.step()
     assert [one.counted for one in put] == [False] * 6
-    assert doubts.rounds == {str(root): 3}
+    assert errors.rounds == {str(root): 3}
     events = [vars(record)["event"] for record in caplog.records]
     assert events.count("root_in_doubt") == 1
-    doubts.read(image(root, "c.jpg"))  # the disk is back
-    assert doubts.rounds == {}
+    errors.read(image(root, "c.jpg"))  # the disk is back
+    assert errors.rounds == {}
 
 
 def test_a_file_that_never_answers_is_not_waited_for(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,15 +71,15 @@ def test_a_file_that_never_answers_is_not_waited_for(root: Path, monkeypatch: py
         go_on.wait(30)
         raise OSError
 
-    monkeypatch.setattr(doubts_module, "PROBE_SECONDS", 0.1)
-    monkeypatch.setattr(doubts_module, "open_beneath", blocks)
+    monkeypatch.setattr(module, "PROBE_SECONDS", 0.1)
+    monkeypatch.setattr(module, "open_beneath", blocks)
     try:
-        assert not doubts_module.can_read(str(root), "good.jpg")
+        assert not module.can_read(str(root), "good.jpg")
     finally:
         go_on.set()
 
 
 def test_a_file_that_is_a_link_can_be_read_where_links_are_followed(root: Path) -> None:
     (root / "link.jpg").symlink_to("good.jpg")
-    assert doubts_module.can_read(str(root), "link.jpg")
-    assert not doubts_module.can_read(str(root), "nothing.jpg")
+    assert module.can_read(str(root), "link.jpg")
+    assert not module.can_read(str(root), "nothing.jpg")
