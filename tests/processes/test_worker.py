@@ -214,7 +214,7 @@ def test_a_worker_whose_thread_is_stuck_promises_nothing_more(
     go_on = threading.Event()
 
     def blocks(root: Path) -> RootState:
-        go_on.wait(60)
+        go_on.wait(120)
         return RootState.ONLINE
 
     def promises() -> bool:
@@ -225,9 +225,9 @@ def test_a_worker_whose_thread_is_stuck_promises_nothing_more(
     monkeypatch.setattr(Heartbeat, "expect", lambda _, seconds: promised.append(seconds))
     assert promises()
     monkeypatch.setattr(claims, "root_state", blocks)
-    monkeypatch.setattr(process, "STUCK_SECONDS", 1.5 * renewal.EVERY_SECONDS)
+    monkeypatch.setattr(process, "STUCK_SECONDS", 3 * renewal.EVERY_SECONDS)  # a busy machine is late
     try:
-        wait_for(lambda: not promises(), 30, "no promise")
+        wait_for(lambda: not promises(), 90, "no promise")
     finally:
         go_on.set()
-    wait_for(promises, 30, "a promise")
+    wait_for(promises, 90, "a promise")
