@@ -17,7 +17,7 @@ from featd.catalog import claim, connect, enqueue, instance, leases, migrate, se
 from featd.catalog.enqueue import FoundFile
 from featd.catalog.settle import Identity, Made, Settlement
 from featd.shards.layout import ShardName
-from featd.shards.store import create_store
+from featd.shards.store import StoreKey, create_store
 from featd.shards.write import ShardWriter
 from featd.states import ClaimedImage, Failure, Kind, Lease, RetryPolicy, SealedShard
 
@@ -51,7 +51,8 @@ class Filled:
         with connect.reading(self.catalog) as conn:
             self.instance = instance.instance_id(conn)
         self.store = self.settings.store.path
-        create_store(self.store, self.instance)
+        self.key = StoreKey(self.instance)
+        create_store(self.store, self.key)
         self.lease = self.open_lease()
 
     @property

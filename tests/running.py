@@ -139,15 +139,14 @@ def make_instance(
     text += "".join(f'\n[[roots]]\npath = "{root}"\nsettle_seconds = 0.0\n{extra}\n' for root in roots)
     (folder / "featd.toml").write_text(text)
     instance = Instance(folder)
-    from featd.catalog import instance as catalog_instance
-    from featd.catalog import migrate
+    from featd.catalog import migrate, pairing
     from featd.shards.store import create_store
 
     catalog = connect.open_catalog(instance.settings.catalog.url)
     try:
         migrate.upgrade(catalog)
         with connect.reading(catalog) as conn:
-            create_store(instance.settings.store.path, catalog_instance.instance_id(conn))
+            create_store(instance.settings.store.path, pairing.store_key(conn))
     finally:
         catalog.dispose()
     return instance

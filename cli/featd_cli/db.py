@@ -25,6 +25,25 @@ def upgrade(ctx: typer.Context, config: ConfigOption = None) -> None:
 
 
 @app.command()
+def restored(ctx: typer.Context, config: ConfigOption = None) -> None:
+    """Go on with a catalog, or a store, that came from a backup.
+
+    Says that this catalog and this store belong together from now on. Ends the leases that the backup shows as open and
+    moves no file. Stop featd on every host first.
+    """
+    from featd.catalog import pairing
+    from featd.daemon import hold_locks
+
+    with open_instance(ctx, config) as instance, hold_locks(instance.settings.store.path):
+        ended = pairing.declare_restored(instance.catalog, instance.settings.store.path)
+    say("catalog and store belong together from now on")
+    note(
+        f"ended {ended:,} leases; `featd run` scans the roots and does again what the backup does not know. Shards that"
+        " the catalog does not know move to `unknown` in the store"
+    )
+
+
+@app.command()
 def current(ctx: typer.Context, as_json: JsonOption = False, config: ConfigOption = None) -> None:
     """Print the catalog's schema revision."""
     from featd.catalog import migrate

@@ -208,7 +208,7 @@ def _write(file: Path, text: str) -> None:
 
 def _make(settings: Settings, catalog: sa.Engine) -> bool:
     """Create catalog and store where they are missing; False where both existed."""
-    from featd.catalog import connect, instance, migrate
+    from featd.catalog import connect, migrate, pairing
     from featd.shards.store import create_store, is_store
 
     file = sqlite_file(settings.catalog.url)
@@ -224,12 +224,12 @@ def _make(settings: Settings, catalog: sa.Engine) -> bool:
     else:
         migrate.check_schema(catalog)
     with connect.reading(catalog) as conn:
-        instance_id = instance.instance_id(conn)
+        key = pairing.store_key(conn)
     store = settings.store.path
     made = not is_store(store)
     if made:
         _refuse_lost_store(catalog, store)
-    create_store(store, instance_id)
+    create_store(store, key)
     if made:
         say(f"created the store {shown(str(store))}")
     return fresh or made

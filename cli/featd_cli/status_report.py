@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from featd.errors import StoreUnavailableError
+from featd.errors import ConfigError, StoreUnavailableError
 from featd.states import OF_THE_FILE, State
 from featd.worker.shares import KINDS
 from featd_cli import status_daemon
@@ -36,6 +36,8 @@ class Report:
     failures: list[FailureLine]
     ingest: dict[str, Any]
     decoders: int
+    unknown: dict[str, int] = field(default_factory=dict)
+    """How many `files` and `bytes` of shards are in the store that the catalog does not know."""
     roots: int = 1
     daemon: Daemon = field(default_factory=Daemon)
     """The featd of this host."""
@@ -68,7 +70,7 @@ class Report:
 
 def look(instance: Instance) -> Report:
     """Read everything once. Rows of `images` are read by index only."""
-    from featd.catalog import connect, counters, hosts, stats
+    from featd.catalog import connect, counters, hosts, stats, values
     from featd.catalog import instance as identity
 
     settings = instance.settings
@@ -93,6 +95,7 @@ def look(instance: Instance) -> Report:
             failures=stats.failures_by_kind(conn),
             ingest=hosts.ingest_of_all(conn, down),
             decoders=settings.workers.decoders,
+            unknown=values.get_value(conn, stats.UNKNOWN) or stats.NO_UNKNOWN,
             roots=len(settings.roots),
             daemon=daemon,
             next_due_seconds=stats.next_due_seconds(conn) if stuck else None,
@@ -100,7 +103,7 @@ def look(instance: Instance) -> Report:
             warnings=_foreign_roots(settings, stats.known_roots(conn)),
             waiting_roots=_waiting_roots(settings, stats.pending_roots(conn)) if stuck else {},
         )
-    report.warnings.extend(_warnings(settings, report))
+    report.warnings.extend(_warnings(instance, report))
     return report
 
 
@@ -147,13 +150,14 @@ def _offline(settings: Settings) -> dict[str, str]:
     return {root: str(state) for root, state in states.items() if state is not RootState.ONLINE}
 
 
-def _warnings(settings: Settings, report: Report) -> list[str]:
-    from featd.shards.store import check_store
+def _warnings(instance: Instance, report: Report) -> list[str]:
+    from featd.catalog import pairing
 
+    settings = instance.settings
     found = []
     try:
-        check_store(settings.store.path, report.instance)
-    except StoreUnavailableError as error:
+        pairing.check(instance.catalog, settings.store.path)
+    except (StoreUnavailableError, ConfigError) as error:
         found.append(f"store {error}")
     found.extend(status_daemon.troubles(report.daemon))
     notes = dict(report.ingest["notes"])
@@ -241,6 +245,7 @@ def as_json(report: Report) -> dict[str, Any]:
         "fingerprint": report.fingerprint,
         "images": {"total": report.total, **report.counts},
         "shards": asdict(report.shards),
+        "unknown": report.unknown,
         "rate": {"images_per_second": report.images_per_second, "eta_seconds": report.eta_seconds},
         "workers": [
             {

@@ -113,8 +113,12 @@ def _head(report: Report, width: int, blocks: bool, detail: Detail) -> Iterator[
     if ignored := sum((Counter(kinds) for kinds in report.ingest.get("ignored", {}).values()), Counter()):
         yield Text(clip(shown(f"files    {told_ignored(ignored)}"), width, 9))
     shards = report.shards
-    old = f"; {shards.rows - shards.live_rows:,} superseded" if shards.rows > shards.live_rows else ""
-    yield Text(f"shards   {shards.count:,} ({shards.rows:,} vectors, {filesize.decimal(shards.bytes)}{old})")
+    told = f"{shards.rows:,} vectors, {filesize.decimal(shards.bytes)}"
+    if shards.rows > shards.live_rows:
+        told += f"; {shards.rows - shards.live_rows:,} superseded"
+    if unknown := report.unknown.get("files"):
+        told += f"; {unknown:,} unknown, kept aside"
+    yield Text(f"shards   {shards.count:,} ({told})")
 
 
 def _running(report: Report, blocks: bool) -> Text:

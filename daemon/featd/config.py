@@ -52,6 +52,8 @@ class StoreConfig(_Section):
     shard_seconds: _Seconds = 30.0
     compression: Literal["none", "gzip", "zstd"] = "none"
     dtype: Literal["float32", "float16"] = "float32"
+    keep_unknown_days: Annotated[float, Field(ge=0, le=1e6)] = 7.0
+    min_free: Annotated[int, Field(ge=0)] = 1_073_741_824
 
 
 class RootConfig(_Section):

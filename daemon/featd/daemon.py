@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import faulthandler
 import fcntl
 import os
@@ -10,11 +11,12 @@ import pwd
 import re
 import socket
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 from featd import __version__, clock, logs
 from featd.config import Settings, load
-from featd.errors import ConfigError, FeatdError, LockHeldError
+from featd.errors import ConfigError, FeatdError, LockHeldError, StoreUnavailableError, reason
 from featd.ingest.plan import IngestPlan
 from featd.janitor.plan import JanitorPlan
 from featd.processes import devices
@@ -22,7 +24,7 @@ from featd.processes.child import ChildSpec
 from featd.processes.hands import mark_escalated
 from featd.processes.link import ChildLink
 from featd.shards.atomic import make_folder
-from featd.shards.store import is_store, run_folder
+from featd.shards.store import instance_of, is_store, run_folder
 from featd.start.preflight import check_beforehand
 from featd.start.reload import ConfigReload, Configuration
 from featd.supervisor.state_file import forget_failed_start, leave_failed_start
@@ -57,7 +59,7 @@ def run(settings: Settings, *, drain: bool, config: Path | None = None) -> int:
         # be written hides no other reason.
         with contextlib.suppress(OSError):
             if is_store(settings.store.path):
-                locks = _locked(folder, undo)
+                locks = _locked(settings.store.path, host, undo)
         try:
             check_beforehand(configuration.worker, notifier, close=locks)
         except FeatdError as error:
@@ -65,7 +67,7 @@ def run(settings: Settings, *, drain: bool, config: Path | None = None) -> int:
                 if locks:
                     leave_failed_start(folder, str(error), error.exit_code)
             raise
-        locks = locks or _locked(folder, undo)
+        locks = locks or _locked(settings.store.path, host, undo)
         forget_failed_start(folder)
         if config is not None:
             _warn_of_readable_password(settings, config)
@@ -118,12 +120,26 @@ def _warn_of_readable_password(settings: Settings, config: Path) -> None:
         )
 
 
-def _locked(folder: Path, undo: contextlib.ExitStack) -> list[int]:
-    """Make the run folder and take its host's lock until `undo`; returns the lock's descriptor. OSError."""
+def _locked(store: Path, host: str, undo: contextlib.ExitStack) -> list[int]:
+    """Make the run folder and take its host's locks until `undo`; returns their descriptors. OSError."""
+    folder = run_folder(store, host)
     make_folder(folder)
     lock_fd = take_lock(folder.with_name(f"{folder.name}.lock"))
     undo.callback(os.close, lock_fd)
-    return [lock_fd]
+    name = undo.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
+    take_name(name, f"featd/{instance_of(store)}/{host}")
+    return [lock_fd, name.fileno()]
+
+
+@contextlib.contextmanager
+def hold_locks(store: Path) -> Iterator[None]:
+    """For a command that must not run beside featd on this host. LockHeldError; StoreUnavailableError."""
+    with contextlib.ExitStack() as undo:
+        try:
+            _locked(store, socket.gethostname(), undo)
+        except OSError as error:
+            raise StoreUnavailableError(f"store {store}: {reason(error)}") from error
+        yield
 
 
 def configured(settings: Settings, host: str, *, drain: bool) -> Configuration:
@@ -139,6 +155,8 @@ def configured(settings: Settings, host: str, *, drain: bool) -> Configuration:
         host=host,
         run_folder=folder,
         store=settings.store.path,
+        keep_unknown_days=settings.store.keep_unknown_days,
+        min_free=settings.store.min_free,
         roots=tuple(root.path for root in settings.roots) if drain else (),
         draining=drain,
     )
@@ -199,6 +217,25 @@ def _worker(link: ChildLink, plan: WorkerPlan) -> int:
     from featd.worker import process
 
     return process.run(link, plan)
+
+
+def take_name(held: socket.socket, name: str) -> None:
+    """One supervisor per instance and host, also where the store was copied: a name in the kernel, which is free again
+    when `held` is closed. LockHeldError."""
+    deadline = clock.monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            held.bind(f"\0{name}"[:107])
+            return
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:  # a sandbox without sockets: the other lock is enough
+                return
+            if clock.monotonic() > deadline:
+                raise LockHeldError(
+                    "another featd of this instance is running on this host, with another store: one of the two stores"
+                    " is a copy"
+                ) from None
+            clock.sleep(0.05)
 
 
 def take_lock(path: Path) -> int:

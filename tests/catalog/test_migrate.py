@@ -102,7 +102,7 @@ def test_the_migrations_make_the_same_as_create_all(catalog: sa.Engine) -> None:
     if catalog.dialect.name == "sqlite":
         with connect.reading(catalog) as conn:
             made = conn.exec_driver_sql("SELECT name FROM sqlite_master WHERE sql LIKE '%AUTOINCREMENT%'")
-            assert set(made.scalars()) == {"images", "leases", "shards", "attempts"}
+            assert set(made.scalars()) == {"images", "leases", "shards", "attempts", "feed"}
 
 
 def test_an_upgrade_says_what_it_did_and_may_be_repeated(fresh: sa.Engine) -> None:
@@ -148,6 +148,18 @@ def test_an_older_catalog_is_refused_and_upgraded(catalog: sa.Engine, a_later_fe
     assert migrate.upgrade(catalog) == (before, "9999")
     migrate.check_schema(catalog)
     assert "extra" in _columns(catalog, "attempts")
+
+
+def test_no_upgrade_while_a_worker_is_running(desk: Any, a_later_featd: Any) -> None:
+    before, lease = migrate.head(), desk.lease()
+    assert migrate.upgrade(desk.engine) == (before, before), "nothing to do"
+    a_later_featd()
+    with pytest.raises(SchemaError, match="stop featd on every host") as raised:
+        migrate.upgrade(desk.engine)
+    assert raised.value.exit_code == EXIT_BAD_CONFIG
+    assert "extra" not in _columns(desk.engine, "shards")
+    desk.expire(lease)
+    assert migrate.upgrade(desk.engine) == (before, "9999")
 
 
 def test_a_newer_catalog_is_refused_and_left_alone(catalog: sa.Engine) -> None:

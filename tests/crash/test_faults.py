@@ -80,7 +80,9 @@ def stop_outside_a_transaction(pid: int, url: str) -> bool:
     """SIGSTOP a worker; let it go on if it holds SQLite's write lock, which stops everybody (until it is found
     hanging and killed)."""
     os.kill(pid, signal.SIGSTOP)
-    wait_for(lambda: is_stopped(pid), 30, "a stop of every thread")  # one that runs on may still take the lock
+    wait_for(
+        lambda: is_stopped(pid), 30, "a stop of every thread"
+    )  # one that runs on may still take the lock
     if not url.startswith("sqlite"):
         return True
     connection = sqlite3.connect(url.removeprefix("sqlite:///"), timeout=0.5, isolation_level=None)

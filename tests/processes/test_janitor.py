@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from featd.catalog import connect, leases
 from featd.errors import CatalogUnavailableError
 from featd.janitor import leftovers, process
-from featd.janitor.leftovers import remove_leftovers
+from featd.janitor.leftovers import Leftovers
 from featd.janitor.process import Janitor
 from featd.processes.link import Channel, ChildLink, Heartbeat
 from featd.processes.records import Death, StopRequest, Why
@@ -140,7 +140,7 @@ def test_a_leftover_that_cannot_be_removed_costs_nothing_else(
 
     monkeypatch.setattr(Path, "unlink", unlink)
     try:
-        assert list(remove_leftovers(catalog, settings.store.path)) == [[other]]
+        assert list(Leftovers(catalog, settings.store.path, 7.0, 0).look()) == [[other]]
         assert stuck.exists()
     finally:
         catalog.dispose()

@@ -45,7 +45,7 @@ def make(filled: Filled, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
 
     def build(**store: Any) -> Writer:
         config = StoreConfig(path=filled.store, **{"shard_seconds": NEVER, **store})
-        kind = ShardKind(dict(filled.blobs), "onnxruntime", filled.instance)
+        kind = ShardKind(dict(filled.blobs), "onnxruntime", filled.key)
         identity = Identity(FINGERPRINT, {"blobs": list(filled.blobs), "dtype": "float32"}, {})
         made.append(Writer(filled.catalog, filled.lease, config, kind, identity, POLICY, Held()))
         made[-1].start()

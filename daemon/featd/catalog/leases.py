@@ -67,7 +67,7 @@ def hold(conn: sa.Connection, lease: Lease) -> None:
     This comes first in every transaction of a worker: nobody can end the lease until the transaction is over.
     """
     held = conn.execute(
-        dialects.lock_rows(conn, sa.select(leases.c.id).where(_live(conn), *_mine(lease)))
+        dialects.lock_rows(conn, sa.select(leases.c.id).where(is_live(conn), *_mine(lease)))
     ).first()
     if held is None:
         raise LeaseLostError(f"lease {lease.id} has ended or expired: its rows belong to others now")
@@ -83,6 +83,16 @@ def renew(conn: sa.Connection, lease: Lease, lease_seconds: float, shares: dict[
     )
 
 
+def any_live(conn: sa.Connection) -> bool:
+    """Whether any worker's lease is live."""
+    return conn.execute(sa.select(leases.c.id).where(is_live(conn)).limit(1)).first() is not None
+
+
+def all_open(conn: sa.Connection) -> list[Lease]:
+    """All leases that have not ended."""
+    return [one.lease for one in _read_open(conn, sa.true())]
+
+
 def open_leases(conn: sa.Connection, host: str) -> list[OpenLease]:
     """The leases of `host` that have not ended, live or expired."""
     return _read_open(conn, leases.c.host == host)
@@ -90,11 +100,15 @@ def open_leases(conn: sa.Connection, host: str) -> list[OpenLease]:
 
 def expired_leases(conn: sa.Connection) -> list[OpenLease]:
     """The expired leases of all hosts that nobody has ended yet."""
-    return _read_open(conn, sa.not_(_live(conn)))
+    return _read_open(conn, sa.not_(is_live(conn)))
 
 
 def end_lease(
-    conn: sa.Connection, lease: Lease, reason: str, policy: RetryPolicy, in_hand: InHand | None = None
+    conn: sa.Connection,
+    lease: Lease,
+    reason: str,
+    policy: RetryPolicy = RetryPolicy(),  # noqa: B008 - frozen
+    in_hand: InHand | None = None,
 ) -> int | None:
     """End a lease and make its claimed rows pending again; returns how many, or None where it had already ended.
 
@@ -140,17 +154,18 @@ def free_rows(conn: sa.Connection, lease_id: int, *which: sa.ColumnElement[bool]
     return dialects.changed(conn, sa.update(images).where(*mine).values(**values))
 
 
-def is_over(conn: sa.Connection, lease: Lease) -> bool | None:
-    """Whether the lease has ended; None where the catalog knows no such lease."""
+def is_over(conn: sa.Connection, lease: Lease) -> bool:
+    """Whether the lease can settle nothing any more: it has ended, or the catalog knows no such lease."""
     row = conn.execute(sa.select(leases.c.ended_at).where(*_mine(lease))).first()
-    return None if row is None else row.ended_at is not None
+    return row is None or row.ended_at is not None
 
 
 def _mine(lease: Lease) -> tuple[sa.ColumnElement[bool], ...]:
     return (leases.c.id == lease.id, leases.c.token == lease.token)
 
 
-def _live(conn: sa.Connection) -> sa.ColumnElement[bool]:
+def is_live(conn: sa.Connection) -> sa.ColumnElement[bool]:
+    """Of a row of `leases`: it has neither ended nor expired."""
     live = leases.c.ended_at.is_(None) & (leases.c.expires_at > dialects.lease_now(conn))
     boot = dialects.boot_id(conn)
     return live if boot is None else live & (leases.c.boot_id == boot)

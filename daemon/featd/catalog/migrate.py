@@ -11,7 +11,7 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
-from featd.catalog import connect, dialects, instance
+from featd.catalog import connect, dialects, instance, leases
 from featd.errors import CatalogUnavailableError, SchemaError
 
 
@@ -36,6 +36,7 @@ def current(conn: sa.Connection) -> str | None:
 
 def upgrade(engine: sa.Engine, *, create: bool = True) -> tuple[str | None, str]:
     """Upgrade the catalog to this featd's schema, in one transaction, under a lock; returns (before, after).
+    SchemaError while a worker's lease is live.
 
     `create`: create SQLite's file where there is none. Otherwise that is an error, for its disk may not be mounted.
     """
@@ -52,6 +53,11 @@ def upgrade(engine: sa.Engine, *, create: bool = True) -> tuple[str | None, str]
         dialects.lift_limits(conn)
         dialects.migration_lock(conn)
         before = current(conn)
+        if before not in (None, head()) and leases.any_live(conn):
+            raise SchemaError(
+                "workers of this catalog are running: stop featd on every host, then upgrade again (the lease of a"
+                " worker that was killed lasts for workers.lease_seconds)"
+            )
         config = alembic_config()
         config.attributes["connection"] = conn
         command.upgrade(config, "head")

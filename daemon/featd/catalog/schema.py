@@ -79,6 +79,8 @@ images = sa.Table(
     sa.Column("shard_version", sa.Integer),
     sa.Column("content", sa.Text),
     sa.Column("updated_at", Moment, nullable=False),
+    # When the file's inode last changed, as the last scan saw it: no part of the version. NULL: not known yet.
+    sa.Column("ctime_ns", sa.BigInteger),
     sa.UniqueConstraint("root", "path"),
     _one_of("state", State),
     _one_of("error_kind", Kind),
@@ -109,6 +111,8 @@ leases = sa.Table(
     sa.Column("failed", sa.BigInteger, nullable=False),
     sa.Column("settles", sa.BigInteger, nullable=False),
     sa.Column("shares", sa.JSON, nullable=False),
+    # The id in the state folder of the supervisor that the worker belongs to.
+    sa.Column("seat", sa.Text),
     sqlite_autoincrement=True,
 )
 _partial_index("ix_leases_open", "ended_at IS NULL", leases.c.host)
@@ -126,6 +130,8 @@ shards = sa.Table(
     sa.Column("lease_id", sa.BigInteger, nullable=False),
     sa.Column("engine", sa.Text, nullable=False),
     sa.Column("created_at", Moment, nullable=False),
+    # When compaction moved its vectors into another shard.
+    sa.Column("retired", Moment),
     sqlite_autoincrement=True,
 )
 
@@ -142,6 +148,18 @@ attempts = sa.Table(
     _one_of("kind", Kind),
     sqlite_autoincrement=True,
 )
+
+# The order of changes to live vectors: a row per transaction, numbered once it is committed.
+feed = sa.Table(
+    "feed",
+    metadata,
+    sa.Column("id", BigId, sa.Identity(), primary_key=True),
+    sa.Column("seq", sa.BigInteger, unique=True),
+    sa.Column("image_ids", sa.JSON, nullable=False),
+    sa.Column("at", Moment, nullable=False),
+    sqlite_autoincrement=True,
+)
+_partial_index("ix_feed_unnumbered", "seq IS NULL", feed.c.id)
 
 # One row per name: the instance, the fingerprint and spec, golden vectors, scan times; and counters, in `number`.
 settings = sa.Table(

@@ -16,6 +16,10 @@ from featd.states import PRIORITIES, State
 REMOVED = "removed."
 """The names of settings that tell which roots were removed; a scan of the root clears its own."""
 
+UNKNOWN = "unknown"
+"""The setting in which the janitor tells of the shards that the catalog does not know."""
+NO_UNKNOWN = {"files": 0, "bytes": 0}
+
 
 @dataclass(frozen=True, slots=True)
 class ShardTotals:

@@ -22,6 +22,11 @@ def set_value(conn: sa.Connection, name: str, value: Any) -> None:
     conn.execute(dialects.upsert(conn, settings, ["name"], _row(name, value)))
 
 
+def lock(conn: sa.Connection, name: str) -> None:
+    """Hold the row of `name` until the transaction ends, so that nobody else changes it meanwhile."""
+    conn.execute(dialects.lock_rows(conn, sa.select(settings.c.name).where(settings.c.name == name)))
+
+
 def add_values(conn: sa.Connection, values: dict[str, Any]) -> None:
     """Store those JSON values whose names have no row yet. None: a row without a value."""
     rows = [_row(name, value) for name, value in values.items()]

@@ -17,12 +17,11 @@ from typing import Any
 import numpy as np
 import sqlalchemy as sa
 
-from featd.catalog import connect, instance
+from featd.catalog import connect, instance, pairing
 from featd.errors import FeatdError, ModelError, NothingMatchedError
 from featd.export.hdf5 import Hdf5Sink
 from featd.export.npy import NpySink
 from featd.export.read import LiveReader
-from featd.shards.store import check_readable
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +68,7 @@ def _export(
         fingerprint, spec = instance.fingerprint(conn), instance.spec(conn)
     if fingerprint is None or spec is None:
         raise NothingMatchedError("nothing to export: no image is done yet")
-    check_readable(store, instance_id)
+    pairing.check(catalog, store, writable=False)
     blob = spec["blobs"][0] if blob is None else blob
     if blob not in spec["blobs"]:
         raise ModelError(f"no blob {blob!r} in this catalog; it has: {', '.join(spec['blobs'])}")

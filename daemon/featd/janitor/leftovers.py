@@ -1,8 +1,9 @@
-"""Files in the store that no row names: leftovers of workers that died between writing and settling.
+"""Files in the store that no row names: leftovers of workers that died between writing and settling, and shards that a
+restored catalog does not know.
 
 The order makes it safe: first the lease has ended (an ended lease cannot commit any more), then no shard row names
-the file, then it is removed. A file of a lease that the catalog does not know is only reported: the catalog may be a
-restored backup, and the file may hold the only copy of its vectors.
+the file. Then an unfinished file is removed; a sealed shard is moved to `<store>/unknown/`, since the catalog may be
+wrong: it comes back where the catalog knows it again, and is removed only after keep_unknown_days.
 """
 
 from __future__ import annotations
@@ -14,61 +15,145 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from featd import logs
-from featd.catalog import connect, leases, stats
+from featd import clock, logs
+from featd.catalog import connect, leases, stats, values
+from featd.shards.atomic import move_file
 from featd.shards.layout import ShardName
-from featd.shards.store import shards_folder
+from featd.shards.store import shards_folder, unknown_folder
 from featd.states import Lease
 
 log = logs.get("janitor")
 
 BATCH_FILES = 500
+DAY_SECONDS = 86_400
 
 
-def remove_leftovers(catalog: sa.Engine, store: Path) -> Iterator[list[Path]]:
-    """Go through the store once, some files at each step: remove leftovers of ended leases and report files of unknown
-    leases. Yields what a step removed."""
-    over: dict[Lease, bool | None] = {}
-    files = _files(shards_folder(store))
-    while some := list(islice(files, BATCH_FILES)):
-        with connect.reading(catalog) as conn:
-            for _, name in some:
-                lease = Lease(name.lease_id, name.token)
-                if not over.get(lease):
-                    over[lease] = leases.is_over(conn, lease)
-        # A new transaction sees everything that an ended lease committed before it ended.
-        with connect.reading(catalog) as conn:
-            known = stats.known_shards(conn, [path.name for path, _ in some])
-        left = [(path, name) for path, name in some if path.name not in known]
-        yield [path for path, name in left if _judge(path, over[Lease(name.lease_id, name.token)])]
+class Leftovers:
+    """What the janitor does about them. A look is a walk of the whole store, some files at each step."""
 
+    def __init__(self, catalog: sa.Engine, store: Path, keep_unknown_days: float, min_free: int) -> None:
+        self._catalog = catalog
+        self._store = store
+        self._keep_seconds = keep_unknown_days * DAY_SECONDS
+        self._min_free = min_free
 
-def _judge(path: Path, over: bool | None) -> bool:
-    """Handle a file that no shard row names; whether it was removed. `over`: whether its lease has ended; None where
-    there is no such lease."""
-    if over is None:
-        log.warning(
-            "unknown_file_found",
-            "a file in the store belongs to no lease of this catalog; leaving it (was the catalog restored?)",
-            file=path,
-        )
-    elif over:
+    def look(self) -> Iterator[list[Path]]:
+        """One look, in steps. Yields what a step has taken out of the store's shards."""
+        yield from self._look_at_unknown()
+        over: dict[Lease, bool] = {}
+        files = _files(shards_folder(self._store))
+        while some := list(islice(files, BATCH_FILES)):
+            with connect.reading(self._catalog) as conn:
+                for _, name in some:
+                    lease = Lease(name.lease_id, name.token)
+                    if not over.get(lease):
+                        over[lease] = leases.is_over(conn, lease)
+            # A new transaction sees everything that an ended lease committed before it ended.
+            with connect.reading(self._catalog) as conn:
+                known = stats.known_shards(conn, [path.name for path, _ in some])
+            left = [path for path, name in some if over[Lease(name.lease_id, name.token)]]
+            yield [path for path in left if path.name not in known and self._take_out(path)]
+        self._tell()
+
+    def _take_out(self, path: Path) -> bool:
+        """Remove an unfinished file, move a sealed one away; whether that worked."""
         try:
-            path.unlink(missing_ok=True)
+            if ShardName.parse(path.name) is None:
+                path.unlink(missing_ok=True)
+                log.info(
+                    "leftover_removed",
+                    "removed an unfinished file of a worker that died; its images are done again",
+                    file=path,
+                )
+            else:
+                move_file(path, unknown_folder(self._store) / path.name)
+                log.warning(
+                    "unknown_moved",
+                    "moved away a shard that the catalog does not know; it comes back if the catalog knows it again",
+                    file=path,
+                    to=unknown_folder(self._store),
+                    kept_days=self._keep_seconds / DAY_SECONDS,
+                )
         except OSError as error:
             log.warning(
                 "leftover_not_removed",
-                "cannot delete a file of an ended lease; trying again at the next look",
+                "cannot move or delete a file that no row names; trying again at the next look",
                 file=path,
                 error=error.strerror,
             )
             return False
-        log.info(
-            "leftover_removed",
-            "removed a file that was not settled before its lease ended; its images are done again",
-            file=path,
-        )
-    return bool(over)
+        return True
+
+    # Those that were moved away
+
+    def _look_at_unknown(self) -> Iterator[list[Path]]:
+        """Bring back what the catalog knows by now; remove what is old, or the oldest while the disk is nearly full."""
+        files = _shards_in(unknown_folder(self._store))
+        for at in range(0, len(files), BATCH_FILES):
+            some = files[at : at + BATCH_FILES]
+            with connect.reading(self._catalog) as conn:
+                known = stats.known_shards(conn, [name.file_name for name in some])
+            for name in some:
+                self._bring_back(name) if name.file_name in known else self._forget(name)
+            yield []
+
+    def _bring_back(self, name: ShardName) -> None:
+        target = self._store / name.relative_path
+        try:
+            if not target.exists():
+                move_file(unknown_folder(self._store) / name.file_name, target)
+                log.warning(
+                    "unknown_returned",
+                    "the catalog knows a shard again; it is back in its place",
+                    file=target,
+                )
+        except OSError as error:
+            log.warning("unknown_not_returned", "cannot move a shard back", file=target, error=error.strerror)
+
+    def _forget(self, name: ShardName) -> None:
+        path = unknown_folder(self._store) / name.file_name
+        try:
+            # A rename sets the time of the inode: it was moved here then.
+            old = clock.utcnow().timestamp() - path.stat().st_ctime > self._keep_seconds
+            full = _free_bytes(self._store) < self._min_free
+            if not (old or full):
+                return
+            path.unlink()
+        except OSError:
+            return  # the next look finds it again
+        if old:
+            log.info("unknown_removed", "removed a shard that the catalog has not known for long", file=path)
+        else:
+            log.warning(
+                "unknown_removed_early",
+                "removed a shard that the catalog does not know, because the disk is nearly full",
+                file=path,
+                min_free=self._min_free,
+            )
+
+    def _tell(self) -> None:
+        """What status shows."""
+        files = [
+            unknown_folder(self._store) / name.file_name for name in _shards_in(unknown_folder(self._store))
+        ]
+        told = {"files": len(files), "bytes": sum(path.stat().st_size for path in files)}
+        with connect.reading(self._catalog) as conn:
+            before = values.get_value(conn, stats.UNKNOWN)
+        if told != (before or stats.NO_UNKNOWN):
+            connect.transact(self._catalog, values.set_value, stats.UNKNOWN, told)
+
+
+def _free_bytes(folder: Path) -> int:
+    found = os.statvfs(folder)
+    return found.f_bavail * found.f_frsize
+
+
+def _shards_in(folder: Path) -> list[ShardName]:
+    """The shards of one folder, oldest first."""
+    names = (
+        ShardName.parse(entry.name) for entry in _entries(folder) if entry.is_file(follow_symlinks=False)
+    )
+    return sorted(name for name in names if name is not None)
 
 
 def _files(folder: Path) -> Iterator[tuple[Path, ShardName]]:

@@ -18,5 +18,8 @@ class JanitorPlan:
     host: str
     run_folder: Path
     store: Path
+    keep_unknown_days: float
+    min_free: int
+    """Bytes of the store's disk that unknown shards leave free."""
     roots: tuple[Path, ...]
     draining: bool

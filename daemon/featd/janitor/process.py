@@ -9,16 +9,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from featd import clock, logs
-from featd.catalog import connect, counters, hosts, mend, stats
+from featd.catalog import connect, counters, hosts, mend, pairing, stats
 from featd.errors import CatalogUnavailableError
 from featd.janitor import drain
-from featd.janitor.leftovers import remove_leftovers
+from featd.janitor.leftovers import Leftovers
 from featd.janitor.plan import JanitorPlan
 from featd.janitor.rescue import Cause, Rescue
 from featd.processes.last_words import telling
 from featd.processes.link import ChildLink
 from featd.processes.records import Death, Ready, StatusLine, Why
 from featd.processes.signals import StopFlag
+from featd.shards.store import read_mark, write_mark
 from featd.states import Kind, State
 
 log = logs.get("janitor")
@@ -49,6 +50,8 @@ class Janitor:
         """A look for leftovers that is not at its end."""
         self._store = plan.store
         self._catalog = connect.open_catalog(plan.catalog_url, plan.lease_seconds)
+        self._leftovers = Leftovers(self._catalog, plan.store, plan.keep_unknown_days, plan.min_free)
+        self._marked = read_mark(plan.store)
         self._rescue = Rescue(self._catalog, plan.run_folder, plan.host, plan.retry)
         self._due = dict.fromkeys(("status", "expired", "duty", "mend", "leftovers", "drain"), 0.0)
 
@@ -72,12 +75,14 @@ class Janitor:
         if self._is_due("duty", now, min(DUTY_EVERY_SECONDS, lease_seconds / 3)):
             held = connect.transact(self._catalog, hosts.take_duties, [hosts.TIDY], self._host, lease_seconds)
             self._tidies = hosts.TIDY in held
+            if self._tidies:
+                self._keep_mark()
         # The janitor of one host does these for all hosts.
         if self._tidies and self._is_due("mend", now, MEND_EVERY_SECONDS):
             mended = connect.transact(self._catalog, mend.mend_far_future)
             self._due["mend"] = 0.0 if mended == mend.MEND_ROWS else self._due["mend"]  # there may be more
         if self._tidies and self._looking is None and self._is_due("leftovers", now, LEFTOVERS_EVERY_SECONDS):
-            self._looking = remove_leftovers(self._catalog, self._store)
+            self._looking = self._leftovers.look()
         if self._looking is not None:
             until = clock.monotonic() + STEP_SECONDS
             while next(self._looking, None) is not None:
@@ -92,6 +97,18 @@ class Janitor:
             if end is not None:
                 self._link.report(end)
                 self._draining = False
+
+    def _keep_mark(self) -> None:
+        """Note in the store how far the catalog has come, so that one that is restored later is noticed."""
+        with connect.reading(self._catalog) as conn:
+            newest = pairing.newest_shard(conn)
+        if newest > self._marked:
+            try:
+                write_mark(self._store, newest)
+            except OSError as error:
+                log.warning("mark_not_written", "cannot write into the store", error=error.strerror)
+                return
+            self._marked = newest
 
     def stop_draining(self) -> None:
         """The drain is over; report its end no more."""
@@ -129,6 +146,8 @@ class Janitor:
 
     def close(self) -> None:
         with contextlib.suppress(CatalogUnavailableError):
+            if self._tidies:
+                self._keep_mark()
             connect.transact(self._catalog, hosts.leave_duties, [hosts.TIDY], self._host)
         self._catalog.dispose()
 

@@ -40,6 +40,14 @@ def remove_part(path: Path) -> None:
         part_of(path).unlink()
 
 
+def move_file(path: Path, target: Path) -> None:
+    """Rename a complete file, perhaps into a folder that is yet to be made, and make that durable. OSError."""
+    make_folder(target.parent)
+    path.rename(target)
+    _fsync_folder(target.parent)
+    _fsync_folder(path.parent)
+
+
 def make_folder(path: Path) -> None:
     """Make a folder and those above it, each durable in its parent."""
     if path.is_dir():

@@ -1,29 +1,48 @@
 """The store's marker. featd does not run where it is missing or belongs to another instance: the disk may not be
-mounted, and then every write would go into the empty mount point."""
+mounted, and then every write would go into the empty mount point.
+
+Marker and catalog share a nonce (catalog/pairing.py), so that a copy of the store that was left behind, or a catalog
+that was restored, is not used by mistake. Beside the marker stands the mark: how far the catalog had come.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
-from featd.errors import StoreUnavailableError
+from featd.errors import ConfigError, StoreUnavailableError
 from featd.shards.atomic import make_folder, write_atomically
 from featd.shards.layout import SHARDS
 
 MARKER = "featd-store.json"
+MARK = "featd-mark.json"
 FORMAT = 1
 
 
-def create_store(path: Path, instance: str) -> None:
-    """Make `path` the store of `instance`, unless it is already. StoreUnavailableError where it belongs to another
+@dataclass(frozen=True, slots=True)
+class StoreKey:
+    """What the marker of a catalog's store says. `nonces`: the present one and, while a start changes it, the next;
+    None is that of a store that no start has given one yet."""
+
+    instance: str
+    nonces: tuple[str | None, ...] = (None,)
+
+
+class OtherStoreError(ConfigError):
+    """Catalog and store are of one instance and do not go together: one of them is a copy, or was restored."""
+
+
+def create_store(path: Path, key: StoreKey) -> None:
+    """Make `path` the store of `key`, unless it is already. StoreUnavailableError where it belongs to another
     instance or cannot be written."""
     if _marker(path) is not None:
-        check_store(path, instance)
+        check_store(path, key)
         return
     try:
         make_folder(path)
-        write_atomically(path / MARKER, json.dumps({"format": FORMAT, "instance": instance}).encode() + b"\n")
+        write_marker(path, key.instance, key.nonces[-1])
         make_folder(shards_folder(path))
     except OSError as error:
         raise StoreUnavailableError(
@@ -31,9 +50,21 @@ def create_store(path: Path, instance: str) -> None:
         ) from error
 
 
-def check_store(path: Path, instance: str) -> None:
-    """StoreUnavailableError where `path` is not the writable store of `instance`; says what to do."""
-    check_readable(path, instance)
+def write_marker(path: Path, instance: str, nonce: str | None) -> None:
+    """Make or replace the marker. OSError."""
+    marker = {"format": FORMAT, "instance": instance} | ({} if nonce is None else {"nonce": nonce})
+    write_atomically(path / MARKER, json.dumps(marker).encode() + b"\n")
+
+
+def turn_of(nonce: str | None) -> int:
+    """How many times the nonce was changed before: `7-5f3a...` is the seventh."""
+    number = (nonce or "").partition("-")[0]
+    return int(number) if number.isascii() and number.isdigit() else 0
+
+
+def check_store(path: Path, key: StoreKey) -> None:
+    """StoreUnavailableError or OtherStoreError where `path` is not the writable store of `key`; says what to do."""
+    check_readable(path, key)
     for folder in (path, shards_folder(path)):
         if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
             raise StoreUnavailableError(
@@ -41,8 +72,27 @@ def check_store(path: Path, instance: str) -> None:
             )
 
 
-def check_readable(path: Path, instance: str) -> None:
-    """StoreUnavailableError where `path` is not the store of `instance`, writable or not."""
+def check_readable(path: Path, key: StoreKey) -> None:
+    """StoreUnavailableError or OtherStoreError where `path` is not the store of `key`, writable or not."""
+    nonce = check_instance(path, key.instance)
+    if nonce in key.nonces:
+        return
+    if turn_of(nonce) > max(map(turn_of, key.nonces)):
+        raise OtherStoreError(RESTORED.format(store=path))
+    raise OtherStoreError(
+        f"{path}: featd has used another store since: this one is a copy that was left behind, or came from a backup."
+        " Name the other in store.path; or, if featd is to go on with this one, run `featd db restored`"
+    )
+
+
+RESTORED = (
+    "the catalog is older than its store {store}: it was restored from a backup. If it is to be used, run"
+    " `featd db restored`: featd then does again what the backup does not know; else bring the newer catalog back"
+)
+
+
+def check_instance(path: Path, instance: str) -> str | None:
+    """The nonce of the store `path`. StoreUnavailableError where it is not the store of `instance`."""
     if not path.is_dir():
         raise StoreUnavailableError(f"{path}: no store there: is the disk mounted?")
     marker = _marker(path)
@@ -60,6 +110,8 @@ def check_readable(path: Path, instance: str) -> None:
             f"{path}: the store belongs to instance {marker.get('instance')!r}, the catalog to {instance!r}: "
             "check catalog.url and store.path, or whether the right disk is mounted"
         )
+    nonce = marker.get("nonce")
+    return nonce if isinstance(nonce, str) else None
 
 
 def is_store(path: Path) -> bool:
@@ -67,9 +119,31 @@ def is_store(path: Path) -> bool:
     return (path / MARKER).is_file()
 
 
+def instance_of(path: Path) -> str | None:
+    """The instance that the store belongs to; None where there is no store. StoreUnavailableError."""
+    instance = (_marker(path) or {}).get("instance")
+    return instance if isinstance(instance, str) else None
+
+
 def shards_folder(store: Path) -> Path:
     """The folder of the shards, which has one folder for each day."""
     return store / SHARDS
+
+
+def is_missing(shard: Path) -> bool:
+    """Whether a shard certainly is not there; not where its folder cannot be read."""
+    try:
+        shard.lstat()
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def unknown_folder(store: Path) -> Path:
+    """Where shards wait that the catalog does not know."""
+    return store / "unknown"
 
 
 def run_folder(store: Path, host: str) -> Path:
@@ -77,6 +151,20 @@ def run_folder(store: Path, host: str) -> Path:
     if "/" in host or host in ("", ".", ".."):
         raise ValueError(f"not a host's name: {host!r}")
     return store / "run" / host
+
+
+def read_mark(path: Path) -> int:
+    """The number of the newest shard that the catalog had when the mark was written; 0 where there is no mark."""
+    try:
+        document = json.loads((path / MARK).read_bytes())
+        return int(document["newest_shard"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return 0
+
+
+def write_mark(path: Path, newest_shard: int) -> None:
+    """OSError."""
+    write_atomically(path / MARK, json.dumps({"newest_shard": newest_shard}).encode() + b"\n")
 
 
 def _marker(path: Path) -> dict[str, object] | None:

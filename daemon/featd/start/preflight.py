@@ -27,13 +27,14 @@ def check_beforehand(plan: WorkerPlan, notifier: Notifier, close: Sequence[int] 
         raise ConfigError("roots: name at least one folder of images in a [[roots]] section")
 
     def try_everything() -> str:
-        from featd.catalog import connect, migrate
+        from featd.catalog import connect, migrate, pairing
         from featd.worker import process as worker_process
 
         check_apart([root.path for root in plan.roots])
         catalog = connect.open_catalog(plan.catalog_url, plan.lease_seconds)
         migrate.check_schema(catalog)
         connect.transact(catalog, lambda _: None)  # fails where the catalog cannot be written
+        pairing.pair(catalog, plan.store.path)
         worker_process.boot(plan, catalog)
         return ""
 

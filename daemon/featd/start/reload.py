@@ -122,8 +122,7 @@ class ConfigReload:
 
     def _read_and_check(self) -> str:
         """In the throw-away process: the new values as text. ConfigError says what is wrong with them."""
-        from featd.catalog import connect, instance, migrate
-        from featd.shards.store import check_store
+        from featd.catalog import connect, migrate, pairing
 
         new = self._read()
         if refused := refused_keys(difference(self._now, new).keys):
@@ -137,6 +136,5 @@ class ConfigReload:
         check_apart([root.path for root in plan.roots])
         catalog = connect.open_catalog(plan.catalog_url, plan.lease_seconds)
         migrate.check_schema(catalog)
-        with connect.reading(catalog) as conn:
-            check_store(plan.store.path, instance.instance_id(conn))
+        pairing.check(catalog, plan.store.path)
         return repr(new.keys)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 
 from featd import clock, logs
-from featd.catalog import connect, instance, leases, live
+from featd.catalog import connect, instance, leases, live, pairing
 from featd.catalog.settle import Identity
 from featd.decoders.pool import DecoderPool
 from featd.errors import CatalogUnavailableError, EngineError
@@ -18,7 +18,7 @@ from featd.processes import devices
 from featd.processes.link import ChildLink
 from featd.processes.records import LeaseOpened, Ready
 from featd.processes.signals import StopFlag
-from featd.shards.store import check_store
+from featd.shards.store import StoreKey
 from featd.states import Lease
 from featd.worker import golden
 from featd.worker.claims import Claims, Held
@@ -46,7 +46,7 @@ class Booted:
     model: Model
     golden: Golden
     batch_seconds: float
-    instance: str
+    key: StoreKey
     identity: Identity
     compared: bool
     """Whether the catalog had golden vectors to compare with."""
@@ -54,10 +54,9 @@ class Booted:
 
 def boot(plan: WorkerPlan, catalog: sa.Engine) -> Booted:
     """Check store and fingerprint, load the net, time a batch and compare the golden vectors."""
+    key = pairing.check(catalog, plan.store.path)
     with connect.reading(catalog) as conn:
-        instance_id = instance.instance_id(conn)
         held, held_spec, stored = instance.fingerprint(conn), instance.spec(conn), instance.golden(conn)
-    check_store(plan.store.path, instance_id)
     model = load_model(
         plan.model, plan.preprocess, plan.store.dtype, devices.isolate(plan.device), plan.threads
     )
@@ -68,7 +67,7 @@ def boot(plan: WorkerPlan, catalog: sa.Engine) -> Booted:
         pictures.check(stored, vectors)
     batch_seconds = pictures.fit_batch(plan.lease_seconds)
     identity = Identity(model.fingerprint, model.spec, golden.pack(vectors))
-    return Booted(model, pictures, batch_seconds, instance_id, identity, stored is not None)
+    return Booted(model, pictures, batch_seconds, key, identity, stored is not None)
 
 
 def run(link: ChildLink, plan: WorkerPlan) -> int:
@@ -158,7 +157,7 @@ class Worker:
             ahead=TRAYS * booted.golden.batch,
             lease_seconds=plan.lease_seconds,
         )
-        kind = ShardKind(engine.blobs, engine.name, booted.instance)
+        kind = ShardKind(engine.blobs, engine.name, booted.key)
         self._writer = Writer(
             catalog,
             lease,

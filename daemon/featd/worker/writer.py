@@ -20,14 +20,14 @@ import numpy.typing as npt
 import sqlalchemy as sa
 
 from featd import clock, logs
-from featd.catalog import connect, settle
+from featd.catalog import connect, pairing, settle
 from featd.catalog.connect import CommitUnknownError
 from featd.catalog.settle import Identity, Made, Settlement
 from featd.config import StoreConfig
 from featd.decoders.wire import Decoded
 from featd.errors import CatalogUnavailableError, StoreUnavailableError
 from featd.shards.layout import ShardName
-from featd.shards.store import check_store
+from featd.shards.store import StoreKey, check_store
 from featd.shards.write import ShardWriter
 from featd.states import (
     OUTCOMES,
@@ -82,7 +82,8 @@ class ShardKind:
 
     blobs: dict[str, int]
     engine: str
-    instance: str
+    key: StoreKey
+    """It stays the store's while this worker's lease is live: no start changes the nonce then."""
 
 
 class Writer(WorkerThread):
@@ -217,7 +218,7 @@ class Writer(WorkerThread):
         name = ShardName(clock.utcnow(), self._lease.id, self._lease.token, self._serial)
         self._serial += 1
         # An unmounted store leaves an empty folder, which must not be written to.
-        check_store(self._store.path, self._kind.instance)
+        check_store(self._store.path, self._kind.key)
         with _storing(self._store.path):
             self._shard = ShardWriter(
                 self._store.path,
@@ -226,7 +227,7 @@ class Writer(WorkerThread):
                 dtype=self._store.dtype,
                 compression=self._store.compression,
                 attributes={
-                    "instance": self._kind.instance,
+                    "instance": self._kind.key.instance,
                     "fingerprint": self._identity.fingerprint,
                     "spec": json.dumps(self._identity.spec, sort_keys=True),
                     "engine": self._kind.engine,
@@ -240,7 +241,7 @@ class Writer(WorkerThread):
         with _storing(self._store.path):
             sealed = self._shard.seal()
         self._shard, self._seal_at = None, float("inf")
-        check_store(self._store.path, self._kind.instance)
+        check_store(self._store.path, self._kind.key)
         self._settle(sealed)
         self._sealing_seconds = clock.monotonic() - began
 
@@ -287,6 +288,8 @@ class Writer(WorkerThread):
                 settled: dict[State, int] = {}
                 # A COMMIT whose reply was lost may have succeeded: check before trying again.
                 if not (unknown and self._was_committed(settlement)):
+                    if settlement.shard is not None:
+                        pairing.check_shared(self._catalog, self._store.path, self._lease.id)
                     settled = connect.transact(
                         self._catalog, settle.settle, self._lease, settlement, self._identity, self._policy
                     )

@@ -1,0 +1,159 @@
+"""One catalog, one store: that both belong together, and are both as new as featd left them.
+
+Marker and catalog share a nonce. A start that finds no live lease changes it in three writes: the next nonce into the
+catalog, the same into the marker, and a confirmation into the catalog. Until then both nonces pass, so that a start
+that dies between two writes locks nobody out. A copy of the store that stays behind has the old nonce, and so has a
+catalog that is restored. A catalog that is restored within one start is behind the mark, which the janitor keeps
+beside the marker.
+"""
+
+from __future__ import annotations
+
+import secrets
+import uuid
+from pathlib import Path
+
+import sqlalchemy as sa
+
+from featd import clock
+from featd.catalog import connect, instance, leases, values
+from featd.catalog.schema import leases as lease_table
+from featd.catalog.schema import shards
+from featd.errors import StoreUnavailableError, reason
+from featd.shards.store import (
+    RESTORED,
+    OtherStoreError,
+    StoreKey,
+    check_instance,
+    check_readable,
+    check_store,
+    is_missing,
+    read_mark,
+    turn_of,
+    write_mark,
+    write_marker,
+)
+
+NONCES = "store.nonces"
+"""The setting: the nonce that marker and catalog share, and behind it the next one until it is confirmed."""
+HISTORY = "history"
+"""The setting that a restored catalog gets anew: what readers noted of an earlier history is void."""
+NEWEST = 100
+"""Shards that are looked through for one of another worker."""
+
+
+def store_key(conn: sa.Connection) -> StoreKey:
+    """What the store's marker must say."""
+    return StoreKey(instance.instance_id(conn), _nonces(conn))
+
+
+def check(catalog: sa.Engine, store: Path, *, writable: bool = True) -> StoreKey:
+    """The key of the store, which is that of the catalog. OtherStoreError; StoreUnavailableError."""
+    for last in (False, True):
+        with connect.reading(catalog) as conn:
+            key = store_key(conn)
+        try:
+            (check_store if writable else check_readable)(store, key)
+            break
+        except OtherStoreError:
+            if last:  # else a start may have changed the nonce between the two looks
+                raise
+    return key
+
+
+def pair(catalog: sa.Engine, store: Path) -> None:
+    """At a start: check that catalog and store go together, and give them another nonce where no lease is live.
+    OtherStoreError; StoreUnavailableError."""
+    check(catalog, store)
+    with connect.reading(catalog) as conn:
+        newest, live = newest_shard(conn), leases.any_live(conn)
+    if newest < read_mark(store):
+        raise OtherStoreError(RESTORED.format(store=store))
+    if live or not connect.transact(catalog, _propose):
+        check_shared(catalog, store)
+    else:
+        connect.transact(catalog, _exchange, store)
+
+
+def check_shared(catalog: sa.Engine, store: Path, before: int | None = None) -> None:
+    """OtherStoreError where workers that were here first (with leases before `before`) use another store: what they
+    sealed last must be in this one."""
+    with connect.reading(catalog) as conn:
+        sealed = _last_of_others(conn, before)
+    for _ in range(3):
+        if sealed is None or not is_missing(store / sealed):
+            return
+        clock.sleep(1.0)  # a network file system may show a new file late
+    raise OtherStoreError(
+        f"{store} lacks {sealed}, which a running worker of this catalog has just sealed: this store is a copy of the"
+        " one in use. Name that one in store.path"
+    )
+
+
+def declare_restored(catalog: sa.Engine, store: Path) -> int:
+    """This catalog and this store go together from now on, whatever they say: ends all open leases and begins a new
+    history. Returns how many leases it ended. No file is moved."""
+    with connect.reading(catalog) as conn:
+        marked = check_instance(store, instance.instance_id(conn))
+        newest = newest_shard(conn)
+        open_leases = leases.all_open(conn)
+    for lease in open_leases:
+        connect.transact(catalog, leases.end_lease, lease, "the catalog was restored")
+    connect.transact(catalog, values.set_value, HISTORY, str(uuid.uuid4()))
+    connect.transact(catalog, _propose, turn_of(marked))
+    connect.transact(catalog, _exchange, store)
+    write_mark(store, newest)
+    return len(open_leases)
+
+
+def newest_shard(conn: sa.Connection) -> int:
+    """The number of the newest shard; 0 where there is none."""
+    return int(conn.scalar(sa.select(sa.func.max(shards.c.id))) or 0)
+
+
+def _nonces(conn: sa.Connection) -> tuple[str | None, ...]:
+    return tuple(values.get_value(conn, NONCES) or (None,))
+
+
+def _propose(conn: sa.Connection, beyond: int | None = None) -> bool:
+    """Put the next nonce into the catalog; what an earlier start proposed is taken up again. False where a lease is
+    live meanwhile. `beyond`: in any case, and with a higher turn than this."""
+    values.add_values(conn, {NONCES: [None]})
+    values.lock(conn, NONCES)
+    now = _nonces(conn)
+    if beyond is None and leases.any_live(conn):
+        return False
+    if beyond is not None or len(now) == 1:
+        turn = max(*map(turn_of, now), beyond or 0) + 1
+        values.set_value(conn, NONCES, [now[0], f"{turn}-{secrets.token_hex(8)}"])
+    return True
+
+
+def _exchange(conn: sa.Connection, store: Path) -> None:
+    """Write the proposed nonce into the marker, then confirm it. In one transaction: who holds the row is the only one
+    that writes the marker."""
+    values.lock(conn, NONCES)
+    proposed = _nonces(conn)[-1]
+    try:
+        write_marker(store, instance.instance_id(conn), proposed)
+    except OSError as error:
+        raise StoreUnavailableError(f"{store}: cannot write its marker: {reason(error)}") from error
+    values.set_value(conn, NONCES, [proposed])
+
+
+def _last_of_others(conn: sa.Connection, before: int | None) -> str | None:
+    """The path of the last shard that a worker with a live lease has sealed."""
+    last = (
+        sa.select(*shards.c["id", "path", "lease_id"]).order_by(shards.c.id.desc()).limit(NEWEST).subquery()
+    )
+    statement = (
+        sa.select(last.c.path)
+        .join(lease_table, lease_table.c.id == last.c.lease_id)
+        .where(leases.is_live(conn))
+        .order_by(last.c.id.desc())
+        .limit(1)
+    )
+    if before is not None:
+        statement = statement.where(last.c.lease_id < before)
+    path: str | None = conn.scalar(statement)
+    return path

@@ -1,0 +1,194 @@
+"""One catalog, one store: the nonce they share, the mark, and a catalog or store that came from a backup."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from featd import clock
+from featd.catalog import pairing, values
+from featd.shards import store as store_module
+from featd.shards.store import MARKER, OtherStoreError, create_store, write_mark
+
+
+@pytest.fixture
+def store(desk: Any, tmp_path: Path) -> Path:
+    create_store(tmp_path / "store", desk.do(pairing.store_key))
+    return tmp_path / "store"
+
+
+def nonces(desk: Any) -> tuple[str | None, ...]:
+    key = desk.do(pairing.store_key)
+    return tuple(key.nonces)
+
+
+def marked(store: Path) -> str | None:
+    nonce: str | None = json.loads((store / MARKER).read_text()).get("nonce")
+    return nonce
+
+
+def seal(desk: Any, store: Path, lease: Any, path: str) -> Path:
+    """A shard of one image, settled under `lease`; its file."""
+    desk.find(path)
+    images = desk.claim(lease)
+    sealed = desk.shard(1)
+    (store / sealed.path).parent.mkdir(parents=True, exist_ok=True)
+    (store / sealed.path).touch()
+    desk.settle(lease, images, shard=sealed.name)
+    return store / sealed.path
+
+
+def test_each_start_gives_both_another_nonce(desk: Any, store: Path) -> None:
+    seen: list[str | None] = [None]
+    for turn in (1, 2, 3):
+        pairing.pair(desk.engine, store)
+        assert nonces(desk) == (marked(store),)
+        assert str(marked(store)).startswith(f"{turn}-")
+        seen.append(marked(store))
+    assert len(set(seen)) == 4
+
+
+def test_a_start_beside_running_workers_changes_nothing(desk: Any, store: Path) -> None:
+    pairing.pair(desk.engine, store)
+    before, lease = marked(store), desk.lease()
+    pairing.pair(desk.engine, store)
+    assert marked(store) == before
+    desk.expire(lease)
+    pairing.pair(desk.engine, store)
+    assert marked(store) != before
+
+
+def test_the_copy_that_is_left_behind_is_refused(desk: Any, store: Path) -> None:
+    pairing.pair(desk.engine, store)
+    moved = store.with_name("moved")
+    shutil.copytree(store, moved)
+    pairing.pair(desk.engine, moved)
+    for _ in range(2):
+        with pytest.raises(OtherStoreError, match="left behind"):
+            pairing.pair(desk.engine, store)
+        pairing.pair(desk.engine, moved)
+    with pytest.raises(OtherStoreError, match="left behind"):
+        pairing.check(desk.engine, store, writable=False)
+
+
+@pytest.mark.parametrize("writes", [0, 1, 2])
+def test_a_start_that_dies_between_its_writes_locks_nobody_out(desk: Any, store: Path, writes: int) -> None:
+    pairing.pair(desk.engine, store)
+    left = store.with_name("left")
+    shutil.copytree(store, left)
+    die_after(desk, store, writes)
+    for other in (desk, desk):  # other hosts that start now, and this one again
+        pairing.check(other.engine, store)
+        pairing.pair(other.engine, store)
+    assert nonces(desk) == (marked(store),)
+    with pytest.raises(OtherStoreError):
+        pairing.check(desk.engine, left)
+
+
+def die_after(desk: Any, store: Path, writes: int) -> None:
+    """A start of another process, which ends after so many of its three writes."""
+    desk.engine.dispose()
+    pid = os.fork()
+    if pid == 0:
+        done = 0
+        real_set, real_write = values.set_value, store_module.write_atomically
+
+        def dies(real: Any) -> Any:
+            def write(*arguments: Any) -> None:
+                nonlocal done
+                if done == writes:
+                    os._exit(7)
+                real(*arguments)
+                done += 1
+
+            return write
+
+        pairing.values.set_value = dies(real_set)  # type: ignore[attr-defined]
+        store_module.write_atomically = dies(real_write)
+        try:
+            pairing.pair(desk.engine, store)
+        finally:
+            os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+
+
+def test_two_starts_at_once_leave_one_nonce(desk: Any, store: Path) -> None:
+    """Each stops between its writes while the other goes on."""
+    desk.do(pairing._propose)  # noqa: SLF001
+    pairing.pair(desk.engine, store)
+    first = marked(store)
+    desk.do(pairing._exchange, store)  # noqa: SLF001
+    assert marked(store) == first
+    assert nonces(desk) == (first,)
+
+
+def test_a_restored_catalog_is_refused_until_that_is_said(desk: Any, store: Path) -> None:
+    pairing.pair(desk.engine, store)
+    lease = desk.lease()
+    file = seal(desk, store, lease, "a.jpg")
+    write_mark(store, desk.do(pairing.newest_shard) + 1)  # the catalog had one more when it was replaced
+    with pytest.raises(OtherStoreError, match="restored from a backup"):
+        pairing.pair(desk.engine, store)
+    history = desk.do(values.get_value, pairing.HISTORY)
+    assert pairing.declare_restored(desk.engine, store) == 1
+    assert file.exists()
+    assert desk.do(values.get_value, pairing.HISTORY) != history
+    pairing.pair(desk.engine, store)
+    assert nonces(desk) == (marked(store),)
+
+
+def test_an_older_nonce_is_that_of_a_restored_catalog(desk: Any, store: Path) -> None:
+    pairing.pair(desk.engine, store)
+    before = list(nonces(desk))
+    pairing.pair(desk.engine, store)
+    desk.do(values.set_value, pairing.NONCES, before)
+    with pytest.raises(OtherStoreError, match="catalog is older"):
+        pairing.pair(desk.engine, store)
+    pairing.declare_restored(desk.engine, store)
+    assert str(marked(store)).startswith("3-"), (
+        "neither the catalog nor the store can be taken for an older one"
+    )
+    pairing.pair(desk.engine, store)
+
+
+def test_a_store_from_a_backup_is_refused_until_that_is_said(desk: Any, store: Path) -> None:
+    pairing.pair(desk.engine, store)
+    backup = store.with_name("backup")
+    shutil.copytree(store, backup)
+    pairing.pair(desk.engine, store)
+    with pytest.raises(OtherStoreError, match="came from a backup"):
+        pairing.pair(desk.engine, backup)
+    pairing.declare_restored(desk.engine, backup)
+    pairing.pair(desk.engine, backup)
+    with pytest.raises(OtherStoreError):
+        pairing.pair(desk.engine, store)
+
+
+def test_who_joins_running_workers_with_a_copy_is_refused(
+    desk: Any, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clock, "sleep", lambda seconds: None)
+    pairing.pair(desk.engine, store)
+    first = desk.lease(host="one")
+    seal(desk, store, first, "a.jpg")
+    copy = store.with_name("copy")
+    shutil.copytree(store, copy)
+    pairing.pair(desk.engine, copy)  # nothing tells them apart yet
+    second = desk.lease(host="two")
+    seal(desk, store, first, "b.jpg")
+    for call in (
+        lambda: pairing.pair(desk.engine, copy),
+        lambda: pairing.check_shared(desk.engine, copy, second.id),
+    ):
+        with pytest.raises(OtherStoreError, match="copy of the one in use"):
+            call()
+    pairing.check_shared(desk.engine, store, first.id)  # who was there first goes on
+    seal(desk, copy, second, "c.jpg")
+    pairing.check_shared(desk.engine, store, first.id)
+    desk.end(first)
+    pairing.check_shared(desk.engine, copy, second.id)
