@@ -60,15 +60,25 @@ def explain(
             f"{path} is not in the catalog: run `featd scan`, and check the `include` and `exclude` patterns of its"
             " root"
         )
-    following = next_of(found, settings)
+    fault = _fault(found, settings)
+    following = next_of(found, settings, fault)
     if as_json:
-        document({**asdict(found), "next": following})
+        document({**asdict(found), "shard_fault": fault, "next": following})
         return
-    for name, value in lines(found, following):
+    for name, value in lines(found, following, fault):
         say(f"{name:<10}{shown(value)}")
 
 
-def lines(found: Explained, following: str) -> list[tuple[str, str]]:
+def _fault(found: Explained, settings: Settings) -> str | None:
+    """`missing` or `damaged` where the file of its vector is."""
+    from featd.shards.verify import Verified
+
+    if found.shard is None or found.shard_checksum is None:
+        return None
+    return Verified().fault(settings.store.path / found.shard, found.shard_checksum)
+
+
+def lines(found: Explained, following: str, fault: str | None = None) -> list[tuple[str, str]]:
     """The lines of the output: (name, value)."""
     shown_lines = [
         ("path", full_path(found.root, found.path)),
@@ -83,8 +93,12 @@ def lines(found: Explained, following: str) -> list[tuple[str, str]]:
         shown_lines.append(("content", f"hash {found.content}"))
     if found.shard is not None:
         stale = "" if found.shard_version == found.version and found.state == State.DONE else ", not live"
+        wrong = f"; this file is {fault}" if fault else ""
         shown_lines.append(
-            ("vector", f"{found.shard}, row {found.shard_row}, of version {found.shard_version}{stale}")
+            (
+                "vector",
+                f"{found.shard}, row {found.shard_row}, of version {found.shard_version}{stale}{wrong}",
+            )
         )
         shown_lines.append(("made by", found.made_by or "unknown"))
     if found.worker is not None:
@@ -107,8 +121,10 @@ def moment(at: datetime) -> str:
     return f"{at:%Y-%m-%d %H:%M:%S} UTC"
 
 
-def next_of(found: Explained, settings: Settings) -> str:
+def next_of(found: Explained, settings: Settings, fault: str | None = None) -> str:
     """One sentence: what happens to the image next, and how many attempts it has left."""
+    if fault is not None and found.state == State.DONE:
+        return "nothing until the file changes; `featd enqueue --force` makes the vector again"
     if found.state == State.FAILED and found.error_kind in OF_THE_FILE:
         return "repair or replace the file, and a running featd tries it again; as it is, it would fail again"
     if found.state != State.PENDING:

@@ -73,7 +73,16 @@ class _OpenHow(ctypes.Structure):
 def mtime_of(found: os.stat_result) -> int:
     """The time of a file's last change in nanoseconds, limited to the 64 bits of a database (the years 1677 to 2262):
     file systems hold more."""
-    return max(-(2**63), min(found.st_mtime_ns, 2**63 - 1))
+    return _limited(found.st_mtime_ns)
+
+
+def ctime_of(found: os.stat_result) -> int:
+    """The same for the last change of anything about the file, which nobody can set."""
+    return _limited(found.st_ctime_ns)
+
+
+def _limited(nanoseconds: int) -> int:
+    return max(-(2**63), min(nanoseconds, 2**63 - 1))
 
 
 def read_regular(path: Path, most_bytes: int | None = None) -> bytes:

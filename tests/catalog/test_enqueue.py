@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from featd.catalog import enqueue
-from featd.catalog.enqueue import Enqueued, FoundFile
+from featd.catalog.enqueue import Enqueued, FoundFile, Reread
 from featd.catalog.schema import images, shards
 from featd.states import PRIORITY_ARRIVAL, PRIORITY_ASKED, PRIORITY_BACKLOG, Kind, State
 
@@ -128,20 +128,11 @@ def test_gone_is_marked_once(desk: Any) -> None:
     assert (desk.vanish("x.jpg"), desk.vanish("x.jpg")) == (1, 0)
 
 
-def test_what_comes_back_as_it_was_is_done_again(desk: Any) -> None:
-    desk.make_done("x.jpg")
-    before = desk.row("x.jpg")
-    desk.vanish("x.jpg")
-    (shard,) = desk.rows(shards)
-    assert shard.live_rows == 1, "a gone row still names its vector"
-    assert desk.find("x.jpg") == Enqueued(returned=1)
-    row = desk.row("x.jpg")
-    assert (row.state, row.version, row.error) == ("done", 1, None)
-    assert (row.shard_id, row.shard_row) == (before.shard_id, before.shard_row)
-
-
-@pytest.mark.parametrize("how", ["changed", "never done", "vector of an older version", "no shard"])
-def test_what_comes_back_otherwise_is_a_new_version(desk: Any, how: str) -> None:
+@pytest.mark.parametrize(
+    "how", ["as it was", "changed", "never done", "vector of an older version", "no shard"]
+)
+def test_what_comes_back_is_read_again(desk: Any, how: str) -> None:
+    """Its shard may be gone by now, and its content another: a worker compares both."""
     if how == "never done":
         desk.find("x.jpg")
     else:
@@ -154,10 +145,13 @@ def test_what_comes_back_otherwise_is_a_new_version(desk: Any, how: str) -> None
     if how == "no shard":
         desk.execute(sa.update(images).values(shard_id=None, shard_row=None))
         desk.execute(sa.update(shards).values(live_rows=0))
+    before = desk.row("x.jpg")
     desk.vanish("x.jpg")
+    assert desk.row("x.jpg").shard_id == before.shard_id, "a gone row still names its vector"
     assert desk.find("x.jpg", mtime_ns=2 if how == "changed" else 1) == Enqueued(returned=1)
     row = desk.row("x.jpg")
-    assert (row.state, row.version) == ("pending", version + 1)
+    assert (row.state, row.version, row.error) == ("pending", version + 1, None)
+    assert (row.shard_id, row.content) == (before.shard_id, before.content)
 
 
 def test_a_changed_waiting_file_waits_again(desk: Any) -> None:
@@ -196,3 +190,91 @@ def test_any_name_and_any_stat_is_kept_as_it_is(
         row = desk.row(path)
         assert (row.size, row.mtime_ns) == (size, mtime_ns)
     assert desk.do(enqueue.enqueue, desk.root, files) == Enqueued()
+
+
+# A ctime that moves alone
+
+
+def look(desk: Any, ctime_ns: int | None, **named: Any) -> Enqueued:
+    """x.jpg, as it always was, but for its ctime."""
+    found = [FoundFile("x.jpg", 1, 1, ctime_ns)]
+    enqueued: Enqueued = desk.do(enqueue.enqueue, desk.root, found, **named)
+    return enqueued
+
+
+def test_a_ctime_that_moves_alone_leaves_a_done_image_done_and_in_doubt(desk: Any) -> None:
+    desk.make_done("x.jpg")
+    assert look(desk, 5) == Enqueued(), "not known before: no doubt"
+    before = desk.row("x.jpg")
+    assert before.ctime_ns == 5
+    for _ in range(2):
+        assert look(desk, 6) == Enqueued(doubted=[FoundFile("x.jpg", 1, 1, 6)])
+    assert desk.row("x.jpg") == before, "it is in doubt until its content was compared"
+    assert look(desk, None) == Enqueued(), "what is not known tells nothing"
+
+
+def test_an_event_makes_doubt_where_no_ctime_was_known(desk: Any) -> None:
+    desk.make_done("x.jpg")
+    assert look(desk, 5, heard=True).doubted
+    assert desk.row("x.jpg").ctime_ns is None
+
+
+@pytest.mark.parametrize("reread", list(Reread))
+@pytest.mark.parametrize("moved", [False, True])
+def test_a_command_has_files_read_again(desk: Any, reread: Reread, moved: bool) -> None:
+    desk.make_done("x.jpg")
+    look(desk, 5)
+    wanted = reread is Reread.ALL or (moved and reread is Reread.DOUBTED)
+    found = look(desk, 6 if moved else 5, reread=reread, priority=PRIORITY_ASKED)
+    assert found.reread == wanted
+    assert bool(found.doubted) is (moved and reread is Reread.NONE)
+    row = desk.row("x.jpg")
+    assert (row.state, row.version) == ("pending" if wanted else "done", 1)
+    assert row.content is not None
+
+
+def test_a_failed_image_is_tried_again_once_its_ctime_moves(desk: Any) -> None:
+    """Its size and time may have been set before its data came."""
+    desk.find("x.jpg")
+    look(desk, 5)
+    lease = desk.lease()
+    desk.fail(lease, desk.claim(lease)[0], Kind.DECODE_CORRUPT)
+    assert look(desk, 5) == Enqueued()
+    assert look(desk, 6) == Enqueued(changed=1)
+    row = desk.row("x.jpg")
+    assert (row.state, row.version, row.error_kind, row.ctime_ns) == ("pending", 1, None, 6)
+
+
+def test_a_claimed_image_stays_in_doubt_until_it_is_done(desk: Any) -> None:
+    desk.find("x.jpg")
+    look(desk, 5)
+    lease = desk.lease()
+    claimed = desk.claim(lease)
+    doubted = look(desk, 6).doubted
+    assert doubted
+    assert desk.do(enqueue.compare, desk.root, [(doubted[0], "other")]) == (0, doubted)
+    desk.settle(lease, claimed, content="the same")
+    assert desk.do(enqueue.compare, desk.root, [(doubted[0], "the same")]) == (0, [])
+    assert (desk.state("x.jpg"), desk.row("x.jpg").ctime_ns) == (State.DONE, 6)
+    assert look(desk, 6) == Enqueued()
+
+
+def test_other_content_is_a_new_version(desk: Any) -> None:
+    desk.make_done("x.jpg", "y.jpg")
+    look(desk, 5)
+    (doubted,) = look(desk, 6).doubted
+    assert desk.do(enqueue.compare, desk.root, [(doubted, "other")]) == (1, [])
+    row = desk.row("x.jpg")
+    assert (row.state, row.version, row.priority, row.ctime_ns) == ("pending", 2, PRIORITY_ARRIVAL, 6)
+    assert desk.state("y.jpg") is State.DONE
+
+
+def test_content_of_another_version_says_nothing(desk: Any) -> None:
+    desk.make_done("x.jpg")
+    look(desk, 5)
+    (doubted,) = look(desk, 6).doubted
+    desk.find("x.jpg", size=2)
+    lease = desk.lease()
+    desk.settle(lease, desk.claim(lease))
+    assert desk.do(enqueue.compare, desk.root, [(doubted, "other")]) == (0, [])
+    assert (desk.state("x.jpg"), desk.row("x.jpg").version) == (State.DONE, 2)

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from featd.catalog import connect, live, settle
 from featd.catalog.schema import images, shards
-from featd.catalog.settle import Settlement
+from featd.catalog.settle import Lost, Settlement
 from featd.states import OUTCOMES, ClaimedImage, Failure, Kind, Outcome, State, Unchanged
 
 
@@ -109,6 +109,27 @@ def test_a_touched_file_is_pending_where_that_vector_is_not_its_own(desk: Any, h
         before.shard_version,
     )
     assert len(desk.claim(lease)) == 1, "due at once"
+
+
+def test_an_unchanged_file_whose_shard_is_lost_gets_a_new_vector(desk: Any) -> None:
+    lease = desk.make_done("x.jpg", "y.jpg")
+    desk.find("x.jpg", "y.jpg", mtime_ns=2)
+    claimed = desk.claim(lease)
+    shard = desk.row("x.jpg").shard_id
+    lost = [Lost(claimed[0], shard), Lost(claimed[1], shard + 1)]  # the second was moved meanwhile
+    settled = desk.do(settle.settle, lease, Settlement(lost=lost), desk.identity, desk.policy)
+    assert settled == {State.PENDING: 1}
+    row = desk.row("x.jpg")
+    assert (row.state, row.shard_id, row.shard_row, row.shard_version, row.content) == (
+        "pending",
+        *[None] * 4,
+    )
+    assert desk.row("y.jpg").shard_id == shard
+    (again,) = desk.claim(lease)
+    assert (again.path, again.known_content) == ("x.jpg", None)
+    desk.settle(lease, [again])
+    assert desk.state("x.jpg") is State.DONE
+    desk.end(lease)
 
 
 @pytest.mark.parametrize("kind", [kind for kind, outcome in OUTCOMES.items() if outcome is Outcome.FAIL])

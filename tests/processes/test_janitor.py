@@ -5,18 +5,21 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
 
-from featd.catalog import connect, leases
+from featd import clock, logs
+from featd.catalog import connect, leases, schema, stats, values
 from featd.errors import CatalogUnavailableError
 from featd.janitor import leftovers, process
 from featd.janitor.leftovers import Leftovers
 from featd.janitor.process import Janitor
 from featd.processes.link import Channel, ChildLink, Heartbeat
 from featd.processes.records import Death, StopRequest, Why
+from featd.shards.store import read_mark
 from featd.states import Lease
 from running import Instance, make_instance
 
@@ -144,3 +147,103 @@ def test_a_leftover_that_cannot_be_removed_costs_nothing_else(
         assert stuck.exists()
     finally:
         catalog.dispose()
+
+
+class Store:
+    """A store with shards of three kinds: named by the catalog, of an ended lease, of an unknown lease."""
+
+    def __init__(self, instance: Instance) -> None:
+        self.path = instance.settings.store.path
+        self.catalog = connect.open_catalog(instance.settings.catalog.url)
+        lease = ended_lease(instance)
+        names = (f"{lease.id}-{lease.token}-0", f"{lease.id}-{lease.token}-1", "77-abc-0")
+        self.known, self.ended, self.foreign = (f"20260101T000000000000-{name}.h5" for name in names)
+        self.day = self.path / "shards" / "2026-01-01"
+        self.day.mkdir(parents=True)
+        for name in (self.known, self.ended, self.foreign):
+            (self.day / name).write_text(name)
+        self.record(self.known, lease)
+
+    def record(self, name: str, lease: Lease) -> None:
+        row = {"name": name, "path": f"shards/2026-01-01/{name}", "rows": 1, "live_rows": 0, "bytes": 1}
+        row |= {"checksum": "", "lease_id": lease.id, "engine": "x", "created_at": clock.utcnow()}
+        connect.transact(self.catalog, lambda conn: conn.execute(sa.insert(schema.shards).values(**row)))
+
+    def look(self, keep_days: float = 7.0, min_free: int = 0) -> list[str]:
+        """One look; the shards that are in their place afterwards."""
+        for _ in Leftovers(self.catalog, self.path, keep_days, min_free).look():
+            pass
+        return sorted(path.name for path in self.day.iterdir())
+
+    def aside(self) -> list[str]:
+        return sorted(path.name for path in (self.path / "unknown").iterdir())
+
+    def told(self) -> dict[str, int] | None:
+        with connect.reading(self.catalog) as conn:
+            return values.get_value(conn, stats.UNKNOWN)  # type: ignore[no-any-return]
+
+
+@pytest.fixture
+def store(instance: Instance) -> Iterator[Store]:
+    made = Store(instance)
+    yield made
+    made.catalog.dispose()
+
+
+def test_a_sealed_shard_that_the_catalog_does_not_know_is_kept_aside(
+    store: Store, instance: Instance
+) -> None:
+    unknown = sorted([store.ended, store.foreign])
+    for _ in range(2):
+        assert store.look() == [store.known]
+        assert store.aside() == unknown
+    assert [(store.path / "unknown" / name).read_text() for name in unknown] == unknown
+    assert store.told() == {"files": 2, "bytes": sum(map(len, unknown))}
+    assert instance.status()["unknown"] == store.told()
+    assert "2 unknown, kept aside" in instance.run("status").stdout
+
+
+def test_a_shard_comes_back_once_the_catalog_knows_it(store: Store, instance: Instance) -> None:
+    store.look()
+    store.record(store.foreign, Lease(77, "abc"))
+    assert store.look() == sorted([store.known, store.foreign])
+    assert store.aside() == [store.ended]
+    assert (store.day / store.foreign).read_text() == store.foreign
+
+
+def test_an_unknown_shard_is_removed_after_its_days_or_when_the_disk_is_full(
+    store: Store, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    logs.setup("INFO")
+    store.look()
+    now = clock.utcnow()
+    monkeypatch.setattr(clock, "utcnow", lambda: now + timedelta(days=6.9))
+    store.look()
+    assert len(store.aside()) == 2
+    free = iter([10, 20])
+    monkeypatch.setattr(leftovers, "_free_bytes", lambda folder: next(free))
+    store.look(min_free=15)
+    assert store.aside() == [store.foreign], "the oldest goes, and then there is room"
+    assert capfd.readouterr().err.count("unknown_removed_early") == 1
+    monkeypatch.setattr(leftovers, "_free_bytes", lambda folder: 1000)
+    monkeypatch.setattr(clock, "utcnow", lambda: now + timedelta(days=7.1))
+    assert store.look() == [store.known]
+    assert store.aside() == []
+    assert store.told() == {"files": 0, "bytes": 0}
+
+
+def test_the_mark_follows_the_catalog_and_is_never_set_back(
+    make: Callable[[], tuple[Janitor, Channel, Channel]], store: Store
+) -> None:
+    janitor, _, _ = make()
+    janitor.begin()
+    janitor.step(1e6)
+    assert read_mark(store.path) == 1
+    store.record("20260102T000000000000-1-a-0.h5", Lease(1, "a"))
+    janitor.step(1e6 + 1)
+    assert read_mark(store.path) == 1, "not more often than the duty is renewed"
+    janitor.step(2e6)
+    assert read_mark(store.path) == 2
+    connect.transact(store.catalog, lambda conn: conn.execute(sa.delete(schema.shards)))
+    janitor.step(3e6)
+    assert read_mark(store.path) == 2

@@ -10,8 +10,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import sqlalchemy as sa
 
 from corpus import write_corpus
+from featd.catalog import connect, schema
 from photographs import write_photographs
 from running import Instance, check_promise, live_vectors, make_instance
 
@@ -69,7 +71,9 @@ def test_a_replaced_file_gets_a_new_vector_and_a_touched_one_keeps_its_own(
     assert check_promise(instance) == {"done": PHOTOGRAPHS, "gone": 1}
 
 
-def test_a_deleted_file_that_comes_back_is_done_again_without_work(instance: Instance, images: Path) -> None:
+def test_a_deleted_file_that_comes_back_is_done_again_with_its_vector(
+    instance: Instance, images: Path
+) -> None:
     drain(instance)
     victim = min(images.rglob("*.jpg"))
     aside = images.parent / "aside"
@@ -80,6 +84,70 @@ def test_a_deleted_file_that_comes_back_is_done_again_without_work(instance: Ins
     drain(instance)
     assert check_promise(instance) == {"done": PHOTOGRAPHS}
     assert instance.status()["shards"]["rows"] == PHOTOGRAPHS
+
+
+def edit_in_place(path: Path, other: Path) -> None:
+    """Give a file other content of the same size, and its time back."""
+    before = path.stat()
+    data = other.read_bytes()[: before.st_size]
+    with path.open("r+b") as file:
+        file.write(data + bytes(before.st_size - len(data)))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+
+
+def test_an_edit_that_keeps_size_and_time_is_seen_by_the_next_drain(instance: Instance, images: Path) -> None:
+    drain(instance)
+    before, rows = live_vectors(instance), instance.status()["shards"]["rows"]
+    small, large, touched, *_ = sorted(images.rglob("*.jpg"), key=lambda path: path.stat().st_size)
+    edit_in_place(large, small)
+    touched.chmod(0o644 if touched.stat().st_mode & 0o777 != 0o644 else 0o664)
+    drain(instance)
+    after = live_vectors(instance)
+    changed = {
+        path for (_, path), vector in after.items() if not np.array_equal(vector, before[str(images), path])
+    }
+    assert changed == {str(large.relative_to(images))}
+    assert instance.status()["shards"]["rows"] == rows + 1, "the other was only read"
+    assert check_promise(instance) == {"done": PHOTOGRAPHS}
+
+
+def shard_id(instance: Instance, name: str) -> int:
+    catalog = connect.open_catalog(instance.settings.catalog.url)
+    try:
+        with connect.reading(catalog) as conn:
+            return int(
+                conn.execute(sa.select(schema.shards.c.id).where(schema.shards.c.name == name)).scalar_one()
+            )
+    finally:
+        catalog.dispose()
+
+
+@pytest.mark.parametrize("how", ["missing", "damaged"])
+def test_vectors_of_a_lost_shard_are_made_again(instance: Instance, images: Path, how: str) -> None:
+    drain(instance)
+    shard = min((instance.settings.store.path / "shards").rglob("*.h5"))
+    if how == "missing":
+        shard.unlink()
+    else:
+        data = bytearray(shard.read_bytes())
+        data[len(data) // 2] ^= 0x40
+        shard.write_bytes(data)
+    lost = [row.path for row in instance.rows() if row.shard_id == shard_id(instance, shard.name)]
+    export = ["export", str(images.parent / "out")]
+    refused = instance.run(*export, plain_user=True)
+    assert (refused.returncode, how in refused.stderr, shard.name in refused.stderr) == (1, True, True)
+    told = instance.run("explain", str(images / lost[0]), plain_user=True).stdout
+    assert f"this file is {how}" in told
+    again = instance.run("enqueue", "--force", str(images), plain_user=True)
+    assert again.stdout == f"{PHOTOGRAPHS}\n"
+    result = instance.run("run", "--drain", plain_user=True)
+    assert result.returncode == 0
+    assert result.stderr.count("shard_faulty") == 1
+    shard.unlink(missing_ok=True)  # nothing names it any more
+    assert check_promise(instance) == {"done": PHOTOGRAPHS}
+    assert instance.status()["shards"]["rows"] == PHOTOGRAPHS + len(lost)
+    assert instance.run(*export, plain_user=True).returncode == 0
 
 
 def test_repaired_files_become_done_by_retry_failed(instance: Instance, images: Path) -> None:

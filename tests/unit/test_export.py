@@ -15,10 +15,11 @@ import pytest
 import sqlalchemy as sa
 
 from featd.catalog import connect, enqueue, live
-from featd.catalog.schema import images
+from featd.catalog.schema import images, shards
 from featd.errors import FeatdError, ModelError, NothingMatchedError, StoreUnavailableError
 from featd.export import export, npy, read
 from featd.shards.layout import ShardError
+from featd.shards.read import checksum
 from filled import Filled
 
 
@@ -31,6 +32,12 @@ def filled(tmp_path: Path, database_url: str) -> Iterator[Filled]:
 
 def names_of(out: Path) -> list[str]:
     return (out / "names.txt").read_text(encoding="utf-8").split("\n")[:-1]
+
+
+def record_checksum(filled: Filled, shard: Path) -> None:
+    """As if the shard had been sealed as it is now."""
+    update = sa.update(shards).where(shards.c.name == shard.name).values(checksum=checksum(shard))
+    connect.transact(filled.catalog, lambda conn: conn.execute(update))
 
 
 def ids_by_path(filled: Filled) -> dict[str, int]:
@@ -172,11 +179,27 @@ def test_a_missing_shard_is_named(filled: Filled, tmp_path: Path) -> None:
     assert list(tmp_path.glob("out*")) == []
 
 
+def test_a_flipped_bit_is_named(filled: Filled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(read, "CHUNK_BYTES", 20)  # one vector
+    filled.done(["a.jpg", "b.jpg"])
+    filled.done(["c.jpg"])
+    for shard in filled.store.glob("shards/*/*.h5"):
+        whole = shard.read_bytes()
+        for at in (len(whole) // 2, len(whole) - 1):
+            shard.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+            with pytest.raises(ShardError, match=f"{shard.name}: damaged.*featd enqueue --force"):
+                export.to_hdf5(filled.catalog, filled.store, tmp_path / "out.h5")
+        shard.write_bytes(whole)
+    assert list(tmp_path.glob("out*")) == []
+    assert export.to_npy(filled.catalog, filled.store, tmp_path / "out").rows == 3
+
+
 def test_a_shard_of_another_fingerprint_is_refused(filled: Filled, tmp_path: Path) -> None:
     filled.done(["a.jpg"])
     (shard,) = filled.store.glob("shards/*/*.h5")
     with h5py.File(shard, "r+") as file:
         file.attrs["fingerprint"] = "0" * 64
+    record_checksum(filled, shard)
     with pytest.raises(ShardError, match="another fingerprint"):
         export.to_npy(filled.catalog, filled.store, tmp_path / "out")
 

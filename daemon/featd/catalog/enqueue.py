@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, field
+from enum import StrEnum
 from typing import Any
 
 import sqlalchemy as sa
@@ -11,37 +12,53 @@ import sqlalchemy as sa
 from featd.catalog import connect, counters, dialects, verdicts
 from featd.catalog.counters import StateChanges
 from featd.catalog.schema import images
-from featd.states import PRIORITY_BACKLOG, State
+from featd.states import PRIORITY_ARRIVAL, PRIORITY_BACKLOG, State
 
 
 @dataclass(frozen=True, slots=True)
 class FoundFile:
-    """A file on disk: its path in catalog form, relative to its root, with its size and time."""
+    """A file on disk: its path in catalog form, relative to its root, with its size and times. `ctime_ns` is None where
+    it is not known."""
 
     path: str
     size: int
     mtime_ns: int
+    ctime_ns: int | None = None
+
+
+class Reread(StrEnum):
+    """Which of the files that have their size and mtime become pending, so that a worker reads them again."""
+
+    NONE = "none"  # those in doubt are told to the caller
+    DOUBTED = "doubted"  # those whose ctime has moved
+    ALL = "all"
 
 
 @dataclass(slots=True)
 class Enqueued:
-    """How many of the found files were new, had changed, had returned, or cannot be held by the catalog."""
+    """How many of the found files were new, had changed, had returned, are read again, or cannot be held by the
+    catalog."""
 
     new: int = 0
     changed: int = 0
     returned: int = 0
+    reread: int = 0
     refused: int = 0
+    doubted: list[FoundFile] = field(default_factory=list)
+    """Files of done rows whose ctime moved alone: perhaps they have other content."""
 
     def add(self, other: Enqueued) -> None:
         self.new += other.new
         self.changed += other.changed
         self.returned += other.returned
+        self.reread += other.reread
         self.refused += other.refused
+        self.doubted += other.doubted
 
     @property
     def any(self) -> bool:
         """Whether any row became pending."""
-        return bool(self.new or self.changed or self.returned)
+        return bool(self.new or self.changed or self.returned or self.reread)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +73,7 @@ _FILE: dict[str, sa.types.TypeEngine[Any]] = {
     "path": sa.Text(),
     "size": sa.BigInteger(),
     "mtime_ns": sa.BigInteger(),
+    "ctime_ns": sa.BigInteger(),
 }
 
 
@@ -66,35 +84,42 @@ def enqueue(
     *,
     priority: int = PRIORITY_BACKLOG,
     delay_seconds: float = 0.0,
+    heard: bool = False,
+    reread: Reread = Reread.NONE,
 ) -> Enqueued:
     """Bring the catalog up to `found`, files under `root`: new, changed and returned ones become pending.
 
     A changed file of a claimed row only raises its version: the settle that follows sees it. A row that is
     pending at a lower priority moves up and waits no longer than `delay_seconds`. Needs no lease and can be repeated.
+
+    A ctime that moved alone makes no version: a failed row is tried again, a done one is in doubt. heard: something
+    happened to these files just now; otherwise a ctime that was not known is filled in without a word.
     """
-    rows = dialects.rows_of(conn, "found", _FILE, [(file.path, file.size, file.mtime_ns) for file in found])
+    rows = dialects.rows_of(conn, "found", _FILE, [astuple(file) for file in found])
     known = images.alias("known")
     differing = (
-        sa.select(rows.c.path, rows.c.size, rows.c.mtime_ns, known.c.id)
+        sa.select(*rows.c, known.c.id)
         .select_from(rows.outerjoin(known, (known.c.root == root) & (known.c.path == rows.c.path)))
         .where(
             known.c.id.is_(None)
             | (known.c.size != rows.c.size)
             | (known.c.mtime_ns != rows.c.mtime_ns)
+            | (known.c.ctime_ns.is_distinct_from(rows.c.ctime_ns) & rows.c.ctime_ns.is_not(None))
             | (known.c.state == State.GONE)
             | ((known.c.state == State.PENDING) & (known.c.priority < priority))
+            | sa.literal(reread is Reread.ALL)
         )
     )
     new: list[FoundFile] = []
     differ: dict[int, FoundFile] = {}
-    for path, size, mtime_ns, image_id in conn.execute(differing).all():
-        file = FoundFile(path, size, mtime_ns)
+    for *fields, image_id in conn.execute(differing).all():
+        file = FoundFile(*fields)
         if image_id is None:
             new.append(file)
         else:
             differ[image_id] = file
     result = Enqueued(new=_insert(conn, root, new, priority, delay_seconds))
-    changes = _change(conn, differ, priority, delay_seconds, result)
+    changes = _change(conn, differ, priority, delay_seconds, heard, reread, result)
     changes.move(None, State.PENDING, result.new)
     counters.apply(conn, changes)
     return result
@@ -163,7 +188,9 @@ def _insert(
     """Make rows for those of `new` that have none yet; returns how many."""
     if not new:
         return 0
-    rows = dialects.rows_of(conn, "new", _FILE, sorted((file.path, file.size, file.mtime_ns) for file in new))
+    rows = dialects.rows_of(
+        conn, "new", _FILE, [astuple(file) for file in sorted(new, key=lambda one: one.path)]
+    )
     columns: dict[str, Any] = {
         "root": sa.literal(root),
         **{name: rows.c[name] for name in _FILE},
@@ -182,55 +209,103 @@ def _insert(
 
 
 def _change(
-    conn: sa.Connection, differ: dict[int, FoundFile], priority: int, delay_seconds: float, result: Enqueued
+    conn: sa.Connection,
+    differ: dict[int, FoundFile],
+    priority: int,
+    delay_seconds: float,
+    heard: bool,
+    reread: Reread,
+    result: Enqueued,
 ) -> StateChanges:
     """Bring these rows up to their files, and count them in `result`."""
     changes = StateChanges()
     if not differ:
         return changes
-    columns = images.c["id", "state", "size", "mtime_ns", "version", "shard_id", "shard_version"]
+    columns = images.c["id", "state", "size", "mtime_ns", "ctime_ns", "version"]
     statement = sa.select(*columns).where(dialects.has_id(conn, sorted(differ))).order_by(images.c.id)
     claimed: list[tuple[Any, ...]] = []
     again: list[tuple[Any, ...]] = []
-    back: list[tuple[Any, ...]] = []
+    known: list[tuple[int, int | None]] = []
     sooner: list[int] = []
     for row in conn.execute(dialects.lock_rows(conn, statement)).all():
         file = differ[row.id]
+        state = State(row.state)
         same = (row.size, row.mtime_ns) == (file.size, file.mtime_ns)
-        entry = (row.id, file.size, file.mtime_ns, row.version + 1)
-        if row.state == State.CLAIMED:
+        next_version = (row.id, file.size, file.mtime_ns, file.ctime_ns, row.version + 1)
+        moved = file.ctime_ns not in (None, row.ctime_ns) and (heard or row.ctime_ns is not None)
+        if state is State.CLAIMED:
             if not same:
-                claimed.append(entry)
+                claimed.append(next_version)
                 result.changed += 1
-        elif row.state == State.GONE:
-            result.returned += 1
-            if same and row.shard_id is not None and row.shard_version == row.version:
-                back.append((row.id, file.size, file.mtime_ns, row.version))
-                changes.move(State.GONE, State.DONE)
-            else:
-                again.append(entry)
-                changes.move(State.GONE, State.PENDING)
-        elif not same:
-            result.changed += 1
-            again.append(entry)
-            changes.move(State(row.state), State.PENDING)
-        elif row.state == State.PENDING:
+            elif moved:
+                result.doubted.append(file)
+        elif state is State.GONE or not same:
+            result.returned += state is State.GONE
+            result.changed += state is not State.GONE
+            again.append(next_version)
+            changes.move(state, State.PENDING)
+        elif state is State.PENDING:
             sooner.append(row.id)
-    per_row = ("size", "mtime_ns", "version")
+            known.append((row.id, file.ctime_ns))
+        elif reread is Reread.ALL or (moved and (state is State.FAILED or reread is Reread.DOUBTED)):
+            result.changed += reread is Reread.NONE
+            result.reread += reread is not Reread.NONE
+            again.append((*next_version[:-1], row.version))
+            changes.move(state, State.PENDING)
+        elif moved:
+            result.doubted.append(file)
+        else:
+            known.append((row.id, file.ctime_ns))
+    per_row = ("size", "mtime_ns", "ctime_ns", "version")
     moment = dialects.now(conn)
-    clean = {**verdicts.CLEAN, "updated_at": moment}
     fresh = {
-        **clean,
+        **verdicts.CLEAN,
+        "updated_at": moment,
         "state": State.PENDING,
         "priority": priority,
         "not_before": dialects.later(conn, delay_seconds),
     }
     dialects.update_each(conn, sa.true(), per_row, claimed, {})
     dialects.update_each(conn, sa.true(), per_row, again, fresh)
-    dialects.update_each(conn, sa.true(), per_row, back, {**clean, "state": State.DONE})
+    dialects.update_each(conn, sa.true(), ("ctime_ns",), [one for one in known if one[1] is not None], {})
     if sooner:
         asked = (dialects.has_id(conn, sooner), images.c.priority < priority)
         due = dialects.later(conn, delay_seconds)
         sooner_of = sa.case((images.c.not_before > due, due), else_=images.c.not_before)
         conn.execute(sa.update(images).where(*asked).values(priority=priority, not_before=sooner_of))
     return changes
+
+
+def compare(
+    conn: sa.Connection, root: str, read: Sequence[tuple[FoundFile, str]]
+) -> tuple[int, list[FoundFile]]:
+    """`read`: files that were in doubt, with the hash of their content. Done rows of other content become pending as a
+    new version; the others get the ctime. Returns how many had other content, and the files whose rows are claimed:
+    nothing can be said of them yet."""
+    contents = {file.path: (file, content) for file, content in read}
+    paths = dialects.rows_of(conn, "given", {"path": sa.Text()}, [(path,) for path in sorted(contents)])
+    columns = images.c["id", "path", "state", "size", "mtime_ns", "version", "content"]
+    ids = sa.select(images.c.id).join(paths, (images.c.root == root) & (images.c.path == paths.c.path))
+    found = conn.execute(ids).scalars().all()
+    statement = sa.select(*columns).where(dialects.has_id(conn, found)).order_by(images.c.id)
+    claimed: list[FoundFile] = []
+    same: list[tuple[Any, ...]] = []
+    other: list[tuple[Any, ...]] = []
+    for row in conn.execute(dialects.lock_rows(conn, statement)).all():
+        file, content = contents[row.path]
+        if row.state == State.CLAIMED:
+            claimed.append(file)
+        elif row.state == State.DONE and (row.size, row.mtime_ns) == (file.size, file.mtime_ns):
+            rows, version = (same, row.version) if row.content == content else (other, row.version + 1)
+            rows.append((row.id, file.ctime_ns, version))
+    fresh = {
+        **verdicts.CLEAN,
+        "updated_at": dialects.now(conn),
+        "state": State.PENDING,
+        "priority": PRIORITY_ARRIVAL,
+        "not_before": dialects.now(conn),
+    }
+    dialects.update_each(conn, sa.true(), ("ctime_ns", "version"), same, {})
+    dialects.update_each(conn, sa.true(), ("ctime_ns", "version"), other, fresh)
+    counters.apply(conn, StateChanges({State.DONE: -len(other), State.PENDING: len(other)}))
+    return len(other), claimed

@@ -45,6 +45,7 @@ class Explained:
     content: str | None
     updated_at: datetime
     shard: str | None
+    shard_checksum: str | None
     shard_row: int | None
     shard_version: int | None
     worker: str | None
@@ -56,7 +57,9 @@ def explain(conn: sa.Connection, root: str, path: str) -> Explained | None:
     """The image at `path` (catalog form) of `root`; None where the catalog has none."""
     own = [images.c[field.name] for field in fields(Explained) if field.name in images.c]
     found = sa.select(*own, images.c.not_before, images.c.lease_id, dialects.now(conn).label("now"))
-    found = found.add_columns(shards.c.path.label("shard"), shards.c.lease_id.label("maker"))
+    found = found.add_columns(
+        shards.c.path.label("shard"), shards.c.checksum, shards.c.lease_id.label("maker")
+    )
     found = found.outerjoin(shards, shards.c.id == images.c.shard_id)
     row = conn.execute(found.where(images.c.root == root, images.c.path == path)).one_or_none()
     if row is None:
@@ -66,6 +69,7 @@ def explain(conn: sa.Connection, root: str, path: str) -> Explained | None:
         **{column.name: getattr(row, column.name) for column in own},
         due_in_seconds=max(0.0, (row.not_before - row.now).total_seconds()),
         shard=row.shard,
+        shard_checksum=row.checksum,
         worker=_worker(conn, row.lease_id),
         made_by=_worker(conn, row.maker),
         attempts=[

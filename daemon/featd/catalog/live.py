@@ -26,10 +26,23 @@ class LiveVector:
     version: int
     shard_path: str
     shard_row: int
+    checksum: str
+    """Of the shard's file."""
+
+
+@dataclass(frozen=True, slots=True)
+class NamedShard:
+    """The shard that an image's row names, whatever the row's state."""
+
+    id: int
+    path: str
+    checksum: str
 
 
 _LIVE: sa.Select[Any] = (
-    sa.select(*images.c["id", "root", "path", "shard_version"], shards.c.path, images.c.shard_row)
+    sa.select(
+        *images.c["id", "root", "path", "shard_version"], shards.c.path, images.c.shard_row, shards.c.checksum
+    )
     .join(shards, shards.c.id == images.c.shard_id)
     .where(images.c.state == State.DONE)
     .order_by(images.c.id)
@@ -51,6 +64,16 @@ def still_live(conn: sa.Connection, before: Sequence[LiveVector]) -> list[LiveVe
 def walk_live(catalog: sa.Engine, limit: int) -> Iterator[Sequence[LiveVector]]:
     """Every live vector, in order of image id."""
     return connect.walk(catalog, live_vectors, lambda image: image.image_id, 0, limit)
+
+
+def named_shards(conn: sa.Connection, image_ids: Sequence[int]) -> dict[int, NamedShard]:
+    """Image id -> the shard that its row names."""
+    statement = (
+        sa.select(images.c.id, *shards.c["id", "path", "checksum"])
+        .join(shards, shards.c.id == images.c.shard_id)
+        .where(dialects.has_id(conn, image_ids))
+    )
+    return {image_id: NamedShard(*shard) for image_id, *shard in conn.execute(statement)}
 
 
 def some_done(conn: sa.Connection, root: str) -> str | None:

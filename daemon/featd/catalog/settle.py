@@ -30,6 +30,14 @@ class Made:
 
 
 @dataclass(frozen=True, slots=True)
+class Lost:
+    """The file is unchanged, and the shard that has its vector is missing or damaged."""
+
+    image: ClaimedImage
+    shard_id: int
+
+
+@dataclass(frozen=True, slots=True)
 class Identity:
     """What decides the vectors' values. A settle compares it with the catalog's; the first one sets it."""
 
@@ -46,9 +54,10 @@ class Settlement:
     made: Sequence[Made] = ()
     unchanged: Sequence[Unchanged] = ()
     failures: Sequence[Failure] = ()
+    lost: Sequence[Lost] = ()
 
     def __bool__(self) -> bool:
-        return bool(self.shard or self.unchanged or self.failures)
+        return bool(self.shard or self.unchanged or self.failures or self.lost)
 
 
 def settle(
@@ -63,6 +72,7 @@ def settle(
         instance.fix_fingerprint(conn, identity.fingerprint, identity.spec, identity.golden)
         _settle_made(conn, lease, settlement.shard, settlement.made, rows, changes)
     _settle_unchanged(conn, lease, settlement.unchanged, rows, changes)
+    _settle_lost(conn, lease, settlement.lost, rows, changes)
     for failure in settlement.failures:
         if failure.image.id in rows:
             _settle_failure(conn, lease, failure, rows[failure.image.id], policy, changes)
@@ -97,8 +107,8 @@ def count_settles(conn: sa.Connection, lease: Lease) -> int:
 
 def _lock(conn: sa.Connection, lease: Lease, settlement: Settlement) -> dict[int, sa.Row[Any]]:
     """Lock the settlement's rows that still belong to this lease, in order of id."""
-    outcomes: list[Made | Unchanged | Failure] = [*settlement.made, *settlement.unchanged]
-    outcomes += settlement.failures
+    outcomes: list[Made | Unchanged | Failure | Lost] = [*settlement.made, *settlement.unchanged]
+    outcomes += [*settlement.failures, *settlement.lost]
     columns = images.c["id", "version", "errors", "crashes", "kills", "shard_id", "content"]
     statement = (
         sa.select(*columns)
@@ -186,6 +196,28 @@ def _settle_unchanged(
         )
     changes.move(State.CLAIMED, State.DONE, done)
     changes.move(State.CLAIMED, State.PENDING, len(again))
+
+
+def _settle_lost(
+    conn: sa.Connection,
+    lease: Lease,
+    lost: Sequence[Lost],
+    rows: dict[int, sa.Row[Any]],
+    changes: StateChanges,
+) -> None:
+    """Pending, and without the vector that is lost, so that it is made again."""
+    mine = [one for one in lost if one.image.id in rows and rows[one.image.id].shard_id == one.shard_id]
+    if not mine:
+        return
+    forgotten = dict.fromkeys(("shard_id", "shard_row", "shard_version", "content"))
+    which = dialects.has_id(conn, sorted(one.image.id for one in mine))
+    conn.execute(sa.update(images).where(which).values(**_raised_values(conn), **forgotten))
+    _leave_shards(conn, [one.shard_id for one in mine])
+    # Nothing names it: what is left of its file is unknown from now on. Its worker may still look for its row.
+    over = sa.select(lease_table.c.id).where(lease_table.c.ended_at.is_not(None))
+    nameless = (shards.c.id.in_({one.shard_id for one in mine}), shards.c.live_rows == 0)
+    conn.execute(sa.delete(shards).where(*nameless, shards.c.lease_id.in_(over)))
+    changes.move(State.CLAIMED, State.PENDING, len(mine))
 
 
 def _settle_failure(

@@ -1,5 +1,6 @@
 """The live vectors of a catalog in order of image id, a chunk at a time. Every vector is checked to be that of the
-image that its row names. A shard that is gone is looked up again: compaction may have moved its rows meanwhile.
+image that its row names, and every shard is compared with its checksum. A shard that is gone is looked up again:
+compaction may have moved its rows meanwhile.
 """
 
 from __future__ import annotations
@@ -17,11 +18,14 @@ from featd.catalog import connect, live
 from featd.catalog.live import LiveVector
 from featd.shards.layout import ShardError
 from featd.shards.read import ShardReader
+from featd.shards.verify import Verified
 
 CHUNK_BYTES = 32 * 1024 * 1024
 """Of vectors in memory at a time."""
 CATALOG_ROWS = 4096
 """Read from the catalog at a time."""
+
+AGAIN = "bring the file back from a backup, or make its vectors again: `featd enqueue --force` with the root"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +44,7 @@ class LiveReader:
         self._store = store
         self._blob = blob
         self._fingerprint = fingerprint
+        self._verified = Verified()
         self._like: npt.NDArray[Any] | None = None  # the first vector: all have its size and dtype
 
     def chunks(self) -> Iterator[Chunk]:
@@ -75,6 +80,10 @@ class LiveReader:
 
     def _read_shard(self, path: Path, images: Sequence[LiveVector]) -> npt.NDArray[Any]:
         """The vectors of `images`, which are in order of row. FileNotFoundError; ShardError."""
+        try:
+            self._verified.check(path, images[0].checksum)
+        except ShardError as error:
+            raise ShardError(f"{error}: nothing was exported; {AGAIN}") from None
         rows = np.array([image.shard_row for image in images], np.int64)
         with ShardReader(path) as reader:
             if reader.attributes.get("fingerprint") != self._fingerprint:
@@ -108,5 +117,5 @@ class LiveReader:
         missing = next(image for image in images if not (self._store / image.shard_path).exists())
         raise ShardError(
             f"{self._store / missing.shard_path}: missing, but the catalog says that row {missing.shard_row} of it is"
-            f" {missing.path}: nothing was exported"
+            f" {missing.path}: nothing was exported; {AGAIN}"
         )

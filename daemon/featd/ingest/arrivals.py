@@ -15,6 +15,7 @@ from featd.config import RootConfig
 from featd.ingest.hints import MAX_PATHS, Hint
 from featd.ingest.scan import VANISHED, enqueue_files, is_missing
 from featd.ingest.settling import Settling
+from featd.ingest.walk import found_file
 from featd.paths import from_catalog, mtime_of, to_catalog
 from featd.roots import RootState, root_state
 from featd.states import PRIORITY_ARRIVAL
@@ -82,7 +83,9 @@ class Arrivals:
         try:
             found, missing, over = self._sort(root_fd, due, now)
             if found:
-                arrived.enqueued = enqueue_files(self._catalog, self._root, found, PRIORITY_ARRIVAL)
+                arrived.enqueued = enqueue_files(
+                    self._catalog, self._root, found, PRIORITY_ARRIVAL, heard=True
+                )
             if missing:
                 arrived.gone = self._mark_gone(root_fd, missing)
         finally:
@@ -109,7 +112,7 @@ class Arrivals:
                 missing.append(path)
                 over.append(path)
             elif self._settling.looked_at(path, seen.st_size, mtime_of(seen), now, now_ns):
-                found.append(FoundFile(to_catalog(path), seen.st_size, mtime_of(seen)))
+                found.append(found_file(to_catalog(path), seen))
                 over.append(path)
         return found, missing, over
 

@@ -66,8 +66,9 @@ class Ingest:
 
     @property
     def all_scanned(self) -> bool:
-        """Whether each root was scanned since the start."""
-        return len(self._scanned) == len(self.roots)
+        """Whether each root was scanned since the start, and what was in doubt was read."""
+        in_question = any(root.in_question for root in self.roots if root.name not in self._late)
+        return len(self._scanned) == len(self.roots) and not in_question
 
     def fileno(self) -> int:
         """Readable when the watch has something to report."""

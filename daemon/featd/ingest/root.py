@@ -12,6 +12,7 @@ from featd.catalog.enqueue import Enqueued
 from featd.catalog.hosts import scan_of
 from featd.config import RootConfig
 from featd.ingest.arrivals import Arrivals
+from featd.ingest.contents import ContentChecks
 from featd.ingest.hints import MAX_FOLDERS, Hints, Taken, Trouble, folder_of
 from featd.ingest.scan import Scan, ScanReport, told_unreadable
 from featd.ingest.watch import Watch
@@ -83,6 +84,7 @@ class RootIngest:
         self.hints = Hints(wake)
         self._watch = Watch(root, self.hints) if watched and root.watch else None
         self._arrivals = Arrivals(catalog, root)
+        self._contents = ContentChecks(catalog, root, hurry=not watched)
         self._state = root_state(root.path)
         self._doubts = Doubts()
         self._out_of_watches = False
@@ -111,9 +113,16 @@ class RootIngest:
         arrived = self._arrivals.step(now)
         if arrived.offline:
             self._doubts.everything = True
-        if arrived.enqueued.any or arrived.gone:
-            self._on_batch(arrived.enqueued)
-        return self._scan_on(now)
+        if arrived.enqueued.any or arrived.gone or arrived.enqueued.doubted:
+            self._took(arrived.enqueued)
+        ended = self._scan_on(now)
+        if self._scan is None and self._folder_scan is None and (changed := self._contents.step(now)):
+            self._on_batch(Enqueued(changed=changed))
+        return ended
+
+    def _took(self, enqueued: Enqueued) -> None:
+        self._contents.add(enqueued.doubted)
+        self._on_batch(enqueued)
 
     def next_due(self, now: float) -> float:
         """The time of the next turn; `now` where there is work already."""
@@ -122,9 +131,15 @@ class RootIngest:
         due = [self._next_scan()]
         if self._watch is not None or self._state is not RootState.ONLINE:
             due.append(self._check_due)
-        if (arrival := self._arrivals.next_due()) is not None:
-            due.append(arrival)
+        for part in (self._arrivals, self._contents):
+            if (part_due := part.next_due()) is not None:
+                due.append(part_due)
         return min(due)
+
+    @property
+    def in_question(self) -> bool:
+        """Whether files wait for a check of their content."""
+        return bool(self._contents)
 
     def close(self) -> None:
         if self._watch is not None:
@@ -320,7 +335,7 @@ class RootIngest:
             start=folder,
             priority=PRIORITY_ARRIVAL if folder else PRIORITY_BACKLOG,
             durable=not folder,
-            on_batch=self._on_batch,
+            on_batch=self._took,
         )
         if self._watch is not None:
             scan.take_young = self._arrivals.take_young

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 
 from featd import clock, logs
 from featd.catalog import connect, enqueue, hosts, stats, values
-from featd.catalog.enqueue import Enqueued, FoundFile, KnownFile
+from featd.catalog.enqueue import Enqueued, FoundFile, KnownFile, Reread
 from featd.config import RootConfig
 from featd.errors import RefusedError
 from featd.ingest.walk import PORTION_FILES, Walk
@@ -73,6 +73,7 @@ class Scan:
         priority: int = PRIORITY_BACKLOG,
         durable: bool = False,
         confirm_gone: bool = False,
+        reread: Reread = Reread.NONE,
         on_batch: Callable[[Enqueued], None] = lambda enqueued: None,
     ) -> None:
         self.report = ScanReport(str(root.path), root_state(root.path))
@@ -86,6 +87,7 @@ class Scan:
         self._saved_at = clock.monotonic()
         self._on_batch = on_batch
         self._confirm_gone = confirm_gone
+        self._reread = reread
         self.take_young: Callable[[FoundFile], bool] = lambda file: False
         self._steps = self._all_steps()
 
@@ -178,10 +180,15 @@ class Scan:
         enqueued = Enqueued()
         for files, delay in ((rested, 0.0), (fresh, settle_seconds)):
             if files:
-                enqueued.add(enqueue_files(self._catalog, self._root, files, self._priority, delay))
+                enqueued.add(
+                    enqueue_files(
+                        self._catalog, self._root, files, self._priority, delay, reread=self._reread
+                    )
+                )
         if found:
-            self.report.enqueued.add(enqueued)
             self._on_batch(enqueued)
+            enqueued.doubted.clear()  # any number of them
+            self.report.enqueued.add(enqueued)
 
     # Files that do not
 
@@ -293,10 +300,10 @@ def scan_root(
     start: bytes = b"",
     priority: int = PRIORITY_BACKLOG,
     confirm_gone: bool = False,
-    on_batch: Callable[[Enqueued], None] = lambda enqueued: None,
+    reread: Reread = Reread.NONE,
 ) -> ScanReport:
     """A whole scan at once."""
-    scan = Scan(catalog, root, start=start, priority=priority, confirm_gone=confirm_gone, on_batch=on_batch)
+    scan = Scan(catalog, root, start=start, priority=priority, confirm_gone=confirm_gone, reread=reread)
     while not scan.step():
         pass
     return scan.report
@@ -307,39 +314,45 @@ def cursor_name(root: RootConfig) -> str:
 
 
 def enqueue_files(
-    catalog: sa.Engine, root: RootConfig, files: list[FoundFile], priority: int, delay_seconds: float = 0.0
-) -> Enqueued:
-    """Enqueue files of a root, BATCH_FILES in one transaction. A file that the database refuses is found by halves,
-    and told; the others go on."""
-    if len(files) > BATCH_FILES:
-        return _by_parts(catalog, root, files, priority, delay_seconds, BATCH_FILES)
-    try:
-        return connect.transact(
-            catalog, enqueue.enqueue, str(root.path), files, priority=priority, delay_seconds=delay_seconds
-        )
-    except RefusedError as error:
-        if len(files) > 1:
-            return _by_parts(catalog, root, files, priority, delay_seconds, -(-len(files) // 2))
-        log.warning(
-            "file_refused",
-            "the catalog cannot hold this file; leaving it out",
-            file=f"{root.path}/{files[0].path}",
-            error=str(error),
-        )
-        return Enqueued(refused=1)
-
-
-def _by_parts(
     catalog: sa.Engine,
     root: RootConfig,
     files: list[FoundFile],
     priority: int,
-    delay_seconds: float,
-    size: int,
+    delay_seconds: float = 0.0,
+    *,
+    heard: bool = False,
+    reread: Reread = Reread.NONE,
 ) -> Enqueued:
+    """Enqueue files of a root, BATCH_FILES in one transaction. A file that the database refuses is found by halves,
+    and told; the others go on."""
     enqueued = Enqueued()
-    for at in range(0, len(files), size):
-        enqueued.add(enqueue_files(catalog, root, files[at : at + size], priority, delay_seconds))
+    parts = [files[at : at + BATCH_FILES] for at in range(0, len(files), BATCH_FILES)]
+    while parts:
+        some = parts.pop()
+        try:
+            enqueued.add(
+                connect.transact(
+                    catalog,
+                    enqueue.enqueue,
+                    str(root.path),
+                    some,
+                    priority=priority,
+                    delay_seconds=delay_seconds,
+                    heard=heard,
+                    reread=reread,
+                )
+            )
+        except RefusedError as error:
+            if len(some) > 1:
+                parts += [some[: len(some) // 2], some[len(some) // 2 :]]
+                continue
+            log.warning(
+                "file_refused",
+                "the catalog cannot hold this file; leaving it out",
+                file=f"{root.path}/{some[0].path}",
+                error=str(error),
+            )
+            enqueued.refused += 1
     return enqueued
 
 

@@ -12,7 +12,7 @@ from itertools import islice
 
 from featd import logs
 from featd.catalog.enqueue import FoundFile
-from featd.paths import for_terminal, mtime_of, open_folder_beneath, to_catalog
+from featd.paths import ctime_of, for_terminal, mtime_of, open_folder_beneath, to_catalog
 from featd.roots import Globs
 
 log = logs.get("ingest")
@@ -154,7 +154,7 @@ class Walk:
         except OSError as error:
             self._cannot_read(folder, error)
             return None
-        return FoundFile(path, found.st_size, mtime_of(found)) if stat.S_ISREG(found.st_mode) else None
+        return found_file(path, found) if stat.S_ISREG(found.st_mode) else None
 
     def _ignore(self, kind: str) -> None:
         self.ignored[kind if kind in self.ignored or len(self.ignored) < MOST_KINDS else "others"] += 1
@@ -162,6 +162,11 @@ class Walk:
     def _stays_beneath(self, raw: bytes) -> bool:
         target = os.path.realpath(os.path.join(self._root, raw))
         return target == self._real_root or target.startswith(self._real_root.rstrip(b"/") + b"/")
+
+
+def found_file(path: str, found: os.stat_result) -> FoundFile:
+    """What the catalog keeps of a file. `path`: in catalog form."""
+    return FoundFile(path, found.st_size, mtime_of(found), ctime_of(found))
 
 
 def _place(folder: bytes) -> tuple[bytes, ...]:

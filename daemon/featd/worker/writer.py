@@ -12,7 +12,7 @@ import queue
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,14 +20,15 @@ import numpy.typing as npt
 import sqlalchemy as sa
 
 from featd import clock, logs
-from featd.catalog import connect, pairing, settle
+from featd.catalog import connect, live, pairing, settle
 from featd.catalog.connect import CommitUnknownError
-from featd.catalog.settle import Identity, Made, Settlement
+from featd.catalog.settle import Identity, Lost, Made, Settlement
 from featd.config import StoreConfig
 from featd.decoders.wire import Decoded
 from featd.errors import CatalogUnavailableError, StoreUnavailableError
 from featd.shards.layout import ShardName
 from featd.shards.store import StoreKey, check_store
+from featd.shards.verify import Verified
 from featd.shards.write import ShardWriter
 from featd.states import (
     OUTCOMES,
@@ -109,6 +110,8 @@ class Writer(WorkerThread):
         self._policy = policy
         self._held = held
         self._beat = beat
+        self._verified = Verified()
+        self._told_faulty: set[int] = set()
         self._settles = 0
         self._items: queue.Queue[Item] = queue.Queue(maxsize=QUEUED_BATCHES)
         self._shard: ShardWriter | None = None
@@ -291,7 +294,12 @@ class Writer(WorkerThread):
                     if settlement.shard is not None:
                         pairing.check_shared(self._catalog, self._store.path, self._lease.id)
                     settled = connect.transact(
-                        self._catalog, settle.settle, self._lease, settlement, self._identity, self._policy
+                        self._catalog,
+                        settle.settle,
+                        self._lease,
+                        self._without_lost(settlement),
+                        self._identity,
+                        self._policy,
                     )
                 self._settles += 1
                 return settled
@@ -309,6 +317,36 @@ class Writer(WorkerThread):
                     error=str(error),
                 )
             clock.sleep(RETRY_SECONDS)
+
+    def _without_lost(self, settlement: Settlement) -> Settlement:
+        """The vector of an unchanged file counts only where its shard is there, and is as it was sealed."""
+        if not settlement.unchanged:
+            return settlement
+        with connect.reading(self._catalog) as conn:
+            named = live.named_shards(conn, [one.image.id for one in settlement.unchanged])
+        faulty: set[int] = set()
+        for shard in set(named.values()):
+            path = self._store.path / shard.path
+            if (fault := self._verified.fault(path, shard.checksum)) is None:
+                continue
+            faulty.add(shard.id)
+            if shard.id not in self._told_faulty:
+                self._told_faulty.add(shard.id)
+                log.error(
+                    "shard_faulty",
+                    f"a shard is {fault}; the vectors of images that are read again are made anew"
+                    " (`featd enqueue --force` reads all of a root)",
+                    shard=path,
+                )
+        shards = {image_id: shard.id for image_id, shard in named.items() if shard.id in faulty}
+        lost = [
+            Lost(one.image, shards[one.image.id]) for one in settlement.unchanged if one.image.id in shards
+        ]
+        if not lost:
+            return settlement
+        ids = {one.image.id for one in lost}
+        kept = [one for one in settlement.unchanged if one.image.id not in ids]
+        return replace(settlement, unchanged=kept, lost=lost)
 
     def _was_committed(self, settlement: Settlement) -> bool:
         """Whether a settlement was committed: its shard is recorded, or the lease has settled once more."""
