@@ -60,7 +60,8 @@ def remove(
     """Take a root out of the catalog.
 
     All of its images become gone, and their vectors are not live any more. Only for a root that is no longer in the
-    configuration. If it is configured again, its files come back, and those that have not changed need no work.
+    configuration. If it is configured again, its files are read once, and those that have not changed keep their
+    vectors.
     """
     from featd.catalog import connect, enqueue, stats, values
 

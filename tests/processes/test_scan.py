@@ -260,8 +260,10 @@ def test_memory_does_not_grow_with_the_number_of_files(catalog: sa.Engine, root:
         for number in range(1000):
             (folder / f"{number}.jpg").touch()
     sizes: list[int] = []
-    report = scan_root(catalog, RootConfig(path=root), on_batch=lambda one: sizes.append(one.new))
-    assert report.enqueued.new == 4 + 3 * scan.BATCH_FILES
+    one_scan = scan.Scan(catalog, RootConfig(path=root), on_batch=lambda one: sizes.append(one.new))
+    while not one_scan.step():
+        pass
+    assert one_scan.report.enqueued.new == 4 + 3 * scan.BATCH_FILES
     assert max(sizes) <= scan.BATCH_FILES
 
 
