@@ -14,14 +14,17 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from inotify_simple import INotify
 
 from featd import clock
-from featd.catalog import connect, schema, values
+from featd.catalog import connect, counters, schema, values
 from featd.config import RootConfig
+from featd.images.read import content_hash
 from featd.ingest.inotify import TreeEmitter
 from featd.ingest.root import RootIngest
 from featd.ingest.watch import Handler
 from featd.paths import from_catalog, open_folder_beneath, to_catalog
+from featd.states import State
 from needs import missing
 from running import wait_for
 
@@ -439,6 +442,58 @@ def test_a_folder_that_can_be_read_again_is_watched_again(
         assert watched.ingest.watching
     watched.until_states({"sub/first.jpg": "pending"})
     watched.until(lambda: watched.ingest.counts.rewatched, "another watch")
+
+
+def test_a_folder_that_was_closed_when_it_came_is_watched_once_it_opens(
+    watch: Callable[..., Watched], root: Path, outside: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watched = watch(root)
+    write(outside / "closed" / "a.jpg")
+    real = INotify.add_watch
+
+    def denied(inotify: INotify, path: bytes, mask: int) -> int:
+        if path.endswith(b"/closed"):
+            raise PermissionError(13, "Permission denied")
+        return int(real(inotify, path, mask))
+
+    def unreadable(root_fd: int, raw: bytes) -> int:
+        if raw == b"closed":
+            raise PermissionError(13, "Permission denied")
+        return open_folder_beneath(root_fd, raw)
+
+    with monkeypatch.context() as closed:
+        closed.setattr(INotify, "add_watch", denied)
+        closed.setattr("featd.ingest.walk.open_folder_beneath", unreadable)
+        (outside / "closed").rename(root / "closed")
+        watched.until(lambda: watched.ingest.unreadable == ["closed"], "a folder that cannot be read")
+    (root / "closed").chmod(0o750)
+    watched.until_states({"sub/first.jpg": "pending", "closed/a.jpg": "pending"})
+    write(root / "closed" / "b.jpg")
+    watched.until(lambda: "closed/b.jpg" in watched.rows(), "an event from the folder")
+    assert len([one for one in watched.scans if not one.start]) == 1, "no scan of everything"
+
+
+def test_an_edit_that_keeps_size_and_time_is_seen(watch: Callable[..., Watched], root: Path) -> None:
+    watched = watch(root)
+    image = root / "sub" / "first.jpg"
+    made = {"state": "done", "shard_id": 1, "shard_row": 0, "shard_version": 1, "content": content_hash(b"x")}
+
+    def set_done(conn: sa.Connection) -> None:
+        conn.execute(sa.update(schema.images).values(**made))
+        counters.apply(conn, counters.StateChanges({State.PENDING: -1, State.DONE: 1}))
+
+    connect.transact(watched.catalog, set_done)
+    before = image.stat()
+    image.chmod(0o600)
+    watched.until(
+        lambda: watched.rows()["sub/first.jpg"].ctime_ns == image.stat().st_ctime_ns, "the new ctime"
+    )
+    assert watched.rows()["sub/first.jpg"].state == "done"
+    image.write_bytes(b"y")
+    os.utime(image, ns=(before.st_atime_ns, before.st_mtime_ns))
+    watched.until_states({"sub/first.jpg": "pending"})
+    row = watched.rows()["sub/first.jpg"]
+    assert (row.size, row.mtime_ns) == (before.st_size, before.st_mtime_ns)
 
 
 def test_an_interrupted_scan_goes_on_where_it_was(catalog: sa.Engine, root: Path, monkeypatch: Any) -> None:

@@ -134,6 +134,10 @@ class TreeEmitter(EventEmitter):
             elif mask & (flags.CREATE | flags.MOVED_TO):
                 self._watch_tree(path)  # first, so that the scan of it that follows misses nothing
                 self.queue_event(events.DirCreatedEvent(path))
+            elif mask & flags.ATTRIB and path not in self._watches:  # it could not be read until now
+                self._watch_tree(path)
+                if path in self._watches:
+                    self.queue_event(events.DirCreatedEvent(path))
         elif mask & GONE:
             self.queue_event(events.FileDeletedEvent(path))
         elif mask & flags.MOVED_TO:
