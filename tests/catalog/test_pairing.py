@@ -169,6 +169,41 @@ def test_a_store_from_a_backup_is_refused_until_that_is_said(desk: Any, store: P
         pairing.pair(desk.engine, store)
 
 
+@pytest.mark.parametrize("how", ["complete", "lacks the newest", "elsewhere", "beside running workers"])
+def test_a_backup_that_is_back_in_its_place_is_taken_where_it_is_complete(
+    desk: Any, store: Path, how: str
+) -> None:
+    pairing.pair(desk.engine, store)
+    lease = desk.lease()
+    seal(desk, store, lease, "a.jpg")
+    if how != "lacks the newest":
+        newest = seal(desk, store, lease, "b.jpg")
+    backup = store.with_name("backup")
+    shutil.copytree(store, backup)
+    if how == "lacks the newest":
+        newest = seal(desk, store, lease, "b.jpg")
+    desk.end(lease)
+    pairing.pair(desk.engine, store)
+    if how == "elsewhere":
+        store = backup
+    else:
+        shutil.rmtree(store)
+        backup.rename(store)
+    if how == "beside running workers":
+        desk.lease()
+    assert newest.exists() is (how != "lacks the newest")
+    if how == "complete":
+        pairing.check(desk.engine, store, writable=False)
+        pairing.pair(desk.engine, store)
+        assert nonces(desk) == (marked(store),)
+    elif how == "beside running workers":
+        with pytest.raises(OtherStoreError):
+            pairing.pair(desk.engine, store)
+    else:
+        with pytest.raises(OtherStoreError, match="came from a backup"):
+            pairing.pair(desk.engine, store)
+
+
 def test_who_joins_running_workers_with_a_copy_is_refused(
     desk: Any, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

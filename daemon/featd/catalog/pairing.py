@@ -4,7 +4,7 @@ Marker and catalog share a nonce. A start that finds no live lease changes it in
 catalog, the same into the marker, and a confirmation into the catalog. Until then both nonces pass, so that a start
 that dies between two writes locks nobody out. A copy of the store that stays behind has the old nonce, and so has a
 catalog that is restored. A catalog that is restored within one start is behind the mark, which the janitor keeps
-beside the marker.
+beside the marker. A store that came back from a backup to its place, with all shards, is taken as it is.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ NONCES = "store.nonces"
 """The setting: the nonce that marker and catalog share, and behind it the next one until it is confirmed."""
 HISTORY = "history"
 """The setting that a restored catalog gets anew: what readers noted of an earlier history is void."""
+PLACE = "store.place"
+"""The setting: the path of the store that was given the present nonce."""
 NEWEST = 100
 """Shards that are looked through for one of another worker."""
 
@@ -56,9 +58,21 @@ def check(catalog: sa.Engine, store: Path, *, writable: bool = True) -> StoreKey
             (check_store if writable else check_readable)(store, key)
             break
         except OtherStoreError:
-            if last:  # else a start may have changed the nonce between the two looks
+            # At the first look: a start may have changed the nonce meanwhile.
+            if last and not _is_complete_backup(catalog, store):
                 raise
     return key
+
+
+def _is_complete_backup(catalog: sa.Engine, store: Path) -> bool:
+    """Whether a store with an older nonce came back to its place from a backup that has all shards: a copy has every
+    shard that was sealed before it was made, so it has all of them if it has the newest."""
+    with connect.reading(catalog) as conn:
+        key, place = store_key(conn), values.get_value(conn, PLACE)
+        newest = conn.scalar(sa.select(shards.c.path).order_by(shards.c.id.desc()).limit(1))
+    older = turn_of(check_instance(store, key.instance)) < min(map(turn_of, key.nonces))
+    complete = newest is not None and not is_missing(store / newest)
+    return older and complete and place == str(store.resolve())
 
 
 def pair(catalog: sa.Engine, store: Path) -> None:
@@ -139,6 +153,7 @@ def _exchange(conn: sa.Connection, store: Path) -> None:
     except OSError as error:
         raise StoreUnavailableError(f"{store}: cannot write its marker: {reason(error)}") from error
     values.set_value(conn, NONCES, [proposed])
+    values.set_value(conn, PLACE, str(store.resolve()))
 
 
 def _last_of_others(conn: sa.Connection, before: int | None) -> str | None:
