@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -195,8 +196,11 @@ def kill_all(process: subprocess.Popen[Any]) -> None:
 
 def is_stopped(pid: int) -> bool:
     """Whether every thread stands still: the signal reaches one first, which tells the others when it runs."""
-    threads = Path(f"/proc/{pid}/task").iterdir()
-    return all((thread / "stat").read_text().rpartition(")")[2].split()[0] == "T" for thread in threads)
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # this one has ended
+            if (thread / "stat").read_text().rpartition(")")[2].split()[0] != "T":
+                return False
+    return True
 
 
 def stop_outside_a_transaction(pid: int, url: str) -> bool:
