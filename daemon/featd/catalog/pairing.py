@@ -61,6 +61,13 @@ def check(catalog: sa.Engine, store: Path, *, writable: bool = True) -> StoreKey
     return key
 
 
+def check_under_lease(catalog: sa.Engine, store: Path) -> StoreKey:
+    """As `check`, for a worker that has opened its lease: the key stays right while the lease is live. A start that saw
+    no live lease has its nonce in the catalog when the lock is free; any later one sees this lease."""
+    connect.transact(catalog, values.lock, NONCES)
+    return check(catalog, store)
+
+
 def pair(catalog: sa.Engine, store: Path) -> None:
     """At a start: check that catalog and store go together, and give them another nonce where no lease is live.
     OtherStoreError; StoreUnavailableError."""
