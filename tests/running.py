@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -29,6 +31,8 @@ WITHOUT_ROOTS_POWER = (
     "--inh-caps=-dac_override,-dac_read_search",
 )
 """Runs a command that may read only what permissions say, also for root."""
+ON_HOST = ("unshare", "--uts", "sh", "-c", 'hostname "$0" && exec "$@"')
+"""Runs a command, named after a host name, on a host of this name. Needs root."""
 
 
 @dataclass
@@ -37,6 +41,8 @@ class Instance:
 
     folder: Path
     env: dict[str, str] = field(default_factory=dict)
+    host: str = ""
+    """The name of the host that its commands run on; empty: this one."""
 
     @property
     def config(self) -> Path:
@@ -47,7 +53,8 @@ class Instance:
         return config.load(self.config)
 
     def command(self, *arguments: str) -> list[str]:
-        return [*FEATD, "--config", str(self.config), *arguments]
+        host = [*ON_HOST, self.host] if self.host else []
+        return [*host, *FEATD, "--config", str(self.config), *arguments]
 
     def run(
         self, *arguments: str, timeout: float = 120, plain_user: bool = False
@@ -185,6 +192,36 @@ def kill_all(process: subprocess.Popen[Any]) -> None:
             continue
     process.wait(10)
     wait_for(lambda: not session_of(process), 10, "the end of the session")
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether every thread stands still: the signal reaches one first, which tells the others when it runs."""
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # this one has ended
+            if (thread / "stat").read_text().rpartition(")")[2].split()[0] != "T":
+                return False
+    return True
+
+
+def stop_outside_a_transaction(pid: int, url: str) -> bool:
+    """SIGSTOP a worker; let it go on if it holds SQLite's write lock, which stops everybody (until it is found
+    hanging and killed)."""
+    os.kill(pid, signal.SIGSTOP)
+    wait_for(
+        lambda: is_stopped(pid), 30, "a stop of every thread"
+    )  # one that runs on may still take the lock
+    if not url.startswith("sqlite"):
+        return True
+    connection = sqlite3.connect(url.removeprefix("sqlite:///"), timeout=0.5, isolation_level=None)
+    try:
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute("ROLLBACK")
+    except sqlite3.OperationalError:
+        os.kill(pid, signal.SIGCONT)
+        return False
+    finally:
+        connection.close()
+    return True
 
 
 def live_vectors(instance: Instance, blob: str | None = None) -> dict[tuple[str, str], np.ndarray[Any, Any]]:

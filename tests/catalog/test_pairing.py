@@ -13,7 +13,7 @@ import pytest
 from featd import clock
 from featd.catalog import pairing, values
 from featd.shards import store as store_module
-from featd.shards.store import MARKER, OtherStoreError, create_store, write_mark
+from featd.shards.store import MARKER, OtherStoreError, check_store, create_store, write_mark
 
 
 @pytest.fixture
@@ -51,6 +51,18 @@ def test_each_start_gives_both_another_nonce(desk: Any, store: Path) -> None:
         assert str(marked(store)).startswith(f"{turn}-")
         seen.append(marked(store))
     assert len(set(seen)) == 4
+
+
+def test_a_start_while_a_worker_loads_its_net_does_not_lock_it_out(desk: Any, store: Path) -> None:
+    pairing.pair(desk.engine, store)
+    early = pairing.check(desk.engine, store)
+    pairing.pair(desk.engine, store)  # another host's, which sees no live lease
+    desk.lease()
+    key = pairing.check_under_lease(desk.engine, store)
+    pairing.pair(desk.engine, store)
+    check_store(store, key)
+    with pytest.raises(OtherStoreError):
+        check_store(store, early)
 
 
 def test_a_start_beside_running_workers_changes_nothing(desk: Any, store: Path) -> None:

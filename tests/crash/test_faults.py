@@ -7,7 +7,6 @@ import os
 import pty
 import shutil
 import signal
-import sqlite3
 import subprocess
 import tempfile
 import termios
@@ -18,7 +17,15 @@ import pytest
 
 from photographs import write_photographs
 from postgres import PostgreSQL
-from running import Instance, check_promise, kill_all, make_instance, session_of, wait_for
+from running import (
+    Instance,
+    check_promise,
+    kill_all,
+    make_instance,
+    session_of,
+    stop_outside_a_transaction,
+    wait_for,
+)
 from stalling import Stalling
 
 PHOTOGRAPHS = 200
@@ -68,33 +75,6 @@ def test_a_worker_that_was_stopped_beyond_its_lease_changes_nothing(
     os.kill(stopped["pid"], signal.SIGCONT)
     assert process.wait(120) == 0
     assert check_promise(instance) == {"done": PHOTOGRAPHS}
-
-
-def is_stopped(pid: int) -> bool:
-    """Whether every thread stands still: the signal reaches one first, which tells the others when it runs."""
-    threads = Path(f"/proc/{pid}/task").iterdir()
-    return all((thread / "stat").read_text().rpartition(")")[2].split()[0] == "T" for thread in threads)
-
-
-def stop_outside_a_transaction(pid: int, url: str) -> bool:
-    """SIGSTOP a worker; let it go on if it holds SQLite's write lock, which stops everybody (until it is found
-    hanging and killed)."""
-    os.kill(pid, signal.SIGSTOP)
-    wait_for(
-        lambda: is_stopped(pid), 30, "a stop of every thread"
-    )  # one that runs on may still take the lock
-    if not url.startswith("sqlite"):
-        return True
-    connection = sqlite3.connect(url.removeprefix("sqlite:///"), timeout=0.5, isolation_level=None)
-    try:
-        connection.execute("BEGIN IMMEDIATE")
-        connection.execute("ROLLBACK")
-    except sqlite3.OperationalError:
-        os.kill(pid, signal.SIGCONT)
-        return False
-    finally:
-        connection.close()
-    return True
 
 
 def test_sigterm_seals_settles_and_gives_the_rest_back(

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from featd.errors import StoreUnavailableError
 from featd.processes.hands import ANSWERS, HOLDS, Hands, HandsReport, Held, mark_escalated, read_hands
 
 
@@ -102,6 +103,11 @@ def test_a_reader_never_sees_a_wrong_id(tmp_path: Path, batches: list[list[int]]
         for held in report.decoders:
             assert held.image_id == held.ticket
             assert held.image_id in [sum(batch) for batch in batches]
+
+
+def test_a_folder_that_cannot_be_written_is_a_store_out_of_reach(tmp_path: Path) -> None:
+    with pytest.raises(StoreUnavailableError, match=r"a\.hands: cannot write it: No such file or directory"):
+        Hands.create(tmp_path / "none" / "a.hands", 1, 1)
 
 
 def test_escalated(tmp_path: Path) -> None:

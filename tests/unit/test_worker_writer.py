@@ -19,6 +19,7 @@ from featd.config import StoreConfig
 from featd.decoders.wire import Decoded
 from featd.errors import CatalogUnavailableError, LeaseLostError, StoreUnavailableError
 from featd.shards.read import ShardReader
+from featd.shards.store import OtherStoreError, write_marker
 from featd.states import ClaimedImage, Failure, Kind, State, Unchanged
 from featd.worker import writer as writer_module
 from featd.worker.claims import Held
@@ -269,6 +270,20 @@ def test_another_instances_store_is_not_written_to(filled: Filled, make: Make) -
     writer.put(batch(filled, images))
     wait_for(lambda: writer.failure, 20, "the writer's end")
     assert "belongs to instance 'another'" in str(writer.failure)
+    assert files(filled) == []
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_a_store_of_another_nonce_is_not_written_to(filled: Filled, make: Make, ended: bool) -> None:
+    """After a stop beyond the lease, another start may have changed the nonce: then the lease is what is wrong."""
+    images = claimed(filled, 2)
+    writer = make()
+    write_marker(filled.store, filled.instance, "1-other")
+    if ended:
+        filled.end_lease()
+    writer.put(batch(filled, images))
+    wait_for(lambda: writer.failure, 20, "the writer's end")
+    assert type(writer.failure) is (LeaseLostError if ended else OtherStoreError)
     assert files(filled) == []
 
 

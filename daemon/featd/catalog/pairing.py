@@ -68,11 +68,18 @@ def _is_complete_backup(catalog: sa.Engine, store: Path) -> bool:
     """Whether a store with an older nonce came back to its place from a backup that has all shards: a copy has every
     shard that was sealed before it was made, so it has all of them if it has the newest."""
     with connect.reading(catalog) as conn:
-        key, place = store_key(conn), values.get_value(conn, PLACE)
+        key, place, live = store_key(conn), values.get_value(conn, PLACE), leases.any_live(conn)
         newest = conn.scalar(sa.select(shards.c.path).order_by(shards.c.id.desc()).limit(1))
     older = turn_of(check_instance(store, key.instance)) < min(map(turn_of, key.nonces))
     complete = newest is not None and not is_missing(store / newest)
-    return older and complete and place == str(store.resolve())
+    return older and complete and not live and place == str(store.resolve())
+
+
+def check_under_lease(catalog: sa.Engine, store: Path) -> StoreKey:
+    """As `check`, for a worker that has opened its lease: the key stays right while the lease is live. A start that saw
+    no live lease has its nonce in the catalog when the lock is free; any later one sees this lease."""
+    connect.transact(catalog, _hold)
+    return check(catalog, store)
 
 
 def pair(catalog: sa.Engine, store: Path) -> None:
@@ -129,11 +136,16 @@ def _nonces(conn: sa.Connection) -> tuple[str | None, ...]:
     return tuple(values.get_value(conn, NONCES) or (None,))
 
 
+def _hold(conn: sa.Connection) -> None:
+    """Lock the row of the nonces until the transaction ends."""
+    values.add_values(conn, {NONCES: [None]})
+    values.lock(conn, NONCES)
+
+
 def _propose(conn: sa.Connection, beyond: int | None = None) -> bool:
     """Put the next nonce into the catalog; what an earlier start proposed is taken up again. False where a lease is
     live meanwhile. `beyond`: in any case, and with a higher turn than this."""
-    values.add_values(conn, {NONCES: [None]})
-    values.lock(conn, NONCES)
+    _hold(conn)
     now = _nonces(conn)
     if beyond is None and leases.any_live(conn):
         return False
@@ -146,7 +158,7 @@ def _propose(conn: sa.Connection, beyond: int | None = None) -> bool:
 def _exchange(conn: sa.Connection, store: Path) -> None:
     """Write the proposed nonce into the marker, then confirm it. In one transaction: who holds the row is the only one
     that writes the marker."""
-    values.lock(conn, NONCES)
+    _hold(conn)
     proposed = _nonces(conn)[-1]
     try:
         write_marker(store, instance.instance_id(conn), proposed)

@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from featd.errors import StoreUnavailableError, reason
+
 _MAGIC = int.from_bytes(b"FTDHAND1", "little")
 
 # Words of the file: the head, then the batch's ids, then a record for each decoder.
@@ -68,16 +70,20 @@ class Hands:
 
     @classmethod
     def create(cls, path: Path, decoders: int, batch: int) -> Hands:
-        """Make the file (an older one of the same lease is emptied first), for `decoders` and batches of `batch`."""
+        """Make the file (an older one of the same lease is emptied first), for `decoders` and batches of `batch`.
+        StoreUnavailableError where it cannot be written, as on a full disk."""
         words = _HEAD_WORDS + batch + decoders * _DECODER_WORDS
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o640)
         try:
-            # Allocated, not only sized: a write to a hole on a full disk would raise SIGBUS.
-            os.posix_fallocate(fd, 0, words * _WORD)
-            os.pwrite(fd, struct.pack("=3q", _MAGIC, decoders, batch), 0)
-            return cls(mmap.mmap(fd, words * _WORD))
-        finally:
-            os.close(fd)
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o640)
+            try:
+                # Allocated, not only sized: a write to a hole on a full disk would raise SIGBUS.
+                os.posix_fallocate(fd, 0, words * _WORD)
+                os.pwrite(fd, struct.pack("=3q", _MAGIC, decoders, batch), 0)
+                return cls(mmap.mmap(fd, words * _WORD))
+            finally:
+                os.close(fd)
+        except OSError as error:
+            raise StoreUnavailableError(f"{path}: cannot write it: {reason(error)}") from error
 
     @classmethod
     def open(cls, path: Path) -> Hands:

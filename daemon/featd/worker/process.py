@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import sqlalchemy as sa
 
@@ -87,6 +87,8 @@ def run(link: ChildLink, plan: WorkerPlan) -> int:
         lease_seconds=plan.lease_seconds,
     )
     link.report(LeaseOpened(lease))
+    # A start of another host may have changed the nonce while the net was loaded.
+    booted = replace(booted, key=pairing.check_under_lease(catalog, plan.store.path))
     worker = Worker(link, plan, catalog, lease, booted)
     reason = "stopped"
     try:

@@ -20,14 +20,14 @@ import numpy.typing as npt
 import sqlalchemy as sa
 
 from featd import clock, logs
-from featd.catalog import connect, live, pairing, settle
+from featd.catalog import connect, leases, live, pairing, settle
 from featd.catalog.connect import CommitUnknownError
 from featd.catalog.settle import Identity, Lost, Made, Settlement
 from featd.config import StoreConfig
 from featd.decoders.wire import Decoded
 from featd.errors import CatalogUnavailableError, StoreUnavailableError
 from featd.shards.layout import ShardName
-from featd.shards.store import StoreKey, check_store
+from featd.shards.store import OtherStoreError, StoreKey, check_store
 from featd.shards.verify import Verified
 from featd.shards.write import ShardWriter
 from featd.states import (
@@ -221,7 +221,7 @@ class Writer(WorkerThread):
         name = ShardName(clock.utcnow(), self._lease.id, self._lease.token, self._serial)
         self._serial += 1
         # An unmounted store leaves an empty folder, which must not be written to.
-        check_store(self._store.path, self._kind.key)
+        self._check_store()
         with _storing(self._store.path):
             self._shard = ShardWriter(
                 self._store.path,
@@ -244,9 +244,17 @@ class Writer(WorkerThread):
         with _storing(self._store.path):
             sealed = self._shard.seal()
         self._shard, self._seal_at = None, float("inf")
-        check_store(self._store.path, self._kind.key)
+        self._check_store()
         self._settle(sealed)
         self._sealing_seconds = clock.monotonic() - began
+
+    def _check_store(self) -> None:
+        try:
+            check_store(self._store.path, self._kind.key)
+        except OtherStoreError:
+            # After a long stop it is the lease that is over: then a start may have changed the nonce.
+            connect.transact(self._catalog, leases.hold, self._lease)
+            raise
 
     def _settle(self, shard: SealedShard | None) -> None:
         made: list[Made] = []
