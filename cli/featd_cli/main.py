@@ -41,7 +41,7 @@ Exit codes:
   4   drained, and failed images remain
   75  catalog or store out of reach: try again later
   78  bad configuration, including a missing or unsupported model, a wrong
-      blob, another fingerprint or schema
+      blob, another fingerprint, schema or store
   130 interrupted
 """
 

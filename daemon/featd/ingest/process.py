@@ -206,7 +206,7 @@ class Ingest:
     def _tell_of_duty(self, root: RootIngest) -> None:
         if not root.online:
             log.warning(
-                "scan_duty_left", "root is offline on this host; another host may scan it", root=root.name
+                "scan_duty_left", "root is offline here; any host that has it may scan it", root=root.name
             )
         elif root.scans:
             log.info(

@@ -97,7 +97,8 @@ class Scan:
 
     def _all_steps(self) -> Iterator[bool]:
         if self.report.state is not RootState.ONLINE:
-            log.warning(
+            tell = log.debug if self.start else log.warning  # a scan of the whole root follows
+            tell(
                 "root_offline",
                 "root is offline; its images keep their state until it is back",
                 root=self.report.root,
