@@ -473,6 +473,22 @@ def test_a_folder_that_was_closed_when_it_came_is_watched_once_it_opens(
     assert len([one for one in watched.scans if not one.start]) == 1, "no scan of everything"
 
 
+@pytest.mark.parametrize("since", ["the start", "later"])
+def test_a_folder_that_was_closed_for_a_while_is_looked_at(
+    watch: Callable[..., Watched], root: Path, monkeypatch: pytest.MonkeyPatch, since: str
+) -> None:
+    """It may be watched all the time; but what came into it could not be reached."""
+    with monkeypatch.context() as closed:
+        closed.setattr(os, "access", lambda path, mode: not os.fsencode(path).endswith(b"/sub"))
+        watched = watch(root)
+        if since == "later":
+            (root / "sub").chmod(0o640)
+            write(root / "first.jpg")
+            watched.until(lambda: "first.jpg" in watched.rows(), "events")
+    (root / "sub").chmod(0o750)
+    watched.until(lambda: [one for one in watched.scans if one.start == b"sub"], "a scan of the folder")
+
+
 def test_an_edit_that_keeps_size_and_time_is_seen(watch: Callable[..., Watched], root: Path) -> None:
     watched = watch(root)
     image = root / "sub" / "first.jpg"

@@ -85,6 +85,8 @@ class TreeEmitter(EventEmitter):
         self._inotify = INotify()
         self._paths: dict[int, bytes] = {}  # by watch descriptor
         self._watches: dict[bytes, int] = {}
+        self._closed: set[bytes] = set()
+        """Folders that are closed: what comes meanwhile cannot be seen, even where they are watched."""
 
     def on_thread_start(self) -> None:
         self._add(self._root)
@@ -134,10 +136,12 @@ class TreeEmitter(EventEmitter):
             elif mask & (flags.CREATE | flags.MOVED_TO):
                 self._watch_tree(path)  # first, so that the scan of it that follows misses nothing
                 self.queue_event(events.DirCreatedEvent(path))
-            elif mask & flags.ATTRIB and path not in self._watches:  # it could not be read until now
+            elif mask & flags.ATTRIB and not os.access(path, os.R_OK | os.X_OK):
+                self._closed.add(path)
+            elif mask & flags.ATTRIB and (path in self._closed or path not in self._watches):
+                self._closed.discard(path)
                 self._watch_tree(path)
-                if path in self._watches:
-                    self.queue_event(events.DirCreatedEvent(path))
+                self.queue_event(events.DirCreatedEvent(path))
         elif mask & GONE:
             self.queue_event(events.FileDeletedEvent(path))
         elif mask & flags.MOVED_TO:
@@ -167,6 +171,8 @@ class TreeEmitter(EventEmitter):
             folder = waiting.pop()
             if folder != self._root and self._excluded(folder):
                 continue
+            if not os.access(folder, os.R_OK | os.X_OK):
+                self._closed.add(folder)
             try:
                 self._add(folder)
                 with os.scandir(folder) as entries:
