@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+
 import typer
 
 from featd_cli.console import document, note, say
@@ -35,7 +37,12 @@ def restored(ctx: typer.Context, config: ConfigOption = None) -> None:
     from featd.daemon import hold_locks
 
     with open_instance(ctx, config) as instance, hold_locks(instance.settings.store.path):
-        ended = pairing.declare_restored(instance.catalog, instance.settings.store.path)
+        ended = pairing.declare_restored(
+            instance.catalog,
+            instance.settings.store.path,
+            socket.gethostname(),
+            instance.settings.retry.policy,
+        )
     say("catalog and store belong together from now on")
     note(
         f"ended {ended:,} leases; `featd run` scans the roots and does again what the backup does not know. Shards that"

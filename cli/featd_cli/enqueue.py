@@ -53,7 +53,7 @@ def enqueue(
     )
     if total.refused:
         raise RefusedError(
-            f"the catalog cannot hold {total.refused:,} of these files: their paths are too long for it"
+            f"the catalog cannot hold {total.refused:,} of these files: their paths are too long"
         )
 
 

@@ -71,9 +71,10 @@ def explain(
 
 def _fault(found: Explained, settings: Settings) -> str | None:
     """`missing` or `damaged` where the file of its vector is."""
+    from featd.shards.store import is_store
     from featd.shards.verify import Verified
 
-    if found.shard is None or found.shard_checksum is None:
+    if found.shard is None or found.shard_checksum is None or not is_store(settings.store.path):
         return None
     return Verified().fault(settings.store.path / found.shard, found.shard_checksum)
 

@@ -90,10 +90,10 @@ shard_seconds = 30.0
 compression = "none"
 # float32 or float16.
 dtype = "float32"
-# A shard that the catalog does not know (a worker died, the catalog was restored) is moved to `unknown` in the store,
-# and removed after so many days;
+# Shards that the catalog does not know (a worker died, the catalog was restored) are moved to `unknown` in the store.
+# They are removed after so many days.
 keep_unknown_days = 7.0
-# or sooner, the oldest first, while the store's disk has fewer free bytes than this.
+# They are removed at once while the store's disk has fewer free bytes than this.
 min_free = 1_073_741_824
 
 $roots

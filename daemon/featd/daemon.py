@@ -126,14 +126,20 @@ def _locked(store: Path, host: str, undo: contextlib.ExitStack) -> list[int]:
     make_folder(folder)
     lock_fd = take_lock(folder.with_name(f"{folder.name}.lock"))
     undo.callback(os.close, lock_fd)
-    name = undo.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
-    take_name(name, f"featd/{instance_of(store)}/{host}")
+    name = take_name(f"featd/{instance_of(store)}/{host}")
+    if name is None:
+        return [lock_fd]
+    undo.callback(name.close)
     return [lock_fd, name.fileno()]
 
 
 @contextlib.contextmanager
 def hold_locks(store: Path) -> Iterator[None]:
-    """For a command that must not run beside featd on this host. LockHeldError; StoreUnavailableError."""
+    """For a command that must not run beside featd on this host. LockHeldError; StoreUnavailableError; ConfigError for
+    root where the store belongs to another user."""
+    _refuse_root(store)
+    if not is_store(store):
+        raise StoreUnavailableError(f"{store}: no store there: is the disk mounted?")
     with contextlib.ExitStack() as undo:
         try:
             _locked(store, socket.gethostname(), undo)
@@ -219,18 +225,24 @@ def _worker(link: ChildLink, plan: WorkerPlan) -> int:
     return process.run(link, plan)
 
 
-def take_name(held: socket.socket, name: str) -> None:
+def take_name(name: str) -> socket.socket | None:
     """One supervisor per instance and host, also where the store was copied: a name in the kernel, which is free again
-    when `held` is closed. LockHeldError."""
+    when the socket is closed. LockHeldError. None in a sandbox without such sockets."""
     deadline = clock.monotonic() + LOCK_SECONDS
+    try:
+        held = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    except OSError:
+        return None
     while True:
         try:
             held.bind(f"\0{name}"[:107])
-            return
+            return held
         except OSError as error:
-            if error.errno != errno.EADDRINUSE:  # a sandbox without sockets: the other lock is enough
-                return
+            if error.errno != errno.EADDRINUSE:
+                held.close()
+                return None
             if clock.monotonic() > deadline:
+                held.close()
                 raise LockHeldError(
                     "another featd of this instance is running on this host, with another store: one of the two stores"
                     " is a copy"

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from featd.catalog import connect, counters, schema
+from featd.catalog import connect, counters, enqueue, schema
+from featd.catalog.enqueue import FoundFile, Reread
 from featd.catalog.settle import Identity
 from featd.config import StoreConfig
 from featd.decoders.wire import Decoded
@@ -46,7 +47,7 @@ def make(filled: Filled, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
 
     def build(**store: Any) -> Writer:
         config = StoreConfig(path=filled.store, **{"shard_seconds": NEVER, **store})
-        kind = ShardKind(dict(filled.blobs), "onnxruntime", filled.key)
+        kind = ShardKind(dict(filled.blobs), "onnxruntime", "here", filled.key)
         identity = Identity(FINGERPRINT, {"blobs": list(filled.blobs), "dtype": "float32"}, {})
         made.append(Writer(filled.catalog, filled.lease, config, kind, identity, POLICY, Held()))
         made[-1].start()
@@ -133,33 +134,68 @@ def test_a_flush_seals_at_once(filled: Filled, make: Make) -> None:
     until_done(filled, 2)
 
 
-def test_what_needs_no_shard_is_settled_without_one(filled: Filled, make: Make) -> None:
+def touched(filled: Filled) -> Unchanged:
+    """touched.jpg, done before and now claimed again, with the content of its vector."""
     filled.done(["touched.jpg"])
-    filled.enqueue(["touched.jpg"], priority=0)
-    with connect.reading(filled.catalog) as conn:
-        content = conn.scalar(sa.select(schema.images.c.content))
+    root = str(filled.roots[0])
     connect.transact(
-        filled.catalog, lambda conn: conn.execute(sa.update(schema.images).values(state="pending"))
+        filled.catalog, enqueue.enqueue, root, [FoundFile("touched.jpg", 10, 1)], reread=Reread.ALL
     )
-    connect.transact(
-        filled.catalog,
-        lambda conn: conn.execute(
-            sa.update(schema.settings).where(schema.settings.c.name == "count.pending").values(number=1)
-        ),
-    )
-    connect.transact(
-        filled.catalog,
-        lambda conn: conn.execute(
-            sa.update(schema.settings).where(schema.settings.c.name == "count.done").values(number=0)
-        ),
-    )
+    (image,) = filled.claim()
+    return Unchanged(image, str(image.known_content))
+
+
+def test_what_needs_no_shard_is_settled_without_one(filled: Filled, make: Make) -> None:
+    unchanged = touched(filled)
     filled.enqueue(["broken.jpg"])
-    touched, broken = filled.claim()
+    (broken,) = filled.claim()
     writer = make()
-    writer.put(Unchanged(touched, content))
+    writer.put(unchanged)
     writer.put(Failure(broken, Kind.DECODE_CORRUPT, "damaged"))
     wait_for(lambda: counts(filled) == {State.DONE: 1, State.FAILED: 1}, 20, "both outcomes")
     assert len(rows(filled, schema.shards)) == 1
+
+
+@pytest.mark.parametrize("how", ["missing", "flipped", "cut", "empty", "cannot be read"])
+def test_an_unchanged_image_is_done_only_where_its_shard_is_sound(
+    filled: Filled, make: Make, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    unchanged = touched(filled)
+    (shard,) = (filled.store / "shards").rglob("*.h5")
+    data = shard.read_bytes()
+    match how:
+        case "missing":
+            shard.unlink()
+        case "flipped":
+            shard.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+        case "cut":
+            shard.write_bytes(data[: len(data) // 2])
+        case "empty":
+            shard.write_bytes(b"")
+        case _:
+
+            def fails(path: Path) -> str:
+                raise PermissionError(errno.EACCES, "Permission denied")
+
+            monkeypatch.setattr("featd.shards.verify.checksum", fails)
+    make().put(unchanged)
+    expected = State.DONE if how == "cannot be read" else State.PENDING
+    wait_for(lambda: counts(filled) == {expected: 1}, 20, "the outcome")
+    (row,) = rows(filled, schema.images)
+    assert (row.content is None) is (row.shard_id is None) is (expected is State.PENDING)
+    assert len(rows(filled, schema.shards)) == 1, "the newest row stays, for the mark"
+
+
+def test_a_store_that_is_not_mounted_makes_no_shard_lost(filled: Filled, make: Make) -> None:
+    unchanged = touched(filled)
+    filled.store.rename(filled.store.with_name("elsewhere"))
+    filled.store.mkdir()
+    writer = make()
+    writer.put(unchanged)
+    wait_for(lambda: writer.failure, 20, "the writer's end")
+    assert isinstance(writer.failure, StoreUnavailableError)
+    (row,) = rows(filled, schema.images)
+    assert (row.state, row.content is None, row.shard_id is None) == ("claimed", False, False)
 
 
 def test_outcomes_are_settled_together_with_a_shard(filled: Filled, make: Make) -> None:

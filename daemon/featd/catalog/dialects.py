@@ -89,6 +89,7 @@ def lift_limits(conn: sa.Connection) -> None:
     life."""
     if not is_sqlite(conn):
         conn.exec_driver_sql("SET statement_timeout = 0")
+        conn.exec_driver_sql("SET lock_timeout = 0")
         driver: Any = conn.connection.driver_connection
         driver.limit_seconds = None
 

@@ -98,7 +98,7 @@ def enqueue(
     rows = dialects.rows_of(conn, "found", _FILE, [astuple(file) for file in found])
     known = images.alias("known")
     differing = (
-        sa.select(*rows.c, known.c.id)
+        sa.select(*rows.c, *known.c["id", "state", "size", "mtime_ns", "ctime_ns"])
         .select_from(rows.outerjoin(known, (known.c.root == root) & (known.c.path == rows.c.path)))
         .where(
             known.c.id.is_(None)
@@ -112,13 +112,20 @@ def enqueue(
     )
     new: list[FoundFile] = []
     differ: dict[int, FoundFile] = {}
-    for *fields, image_id in conn.execute(differing).all():
+    result = Enqueued()
+    for *fields, image_id, state, size, mtime_ns, ctime_ns in conn.execute(differing).all():
         file = FoundFile(*fields)
         if image_id is None:
             new.append(file)
+        elif (
+            state == State.DONE
+            and reread is Reread.NONE
+            and _moved_alone(file, size, mtime_ns, ctime_ns, heard)
+        ):
+            result.doubted.append(file)  # nothing is written, so nothing is locked
         else:
             differ[image_id] = file
-    result = Enqueued(new=_insert(conn, root, new, priority, delay_seconds))
+    result.new = _insert(conn, root, new, priority, delay_seconds)
     changes = _change(conn, differ, priority, delay_seconds, heard, reread, result)
     changes.move(None, State.PENDING, result.new)
     counters.apply(conn, changes)
@@ -232,7 +239,7 @@ def _change(
         state = State(row.state)
         same = (row.size, row.mtime_ns) == (file.size, file.mtime_ns)
         next_version = (row.id, file.size, file.mtime_ns, file.ctime_ns, row.version + 1)
-        moved = file.ctime_ns not in (None, row.ctime_ns) and (heard or row.ctime_ns is not None)
+        moved = _moved_alone(file, row.size, row.mtime_ns, row.ctime_ns, heard)
         if state is State.CLAIMED:
             if not same:
                 claimed.append(next_version)
@@ -250,7 +257,7 @@ def _change(
         elif reread is Reread.ALL or (moved and (state is State.FAILED or reread is Reread.DOUBTED)):
             result.changed += reread is Reread.NONE
             result.reread += reread is not Reread.NONE
-            again.append((*next_version[:-1], row.version))
+            again.append(next_version)
             changes.move(state, State.PENDING)
         elif moved:
             result.doubted.append(file)
@@ -276,10 +283,17 @@ def _change(
     return changes
 
 
+def _moved_alone(file: FoundFile, size: int, mtime_ns: int, ctime_ns: int | None, heard: bool) -> bool:
+    """Whether nothing but the ctime of a file is other than its row says."""
+    moved = file.ctime_ns not in (None, ctime_ns) and (heard or ctime_ns is not None)
+    return moved and (file.size, file.mtime_ns) == (size, mtime_ns)
+
+
 def compare(
-    conn: sa.Connection, root: str, read: Sequence[tuple[FoundFile, str]]
+    conn: sa.Connection, root: str, read: Sequence[tuple[FoundFile, str | None]]
 ) -> tuple[int, list[FoundFile]]:
-    """`read`: files that were in doubt, with the hash of their content. Done rows of other content become pending as a
+    """`read`: files that were in doubt, with the hash of their content, or None where it may not be read: then only
+    another ctime brings doubt again. Done rows of other content become pending as a
     new version; the others get the ctime. Returns how many had other content, and the files whose rows are claimed:
     nothing can be said of them yet."""
     contents = {file.path: (file, content) for file, content in read}
@@ -296,7 +310,9 @@ def compare(
         if row.state == State.CLAIMED:
             claimed.append(file)
         elif row.state == State.DONE and (row.size, row.mtime_ns) == (file.size, file.mtime_ns):
-            rows, version = (same, row.version) if row.content == content else (other, row.version + 1)
+            rows, version = (
+                (same, row.version) if content in (None, row.content) else (other, row.version + 1)
+            )
             rows.append((row.id, file.ctime_ns, version))
     fresh = {
         **verdicts.CLEAN,

@@ -107,7 +107,7 @@ def end_lease(
     conn: sa.Connection,
     lease: Lease,
     reason: str,
-    policy: RetryPolicy = RetryPolicy(),  # noqa: B008 - frozen
+    policy: RetryPolicy,
     in_hand: InHand | None = None,
 ) -> int | None:
     """End a lease and make its claimed rows pending again; returns how many, or None where it had already ended.

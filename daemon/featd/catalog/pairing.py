@@ -11,15 +11,16 @@ from __future__ import annotations
 
 import secrets
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 import sqlalchemy as sa
 
 from featd import clock
-from featd.catalog import connect, instance, leases, values
+from featd.catalog import connect, instance, leases, stats, values
 from featd.catalog.schema import leases as lease_table
 from featd.catalog.schema import shards
-from featd.errors import StoreUnavailableError, reason
+from featd.errors import FeatdError, StoreUnavailableError, reason
 from featd.shards.store import (
     RESTORED,
     OtherStoreError,
@@ -27,12 +28,13 @@ from featd.shards.store import (
     check_instance,
     check_readable,
     check_store,
-    is_missing,
     read_mark,
+    shard_is_missing,
     turn_of,
     write_mark,
     write_marker,
 )
+from featd.states import RetryPolicy
 
 NONCES = "store.nonces"
 """The setting: the nonce that marker and catalog share, and behind it the next one until it is confirmed."""
@@ -40,8 +42,10 @@ HISTORY = "history"
 """The setting that a restored catalog gets anew: what readers noted of an earlier history is void."""
 PLACE = "store.place"
 """The setting: the path of the store that was given the present nonce."""
-NEWEST = 100
-"""Shards that are looked through for one of another worker."""
+LOOKED_THROUGH = 100
+"""Shards that are looked through for those of other hosts."""
+NEWEST = 3
+"""Shards that a complete store has; one that was lost afterwards must not lock everybody out."""
 
 
 def store_key(conn: sa.Connection) -> StoreKey:
@@ -51,75 +55,87 @@ def store_key(conn: sa.Connection) -> StoreKey:
 
 def check(catalog: sa.Engine, store: Path, *, writable: bool = True) -> StoreKey:
     """The key of the store, which is that of the catalog. OtherStoreError; StoreUnavailableError."""
-    for last in (False, True):
-        with connect.reading(catalog) as conn:
-            key = store_key(conn)
-        try:
-            (check_store if writable else check_readable)(store, key)
-            break
-        except OtherStoreError:
-            # At the first look: a start may have changed the nonce meanwhile.
-            if last and not _is_complete_backup(catalog, store):
-                raise
+    look = check_store if writable else check_readable
+    try:
+        return _looked(catalog, store, look)
+    except OtherStoreError:
+        if _is_complete_backup(catalog, store):
+            with connect.reading(catalog) as conn:
+                return store_key(conn)
+    return _looked(catalog, store, look)  # a start may have changed the nonce between the two looks
+
+
+def _looked(catalog: sa.Engine, store: Path, look: Callable[[Path, StoreKey], None]) -> StoreKey:
+    with connect.reading(catalog) as conn:
+        key = store_key(conn)
+    look(store, key)
     return key
 
 
 def _is_complete_backup(catalog: sa.Engine, store: Path) -> bool:
-    """Whether a store with an older nonce came back to its place from a backup that has all shards: a copy has every
-    shard that was sealed before it was made, so it has all of them if it has the newest."""
+    """Whether a store with an older nonce came back to its place from a backup that has the newest shards, and so
+    those before them, too."""
     with connect.reading(catalog) as conn:
         key, place, live = store_key(conn), values.get_value(conn, PLACE), leases.any_live(conn)
-        newest = conn.scalar(sa.select(shards.c.path).order_by(shards.c.id.desc()).limit(1))
-    older = turn_of(check_instance(store, key.instance)) < min(map(turn_of, key.nonces))
-    complete = newest is not None and not is_missing(store / newest)
+        newest = conn.scalars(sa.select(shards.c.path).order_by(shards.c.id.desc()).limit(NEWEST)).all()
+    older = turn_of(check_instance(store, key)) < min(map(turn_of, key.nonces))
+    complete = bool(newest) and not any(shard_is_missing(store / path) for path in newest)
     return older and complete and not live and place == str(store.resolve())
 
 
 def check_under_lease(catalog: sa.Engine, store: Path) -> StoreKey:
     """As `check`, for a worker that has opened its lease: the key stays right while the lease is live. A start that saw
-    no live lease has its nonce in the catalog when the lock is free; any later one sees this lease."""
+    no live lease has written its nonce into the catalog before the lock is free; a later one sees this lease."""
     connect.transact(catalog, _hold)
     return check(catalog, store)
 
 
-def pair(catalog: sa.Engine, store: Path) -> None:
-    """At a start: check that catalog and store go together, and give them another nonce where no lease is live.
-    OtherStoreError; StoreUnavailableError."""
+def pair(catalog: sa.Engine, store: Path, host: str) -> None:
+    """At a start on `host`: check that catalog and store go together, and give them another nonce where no lease is
+    live. OtherStoreError; StoreUnavailableError."""
     check(catalog, store)
     with connect.reading(catalog) as conn:
         newest, live = newest_shard(conn), leases.any_live(conn)
     if newest < read_mark(store):
         raise OtherStoreError(RESTORED.format(store=store))
     if live or not connect.transact(catalog, _propose):
-        check_shared(catalog, store)
+        check_shared(catalog, store, host)
     else:
         connect.transact(catalog, _exchange, store)
 
 
-def check_shared(catalog: sa.Engine, store: Path, before: int | None = None) -> None:
-    """OtherStoreError where workers that were here first (with leases before `before`) use another store: what they
-    sealed last must be in this one."""
+def check_shared(catalog: sa.Engine, store: Path, host: str, before: int | None = None) -> None:
+    """StoreUnavailableError where workers of other hosts that were here first (with leases before `before`) use another
+    store: what they sealed last must be in this one. On one host, the supervisor's lock makes sure of that."""
     with connect.reading(catalog) as conn:
-        sealed = _last_of_others(conn, before)
+        sealed = _last_of_others(conn, host, before)
     for _ in range(3):
-        if sealed is None or not is_missing(store / sealed):
+        if sealed is None or not shard_is_missing(store / sealed):
             return
         clock.sleep(1.0)  # a network file system may show a new file late
-    raise OtherStoreError(
-        f"{store} lacks {sealed}, which a running worker of this catalog has just sealed: this store is a copy of the"
-        " one in use. Name that one in store.path"
+    # To be tried again: should this one shard be lost, then the next one is there.
+    raise StoreUnavailableError(
+        f"{store} lacks {sealed}, which a running worker of another host has just sealed: this store is a copy of the"
+        " one in use, or not mounted. Name the one in use in store.path"
     )
 
 
-def declare_restored(catalog: sa.Engine, store: Path) -> int:
+def declare_restored(catalog: sa.Engine, store: Path, host: str, policy: RetryPolicy) -> int:
     """This catalog and this store go together from now on, whatever they say: ends all open leases and begins a new
-    history. Returns how many leases it ended. No file is moved."""
+    history. Returns how many leases it ended. No file is moved. The caller makes sure that featd does not run on
+    `host`. FeatdError while a worker of another host is at work."""
     with connect.reading(catalog) as conn:
-        marked = check_instance(store, instance.instance_id(conn))
+        marked = check_instance(store, store_key(conn))
         newest = newest_shard(conn)
         open_leases = leases.all_open(conn)
+        elsewhere = sorted({line.host for line in stats.workers(conn)} - {host})
+    if elsewhere:
+        raise FeatdError(
+            f"workers of {', '.join(elsewhere)} are at work with this catalog: stop featd there, then try again (the"
+            " lease of a worker that was killed, or of a backup, lasts for workers.lease_seconds)"
+        )
     for lease in open_leases:
-        connect.transact(catalog, leases.end_lease, lease, "the catalog was restored")
+        connect.transact(catalog, leases.end_lease, lease, "the catalog was restored", policy)
     connect.transact(catalog, values.set_value, HISTORY, str(uuid.uuid4()))
     connect.transact(catalog, _propose, turn_of(marked))
     connect.transact(catalog, _exchange, store)
@@ -168,15 +184,14 @@ def _exchange(conn: sa.Connection, store: Path) -> None:
     values.set_value(conn, PLACE, str(store.resolve()))
 
 
-def _last_of_others(conn: sa.Connection, before: int | None) -> str | None:
-    """The path of the last shard that a worker with a live lease has sealed."""
-    last = (
-        sa.select(*shards.c["id", "path", "lease_id"]).order_by(shards.c.id.desc()).limit(NEWEST).subquery()
-    )
+def _last_of_others(conn: sa.Connection, host: str, before: int | None) -> str | None:
+    """The path of the last shard that a worker of another host with a live lease has sealed."""
+    columns = shards.c["id", "path", "lease_id"]
+    last = sa.select(*columns).order_by(shards.c.id.desc()).limit(LOOKED_THROUGH).subquery()
     statement = (
         sa.select(last.c.path)
         .join(lease_table, lease_table.c.id == last.c.lease_id)
-        .where(leases.is_live(conn))
+        .where(leases.is_live(conn), lease_table.c.host != host)
         .order_by(last.c.id.desc())
         .limit(1)
     )

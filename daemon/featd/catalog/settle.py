@@ -216,7 +216,9 @@ def _settle_lost(
     # Nothing names it: what is left of its file is unknown from now on. Its worker may still look for its row.
     over = sa.select(lease_table.c.id).where(lease_table.c.ended_at.is_not(None))
     nameless = (shards.c.id.in_({one.shard_id for one in mine}), shards.c.live_rows == 0)
-    conn.execute(sa.delete(shards).where(*nameless, shards.c.lease_id.in_(over)))
+    # The newest row stays: it tells how far the catalog has come.
+    older = shards.c.id < sa.select(sa.func.max(shards.c.id)).scalar_subquery()
+    conn.execute(sa.delete(shards).where(*nameless, older, shards.c.lease_id.in_(over)))
     changes.move(State.CLAIMED, State.PENDING, len(mine))
 
 

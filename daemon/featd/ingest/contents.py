@@ -6,6 +6,7 @@ apart. The images stay done meanwhile.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Sequence
 
@@ -19,6 +20,7 @@ from featd.errors import ImageError
 from featd.images.read import read_image
 from featd.ingest.walk import found_file
 from featd.paths import from_catalog
+from featd.states import Kind
 
 MAX_FILES = 20_000
 """Files in doubt that are kept; the next scan finds the others again."""
@@ -39,15 +41,19 @@ class ContentChecks:
         self._root = root
         self._pauses = 0 if hurry else PAUSES
         self._files: dict[str, FoundFile] = {}
+        self.more = False
+        """Whether there were too many, so that a scan must find the others again."""
         self._due = 0.0
 
     def __bool__(self) -> bool:
-        return bool(self._files)
+        return bool(self._files) or self.more
 
     def add(self, files: Sequence[FoundFile]) -> None:
         for file in files:
             if len(self._files) < MAX_FILES or file.path in self._files:
                 self._files[file.path] = file
+            else:
+                self.more = True
 
     def next_due(self) -> float | None:
         return self._due if self._files else None
@@ -56,39 +62,43 @@ class ContentChecks:
         """Read some of the files where that is due; returns how many have other content and are pending now."""
         if not self._files or now < self._due:
             return 0
-        read: list[tuple[FoundFile, str]] = []
-        taken: list[FoundFile] = []
-        while self._files and clock.monotonic() < now + SLICE_SECONDS:
-            _, file = self._files.popitem()
-            taken.append(file)
-            if (content := self._read(file)) is not None:
-                read.append((file, content))
+        began = clock.monotonic()
+        read: list[tuple[FoundFile, str | None]] = []
+        first = True
+        while self._files and (first or clock.monotonic() < began + SLICE_SECONDS):
+            first = False
+            file = self._files.pop(next(iter(self._files)))
+            with contextlib.suppress(OSError, ImageError):  # an event or the next scan finds it again
+                read.append((file, self._read(file)))
+        if not read:
+            return 0
         try:
             changed, claimed = connect.transact(self._catalog, enqueue.compare, str(self._root.path), read)
         except BaseException:
-            self.add(taken)
+            self.add([file for file, _ in read])
             raise
         after = clock.monotonic()
-        self._due = after + (after - now) * self._pauses
+        self._due = after + (after - began) * self._pauses
         if claimed:
             self.add(claimed)
             self._due = max(self._due, after + AGAIN_SECONDS)
         return changed
 
     def _read(self, file: FoundFile) -> str | None:
-        """The hash of the file's content; None where it is not the file in doubt any more, or cannot be read: an event
-        or the next scan finds it again."""
+        """The hash of the file's content; None where it may not be read. OSError or ImageError where it is not the file
+        in doubt any more, or cannot be read."""
         path = from_catalog(file.path)
         follow = self._root.follow_symlinks
-        try:
-            root_fd = os.open(self._root.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        except OSError:
-            return None
+        root_fd = os.open(self._root.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             image = read_image(root_fd, path, file.size, file.mtime_ns, follow_symlinks=follow)
             found = os.stat(path, dir_fd=root_fd, follow_symlinks=follow)
-        except (OSError, ImageError):
-            return None
+        except ImageError as error:
+            if error.kind is Kind.READ_DENIED:
+                return None
+            raise
         finally:
             os.close(root_fd)
-        return image.content if found_file(file.path, found) == file else None
+        if found_file(file.path, found) != file:
+            raise ImageError(Kind.READ_CHANGED, "the file changed while it was read")
+        return image.content

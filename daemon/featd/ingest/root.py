@@ -115,10 +115,16 @@ class RootIngest:
             self._doubts.everything = True
         if arrived.enqueued.any or arrived.gone or arrived.enqueued.doubted:
             self._took(arrived.enqueued)
-        ended = self._scan_on(now)
-        if self._scan is None and self._folder_scan is None and (changed := self._contents.step(now)):
+        if self._scan is None and self._folder_scan is None:
+            self._compare(now)
+        return self._scan_on(now)
+
+    def _compare(self, now: float) -> None:
+        if changed := self._contents.step(now):
             self._on_batch(Enqueued(changed=changed))
-        return ended
+        if self._contents.more and self._contents.next_due() is None:
+            self._contents.more = False
+            self._doubts.everything = True
 
     def _took(self, enqueued: Enqueued) -> None:
         self._contents.add(enqueued.doubted)
@@ -138,8 +144,8 @@ class RootIngest:
 
     @property
     def in_question(self) -> bool:
-        """Whether files wait for a check of their content."""
-        return bool(self._contents)
+        """Whether files wait for a check of their content, or a scan must find them."""
+        return bool(self._contents) or self._doubts.everything or self._scan is not None
 
     def close(self) -> None:
         if self._watch is not None:

@@ -8,6 +8,7 @@ wrong: it comes back where the catalog knows it again, and is removed only after
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from itertools import islice
@@ -34,6 +35,7 @@ class Leftovers:
     def __init__(self, catalog: sa.Engine, store: Path, keep_unknown_days: float, min_free: int) -> None:
         self._catalog = catalog
         self._store = store
+        self._unknown = unknown_folder(store)
         self._keep_seconds = keep_unknown_days * DAY_SECONDS
         self._min_free = min_free
 
@@ -51,9 +53,10 @@ class Leftovers:
             # A new transaction sees everything that an ended lease committed before it ended.
             with connect.reading(self._catalog) as conn:
                 known = stats.known_shards(conn, [path.name for path, _ in some])
-            left = [path for path, name in some if over[Lease(name.lease_id, name.token)]]
-            yield [path for path in left if path.name not in known and self._take_out(path)]
-        self._tell()
+            yield []
+            for path, name in some:
+                if over[Lease(name.lease_id, name.token)] and path.name not in known and self._take_out(path):
+                    yield [path]  # each takes some writes to the disk
 
     def _take_out(self, path: Path) -> bool:
         """Remove an unfinished file, move a sealed one away; whether that worked."""
@@ -66,12 +69,12 @@ class Leftovers:
                     file=path,
                 )
             else:
-                move_file(path, unknown_folder(self._store) / path.name)
+                move_file(path, self._unknown / path.name)
                 log.warning(
                     "unknown_moved",
                     "moved away a shard that the catalog does not know; it comes back if the catalog knows it again",
                     file=path,
-                    to=unknown_folder(self._store),
+                    to=self._unknown,
                     kept_days=self._keep_seconds / DAY_SECONDS,
                 )
         except OSError as error:
@@ -87,56 +90,58 @@ class Leftovers:
     # Those that were moved away
 
     def _look_at_unknown(self) -> Iterator[list[Path]]:
-        """Bring back what the catalog knows by now; remove what is old, or the oldest while the disk is nearly full."""
-        files = _shards_in(unknown_folder(self._store))
-        for at in range(0, len(files), BATCH_FILES):
-            some = files[at : at + BATCH_FILES]
+        """Bring back what the catalog knows by now; remove what is old, or any while the disk is nearly full. Then tell
+        how many are left."""
+        files = size = 0
+        for some in _portions(self._unknown):
             with connect.reading(self._catalog) as conn:
                 known = stats.known_shards(conn, [name.file_name for name in some])
-            for name in some:
-                self._bring_back(name) if name.file_name in known else self._forget(name)
             yield []
+            for name in some:
+                path = self._unknown / name.file_name
+                try:
+                    here = path.stat()
+                    if name.file_name in known and self._bring_back(path, self._store / name.relative_path):
+                        yield []
+                    elif not self._forget(path, here.st_ctime):
+                        files, size = files + 1, size + here.st_size
+                except OSError as error:
+                    log.warning(
+                        "unknown_left",
+                        "cannot move or delete a shard that was moved away; trying again at the next look",
+                        file=path,
+                        error=error.strerror,
+                    )
+        self._tell({"files": files, "bytes": size})
 
-    def _bring_back(self, name: ShardName) -> None:
-        target = self._store / name.relative_path
-        try:
-            if not target.exists():
-                move_file(unknown_folder(self._store) / name.file_name, target)
-                log.warning(
-                    "unknown_returned",
-                    "the catalog knows a shard again; it is back in its place",
-                    file=target,
-                )
-        except OSError as error:
-            log.warning("unknown_not_returned", "cannot move a shard back", file=target, error=error.strerror)
+    def _bring_back(self, path: Path, target: Path) -> bool:
+        if target.exists():
+            return False
+        move_file(path, target)
+        log.warning(
+            "unknown_returned", "the catalog knows a shard again; it is back in its place", file=target
+        )
+        return True
 
-    def _forget(self, name: ShardName) -> None:
-        path = unknown_folder(self._store) / name.file_name
-        try:
-            # A rename sets the time of the inode: it was moved here then.
-            old = clock.utcnow().timestamp() - path.stat().st_ctime > self._keep_seconds
-            full = _free_bytes(self._store) < self._min_free
-            if not (old or full):
-                return
+    def _forget(self, path: Path, moved_at: float) -> bool:
+        """Remove it where that is due. A rename sets the ctime: it was moved here then."""
+        if clock.utcnow().timestamp() - moved_at > self._keep_seconds:
             path.unlink()
-        except OSError:
-            return  # the next look finds it again
-        if old:
             log.info("unknown_removed", "removed a shard that the catalog has not known for long", file=path)
-        else:
+            return True
+        if _free_bytes(self._store) < self._min_free:
+            path.unlink()
             log.warning(
                 "unknown_removed_early",
                 "removed a shard that the catalog does not know, because the disk is nearly full",
                 file=path,
                 min_free=self._min_free,
             )
+            return True
+        return False
 
-    def _tell(self) -> None:
+    def _tell(self, told: dict[str, int]) -> None:
         """What status shows."""
-        files = [
-            unknown_folder(self._store) / name.file_name for name in _shards_in(unknown_folder(self._store))
-        ]
-        told = {"files": len(files), "bytes": sum(path.stat().st_size for path in files)}
         with connect.reading(self._catalog) as conn:
             before = values.get_value(conn, stats.UNKNOWN)
         if told != (before or stats.NO_UNKNOWN):
@@ -148,12 +153,12 @@ def _free_bytes(folder: Path) -> int:
     return found.f_bavail * found.f_frsize
 
 
-def _shards_in(folder: Path) -> list[ShardName]:
-    """The shards of one folder, oldest first."""
-    names = (
-        ShardName.parse(entry.name) for entry in _entries(folder) if entry.is_file(follow_symlinks=False)
-    )
-    return sorted(name for name in names if name is not None)
+def _portions(folder: Path) -> Iterator[list[ShardName]]:
+    """The shards of one folder, some at a time, oldest first among these."""
+    with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
+        while some := list(islice(entries, BATCH_FILES)):
+            names = [ShardName.parse(one.name) for one in some if one.is_file(follow_symlinks=False)]
+            yield sorted(name for name in names if name is not None)
 
 
 def _files(folder: Path) -> Iterator[tuple[Path, ShardName]]:

@@ -52,8 +52,12 @@ def create_store(path: Path, key: StoreKey) -> None:
 
 def write_marker(path: Path, instance: str, nonce: str | None) -> None:
     """Make or replace the marker. OSError."""
+    write_atomically(path / MARKER, _marker_of(instance, nonce).encode() + b"\n")
+
+
+def _marker_of(instance: str, nonce: str | None) -> str:
     marker = {"format": FORMAT, "instance": instance} | ({} if nonce is None else {"nonce": nonce})
-    write_atomically(path / MARKER, json.dumps(marker).encode() + b"\n")
+    return json.dumps(marker)
 
 
 def turn_of(nonce: str | None) -> int:
@@ -74,7 +78,7 @@ def check_store(path: Path, key: StoreKey) -> None:
 
 def check_readable(path: Path, key: StoreKey) -> None:
     """StoreUnavailableError or OtherStoreError where `path` is not the store of `key`, writable or not."""
-    nonce = check_instance(path, key.instance)
+    nonce = check_instance(path, key)
     if nonce in key.nonces:
         return
     if turn_of(nonce) > max(map(turn_of, key.nonces)):
@@ -91,23 +95,23 @@ RESTORED = (
 )
 
 
-def check_instance(path: Path, instance: str) -> str | None:
-    """The nonce of the store `path`. StoreUnavailableError where it is not the store of `instance`."""
+def check_instance(path: Path, key: StoreKey) -> str | None:
+    """The nonce of the store `path`. StoreUnavailableError where it is not a store of the key's instance."""
     if not path.is_dir():
         raise StoreUnavailableError(f"{path}: no store there: is the disk mounted?")
     marker = _marker(path)
     if marker is None:
         raise StoreUnavailableError(
             f"{path}: the folder has no {MARKER}, which says whose store it is: is the right disk mounted? Where it"
-            f' was removed by mistake, put it back: {{"format": {FORMAT}, "instance": "{instance}"}}'
+            f" was removed by mistake, put it back: {_marker_of(key.instance, key.nonces[-1])}"
         )
     if marker.get("format") != FORMAT:
         raise StoreUnavailableError(
             f"{path}: {MARKER} is of format {marker.get('format')!r}, this featd knows {FORMAT}"
         )
-    if marker.get("instance") != instance:
+    if marker.get("instance") != key.instance:
         raise StoreUnavailableError(
-            f"{path}: the store belongs to instance {marker.get('instance')!r}, the catalog to {instance!r}: "
+            f"{path}: the store belongs to instance {marker.get('instance')!r}, the catalog to {key.instance!r}: "
             "check catalog.url and store.path, or whether the right disk is mounted"
         )
     nonce = marker.get("nonce")
@@ -130,7 +134,7 @@ def shards_folder(store: Path) -> Path:
     return store / SHARDS
 
 
-def is_missing(shard: Path) -> bool:
+def shard_is_missing(shard: Path) -> bool:
     """Whether a shard certainly is not there; not where its folder cannot be read."""
     try:
         shard.lstat()

@@ -7,6 +7,9 @@ from pathlib import Path
 from featd.shards.layout import ShardError
 from featd.shards.read import checksum
 
+MOST = 100_000
+"""Shards that are remembered as sound."""
+
 
 class Verified:
     """Compares shards with the checksums that the catalog recorded, each once."""
@@ -21,6 +24,8 @@ class Verified:
             return
         if checksum(path) != recorded:
             raise ShardError(f"{path}: damaged: its bytes differ from the recorded checksum")
+        if len(self._sound) >= MOST:
+            self._sound.clear()
         self._sound.add(path)
 
     def fault(self, path: Path, recorded: str) -> str | None:

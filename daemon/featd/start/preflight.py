@@ -34,8 +34,8 @@ def check_beforehand(plan: WorkerPlan, notifier: Notifier, close: Sequence[int] 
         catalog = connect.open_catalog(plan.catalog_url, plan.lease_seconds)
         migrate.check_schema(catalog)
         connect.transact(catalog, lambda _: None)  # fails where the catalog cannot be written
-        pairing.pair(catalog, plan.store.path)
         worker_process.boot(plan, catalog)
+        pairing.pair(catalog, plan.store.path, plan.host)
         return ""
 
     notifier.status("starting: loading the net", clock.monotonic())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import sqlalchemy as sa
 
@@ -46,7 +46,6 @@ class Booted:
     model: Model
     golden: Golden
     batch_seconds: float
-    key: StoreKey
     identity: Identity
     compared: bool
     """Whether the catalog had golden vectors to compare with."""
@@ -54,7 +53,7 @@ class Booted:
 
 def boot(plan: WorkerPlan, catalog: sa.Engine) -> Booted:
     """Check store and fingerprint, load the net, time a batch and compare the golden vectors."""
-    key = pairing.check(catalog, plan.store.path)
+    pairing.check(catalog, plan.store.path)
     with connect.reading(catalog) as conn:
         held, held_spec, stored = instance.fingerprint(conn), instance.spec(conn), instance.golden(conn)
     model = load_model(
@@ -67,7 +66,7 @@ def boot(plan: WorkerPlan, catalog: sa.Engine) -> Booted:
         pictures.check(stored, vectors)
     batch_seconds = pictures.fit_batch(plan.lease_seconds)
     identity = Identity(model.fingerprint, model.spec, golden.pack(vectors))
-    return Booted(model, pictures, batch_seconds, key, identity, stored is not None)
+    return Booted(model, pictures, batch_seconds, identity, stored is not None)
 
 
 def run(link: ChildLink, plan: WorkerPlan) -> int:
@@ -88,8 +87,8 @@ def run(link: ChildLink, plan: WorkerPlan) -> int:
     )
     link.report(LeaseOpened(lease))
     # A start of another host may have changed the nonce while the net was loaded.
-    booted = replace(booted, key=pairing.check_under_lease(catalog, plan.store.path))
-    worker = Worker(link, plan, catalog, lease, booted)
+    key = pairing.check_under_lease(catalog, plan.store.path)
+    worker = Worker(link, plan, catalog, lease, booted, key)
     reason = "stopped"
     try:
         log.info(
@@ -126,6 +125,7 @@ class Worker:
         catalog: sa.Engine,
         lease: Lease,
         booted: Booted,
+        key: StoreKey,
     ) -> None:
         roots = {str(root.path): root.follow_symlinks for root in plan.roots}
         engine = booted.model.engine
@@ -159,7 +159,7 @@ class Worker:
             ahead=TRAYS * booted.golden.batch,
             lease_seconds=plan.lease_seconds,
         )
-        kind = ShardKind(engine.blobs, engine.name, booted.key)
+        kind = ShardKind(engine.blobs, engine.name, plan.host, key)
         self._writer = Writer(
             catalog,
             lease,

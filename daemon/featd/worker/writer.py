@@ -83,6 +83,7 @@ class ShardKind:
 
     blobs: dict[str, int]
     engine: str
+    host: str
     key: StoreKey
     """It stays the store's while this worker's lease is live: no start changes the nonce then."""
 
@@ -300,7 +301,7 @@ class Writer(WorkerThread):
                 # A COMMIT whose reply was lost may have succeeded: check before trying again.
                 if not (unknown and self._was_committed(settlement)):
                     if settlement.shard is not None:
-                        pairing.check_shared(self._catalog, self._store.path, self._lease.id)
+                        pairing.check_shared(self._catalog, self._store.path, self._kind.host, self._lease.id)
                     settled = connect.transact(
                         self._catalog,
                         settle.settle,
@@ -334,9 +335,11 @@ class Writer(WorkerThread):
             named = live.named_shards(conn, [one.image.id for one in settlement.unchanged])
         faulty: set[int] = set()
         for shard in set(named.values()):
+            self.turn()  # a store of many small shards may take long
             path = self._store.path / shard.path
             if (fault := self._verified.fault(path, shard.checksum)) is None:
                 continue
+            self._check_store()  # else it may only be unmounted
             faulty.add(shard.id)
             if shard.id not in self._told_faulty:
                 self._told_faulty.add(shard.id)
