@@ -37,7 +37,7 @@ def restored(ctx: typer.Context, config: ConfigOption = None) -> None:
     from featd.daemon import hold_locks
 
     with open_instance(ctx, config) as instance, hold_locks(instance.settings.store.path):
-        ended = pairing.declare_restored(
+        ended, lost = pairing.declare_restored(
             instance.catalog,
             instance.settings.store.path,
             socket.gethostname(),
@@ -48,6 +48,11 @@ def restored(ctx: typer.Context, config: ConfigOption = None) -> None:
         f"ended {ended:,} leases; `featd run` scans the roots and does again what the backup does not know. Shards that"
         " the catalog does not know move to `unknown` in the store"
     )
+    if lost:
+        note(
+            f"the store lacks {lost:,} shards that the catalog names: bring them back, or make their vectors again with"
+            " `featd enqueue --force ROOT`"
+        )
 
 
 @app.command()

@@ -20,6 +20,7 @@ from featd_cli.selection import full_path
 if TYPE_CHECKING:
     from featd.catalog.explain import Explained
     from featd.config import Settings
+    from featd.shards.verify import Fault
 
 
 NEXT = {
@@ -69,8 +70,8 @@ def explain(
         say(f"{name:<10}{shown(value)}")
 
 
-def _fault(found: Explained, settings: Settings) -> str | None:
-    """`missing` or `damaged` where the file of its vector is."""
+def _fault(found: Explained, settings: Settings) -> Fault | None:
+    """What is wrong with the file of its vector."""
     from featd.shards.store import is_store
     from featd.shards.verify import Verified
 
@@ -79,7 +80,7 @@ def _fault(found: Explained, settings: Settings) -> str | None:
     return Verified().fault(settings.store.path / found.shard, found.shard_checksum)
 
 
-def lines(found: Explained, following: str, fault: str | None = None) -> list[tuple[str, str]]:
+def lines(found: Explained, following: str, fault: Fault | None = None) -> list[tuple[str, str]]:
     """The lines of the output: (name, value)."""
     shown_lines = [
         ("path", full_path(found.root, found.path)),
@@ -122,9 +123,9 @@ def moment(at: datetime) -> str:
     return f"{at:%Y-%m-%d %H:%M:%S} UTC"
 
 
-def next_of(found: Explained, settings: Settings, fault: str | None = None) -> str:
+def next_of(found: Explained, settings: Settings, fault: Fault | None = None) -> str:
     """One sentence: what happens to the image next, and how many attempts it has left."""
-    if fault is not None and found.state == State.DONE:
+    if fault is not None and fault.lost and found.state == State.DONE:
         return "nothing until the file changes; `featd enqueue --force` makes the vector again"
     if found.state == State.FAILED and found.error_kind in OF_THE_FILE:
         return "repair or replace the file, and a running featd tries it again; as it is, it would fail again"

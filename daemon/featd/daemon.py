@@ -141,11 +141,13 @@ def hold_locks(store: Path) -> Iterator[None]:
     if not is_store(store):
         raise StoreUnavailableError(f"{store}: no store there: is the disk mounted?")
     with contextlib.ExitStack() as undo:
+        host = socket.gethostname()
         try:
-            _locked(store, socket.gethostname(), undo)
+            _locked(store, host, undo)
         except OSError as error:
             raise StoreUnavailableError(f"store {store}: {reason(error)}") from error
         yield
+        forget_failed_start(run_folder(store, host))  # what it did may have been the way out
 
 
 def configured(settings: Settings, host: str, *, drain: bool) -> Configuration:

@@ -213,10 +213,24 @@ def test_a_ctime_that_moves_alone_leaves_a_done_image_done_and_in_doubt(desk: An
     assert look(desk, None) == Enqueued(), "what is not known tells nothing"
 
 
-def test_an_event_makes_doubt_where_no_ctime_was_known(desk: Any) -> None:
+def test_an_event_makes_doubt_whatever_the_ctime_says(desk: Any) -> None:
+    """A catalog of an earlier version knows none; and a write through a mapping may move no time."""
     desk.make_done("x.jpg")
     assert look(desk, 5, heard=True).doubted
     assert desk.row("x.jpg").ctime_ns is None
+    look(desk, 5)
+    (doubted,) = look(desk, 5, heard=True).doubted
+    assert desk.do(enqueue.compare, desk.root, [(doubted, "other")]) == (1, [])
+    assert desk.state("x.jpg") is State.PENDING
+
+
+def test_an_event_alone_does_not_try_a_failed_image_again(desk: Any) -> None:
+    desk.find("x.jpg")
+    look(desk, 5)
+    lease = desk.lease()
+    desk.fail(lease, desk.claim(lease)[0], Kind.DECODE_CORRUPT)
+    assert look(desk, 5, heard=True) == Enqueued()
+    assert desk.state("x.jpg") is State.FAILED
 
 
 @pytest.mark.parametrize("reread", list(Reread))

@@ -148,7 +148,7 @@ def test_a_restored_catalog_is_refused_until_that_is_said(desk: Any, store: Path
     with pytest.raises(OtherStoreError, match="restored from a backup"):
         pairing.pair(desk.engine, store, "here")
     history = desk.do(values.get_value, pairing.HISTORY)
-    assert pairing.declare_restored(desk.engine, store, "h", desk.policy) == 1
+    assert pairing.declare_restored(desk.engine, store, "h", desk.policy) == (1, 0)
     assert file.exists()
     assert desk.do(values.get_value, pairing.HISTORY) != history
     pairing.pair(desk.engine, store, "here")
@@ -257,4 +257,23 @@ def test_nobody_declares_a_restore_while_another_host_is_at_work(desk: Any, stor
     with pytest.raises(FeatdError, match="workers of two are at work"):
         pairing.declare_restored(desk.engine, store, "h", desk.policy)
     desk.expire(lease)
-    assert pairing.declare_restored(desk.engine, store, "h", desk.policy) == 1
+    assert pairing.declare_restored(desk.engine, store, "h", desk.policy) == (1, 0)
+
+
+def test_a_copy_that_was_made_too_early_is_refused_by_its_mark(desk: Any, store: Path) -> None:
+    pairing.pair(desk.engine, store, "h")
+    lease = desk.lease()
+    seal(desk, store, lease, "a.jpg")
+    write_mark(store, desk.do(pairing.newest_shard))
+    copy = store.with_name("copy")
+    shutil.copytree(store, copy)
+    lost = seal(desk, store, lease, "b.jpg")
+    desk.end(lease)
+    with pytest.raises(OtherStoreError, match="lacks 1 shards that the catalog knows") as caught:
+        pairing.pair(desk.engine, copy, "h")
+    assert "featd db restored" in str(caught.value)
+    pairing.pair(desk.engine, store, "h")
+    write_mark(store, desk.do(pairing.newest_shard))
+    lost.unlink()
+    pairing.pair(desk.engine, store, "h")  # a lost shard is no older copy
+    assert pairing.declare_restored(desk.engine, store, "h", desk.policy) == (0, 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import astuple, dataclass, field
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -77,6 +77,10 @@ _FILE: dict[str, sa.types.TypeEngine[Any]] = {
 }
 
 
+def _fields(file: FoundFile) -> tuple[Any, ...]:
+    return file.path, file.size, file.mtime_ns, file.ctime_ns  # dataclasses.astuple takes ten times as long
+
+
 def enqueue(
     conn: sa.Connection,
     root: str,
@@ -92,10 +96,11 @@ def enqueue(
     A changed file of a claimed row only raises its version: the settle that follows sees it. A row that is
     pending at a lower priority moves up and waits no longer than `delay_seconds`. Needs no lease and can be repeated.
 
-    A ctime that moved alone makes no version: a failed row is tried again, a done one is in doubt. heard: something
-    happened to these files just now; otherwise a ctime that was not known is filled in without a word.
+    A ctime that moved alone makes no version: a failed row is tried again, a done one is in doubt. A ctime that was not
+    known is filled in without a word. heard: an event told of these files, so that the done ones are in doubt anyway:
+    a write through a mapping may move no time.
     """
-    rows = dialects.rows_of(conn, "found", _FILE, [astuple(file) for file in found])
+    rows = dialects.rows_of(conn, "found", _FILE, map(_fields, found))
     known = images.alias("known")
     differing = (
         sa.select(*rows.c, *known.c["id", "state", "size", "mtime_ns", "ctime_ns"])
@@ -107,7 +112,7 @@ def enqueue(
             | (known.c.ctime_ns.is_distinct_from(rows.c.ctime_ns) & rows.c.ctime_ns.is_not(None))
             | (known.c.state == State.GONE)
             | ((known.c.state == State.PENDING) & (known.c.priority < priority))
-            | sa.literal(reread is Reread.ALL)
+            | sa.literal(heard or reread is Reread.ALL)
         )
     )
     new: list[FoundFile] = []
@@ -118,9 +123,7 @@ def enqueue(
         if image_id is None:
             new.append(file)
         elif (
-            state == State.DONE
-            and reread is Reread.NONE
-            and _moved_alone(file, size, mtime_ns, ctime_ns, heard)
+            state == State.DONE and reread is Reread.NONE and _in_doubt(file, size, mtime_ns, ctime_ns, heard)
         ):
             result.doubted.append(file)  # nothing is written, so nothing is locked
         else:
@@ -195,9 +198,7 @@ def _insert(
     """Make rows for those of `new` that have none yet; returns how many."""
     if not new:
         return 0
-    rows = dialects.rows_of(
-        conn, "new", _FILE, [astuple(file) for file in sorted(new, key=lambda one: one.path)]
-    )
+    rows = dialects.rows_of(conn, "new", _FILE, map(_fields, sorted(new, key=lambda one: one.path)))
     columns: dict[str, Any] = {
         "root": sa.literal(root),
         **{name: rows.c[name] for name in _FILE},
@@ -239,7 +240,7 @@ def _change(
         state = State(row.state)
         same = (row.size, row.mtime_ns) == (file.size, file.mtime_ns)
         next_version = (row.id, file.size, file.mtime_ns, file.ctime_ns, row.version + 1)
-        moved = _moved_alone(file, row.size, row.mtime_ns, row.ctime_ns, heard)
+        moved = _in_doubt(file, row.size, row.mtime_ns, row.ctime_ns, heard)
         if state is State.CLAIMED:
             if not same:
                 claimed.append(next_version)
@@ -254,12 +255,14 @@ def _change(
         elif state is State.PENDING:
             sooner.append(row.id)
             known.append((row.id, file.ctime_ns))
-        elif reread is Reread.ALL or (moved and (state is State.FAILED or reread is Reread.DOUBTED)):
+        elif reread is Reread.ALL or (
+            moved and (reread is Reread.DOUBTED or (state is State.FAILED and row.ctime_ns != file.ctime_ns))
+        ):
             result.changed += reread is Reread.NONE
             result.reread += reread is not Reread.NONE
             again.append(next_version)
             changes.move(state, State.PENDING)
-        elif moved:
+        elif moved and state is State.DONE:
             result.doubted.append(file)
         else:
             known.append((row.id, file.ctime_ns))
@@ -283,19 +286,19 @@ def _change(
     return changes
 
 
-def _moved_alone(file: FoundFile, size: int, mtime_ns: int, ctime_ns: int | None, heard: bool) -> bool:
-    """Whether nothing but the ctime of a file is other than its row says."""
-    moved = file.ctime_ns not in (None, ctime_ns) and (heard or ctime_ns is not None)
-    return moved and (file.size, file.mtime_ns) == (size, mtime_ns)
+def _in_doubt(file: FoundFile, size: int, mtime_ns: int, ctime_ns: int | None, heard: bool) -> bool:
+    """Whether a file with the size and mtime of its row may have other content."""
+    moved = heard or ctime_ns not in (None, file.ctime_ns)
+    return moved and file.ctime_ns is not None and (file.size, file.mtime_ns) == (size, mtime_ns)
 
 
 def compare(
     conn: sa.Connection, root: str, read: Sequence[tuple[FoundFile, str | None]]
 ) -> tuple[int, list[FoundFile]]:
     """`read`: files that were in doubt, with the hash of their content, or None where it may not be read: then only
-    another ctime brings doubt again. Done rows of other content become pending as a
-    new version; the others get the ctime. Returns how many had other content, and the files whose rows are claimed:
-    nothing can be said of them yet."""
+    another ctime brings doubt again. Done rows of other content become pending as a new version, the others get the
+    ctime. Returns how many had other content, and the files whose rows are claimed: nothing can be said of them yet.
+    """
     contents = {file.path: (file, content) for file, content in read}
     paths = dialects.rows_of(conn, "given", {"path": sa.Text()}, [(path,) for path in sorted(contents)])
     columns = images.c["id", "path", "state", "size", "mtime_ns", "version", "content"]

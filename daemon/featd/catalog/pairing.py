@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import secrets
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -42,10 +43,8 @@ HISTORY = "history"
 """The setting that a restored catalog gets anew: what readers noted of an earlier history is void."""
 PLACE = "store.place"
 """The setting: the path of the store that was given the present nonce."""
-LOOKED_THROUGH = 100
-"""Shards that are looked through for those of other hosts."""
-NEWEST = 3
-"""Shards that a complete store has; one that was lost afterwards must not lock everybody out."""
+LOOKED_THROUGH = 1000
+"""The newest shards, which are looked through."""
 
 
 def store_key(conn: sa.Connection) -> StoreKey:
@@ -73,14 +72,21 @@ def _looked(catalog: sa.Engine, store: Path, look: Callable[[Path, StoreKey], No
 
 
 def _is_complete_backup(catalog: sa.Engine, store: Path) -> bool:
-    """Whether a store with an older nonce came back to its place from a backup that has the newest shards, and so
-    those before them, too."""
+    """Whether a store with an older nonce came back to its place from a backup that has all shards."""
     with connect.reading(catalog) as conn:
         key, place, live = store_key(conn), values.get_value(conn, PLACE), leases.any_live(conn)
-        newest = conn.scalars(sa.select(shards.c.path).order_by(shards.c.id.desc()).limit(NEWEST)).all()
     older = turn_of(check_instance(store, key)) < min(map(turn_of, key.nonces))
-    complete = bool(newest) and not any(shard_is_missing(store / path) for path in newest)
-    return older and complete and not live and place == str(store.resolve())
+    back = older and not live and place == str(store.resolve())
+    return back and not _lacking(catalog, store)
+
+
+def _lacking(catalog: sa.Engine, store: Path) -> list[str]:
+    """Shards that the catalog got after the store's mark was written, and that the store does not have. Older ones may
+    be lost; but a store that lacks these is as old as its mark."""
+    last = sa.select(*shards.c["id", "path"]).order_by(shards.c.id.desc()).limit(LOOKED_THROUGH).subquery()
+    with connect.reading(catalog) as conn:
+        newer = conn.scalars(sa.select(last.c.path).where(last.c.id > read_mark(store))).all()
+    return [path for path in newer if shard_is_missing(store / path)]
 
 
 def check_under_lease(catalog: sa.Engine, store: Path) -> StoreKey:
@@ -96,8 +102,15 @@ def pair(catalog: sa.Engine, store: Path, host: str) -> None:
     check(catalog, store)
     with connect.reading(catalog) as conn:
         newest, live = newest_shard(conn), leases.any_live(conn)
-    if newest < read_mark(store):
+    mark = read_mark(store)
+    if newest < mark:
         raise OtherStoreError(RESTORED.format(store=store))
+    if mark and (lacking := _lacking(catalog, store)):
+        raise OtherStoreError(
+            f"{store} lacks {len(lacking)} shards that the catalog knows, such as {lacking[-1]}: it is an older copy,"
+            " or came from an older backup. Name the store in use in store.path; or, if featd is to go on with this"
+            " one, run `featd db restored`"
+        )
     if live or not connect.transact(catalog, _propose):
         check_shared(catalog, store, host)
     else:
@@ -120,10 +133,10 @@ def check_shared(catalog: sa.Engine, store: Path, host: str, before: int | None 
     )
 
 
-def declare_restored(catalog: sa.Engine, store: Path, host: str, policy: RetryPolicy) -> int:
+def declare_restored(catalog: sa.Engine, store: Path, host: str, policy: RetryPolicy) -> tuple[int, int]:
     """This catalog and this store go together from now on, whatever they say: ends all open leases and begins a new
-    history. Returns how many leases it ended. No file is moved. The caller makes sure that featd does not run on
-    `host`. FeatdError while a worker of another host is at work."""
+    history. Returns how many leases it ended, and how many shards the store lacks. No file is moved. The caller makes
+    sure that featd does not run on `host`. FeatdError while a worker of another host is at work."""
     with connect.reading(catalog) as conn:
         marked = check_instance(store, store_key(conn))
         newest = newest_shard(conn)
@@ -140,7 +153,15 @@ def declare_restored(catalog: sa.Engine, store: Path, host: str, policy: RetryPo
     connect.transact(catalog, _propose, turn_of(marked))
     connect.transact(catalog, _exchange, store)
     write_mark(store, newest)
-    return len(open_leases)
+    lost = 0
+    for page in connect.walk(catalog, _shards_after, lambda shard: shard.id, 0):
+        lost += sum(shard_is_missing(store / shard.path) for shard in page)
+    return len(open_leases), lost
+
+
+def _shards_after(conn: sa.Connection, after: int) -> Sequence[sa.Row[Any]]:
+    statement = sa.select(shards.c.id, shards.c.path).where(shards.c.id > after, shards.c.live_rows > 0)
+    return conn.execute(statement.order_by(shards.c.id).limit(LOOKED_THROUGH)).all()
 
 
 def newest_shard(conn: sa.Connection) -> int:

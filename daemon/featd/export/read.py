@@ -16,8 +16,10 @@ import sqlalchemy as sa
 
 from featd.catalog import connect, live
 from featd.catalog.live import LiveVector
+from featd.errors import reason
 from featd.shards.layout import ShardError
 from featd.shards.read import ShardReader
+from featd.shards.store import shard_is_missing, unknown_folder
 from featd.shards.verify import Verified
 
 CHUNK_BYTES = 32 * 1024 * 1024
@@ -25,7 +27,7 @@ CHUNK_BYTES = 32 * 1024 * 1024
 CATALOG_ROWS = 4096
 """Read from the catalog at a time."""
 
-AGAIN = "bring the file back from a backup, or make its vectors again: `featd enqueue --force` with the root"
+AGAIN = "bring the file back from a backup, or make its vectors again with `featd enqueue --force ROOT`"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +86,12 @@ class LiveReader:
             self._verified.check(path, images[0].checksum)
         except ShardError as error:
             raise ShardError(f"{error}: nothing was exported; {AGAIN}") from None
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise ShardError(
+                f"{path}: cannot be read: {reason(error)}: nothing was exported; check the disk and its owner"
+            ) from error
         rows = np.array([image.shard_row for image in images], np.int64)
         with ShardReader(path) as reader:
             if reader.attributes.get("fingerprint") != self._fingerprint:
@@ -114,8 +122,13 @@ class LiveReader:
                 return Chunk((), np.empty((0, 0), np.float32))
             if (chunk := self._read(images)) is not None:
                 return chunk
-        missing = next(image for image in images if not (self._store / image.shard_path).exists())
+        missing = next(image for image in images if shard_is_missing(self._store / image.shard_path))
         raise ShardError(
             f"{self._store / missing.shard_path}: missing, but the catalog says that row {missing.shard_row} of it is"
-            f" {missing.path}: nothing was exported; {AGAIN}"
+            f" {missing.path}: nothing was exported; {self._way_out(Path(missing.shard_path).name)}"
         )
+
+    def _way_out(self, name: str) -> str:
+        if (unknown_folder(self._store) / name).exists():
+            return "it is in `unknown` in the store, and comes back when featd runs"
+        return AGAIN

@@ -138,7 +138,7 @@ def shard_is_missing(shard: Path) -> bool:
     """Whether a shard certainly is not there; not where its folder cannot be read."""
     try:
         shard.lstat()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return True
     except OSError:
         return False
@@ -184,5 +184,7 @@ def _marker(path: Path) -> dict[str, object] | None:
     except ValueError:
         document = None
     if not isinstance(document, dict):
-        raise StoreUnavailableError(f"{path / MARKER}: is damaged: restore it, it holds the instance's id")
+        raise StoreUnavailableError(
+            f"{path / MARKER}: is damaged: restore it; or remove it, and featd says what belongs there"
+        )
     return document

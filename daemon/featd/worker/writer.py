@@ -27,8 +27,8 @@ from featd.config import StoreConfig
 from featd.decoders.wire import Decoded
 from featd.errors import CatalogUnavailableError, StoreUnavailableError
 from featd.shards.layout import ShardName
-from featd.shards.store import OtherStoreError, StoreKey, check_store
-from featd.shards.verify import Verified
+from featd.shards.store import OtherStoreError, StoreKey, check_store, unknown_folder
+from featd.shards.verify import Fault, Verified
 from featd.shards.write import ShardWriter
 from featd.states import (
     OUTCOMES,
@@ -340,15 +340,18 @@ class Writer(WorkerThread):
             if (fault := self._verified.fault(path, shard.checksum)) is None:
                 continue
             self._check_store()  # else it may only be unmounted
-            faulty.add(shard.id)
+            aside = fault is Fault.MISSING and (unknown_folder(self._store.path) / path.name).exists()
+            if fault.lost and not aside:
+                faulty.add(shard.id)
             if shard.id not in self._told_faulty:
                 self._told_faulty.add(shard.id)
-                log.error(
-                    "shard_faulty",
-                    f"a shard is {fault}; the vectors of images that are read again are made anew"
-                    " (`featd enqueue --force` reads all of a root)",
-                    shard=path,
+                what = (
+                    "the vectors of images that are read again are made anew (`featd enqueue --force` reads all of a"
+                    " root)"
+                    if shard.id in faulty
+                    else "its images keep their vectors; check the disk and its owner"
                 )
+                log.error("shard_faulty", f"a shard is {fault}; {what}", shard=path)
         shards = {image_id: shard.id for image_id, shard in named.items() if shard.id in faulty}
         lost = [
             Lost(one.image, shards[one.image.id]) for one in settlement.unchanged if one.image.id in shards
