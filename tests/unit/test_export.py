@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,9 @@ import pytest
 import sqlalchemy as sa
 
 from featd.catalog import connect, enqueue, live
+from featd.catalog.enqueue import FoundFile
 from featd.catalog.schema import images, shards
+from featd.catalog.settle import Settlement
 from featd.errors import FeatdError, ModelError, NothingMatchedError, StoreUnavailableError
 from featd.export import export, npy, read
 from featd.shards.layout import ShardError
@@ -246,6 +249,38 @@ def test_what_is_there_is_replaced_by_force_alone(filled: Filled, tmp_path: Path
     assert (out / "mine.txt").read_text() == "kept"
     with h5py.File(file) as opened:
         assert opened["feats"].shape == (2, 5)
+
+
+def test_the_loops_of_the_documentation_add_no_vector_twice(
+    filled: Filled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled.done(["a.jpg", "b.jpg", "vanished.jpg"])
+    gone = ids_by_path(filled)["vanished.jpg"]
+    changed = [FoundFile("a.jpg", 11, 2)]
+    connect.transact(filled.catalog, enqueue.enqueue, str(filled.roots[0]), changed)
+    shard, made = filled.seal(filled.claim())
+    filled.settle(Settlement(shard, made))
+    connect.transact(filled.catalog, lambda conn: enqueue.mark_gone(conn, [gone], "vanished"))
+    export.to_npy(filled.catalog, filled.store, tmp_path / "OUT")
+    page = (Path(__file__).parents[2] / "docs/shard-format.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    (index_loop,) = [block for block in blocks if "index.add" in block]
+    (newest_loop,) = [block for block in blocks if "newest" in block]
+
+    class Index:
+        added = np.empty((0, 5), np.float32)
+
+        def add(self, vectors: Any) -> None:
+            self.added = np.concatenate([self.added, vectors])
+
+    index, names = Index(), {"newest": {}}
+    monkeypatch.chdir(tmp_path)
+    exec(index_loop, {"index": index})
+    assert len(index.added) == 2  # a.jpg once, b.jpg once, vanished.jpg not at all
+    monkeypatch.chdir(filled.folder)
+    exec(newest_loop, names)
+    found = {name: (version, row) for (_, name), (version, _, row) in names["newest"].items()}
+    assert found == {b"a.jpg": (2, 0), b"b.jpg": (1, 1), b"vanished.jpg": (1, 0)}
 
 
 @pytest.mark.parametrize("rows", [0, 1, 10**12])
