@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from featd.catalog import connect, enqueue
@@ -372,6 +373,19 @@ def test_export(filled: Filled, featd: Run, tmp_path: Path) -> None:
     assert "--format hdf5" in err
     assert not (tmp_path / "p.h5").exists()
     assert featd("--config", filled.config, "export", tmp_path / "p.h5", "--format", "npy")[0] == 0
+
+
+def test_export_to_standard_output(filled: Filled, featd: Run, tmp_path: Path) -> None:
+    fill(filled)
+    command = [sys.executable, "-m", "featd_cli.main", "--config", str(filled.config), "export", "-"]
+    done = subprocess.run(command, capture_output=True, check=True, cwd=tmp_path)
+    (tmp_path / "x.npy").write_bytes(done.stdout)
+    assert np.load(tmp_path / "x.npy").shape == (2, 5)
+    assert b"wrote 2 vectors of 5 numbers (float32), blob fc7, to standard output" in done.stderr
+    assert not (tmp_path / "-").exists()
+    code, out, err = featd("--config", filled.config, "export", "-", "--format", "hdf5")
+    assert (code, out) == (2, "")
+    assert "name a file" in err
 
 
 def test_net_shows_layers_and_blobs(featd: Run) -> None:
