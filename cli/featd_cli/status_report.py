@@ -100,9 +100,11 @@ def look(instance: Instance) -> Report:
             daemon=daemon,
             next_due_seconds=stats.next_due_seconds(conn) if stuck else None,
             offline=_offline(settings),
-            warnings=_foreign_roots(settings, stats.known_roots(conn)),
+            # With a fault in a root it is not known which roots there are.
+            warnings=_foreign_roots(settings, stats.known_roots(conn)) if not instance.faults else [],
             waiting_roots=_waiting_roots(settings, stats.pending_roots(conn)) if stuck else {},
         )
+    report.warnings.extend(f"configuration: {fault}" for fault in instance.faults)
     report.warnings.extend(_warnings(instance, report))
     return report
 

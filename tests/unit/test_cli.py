@@ -211,6 +211,22 @@ def test_a_broken_configuration_is_78(tmp_path: Path, featd: Run, text: str) -> 
     assert "featd.toml" in err
 
 
+def test_a_typo_does_not_blind_status(filled: Filled, featd: Run) -> None:
+    fill(filled)
+    filled.config.write_text(filled.config.read_text() + "[workers]\nbach = 8\n")
+    run = ("--config", filled.config)
+    code, out, _ = featd(*run, "status", "--json")
+    assert code == 0
+    report = json.loads(out)
+    assert report["images"]["done"] == 2
+    (warning,) = report["warnings"]
+    assert re.search(
+        r"featd.toml: line \d+: workers.bach: unknown key; did you mean workers.batch\?", warning
+    )
+    assert "did you mean workers.batch?" in " ".join(featd(*run, "status")[1].split())
+    assert featd(*run, "retry-failed")[0] == 78
+
+
 def test_a_path_and_a_reason_are_said_once(tmp_path: Path, featd: Run) -> None:
     code, _, err = featd("--config", tmp_path, "status")
     assert (code, err) == (78, f"featd: {tmp_path}: Is a directory\n")
