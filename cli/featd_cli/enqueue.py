@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 def enqueue(
     ctx: typer.Context,
-    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Files or folders under the roots.")],
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH", help="Files or folders under the roots.")],
     force: Annotated[
         bool, typer.Option("--force", help="Read again what is done or failed, even if it has not changed.")
     ] = False,
@@ -34,7 +34,8 @@ def enqueue(
 
     New and changed files become pending, ahead of arrivals and backlog. Files that are waiting already move to the
     front. Files that are done and unchanged stay done; with --force, they are read again: the vector is made again if
-    the content differs, or if the shard is missing or damaged. Exits 3 if a path is not an image under a root.
+    the content differs, or if the shard is missing or damaged. Prints how many images became pending. Exits 3 if a
+    path is not an image under a root.
     """
     from featd import logs
     from featd.catalog.enqueue import Enqueued, Reread
@@ -46,7 +47,7 @@ def enqueue(
         for path, root, raw in chosen:
             total.add(_take(instance.catalog, path, root, raw, Reread.ALL if force else Reread.DOUBTED))
     taken = total.new + total.changed + total.returned + total.reread
-    say(str(taken))
+    say("1 image enqueued" if taken == 1 else f"{taken:,} images enqueued")
     note(
         f"{total.new:,} new, {total.changed:,} changed, {total.returned:,} returned, {total.reread:,} to read again;"
         " waiting images moved to the front"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -9,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from featd.errors import NothingMatchedError
-from featd.paths import to_catalog
+from featd.errors import NothingMatchedError, reason
+from featd.paths import from_catalog, to_catalog
 from featd.states import MAX_KILLS, OF_THE_FILE, State
 from featd_cli.console import document, say, shown
 from featd_cli.files import locate
@@ -19,7 +20,7 @@ from featd_cli.selection import full_path
 
 if TYPE_CHECKING:
     from featd.catalog.explain import Explained
-    from featd.config import Settings
+    from featd.config import RootConfig, Settings
     from featd.shards.verify import Fault
 
 
@@ -41,10 +42,15 @@ def explain(
     """Show everything that is known about one image.
 
     Shows its state and version, failed attempts, worker, shard and row, and what happens next. Exits 3 if the catalog
-    does not know the image.
+    does not know the image, and says why.
     """
     from featd.catalog import explain as catalog_explain
 
+    if path.is_dir():
+        raise typer.BadParameter(
+            f"{path} is a folder: explain takes a file (`featd failures --path` takes a folder)",
+            param_hint="PATH",
+        )
     with open_instance(ctx, config) as instance:
         root, raw = locate(instance.settings.roots, path)
         with instance.read() as conn:
@@ -53,21 +59,49 @@ def explain(
                 found = catalog_explain.explain(conn, str(root.path), raw.decode())
         settings = instance.settings
     if found is None:
-        if not path.exists():
-            raise NothingMatchedError(
-                f"{path.absolute()}: no such file, and the catalog has none of this name"
-            )
-        raise NothingMatchedError(
-            f"{path} is not in the catalog: run `featd scan`, and check the `include` and `exclude` patterns of its"
-            " root"
-        )
+        raise NothingMatchedError(_why_unknown(path, root, to_catalog(raw)))
     fault = _fault(found, settings)
     following = next_of(found, settings, fault)
+    on_disk = _on_disk(found)
     if as_json:
-        document({**asdict(found), "shard_fault": fault, "next": following})
+        document({**asdict(found), "shard_fault": fault, "on_disk": on_disk, "next": following})
         return
-    for name, value in lines(found, following, fault):
+    for name, value in lines(found, following, fault, on_disk):
         say(f"{name:<10}{shown(value)}")
+
+
+def _why_unknown(path: Path, root: RootConfig, name: str) -> str:
+    """Why the catalog does not know the file `path`, which is `name` below its root."""
+    from featd.roots import Globs
+
+    if not path.exists():
+        return f"{path.absolute()}: no such file, and the catalog has none of this name"
+    globs = Globs(root.include, root.exclude)
+    if not path.is_file():
+        return f"{path} is not a regular file: featd does not read it"
+    if globs.takes(name):
+        return (
+            f"{path} is not in the catalog yet: a running featd finds it, or `featd scan`; `featd enqueue` processes it"
+            " first"
+        )
+    if globs.wants(name) or globs.excludes(name):
+        return f"{path} is not in the catalog: the `exclude` patterns of its root leave it out"
+    return f"{path} is not in the catalog: none of the `include` patterns of its root matches it"
+
+
+def _on_disk(found: Explained) -> str | None:
+    """How the file differs from what the catalog knows of it; None where it does not."""
+    if found.state == State.GONE:
+        return None
+    try:
+        now = (Path(found.root) / os.fsdecode(from_catalog(found.path))).stat()
+    except FileNotFoundError:
+        return "not there now: the next scan marks the image as gone, unless its root is offline"
+    except OSError as error:
+        return f"cannot be looked at by this user: {reason(error)}"
+    if (now.st_size, now.st_mtime_ns) != (found.size, found.mtime_ns):
+        return f"changed since ({now.st_size:,} bytes): the next scan makes it pending"
+    return None
 
 
 def _fault(found: Explained, settings: Settings) -> Fault | None:
@@ -80,17 +114,22 @@ def _fault(found: Explained, settings: Settings) -> Fault | None:
     return Verified().fault(settings.store.path / found.shard, found.shard_checksum)
 
 
-def lines(found: Explained, following: str, fault: Fault | None = None) -> list[tuple[str, str]]:
+def lines(
+    found: Explained, following: str, fault: Fault | None = None, on_disk: str | None = None
+) -> list[tuple[str, str]]:
     """The lines of the output: (name, value)."""
+    why = f": {found.error_kind}" if found.state == State.FAILED and found.error_kind else ""
     shown_lines = [
         ("path", full_path(found.root, found.path)),
         ("root", found.root),
-        ("state", f"{found.state} since {moment(found.updated_at)}"),
+        ("state", f"{found.state} since {moment(found.updated_at)}{why}"),
         (
             "file",
             f"{found.size:,} bytes, version {found.version} (a change of the file makes the next version)",
         ),
     ]
+    if on_disk is not None:
+        shown_lines.append(("on disk", on_disk))
     if found.content is not None:
         shown_lines.append(("content", f"hash {found.content}"))
     if found.shard is not None:

@@ -1,6 +1,14 @@
-"""`featd failures`: the failed images, with kind and message."""
+"""`featd failures`: the failed images, with kind and message, or how many there are by kind or folder."""
 
 from __future__ import annotations
+
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from enum import StrEnum
+from itertools import islice
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -9,19 +17,36 @@ from featd_cli.console import array, note, say, shown
 from featd_cli.instance import ConfigOption, JsonOption, open_instance
 from featd_cli.selection import KindOption, PathOption, full_path, image_filter
 
+if TYPE_CHECKING:
+    from featd.catalog.retry import FailedImage
+
 JSON_KEYS = ("path", "root", "kind", "message", "version", "errors", "crashes", "failed_at")
+
+
+class By(StrEnum):
+    """What `failures` counts by."""
+
+    KIND = "kind"
+    FOLDER = "folder"
 
 
 def failures(
     ctx: typer.Context,
     kind: KindOption = None,
     path: PathOption = None,
+    by: Annotated[
+        By | None, typer.Option("--by", help="Count the failed images by this, the most frequent first.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", metavar="N", min=1, help="Print at most N lines (or JSON items).")
+    ] = None,
     as_json: JsonOption = False,
     config: ConfigOption = None,
 ) -> None:
     """List the failed images and why they failed.
 
-    One image per line: kind, path, message. Exits 3 if a filter matches nothing.
+    One image per line: kind, path, message. With --by, one kind or folder per line: count, name. Exits 3 if a filter
+    matches nothing.
     """
     single, wanted = image_filter(kind, path)
     filtered = kind is not None or path is not None
@@ -30,13 +55,7 @@ def failures(
     with open_instance(ctx, config) as instance:
         batches = retry.walk_failed(instance.catalog, kind=single)
         found = (image for batch in batches for image in batch if wanted(image))
-        if as_json:
-            count = array({key: getattr(image, key) for key in JSON_KEYS} for image in found)
-        else:
-            count = 0
-            for image in found:
-                say(f"{image.kind:<18} {shown(full_path(image.root, image.path))}: {shown(image.message)}")
-                count += 1
+        count = _counts(found, by, limit, as_json) if by else _images(found, limit, as_json)
     if count:
         return
     if filtered and not as_json:
@@ -45,3 +64,50 @@ def failures(
         raise typer.Exit(EXIT_NOTHING_MATCHED)
     if not as_json:
         note("no failed images")
+
+
+def _images(found: Iterator[FailedImage], limit: int | None, as_json: bool) -> int:
+    """Print the images; returns how many were printed."""
+    some = islice(found, limit)
+    if as_json:
+        count = array({key: getattr(image, key) for key in JSON_KEYS} for image in some)
+    else:
+        count = 0
+        for image in some:
+            name = shown(full_path(image.root, image.path))
+            say(f"{_coloured(f'{image.kind:<18}')} {name}: {shown(image.message)}")
+            count += 1
+    if limit is not None and count == limit and next(found, None) is not None:
+        note(f"only the first {limit:,} are shown: raise --limit for more")
+    return count
+
+
+def _counts(found: Iterator[FailedImage], by: By, limit: int | None, as_json: bool) -> int:
+    """Print how many images there are of each kind or in each folder; returns how many lines were printed."""
+    counted = Counter((image.kind,) if by is By.KIND else _folder_of(image) for image in found)
+    ordered = sorted(counted.items(), key=lambda item: (-item[1], item[0]))
+    some = ordered[:limit]
+    if as_json:
+        keys = ("kind",) if by is By.KIND else ("root", "folder")
+        array({**dict(zip(keys, name, strict=True)), "count": count} for name, count in some)
+    else:
+        for name, count in some:
+            say(
+                f"{count:>10,}  {_coloured(name[0]) if by is By.KIND else shown(full_path(*name)).rstrip('/')}"
+            )
+    if len(some) < len(ordered):
+        note(f"only the first {len(some):,} of {len(ordered):,} are shown: raise --limit for more")
+    return len(some)
+
+
+def _folder_of(image: FailedImage) -> tuple[str, str]:
+    """Root and folder below it; the root itself is ""."""
+    return image.root, image.path.rpartition("/")[0]
+
+
+def _coloured(kind: str) -> str:
+    """In red on a terminal, unless NO_COLOR is set."""
+    plain = (
+        not sys.stdout.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") in (None, "", "dumb")
+    )
+    return kind if plain else typer.style(kind, fg="red")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -64,7 +65,8 @@ def init(
     """Create a featd.toml, the catalog and the store.
 
     The file explains each of its keys. The net is loaded first, so that a wrong file or blob is reported before
-    anything is written. An existing featd.toml or catalog stays as it is.
+    anything is written. An existing featd.toml or catalog stays as it is; if it says something else than the options,
+    featd says so and exits 1.
     """
     from featd import config
     from featd.catalog import connect
@@ -74,18 +76,27 @@ def init(
     if folder.suffix == ".toml":  # the path of the file itself, for one of several instances
         folder, file = folder.parent, folder
     if file.exists():
-        note(f"{shown(str(file))} exists already and stays as it is" + _not_applied(ctx))
         settings = config.load(file)
+        given = {
+            "images": images
+            and {_text(path) for path in images} <= {str(root.path) for root in settings.roots},
+            "net": settings.model.net == (net if net in config.BUILT_IN_NETS else _text(Path(net))),
+            "weights": weights and settings.model.weights == Path(_text(weights)),
+            "blob": settings.model.blobs == tuple(blob or ()),
+            "preset": settings.preprocess.preset == preset,
+            "database": database and settings.catalog.url == _absolute_url(database, folder),
+        }
+        _refuse_other_options(ctx, file, given)
+        note(f"{shown(str(file))} exists already and stays as it is")
     else:
         choices = choose(file, images, net, weights, blob, preset, database)
         settings = _check(folder, choices)
         with open_catalog(settings) as catalog:
             if _exists(settings, catalog):
-                note(
-                    f"the catalog {shown(connect.shown_url(catalog))} exists already; nothing was changed."
-                    " To use it from here, copy the featd.toml that belongs to it"
+                raise FeatdError(
+                    f"the catalog {connect.shown_url(catalog)} exists already; nothing was written. To use it from"
+                    " here, copy the featd.toml that belongs to it; for a new instance, name another database"
                 )
-                return
         _write(file, render(choices))
         say(f"wrote {shown(str(file))}")
         settings = config.load(file)
@@ -107,11 +118,15 @@ def init(
         note("catalog and store exist already; nothing was changed")
 
 
-def _not_applied(ctx: typer.Context) -> str:
-    """The options that were given but have no effect, because the file stays as it is."""
-    sources = {name: ctx.get_parameter_source(name) for name in ctx.params if name != "folder"}
-    given = [f"--{name}" for name, source in sources.items() if source and source.name == "COMMANDLINE"]
-    return f"; ignored: {', '.join(given)}" if given else ""
+def _refuse_other_options(ctx: typer.Context, file: Path, agrees: Mapping[str, object]) -> None:
+    """FeatdError where an option was given that does not agree with the file, which stays as it is."""
+    sources = {name: ctx.get_parameter_source(name) for name in agrees}
+    given = [name for name, source in sources.items() if source and source.name == "COMMANDLINE"]
+    if other := [f"--{name}" for name in given if not agrees[name]]:
+        raise FeatdError(
+            f"{file} exists already and says something else than {', '.join(other)}: nothing was changed. Edit the"
+            " file, or make another instance: `featd init` with another folder"
+        )
 
 
 def choose(
@@ -178,10 +193,14 @@ def _check(folder: Path, choices: Choices) -> Settings:
     net = load_net(settings.model.net, settings.model.weights, settings.model.blobs)
     check_blobs(list(net.blobs))
     resolve(settings.preprocess, net.input_shape, net.preprocess)
-    file = sqlite_file(choices.url)
-    url = settings.catalog.url if file is None else f"sqlite:///{folder / file.expanduser()}"
-    catalog = settings.catalog.model_copy(update={"url": url})
+    catalog = settings.catalog.model_copy(update={"url": _absolute_url(choices.url, folder)})
     return settings.model_copy(update={"catalog": catalog})
+
+
+def _absolute_url(url: str, folder: Path) -> str:
+    """The catalog's address as `config.load` makes it of a file in `folder`."""
+    file = sqlite_file(url)
+    return url if file is None else f"sqlite:///{os.path.normpath(folder / file.expanduser())}"
 
 
 def _exists(settings: Settings, catalog: sa.Engine) -> bool:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from featd.errors import ConfigError, FeatdError
 from featd_cli.console import name_config
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ class Instance:
 
     settings: Settings
     catalog: sa.Engine
+    faults: tuple[str, ...] = ()
+    """What is wrong in the configuration, for a command that only looks."""
 
     def read(self) -> AbstractContextManager[sa.Connection]:
         """A transaction that only reads."""
@@ -42,24 +45,33 @@ class Instance:
         return connect.reading(self.catalog)
 
 
-def load_settings(ctx: typer.Context, config: Path | None) -> Settings:
-    """The configuration given after the command, else before it, else the first one found."""
+def load_settings(ctx: typer.Context, config: Path | None, faults: list[str] | None = None) -> Settings:
+    """The configuration given after the command, else before it, else the first one found. `faults`: see `load`."""
     from featd.config import load
 
     name_config(config or ctx.obj)
-    return load(config or ctx.obj)
+    return load(config or ctx.obj, faults)
 
 
 @contextmanager
-def open_instance(ctx: typer.Context, config: Path | None, *, check: bool = True) -> Iterator[Instance]:
-    """Configuration and catalog. With `check`, the catalog must have exactly this featd's schema."""
+def open_instance(
+    ctx: typer.Context, config: Path | None, *, check: bool = True, only_looks: bool = False
+) -> Iterator[Instance]:
+    """Configuration and catalog. With `check`, the catalog must have exactly this featd's schema. With `only_looks`,
+    wrong keys that do not matter for that are the instance's faults, not errors."""
     from featd.catalog import migrate
 
-    settings = load_settings(ctx, config)
+    faults: list[str] | None = [] if only_looks else None
+    settings = load_settings(ctx, config, faults)
     with open_catalog(settings) as catalog:
         if check:
-            migrate.check_schema(catalog)
-        yield Instance(settings, catalog)
+            try:
+                migrate.check_schema(catalog)
+            except FeatdError as error:
+                if faults:  # what is wrong may be the reason
+                    raise ConfigError(f"{'; '.join(faults)}\n{error}") from None
+                raise
+        yield Instance(settings, catalog, tuple(faults or ()))
 
 
 @contextmanager

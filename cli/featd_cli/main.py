@@ -7,7 +7,7 @@ import os
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -28,7 +28,7 @@ from featd_cli import (
     service,
     status,
 )
-from featd_cli.console import complain
+from featd_cli.console import complain, note
 
 INTERRUPTED = 130
 
@@ -97,14 +97,33 @@ app.add_typer(roots.app, name="roots")
 app.add_typer(service.app, name="service")
 
 
+def _show_usage_error(error: Any, arguments: list[str]) -> int:
+    """Print an error of usage, with what is wanted in the words of the help; returns its exit code."""
+    command, name = typer.main.get_command(app), "featd"
+    for word in arguments:
+        if word in getattr(command, "commands", {}):
+            command, name = command.commands[word], f"{name} {word}"  # type: ignore[attr-defined]
+    option = getattr(error, "option_name", None)
+    wanted: Any = next((one for one in command.params if option in one.opts), getattr(error, "param", None))
+    error.message = error.message.removeprefix("Value error, ")
+    if wanted is not None and not error.message:
+        error.message = wanted.help or ""  # an argument is missing
+    elif wanted is not None and error.message.endswith("requires an argument."):
+        error.message = f"Option '{option}' needs a value, {wanted.metavar or wanted.name}: {wanted.help}"
+    if getattr(error, "ctx", None) is None:  # then Typer does not say which command it was
+        note(f"Usage: {name} [OPTIONS] ...\nTry '{name} -h' for help.\n")
+    error.show()
+    return int(error.exit_code)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns its exit code. Every error ends here, as a message and a code."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, ValueError):
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
-        app(arguments, prog_name="featd")
-        return EXIT_OK
+        code = app(arguments, prog_name="featd", standalone_mode=False)
+        return _flushed(code if isinstance(code, int) else EXIT_OK)
     except SystemExit as ended:
         return _flushed(ended.code if isinstance(ended.code, int) else int(ended.code is not None))
     except FeatdError as error:
@@ -117,6 +136,8 @@ def main(arguments: list[str] | None = None) -> int:
         complain(f"{os.fsdecode(error.filename)}: {reason(error)}" if named else reason(error))
         return EXIT_ERROR
     except Exception as error:
+        if hasattr(error, "show"):  # Typer's errors of usage, whose class depends on its version
+            return _show_usage_error(error, sys.argv[1:] if arguments is None else arguments)
         if _is_database_error(error):
             complain(f"the catalog is out of reach: {first_line(getattr(error, 'orig', error))}")
             return EXIT_OUT_OF_REACH

@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 def scan(
     ctx: typer.Context,
     path: Annotated[
-        Path | None, typer.Argument(help="A root, or a folder in one. Default: every root.")
+        Path | None,
+        typer.Argument(
+            metavar="PATH", show_default=False, help="A root, or a folder in one. Default: every root."
+        ),
     ] = None,
     confirm_gone: Annotated[
         bool,

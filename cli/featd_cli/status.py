@@ -35,7 +35,7 @@ def status(
             "cannot be combined with --json: call `featd status --json` again", param_hint="--watch"
         )
     blocks = "utf" in (sys.stdout.encoding or "").lower()
-    with open_instance(ctx, config, check=not watch) as instance:
+    with open_instance(ctx, config, check=not watch, only_looks=True) as instance:
         if watch:
             from featd_cli import status_watch
 

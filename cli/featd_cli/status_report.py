@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import socket
+from collections import Counter
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from featd import clock
 from featd.errors import ConfigError, StoreUnavailableError
 from featd.states import OF_THE_FILE, State
 from featd.worker.shares import KINDS
@@ -19,6 +22,9 @@ if TYPE_CHECKING:
     from featd.config import Settings
     from featd_cli.instance import Instance
 
+FULL_BYTES = 1024 * 1024
+NEW_SECONDS = 60.0
+"""A worker that is older than this is not called new."""
 LEASE_WARNING = 1 / 3
 """A lease with less than this part of its time left should have been renewed long ago."""
 
@@ -48,6 +54,9 @@ class Report:
     offline: dict[str, str] = field(default_factory=dict)
     """Roots of the configuration that are offline -> their state."""
     warnings: list[str] = field(default_factory=list)
+    store_fault: str = ""
+    """Why nothing can be written to the store; empty where it can, or where this user cannot tell."""
+    store_unreadable: bool = False
 
     @property
     def total(self) -> int:
@@ -100,9 +109,13 @@ def look(instance: Instance) -> Report:
             daemon=daemon,
             next_due_seconds=stats.next_due_seconds(conn) if stuck else None,
             offline=_offline(settings),
-            warnings=_foreign_roots(settings, stats.known_roots(conn)),
+            # With a fault in a root it is not known which roots there are.
+            warnings=_foreign_roots(settings, stats.known_roots(conn)) if not instance.faults else [],
+            store_fault=_store_fault(settings.store.path),
+            store_unreadable=not os.access(settings.store.path, os.R_OK | os.X_OK),
             waiting_roots=_waiting_roots(settings, stats.pending_roots(conn)) if stuck else {},
         )
+    report.warnings.extend(f"configuration: {fault}" for fault in instance.faults)
     report.warnings.extend(_warnings(instance, report))
     return report
 
@@ -150,18 +163,50 @@ def _offline(settings: Settings) -> dict[str, str]:
     return {root: str(state) for root, state in states.items() if state is not RootState.ONLINE}
 
 
+def _is_owner(store: Path) -> bool:
+    """Whether this user is the one that featd works as: what another may read and write, this user cannot tell."""
+    try:
+        return store.stat().st_uid == os.geteuid()
+    except OSError:
+        return False
+
+
+def _store_fault(store: Path) -> str:
+    """Why featd cannot write to the store; empty where it can, or where this user cannot tell."""
+    from featd.shards.store import shards_folder
+
+    try:
+        disk = os.statvfs(store)
+    except OSError:
+        return ""
+    if disk.f_flag & os.ST_RDONLY:
+        return f"store {store}: the disk is mounted read-only"
+    if disk.f_bavail * disk.f_frsize < FULL_BYTES:
+        return f"store {store}: the disk is full"
+    for folder in (store, shards_folder(store)):
+        if _is_owner(store) and folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
+            return f"store {folder}: featd cannot write there: check its owner and mode"
+    return ""
+
+
 def _warnings(instance: Instance, report: Report) -> list[str]:
     from featd.catalog import pairing
+    from featd.roots import RootState
 
     settings = instance.settings
     found = []
     try:
-        pairing.check(instance.catalog, settings.store.path)
+        pairing.check(instance.catalog, settings.store.path, writable=False)
     except (StoreUnavailableError, ConfigError) as error:
         found.append(f"store {error}")
+    if report.store_fault:
+        found.append(report.store_fault)
     found.extend(status_daemon.troubles(report.daemon))
     notes = dict(report.ingest["notes"])
     for root, state in report.offline.items():
+        if state == RootState.UNREADABLE and not _is_owner(settings.store.path):
+            found.append(f"root {root} cannot be read by this user; featd may be able to")
+            continue
         found.append(f"root {root} is offline ({state}): images of this root keep their state")
         notes.pop(root, None)  # says the same
     found.extend(f"root {root}: {note}" for root, note in sorted(notes.items()))
@@ -179,32 +224,87 @@ def _warnings(instance: Instance, report: Report) -> list[str]:
 def holds_back(report: Report) -> str:
     """One sentence: what keeps featd from finishing, or from being faster."""
     if report.total == 0:
-        if report.ingest["last_scan_at"]:
-            return "no images found: no file under the roots matches their `include` patterns"
-        return "not scanned yet: `featd run` looks for images and processes them"
+        return _nothing_found(report)
     if report.workers and all(state_of(worker) == "dead" for worker in report.workers):
         return "featd was killed: start `featd run`; recovery is automatic"
     if not report.open:
-        known = "every image that was found" if report.offline else "every image"
-        return f"{known} is processed{_way_out(report)}"
+        partly = report.offline or report.ingest.get("notes") or not report.ingest["last_scan_at"]
+        return f"every image{' that was found' if partly else ''} is processed{_way_out(report)}"
     if not report.workers:
-        if report.daemon.pid:
-            return (
-                f"no worker is ready yet: featd (pid {report.daemon.pid}) is loading the net, or see its log"
-            )
-        return "no worker is running: start `featd run`"
+        return _no_worker(report)
     working = [worker for worker in report.workers if state_of(worker) == "working"]
     if working:
         return _limit(report, working)
+    if all(state_of(worker) == "stopping" for worker in report.workers):
+        return "workers are stopping: they finish what they have in hand"
     if report.waiting_roots:
         names = ", ".join(f"{root} ({why})" for root, why in report.waiting_roots.items())
-        return f"images are waiting for an offline root: {names}"
+        return f"images are waiting for a root that cannot be read: {names}"
+    pending = report.counts[State.PENDING]
     if report.next_due_seconds:
-        pending = report.counts[State.PENDING]
         if pending == 1:
             return f"1 image will be retried in {report.next_due_seconds:.0f} s"
         return f"{pending:,} images will be retried, the next one in {report.next_due_seconds:.0f} s"
-    return "workers have just started; nothing is measured yet"
+    if any(state_of(worker) == "starting" for worker in report.workers):
+        return _not_measured(report.workers)
+    if not pending:
+        return f"the last {report.open:,} images are claimed: a worker has them, or they return when its lease ends"
+    images = "1 image" if pending == 1 else f"{pending:,} images"
+    return f"workers are about to take {images}; if this stays, see the log of featd"
+
+
+def _nothing_found(report: Report) -> str:
+    """Why the catalog has no image."""
+    if not report.roots:
+        return "no images found: the configuration has no [[roots]]"
+    if report.offline:
+        names = ", ".join(f"{root} ({state})" for root, state in report.offline.items())
+        return f"no images found: not every root can be read: {names}"
+    if not report.ingest["last_scan_at"]:
+        if report.daemon.pid or report.ingest["scanned_by"] or report.ingest["watching"]:
+            return "not scanned yet: featd is running, and its first scan is not finished"
+        return "not scanned yet: `featd run` looks for images and processes them"
+    if report.ingest.get("notes"):
+        return "no images found: see the warnings about the roots"
+    ignored = sum((Counter(kinds) for kinds in report.ingest.get("ignored", {}).values()), Counter[str]())
+    links = ignored.pop("links", 0)
+    linked = "1 symbolic link was" if links == 1 else f"{links:,} symbolic links were"
+    passed = f"{linked} passed over: see `follow_symlinks`" if links else ""
+    if passed and not ignored:
+        return f"no images found: {passed}"
+    if ignored or passed:
+        match = f"none of {ignored.total():,} files matches the `include` patterns of its root"
+        return f"no images found: {match}" + (f", and {passed}" if passed else "")
+    return "no images found: the roots have no files, or `exclude` leaves them out"
+
+
+def _no_worker(report: Report) -> str:
+    """Why no worker has a lease, although images are waiting."""
+    daemon = report.daemon
+    if not daemon.pid:
+        if elsewhere := sorted(set(report.ingest["scanned_by"].values()) - {socket.gethostname()}):
+            return f"no worker is running: featd runs on {', '.join(elsewhere)}, and not on this host"
+        if daemon.failed_start is not None:
+            return "no worker is running: see the warning, then start `featd run`"
+        if not daemon.down and report.store_unreadable:
+            return "no worker is running; whether featd runs is unknown, as the store cannot be read"
+        return "no worker is running: start `featd run`"
+    children = daemon.says.get("children")
+    for child in children if isinstance(children, list) else []:
+        if isinstance(child, dict) and str(child.get("name")).startswith("worker") and child.get("why"):
+            words = f": {child['last_words']}" if child.get("last_words") else ""
+            state = str(child.get("state")).replace("_", " ")
+            return f"no worker can start: {child['name']} is {state}: {child['why']}{words}"
+    if report.store_fault:
+        return f"no worker can start: {report.store_fault}"
+    return f"no worker is ready yet: featd (pid {daemon.pid}) is loading the net; if this stays, see its log"
+
+
+def _not_measured(workers: list[WorkerLine]) -> str:
+    age = max((clock.utcnow() - worker.started_at).total_seconds() for worker in workers)
+    if age < NEW_SECONDS:
+        return "workers have just started; nothing is measured yet"
+    return f"workers have reported no finished step for {age:.0f} s: see the log of featd"
 
 
 def _way_out(report: Report) -> str:
@@ -225,13 +325,13 @@ def _limit(report: Report, working: list[WorkerLine]) -> str:
     shares = {kind: fmean(shares_of(worker)[kind] for worker in working) for kind in KINDS}
     kind = max(KINDS, key=shares.__getitem__)
     if not shares[kind]:
-        return "workers have just started; nothing is measured yet"
+        return _not_measured(working)
     percent = f"{shares[kind] * 100:.0f} %"
     verdicts = {
         "wait": f"workers are waiting for images ({percent} of the time)",
         "decode": f"bottleneck: decoding ({percent}); raise workers.decoders (now {report.decoders})",
         "forward": f"bottleneck: the network ({percent}); add devices to go faster",
-        "write": f"bottleneck: writing ({percent}); the store's disk is slow",
+        "write": f"bottleneck: writing ({percent}); the store's disk or the catalog is slow",
     }
     return verdicts[kind]
 

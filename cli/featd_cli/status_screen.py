@@ -118,7 +118,7 @@ def _head(report: Report, width: int, blocks: bool, detail: Detail) -> Iterator[
         told += f"; {shards.rows - shards.live_rows:,} superseded"
     if unknown := report.unknown.get("files"):
         told += f"; {unknown:,} unknown, kept aside"
-    yield Text(f"shards   {shards.count:,} ({told})")
+    yield from map(Text, wrap(f"shards   {shards.count:,} ({told})", width, indent=" " * 9))
 
 
 def _running(report: Report, blocks: bool) -> Text:

@@ -5,11 +5,13 @@ Environment variables override single keys: FEATD_WORKERS__BATCH=8.
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 import tomllib
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -20,6 +22,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from featd.errors import ConfigError, reason
@@ -39,6 +42,28 @@ _Seconds = Annotated[float, Field(gt=0, le=1e9)]
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_people_write(cls, values: object) -> object:
+        """`channels = "BGR"` and `blobs = "fc7"` are unambiguous: upper case in a choice, one text for a list."""
+        if not isinstance(values, dict):
+            return values
+        return {key: _understood(value, cls.model_fields.get(key)) for key, value in values.items()}
+
+
+def _understood(value: object, field: FieldInfo | None) -> object:
+    """`value` as a field's choice or list, where it can only be meant so; else as it is."""
+    if field is None or not isinstance(value, str):
+        return value
+    kinds = get_args(field.annotation) or ()
+    choices = (
+        kinds if get_origin(field.annotation) is Literal else [c for kind in kinds for c in get_args(kind)]
+    )
+    plain = {str(choice).replace("_", "-"): choice for choice in choices if isinstance(choice, str)}
+    if (choice := plain.get(value.strip().lower().replace("_", "-"))) is not None:
+        return choice
+    return (value,) if field.annotation == tuple[str, ...] else value
 
 
 class CatalogConfig(_Section):
@@ -125,6 +150,11 @@ class PreprocessConfig(_Section):
     scale: _Pixel | None = None
     max_pixels: Annotated[int, Field(ge=1, le=2**40)] = 100_000_000
 
+    @field_validator("size", mode="before")
+    @classmethod
+    def _square(cls, size: object) -> object:
+        return (size, size) if isinstance(size, int) and not isinstance(size, bool) else size
+
     @field_validator("mean", mode="before")
     @classmethod
     def _listed(cls, mean: object) -> object:
@@ -160,9 +190,7 @@ class WorkersConfig(_Section):
     @field_validator("devices", mode="before")
     @classmethod
     def _listed(cls, devices: object) -> object:
-        if isinstance(devices, str) and devices != "auto":
-            raise ValueError(f'write a list, ["{devices}"], or "auto"')
-        return devices
+        return (devices,) if isinstance(devices, str) and devices != "auto" else devices
 
     @field_validator("devices")
     @classmethod
@@ -244,6 +272,8 @@ class Settings(BaseSettings):
         return (env_settings, init_settings)
 
 
+_HEADER = re.compile(r"\s*\[\[?([^\[\]]+)\]")
+_ASSIGNED = re.compile(r"\s*([\w\-.\" ]+?)\s*=")
 _TWICE = re.compile(r"Cannot declare \('(.*?)',?\) twice")
 _TYPES = {
     "int": "a whole number",
@@ -274,11 +304,16 @@ def find(explicit: Path | None) -> Path:
     )
 
 
-def load(explicit: Path | None = None) -> Settings:
-    """Read, check and freeze the configuration. ConfigError names the file, the dotted key and the reason."""
+def load(explicit: Path | None = None, faults: list[str] | None = None) -> Settings:
+    """Read, check and freeze the configuration. ConfigError names the file, the line, the dotted key and the reason.
+
+    With `faults`, keys that are wrong and have no part in where catalog and store are get their default, and what is
+    wrong with them is appended: for commands that only look.
+    """
     path = find(explicit)
     try:
-        document = tomllib.loads(read_regular(path, MOST_BYTES).decode())
+        text = read_regular(path, MOST_BYTES).decode()
+        document = tomllib.loads(text)
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
     except tomllib.TOMLDecodeError as error:
@@ -288,33 +323,122 @@ def load(explicit: Path | None = None) -> Settings:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: {reason(error)}") from None
     _refuse_unknown_variables()
+    if isinstance(document.get("roots"), dict):
+        document["roots"] = [document["roots"]]  # [roots] in place of [[roots]]
     try:
-        settings = Settings(**document)
-    except ValidationError as error:
-        raise ConfigError(_explain(path, error)) from None
+        settings = _checked(path, text, document, faults)
+    except ConfigError:
+        raise
     except Exception as error:  # pydantic-settings wraps what it cannot parse from the environment
         raise ConfigError(f"environment: {error} (lists are written as in JSON: '[\"fc7\"]')") from None
     return _absolute(settings, path.absolute())
 
 
-def _explain(path: Path, error: ValidationError) -> str:
-    lines = []
-    for problem in error.errors(include_url=False):
-        key = ".".join(
-            str(part) for part in problem["loc"] if part not in ("literal['auto']", "tuple[str, ...]")
-        )
+def _checked(path: Path, text: str, document: dict[str, Any], faults: list[str] | None) -> Settings:
+    """The settings of a document. With `faults`, without those of its keys that are wrong."""
+    while True:
+        try:
+            return Settings(**document)
+        except ValidationError as error:
+            wrong = [Fault.of(problem, document) for problem in error.errors(include_url=False)]
+            told = [f"{_source(fault, path, text)}: {fault.told}" for fault in wrong]
+            if faults is None or not all(fault.is_dropped(document) for fault in wrong):
+                raise ConfigError("; ".join(told)) from None
+            faults.extend(told)
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One thing that is wrong: where, and what is said of it."""
+
+    place: tuple[str | int, ...]
+    told: str
+    decides: bool
+    """Whether it may decide where catalog and store are."""
+
+    @classmethod
+    def of(cls, problem: Any, document: dict[str, Any]) -> Fault:
+        place = tuple(part for part in problem["loc"] if part not in ("literal['auto']", "tuple[str, ...]"))
         message = problem["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
         kind, _, rest = problem["type"].partition("_")
+        meant = ""
         if problem["type"] == "extra_forbidden":
-            message = "unknown key"
+            meant = _nearest(place)
+            message = "unknown key" + (f"; did you mean {meant}?" if meant else "")
         elif kind in _TYPES and rest in ("type", "parsing", "from_float", "attributes_type"):
             message = f"must be {_TYPES[kind]}"
             if kind in ("int", "float", "bool"):  # other values may hold a password
                 message += f", not {problem['input']!r:.80}"
-        variable = ENV_PREFIX + "__".join(str(part) for part in problem["loc"][:2]).upper()
-        source = f"environment {variable}" if variable in map(str.upper, os.environ) else str(path)
-        lines.append(f"{source}: {key or 'configuration'}: {message}")
-    return "; ".join(lines)
+        unknown = problem["type"] == "extra_forbidden"
+        section = meant.partition(".")[0] if unknown and len(place) == 1 else str(place[0]) if place else ""
+        decides = (
+            section == "catalog"
+            or (
+                section == "store"
+                and (len(place) < 2 or place[1] == "path" or (unknown and meant in ("", "store.path")))
+            )
+            # An unknown section may be meant to be the one that is missing.
+            or (unknown and len(place) == 1 and not section and isinstance(problem["input"], dict))
+        )
+        return cls(place, f"{'.'.join(map(str, place)) or 'configuration'}: {message}", decides)
+
+    def is_dropped(self, document: dict[str, Any]) -> bool:
+        """Take the key out of the document; False where it must not, or cannot, be done without."""
+        if self.decides:
+            return False
+        inside: Any = document
+        *above, last = self.place[:3] if self.place[:1] == ("roots",) else self.place[:2] or ("preprocess",)
+        for part in above:
+            inside = inside[part] if not isinstance(inside, dict) or part in inside else {}
+        if isinstance(inside, dict) and last in inside:
+            del inside[last]
+            return True
+        # A root without a path, or a variable of the environment.
+        return document.pop(str(self.place[0]), None) is not None if self.place else False
+
+
+def _nearest(place: tuple[str | int, ...]) -> str:
+    """The key that an unknown one may be meant to be, dotted; empty where none is like it."""
+    keys = {
+        section: list((RootConfig if section == "roots" else field.annotation).model_fields)  # type: ignore[union-attr]
+        for section, field in Settings.model_fields.items()
+    }
+    name, section = str(place[-1]).lower().replace("-", "_"), str(place[0])
+    if elsewhere := next((f"{other}.{name}" for other, names in keys.items() if name in names), ""):
+        return elsewhere
+    own = keys if len(place) == 1 else keys.get(section, [])
+    if near := difflib.get_close_matches(name, own, 1):
+        return near[0] if len(place) == 1 else f"{section}.{near[0]}"
+    return ""
+
+
+def _source(fault: Fault, path: Path, text: str) -> str:
+    """The variable of the environment that is wrong, or the file and, where it is found, the line."""
+    variable = ENV_PREFIX + "__".join(map(str, fault.place[:2])).upper()
+    if variable in map(str.upper, os.environ):
+        return f"environment {variable}"
+    line = line_of(text, fault.place)
+    return f"{path}: line {line}" if line else str(path)
+
+
+def line_of(text: str, place: tuple[str | int, ...]) -> int | None:
+    """The line of a TOML text on which the key at `place` is, else that of its section; None where neither is seen."""
+    if not place:
+        return None
+    section, number, found = "", -1, None
+    *above, key = [str(part) for part in place if isinstance(part, str)]
+    for at, line in enumerate(text.splitlines(), 1):
+        if header := _HEADER.match(line):
+            section = header[1].strip()
+            number += section == "roots"
+        elif assigned := _ASSIGNED.match(line):
+            section_, name = section, assigned[1].replace('"', "").replace(" ", "")
+            dotted = f"{section_}.{name}" if section_ else name
+            if dotted == ".".join([*above, key]) and (section != "roots" or number in place):
+                return at
+        if found is None and header and section == str(place[0]) and (section != "roots" or number in place):
+            found = at
+    return found
 
 
 def _refuse_unknown_variables() -> None:

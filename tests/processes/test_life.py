@@ -142,7 +142,7 @@ def test_vectors_of_a_lost_shard_are_made_again(instance: Instance, images: Path
     told = instance.run("explain", str(images / lost[0]), plain_user=True).stdout
     assert f"this file is {how}" in told
     again = instance.run("enqueue", "--force", str(images), plain_user=True)
-    assert again.stdout == f"{PHOTOGRAPHS}\n"
+    assert again.stdout == f"{PHOTOGRAPHS} images enqueued\n"
     result = instance.run("run", "--drain", plain_user=True)
     assert result.returncode == 0
     assert result.stderr.count("shard_faulty") == 1

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from featd import config, daemon
+from featd.errors import ModelError
 from featd.processes.child import ChildSpec
 from featd.processes.link import ChildLink
 from featd.processes.records import Ready, StatusLine
@@ -68,6 +69,30 @@ def test_a_key_concerns_certain_children(tmp_path: Path, more: str, kinds: set[s
 def test_what_decides_the_vectors_needs_a_restart(tmp_path: Path, more: str, key: str) -> None:
     change = reload.difference(load(tmp_path, BASE), load(tmp_path, BASE + more))
     assert reload.refused_keys(change.keys) == [key]
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        ("workers.devices", "workers.devices: restart featd to change it"),
+        ("catalog.url", "catalog.url: stop featd, move the catalog there, then start featd"),
+        ("store.path", "store.path: stop featd, move the store there, then start featd"),
+        ("model.net", "model.net: a restart would be refused: no such file"),
+        ("model.engine", "model.engine: a restart would be refused: no such file"),
+        ("store.dtype", "store.dtype: a restart would be refused: no such file"),
+        ("preprocess.channels", "preprocess.channels: a restart would be refused: no such file"),
+    ],
+)
+def test_each_refused_key_has_its_way_out(key: str, words: str) -> None:
+    def refuse() -> None:
+        raise ModelError("no such file")
+
+    assert reload.way_out([key], refuse).startswith(words)
+    if "refused" in words:
+        assert reload.way_out([key], lambda: None) == f"{key}: restart featd to change it"
+    both = reload.way_out(["workers.devices", key], refuse)
+    assert words in both
+    assert "workers.devices" in both
 
 
 # The supervisor's part
@@ -359,7 +384,9 @@ def test_a_bad_configuration_changes_nothing(running: tuple[Instance, subprocess
     bad = {
         "workers.batch: must be a whole number": text.replace("batch = 4", 'batch = "x"'),
         "no such folder": text + '\n[[roots]]\npath = "/nowhere/at/all"\n',
-        "store.path: restart featd": text.replace("[catalog]", '[store]\npath = "x"\n[catalog]'),
+        "store.path: stop featd, move the store": text.replace("[catalog]", '[store]\npath = "x"\n[catalog]'),
+        "preprocess.interpolation: a restart would be refused: this catalog holds": text
+        + '\n[preprocess]\ninterpolation = "nearest"\n',
         "Expected": text + "[[roots]",
     }
     for reason, content in bad.items():

@@ -11,7 +11,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import typer
 
 from featd.catalog import connect, enqueue
 from featd.catalog.enqueue import FoundFile
@@ -20,7 +22,7 @@ from featd.ingest.scan import scan_root
 from featd.paths import to_catalog
 from featd.states import Kind
 from featd_cli import selection
-from featd_cli.main import main
+from featd_cli.main import app, main
 from filled import Filled
 from postgres import PostgreSQL
 
@@ -80,6 +82,44 @@ def test_the_version(featd: Run) -> None:
     code, out, _ = featd("--version")
     assert code == 0
     assert out.startswith("featd ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["export"], "Missing argument 'OUT'. npy: a folder to create"),
+        (["enqueue"], "Missing argument 'PATH'. Files or folders under the roots."),
+        (["roots", "remove"], "Missing argument 'ROOT'. As `featd roots list` prints it."),
+        (["failures", "--kind"], "Option '--kind' needs a value, KIND: Only this kind"),
+        (["status", "--config"], "Option '--config' needs a value, PATH: The configuration file"),
+        (["export", "x", "--format", "csv"], "Invalid value for '--format': 'csv' is not one of"),
+        (["retry-failed", "--since", "soon"], "'soon' is not a time: write 30m, 2h"),
+        (["status", "--nonsense"], "No such option: --nonsense"),
+        (["status", "--json=yes"], "does not take a value"),
+    ],
+)
+def test_an_error_of_usage_says_what_is_wanted(featd: Run, arguments: list[str], words: str) -> None:
+    code, out, err = featd(*arguments)
+    assert (code, out) == (2, "")
+    assert words in err
+    assert "Usage: featd" in err
+
+
+def all_commands(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    yield path
+    for name, below in getattr(command, "commands", {}).items():
+        yield from all_commands(below, (*path, name))
+
+
+@pytest.mark.parametrize("command", list(all_commands(typer.main.get_command(app))))
+@pytest.mark.parametrize("columns", ["80", "200"])
+def test_help_fits_80_columns(
+    featd: Run, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...], columns: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    code, out, _ = featd(*command, "--help")
+    assert code == 0
+    assert [line for line in out.splitlines() if len(line) > 80] == []
 
 
 def test_help_says_the_exit_codes(featd: Run) -> None:
@@ -171,6 +211,22 @@ def test_a_broken_configuration_is_78(tmp_path: Path, featd: Run, text: str) -> 
     assert "featd.toml" in err
 
 
+def test_a_typo_does_not_blind_status(filled: Filled, featd: Run) -> None:
+    fill(filled)
+    filled.config.write_text(filled.config.read_text() + "[workers]\nbach = 8\n")
+    run = ("--config", filled.config)
+    code, out, _ = featd(*run, "status", "--json")
+    assert code == 0
+    report = json.loads(out)
+    assert report["images"]["done"] == 2
+    (warning,) = report["warnings"]
+    assert re.search(
+        r"featd.toml: line \d+: workers.bach: unknown key; did you mean workers.batch\?", warning
+    )
+    assert "did you mean workers.batch?" in " ".join(featd(*run, "status")[1].split())
+    assert featd(*run, "retry-failed")[0] == 78
+
+
 def test_a_path_and_a_reason_are_said_once(tmp_path: Path, featd: Run) -> None:
     code, _, err = featd("--config", tmp_path, "status")
     assert (code, err) == (78, f"featd: {tmp_path}: Is a directory\n")
@@ -226,6 +282,54 @@ def test_failures_as_json_are_one_document(filled: Filled, featd: Run) -> None:
         ("cut/empty.jpg", "decode.corrupt", "the file\nis empty"),
     ]
     assert found[0]["root"] == str(filled.roots[0])
+
+
+def test_failures_are_limited(filled: Filled, featd: Run) -> None:
+    fill(filled)
+    code, out, err = featd("--config", filled.config, "failures", "--limit", "2")
+    assert (code, len(out.splitlines())) == (0, 2)
+    assert err == "only the first 2 are shown: raise --limit for more\n"
+    assert featd("--config", filled.config, "failures", "--limit", "3")[2] == ""
+    assert len(json.loads(featd("--config", filled.config, "failures", "--limit", "1", "--json")[1])) == 1
+    for wrong in ("0", "many"):
+        code, out, err = featd("--config", filled.config, "failures", "--limit", wrong)
+        assert (code, out) == (2, "")
+        assert "--limit" in err
+
+
+def test_failures_are_counted_by_kind_and_by_folder(filled: Filled, featd: Run) -> None:
+    fill(filled)
+    filled.failed("cut/more.jpg", Kind.DECODE_CORRUPT)
+    run, root = ("--config", filled.config, "failures", "--by"), filled.roots[0]
+    assert featd(*run, "kind")[1].split() == ["2", "decode.corrupt", "1", "decode.truncated", "1", "read.io"]
+    assert json.loads(featd(*run, "kind", "--json")[1])[0] == {"kind": "decode.corrupt", "count": 2}
+    assert featd(*run, "folder")[1].split() == ["3", f"{root}/cut", "1", str(root)]
+    assert json.loads(featd(*run, "folder", "--json")[1]) == [
+        {"root": str(root), "folder": "cut", "count": 3},
+        {"root": str(root), "folder": "", "count": 1},
+    ]
+    assert featd(*run, "folder", "--kind", "decode.corrupt")[1].split() == ["2", f"{root}/cut"]
+    code, out, err = featd(*run, "kind", "--limit", "1")
+    assert (code, out.split()) == (0, ["2", "decode.corrupt"])
+    assert "only the first 1 of 3" in err
+    assert featd(*run, "kind", "--kind", "crash")[0] == 3
+    assert featd(*run, "colour")[0] == 2
+
+
+def test_failures_are_coloured_on_a_terminal_alone(
+    filled: Filled, featd: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(filled)
+    assert "\x1b" not in featd("--config", filled.config, "failures")[1]
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    reader, terminal = os.openpty()
+    command = [sys.executable, "-m", "featd_cli.main", "--config", str(filled.config), "failures"]
+    for more, coloured in (({}, True), ({"NO_COLOR": "1"}, False)):
+        subprocess.run(command, stdout=terminal, check=True, env={**os.environ, **more})
+        assert (b"\x1b[31mdecode.truncated" in os.read(reader, 65536)) is coloured
+    os.close(reader)
+    os.close(terminal)
 
 
 @pytest.mark.parametrize(
@@ -374,6 +478,19 @@ def test_export(filled: Filled, featd: Run, tmp_path: Path) -> None:
     assert featd("--config", filled.config, "export", tmp_path / "p.h5", "--format", "npy")[0] == 0
 
 
+def test_export_to_standard_output(filled: Filled, featd: Run, tmp_path: Path) -> None:
+    fill(filled)
+    command = [sys.executable, "-m", "featd_cli.main", "--config", str(filled.config), "export", "-"]
+    done = subprocess.run(command, capture_output=True, check=True, cwd=tmp_path)
+    (tmp_path / "x.npy").write_bytes(done.stdout)
+    assert np.load(tmp_path / "x.npy").shape == (2, 5)
+    assert b"wrote 2 vectors of 5 numbers (float32), blob fc7, to standard output" in done.stderr
+    assert not (tmp_path / "-").exists()
+    code, out, err = featd("--config", filled.config, "export", "-", "--format", "hdf5")
+    assert (code, out) == (2, "")
+    assert "name a file" in err
+
+
 def test_net_shows_layers_and_blobs(featd: Run) -> None:
     code, out, _ = featd("net", "gist")
     assert code == 0
@@ -431,6 +548,45 @@ def test_explain_tells_the_attempts_of_a_failed_one(filled: Filled, featd: Run) 
     assert out.splitlines()[-1].startswith("next      repair or replace the file")
 
 
+def test_explain_says_why_a_file_is_unknown(filled: Filled, featd: Run) -> None:
+    root = filled.roots[0]
+    text = filled.config.read_text() + 'exclude = ["thumbs/**"]\n'
+    filled.config.write_text(text)
+    (root / "thumbs").mkdir()
+    os.mkfifo(root / "pipe.jpg")
+    for name in ("new.jpg", "x.heic", "thumbs/a.jpg"):
+        (root / name).touch()
+    (root / "link.jpg").symlink_to("new.jpg")
+    for name, words in {
+        "new.jpg": "not in the catalog yet: a running featd finds it",
+        "x.heic": "none of the `include` patterns of its root matches it",
+        "thumbs/a.jpg": "the `exclude` patterns of its root leave it out",
+        "pipe.jpg": "not a regular file",
+        "link.jpg": "a symbolic link, which this root does not follow",
+    }.items():
+        code, out, err = featd("--config", filled.config, "explain", root / name)
+        assert (code, out) == (3, ""), name
+        assert words in err.replace(f"--config {filled.config} ", "")
+    code, _, err = featd("--config", filled.config, "explain", root / "thumbs")
+    assert code == 2
+    assert "is a folder: explain takes a file" in err
+
+
+def test_explain_says_how_a_failed_file_differs_from_the_disk(filled: Filled, featd: Run) -> None:
+    filled.failed("a.jpg", Kind.DECODE_CORRUPT, "bad")
+    path = filled.roots[0] / "a.jpg"
+    run = ("--config", filled.config, "explain", path)
+    assert "on disk   not there now: the next scan marks" in featd(*run)[1]
+    path.write_bytes(b"x" * 10)
+    os.utime(path, ns=(1, 1))  # as the catalog has it
+    out = featd(*run)[1]
+    assert "on disk" not in out
+    assert re.search(r"state     failed since .* UTC: decode.corrupt\n", out)
+    path.write_bytes(b"x" * 11)
+    assert "on disk   changed since (11 bytes): the next scan makes it pending" in featd(*run)[1]
+    assert "changed since" in json.loads(featd(*run, "--json")[1])["on_disk"]
+
+
 @pytest.mark.parametrize("command", ["explain", "enqueue"])
 def test_what_is_not_known_is_3(filled: Filled, featd: Run, command: str) -> None:
     for path in (filled.roots[0] / "nowhere.jpg", filled.folder / "outside.jpg"):
@@ -446,7 +602,8 @@ def test_enqueue_takes_a_file_ahead_of_all(filled: Filled, featd: Run) -> None:
     assert featd("--config", filled.config, "enqueue", filled.roots[0] / "notes.txt")[0] == 3
     assert featd("--config", filled.config, "enqueue", filled.roots[0] / "link.jpg")[0] == 3
     code, out, _ = featd("--config", filled.config, "enqueue", filled.roots[0] / "new.jpg")
-    assert (code, out) == (0, "1\n")
+    assert (code, out) == (0, "1 image enqueued\n")
+    assert featd("--config", filled.config, "enqueue", filled.roots[0])[1] == "0 images enqueued\n"
     assert [image.path for image in filled.claim(1)] == ["new.jpg"]
 
 

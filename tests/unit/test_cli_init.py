@@ -39,12 +39,21 @@ def test_what_is_there_stays(tmp_path: Path, images: Path, capsys: pytest.Captur
         path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".db-shm"
     }
     capsys.readouterr()
-    assert main(["init", str(tmp_path), "--images", str(tmp_path), "--blob", "nonsense"]) == 0
+    assert main(["init", str(tmp_path), "--images", str(tmp_path), "--blob", "nonsense"]) == 1
     said = capsys.readouterr().err
-    assert "nothing was changed" in said
-    assert "ignored: --images, --blob" in said
-    assert main(["init", str(tmp_path)]) == 0
-    assert "changed nothing in it" not in capsys.readouterr().err
+    assert "says something else than --images, --blob: nothing was changed" in said
+    same = ["--images", str(images), "--net", "gist", "--database", "sqlite:///featd.db"]
+    for options in ([], same):
+        assert main(["init", str(tmp_path), *options]) == 0
+        assert "exists already and stays as it is" in capsys.readouterr().err
+    for other in (
+        ["--net", "x"],
+        ["--weights", "w"],
+        ["--preset", "pycaffe"],
+        ["--database", "sqlite:///x.db"],
+    ):
+        assert main(["init", str(tmp_path), *same[:2], *other]) == 1
+        assert f"something else than {other[0]}:" in capsys.readouterr().err
     assert before == {
         path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".db-shm"
     }
@@ -66,7 +75,7 @@ def test_an_existing_catalog_is_left_alone(
     one, two = tmp_path / "one", tmp_path / "two"
     assert main(["init", str(one), "--images", str(images), "--database", database_url]) == 0
     capsys.readouterr()
-    assert main(["init", str(two), "--images", str(images), "--database", database_url]) == 0
+    assert main(["init", str(two), "--images", str(images), "--database", database_url]) == 1
     assert "exists already" in capsys.readouterr().err
     assert not two.exists()
 

@@ -9,7 +9,7 @@ import select
 import socket
 import threading
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from featd import clock
 from featd.catalog import connect, hosts
 from featd.catalog.stats import FailureLine, ShardTotals, WorkerLine
 from featd.states import Kind, State
+from featd.worker.shares import Shares
 from featd_cli import status_report, status_screen
 from featd_cli.instance import Instance
 from featd_cli.main import main
@@ -357,6 +358,91 @@ def test_all_done_and_some_failed() -> None:
     told = holds_back(report(counts=counts | {State.FAILED: 3}, failures=[corrupt, denied]))
     assert "`featd retry-failed`; of these, 2 need other files: repair or replace" in told
     assert holds_back(report(counts=dict.fromkeys(State, 0) | {State.DONE: 5})) == "every image is processed"
+
+
+def idle(**changes: Any) -> Report:
+    """Nothing is running and one image is pending."""
+    counts = dict.fromkeys(State, 0) | {State.PENDING: 1}
+    ingest = {"watching": 0, "last_scan_at": "2026-01-01T00:00:00+00:00", "scanned_by": {}}
+    return report(
+        **{"ingest": ingest, "workers": [], "counts": counts, "failures": [], "warnings": [], **changes}
+    )
+
+
+def worker(state: str | None, seconds: float = 400.0) -> WorkerLine:
+    started = clock.utcnow() - timedelta(seconds=seconds)
+    return WorkerLine("cpu:0", "h", 1, "caffe", 0, 0, started, 50.0, {"state": state} if state else {})
+
+
+def test_an_old_worker_is_not_called_new() -> None:
+    for state in ("working", None):
+        assert holds_back(idle(workers=[worker(state, 5.0)])).startswith("workers have just started")
+        assert "no finished step for 400 s" in holds_back(idle(workers=[worker(state)]))
+    assert "workers are stopping" in holds_back(idle(workers=[worker("stopping")]))
+    assert "about to take 1 image;" in holds_back(idle(workers=[worker("idle")]))
+    claimed = dict.fromkeys(State, 0) | {State.CLAIMED: 3}
+    assert "the last 3 images are claimed" in holds_back(idle(workers=[worker("idle")], counts=claimed))
+
+
+def test_a_step_that_lasts_is_measured_before_it_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(clock, "monotonic", lambda: now[0])
+    shares = Shares()
+    with shares.spend("forward"):
+        now[0] += 360.0
+        assert shares.report("working")["share"]["forward"] == 1.0
+
+
+def test_why_no_worker_is_there() -> None:
+    running = Daemon(pid=7)
+    assert "pid 7) is loading the net" in holds_back(idle(daemon=running))
+    assert holds_back(idle(daemon=running, store_fault="store /s: the disk is full")) == (
+        "no worker can start: store /s: the disk is full"
+    )
+    child = {"name": "worker-0", "state": "backing_off", "why": "exit code 75", "last_words": "/s: read-only"}
+    says = {"children": [{"name": "janitor", "why": "x"}, child]}
+    assert holds_back(idle(daemon=Daemon(pid=7, says=says))) == (
+        "no worker can start: worker-0 is backing off: exit code 75: /s: read-only"
+    )
+    assert "see the warning" in holds_back(idle(daemon=Daemon(down=True, failed_start={"message": "x"})))
+    assert "whether featd runs is unknown" in holds_back(idle(store_unreadable=True))
+    ingest = {"watching": 1, "last_scan_at": None, "scanned_by": {"/a": "elsewhere"}}
+    assert "featd runs on elsewhere" in holds_back(idle(daemon=Daemon(down=True), ingest=ingest))
+
+
+@pytest.mark.parametrize(
+    ("ingest", "changes", "words"),
+    [
+        ({"ignored": {"/a": {"links": 2}}}, {}, "2 symbolic links were passed over: see `follow_symlinks`"),
+        ({"ignored": {"/a": {"heic": 2}}}, {}, "none of 2 files matches the `include` patterns"),
+        ({"ignored": {"/a": {"heic": 2, "links": 1}}}, {}, "and 1 symbolic link was passed over"),
+        ({}, {}, "the roots have no files"),
+        ({}, {"offline": {"/a": "empty"}}, "not every root can be read: /a (empty)"),
+        ({}, {"roots": 0}, "no [[roots]]"),
+        ({"notes": {"/a": "x"}}, {}, "see the warnings"),
+        ({"last_scan_at": None}, {"daemon": Daemon(pid=7)}, "its first scan is not finished"),
+        ({"last_scan_at": None}, {"daemon": Daemon(down=True)}, "`featd run` looks for images"),
+    ],
+)
+def test_why_there_are_no_images(ingest: dict[str, Any], changes: dict[str, Any], words: str) -> None:
+    told = {"watching": 0, "last_scan_at": "2026-01-01T00:00:00+00:00", "scanned_by": {}, **ingest}
+    assert words in holds_back(idle(counts=dict.fromkeys(State, 0), ingest=told, **changes))
+
+
+def test_a_reader_is_not_told_that_featd_cannot_write(
+    filled: Filled, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: not mode & os.W_OK and real(path, mode))
+    (warning,) = status(filled, capsys)["warnings"]
+    assert "featd cannot write there" in warning
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    assert status(filled, capsys)["warnings"] == []
+
+
+def test_the_line_of_shards_fits_80_columns() -> None:
+    for line in screen(report(unknown={"files": 1234, "bytes": 5})):
+        assert len(line) <= 80 or "long/long/" in line, line
 
 
 @pytest.mark.parametrize(

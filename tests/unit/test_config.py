@@ -125,6 +125,82 @@ def test_what_is_wrong_is_named_with_its_key(tmp_path: Path, text: str, words: s
     assert raised.value.exit_code == 78
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[workers]\nbach = 8", "line 2: workers.bach: unknown key; did you mean workers.batch?"),
+        ("\n[worker]\nbatch = 8", "line 2: worker: unknown key; did you mean workers?"),
+        ("batch = 8", "line 1: batch: unknown key; did you mean workers.batch?"),
+        ("[store]\nbatch = 8", "line 2: store.batch: unknown key; did you mean workers.batch?"),
+        ("workers.bach = 8", "line 1: workers.bach: unknown key; did you mean workers.batch?"),
+        ("[[roots]]\npath = 'a'\n[[roots]]\npath = 'b'\nincludes = 1", "line 5: roots.1.includes: unknown key; did you mean roots.include"),  # noqa: E501
+        ("[log]\n\nqwxz = 1", "line 3: log.qwxz: unknown key"),
+        ("[log]\nlevel = 'info'\n[workers]\nbatch = 0", "line 4: workers.batch: must be"),
+        ("[[roots]]\npath = 'a'\n[[roots]]\nwatch = true", "line 3: roots.1.path"),
+    ],
+)  # fmt: skip
+def test_an_unknown_key_gets_its_line_and_the_nearest_key(tmp_path: Path, text: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(f"featd.toml: {words}")):
+        load(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "value"),
+    [
+        ('[preprocess]\nchannels = "BGR"', "preprocess.channels", "bgr"),
+        ('[preprocess]\nresize = "short-side"', "preprocess.resize", "short_side"),
+        ("[preprocess]\nsize = 256", "preprocess.size", (256, 256)),
+        ('[store]\ndtype = "Float16"', "store.dtype", "float16"),
+        ('[log]\nlevel = "INFO"', "log.level", "info"),
+        ('[workers]\ndevices = "cpu"', "workers.devices", ("cpu",)),
+        ('[workers]\ndevices = "AUTO"', "workers.devices", "auto"),
+        ('[model]\nengine = "ONNXRuntime"', "model.engine", "onnxruntime"),
+        ('[model]\nnet = "n"\nweights = "w"\nblobs = "fc7"', "model.blobs", ("fc7",)),
+    ],
+)
+def test_what_people_write_is_understood(tmp_path: Path, text: str, key: str, value: object) -> None:
+    assert load(tmp_path, text).by_key()[key] == value
+
+
+def test_one_root_may_be_a_plain_section(tmp_path: Path) -> None:
+    root = load(tmp_path, '[roots]\npath = "/a"\ninclude = "**/*.jpg"').roots[0]
+    assert (root.path, root.include) == (Path("/a"), ("**/*.jpg",))
+
+
+def test_a_look_goes_on_where_other_keys_are_wrong(tmp_path: Path) -> None:
+    file = tmp_path / "featd.toml"
+    file.write_text(
+        '[store]\npath = "s"\nshard_rows = 0\n[[roots]]\npath = "/a"\nx = 1\n[model]\nnet = "n"\n[workers]\nbach = 8\n'
+    )
+    faults: list[str] = []
+    settings = config.load(file, faults)
+    assert (settings.store.path, settings.roots[0].path) == (tmp_path / "s", Path("/a"))
+    told = "; ".join(faults)
+    for words in (
+        "line 3: store.shard_rows",
+        "line 6: roots.0.x",
+        "line 7: model: a net",
+        "line 10: workers.bach",
+    ):
+        assert words in told
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[catalog]\nurll = 'x'",
+        "[catlog]\nurl = 'x'",
+        "[store]\npth = 'x'",
+        "[database]\nurl = 'x'",
+        "[catalog",
+    ],
+)
+def test_a_look_does_not_guess_where_the_catalog_is(tmp_path: Path, text: str) -> None:
+    (tmp_path / "featd.toml").write_text(text)
+    with pytest.raises(ConfigError):
+        config.load(tmp_path / "featd.toml", [])
+
+
 def test_a_mean_may_be_one_number(tmp_path: Path) -> None:
     assert load(tmp_path, "[preprocess]\nmean = 5").preprocess.mean == (5.0,)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -158,6 +159,46 @@ def test_python_in_a_page_is_python(path: Path) -> None:
         r"^```python\n(.*?)^```$", path.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
     ):
         ast.parse(block)
+
+
+def block(name: str, words: str) -> str:
+    """The one block of code of a page that has these words."""
+    (found,) = [
+        body
+        for body in re.findall(r"^```\w*\n(.*?)^```$", page(name), re.MULTILINE | re.DOTALL)
+        if words in body
+    ]
+    return str(found)
+
+
+@pytest.mark.parametrize(
+    ("words", "left"),
+    [
+        (
+            "uninstall --instance places",
+            {"featd.toml", "featd.db", "features", "faces.toml", "faces", "notes.password"},
+        ),
+        ("rm -rf /etc/featd/featd.toml", {"places.toml", "places", "faces.toml", "faces", "notes.password"}),
+    ],
+)
+def test_removing_one_instance_keeps_the_others(tmp_path: Path, words: str, left: set[str]) -> None:
+    etc, state = tmp_path / "etc/featd", tmp_path / "var/lib/featd"
+    for name in ("featd.toml", "places.toml", "faces.toml", "notes.password"):
+        (etc / name).parent.mkdir(parents=True, exist_ok=True)
+        (etc / name).touch()
+    for name in ("featd.db", "features/shards/1.h5", "places/featd.db", "faces/featd.db"):
+        (state / name).parent.mkdir(parents=True, exist_ok=True)
+        (state / name).touch()
+    commands = block("docs/operations.md", words).replace(" /etc/", f" {tmp_path}/etc/")
+    commands = commands.replace(" /var/", f" {tmp_path}/var/")
+    subprocess.run(["sh", "-euc", f"featd() {{ :; }}\n{commands}"], check=True)
+    assert {path.name for path in (*etc.iterdir(), *state.iterdir())} == left
+
+
+def test_what_all_instances_share_is_not_removed_while_one_is_left() -> None:
+    whole = page("docs/operations.md")
+    assert not re.search(r"rm -rf? (/etc/featd|/var/lib/featd)(?!/)", whole)
+    assert not re.search(r"rm -rf? .* (/etc/featd|/var/lib/featd)(?!/)", whole)
 
 
 def test_the_way_into_the_code_is_in_the_readme() -> None:

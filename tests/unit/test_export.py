@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +17,9 @@ import pytest
 import sqlalchemy as sa
 
 from featd.catalog import connect, enqueue, live
+from featd.catalog.enqueue import FoundFile
 from featd.catalog.schema import images, shards
+from featd.catalog.settle import Settlement
 from featd.errors import FeatdError, ModelError, NothingMatchedError, StoreUnavailableError
 from featd.export import export, npy, read
 from featd.shards.layout import ShardError
@@ -59,7 +63,9 @@ def test_npy_holds_every_live_vector_in_order_of_image(filled: Filled, tmp_path:
     assert sorted(names) == sorted(set(ids) - {"waiting.jpg"})
     assert [ids[name] for name in names] == sorted(ids[name] for name in names)
     np.testing.assert_array_equal(features, filled.vectors([ids[name] for name in names], 5))
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["features.npy", "names.txt"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "features.npy", "names.txt", "roots.txt",
+    ]  # fmt: skip
 
 
 def test_hdf5_holds_feats_and_names_as_raw_bytes(filled: Filled, tmp_path: Path) -> None:
@@ -90,6 +96,45 @@ def test_small_chunks_give_the_same_file(
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "pieces" / name).read_bytes()
     with h5py.File(tmp_path / "pieces.h5") as file:
         np.testing.assert_array_equal(file["feats"][:], np.load(tmp_path / "whole" / "features.npy"))
+
+
+def test_the_root_of_each_row_is_named(filled: Filled, tmp_path: Path) -> None:
+    filled.done(["a.jpg", "b.jpg"])
+    export.to_npy(filled.catalog, filled.store, tmp_path / "out")
+    assert (tmp_path / "out" / "roots.txt").read_text() == f"{filled.roots[0]}\n" * 2
+
+
+@pytest.mark.parametrize(
+    ("umask", "folder", "file"), [(0o022, 0o755, 0o644), (0o002, 0o775, 0o664), (0o077, 0o700, 0o600)]
+)
+def test_the_umask_decides_who_may_read(
+    filled: Filled, tmp_path: Path, umask: int, folder: int, file: int
+) -> None:
+    filled.done(["a.jpg"])
+    before = os.umask(umask)
+    try:
+        export.to_npy(filled.catalog, filled.store, tmp_path / "new/out")
+        export.to_hdf5(filled.catalog, filled.store, tmp_path / "new/out.h5")
+    finally:
+        os.umask(before)
+    modes = {path: path.stat().st_mode & 0o777 for path in (tmp_path / "new").rglob("*")}
+    assert len(modes) == 5
+    assert {path.name for path, mode in modes.items() if mode != (folder if path.is_dir() else file)} == set()
+    assert (tmp_path / "new").stat().st_mode & 0o777 == folder
+
+
+def test_a_stream_gets_the_array_or_nothing(filled: Filled, tmp_path: Path) -> None:
+    filled.done(["a.jpg", "b.jpg"])
+    filled.done(["c.jpg"])
+    stream = io.BytesIO()
+    assert export.to_stream(filled.catalog, filled.store, stream).rows == 3
+    export.to_npy(filled.catalog, filled.store, tmp_path / "out")
+    assert stream.getvalue() == (tmp_path / "out/features.npy").read_bytes()
+    max(filled.store.glob("shards/*/*.h5"), key=lambda path: path.name).unlink()
+    stream = io.BytesIO()
+    with pytest.raises(ShardError, match="missing"):
+        export.to_stream(filled.catalog, filled.store, stream)
+    assert stream.getvalue() == b""
 
 
 def test_roots_are_named_where_there_are_several(tmp_path: Path, database_url: str) -> None:
@@ -246,6 +291,38 @@ def test_what_is_there_is_replaced_by_force_alone(filled: Filled, tmp_path: Path
     assert (out / "mine.txt").read_text() == "kept"
     with h5py.File(file) as opened:
         assert opened["feats"].shape == (2, 5)
+
+
+def test_the_loops_of_the_documentation_add_no_vector_twice(
+    filled: Filled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled.done(["a.jpg", "b.jpg", "vanished.jpg"])
+    gone = ids_by_path(filled)["vanished.jpg"]
+    changed = [FoundFile("a.jpg", 11, 2)]
+    connect.transact(filled.catalog, enqueue.enqueue, str(filled.roots[0]), changed)
+    shard, made = filled.seal(filled.claim())
+    filled.settle(Settlement(shard, made))
+    connect.transact(filled.catalog, lambda conn: enqueue.mark_gone(conn, [gone], "vanished"))
+    export.to_npy(filled.catalog, filled.store, tmp_path / "OUT")
+    page = (Path(__file__).parents[2] / "docs/shard-format.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    (index_loop,) = [block for block in blocks if "index.add" in block]
+    (newest_loop,) = [block for block in blocks if "newest" in block]
+
+    class Index:
+        added = np.empty((0, 5), np.float32)
+
+        def add(self, vectors: Any) -> None:
+            self.added = np.concatenate([self.added, vectors])
+
+    index, names = Index(), {"newest": {}}
+    monkeypatch.chdir(tmp_path)
+    exec(index_loop, {"index": index})
+    assert len(index.added) == 2  # a.jpg once, b.jpg once, vanished.jpg not at all
+    monkeypatch.chdir(filled.folder)
+    exec(newest_loop, names)
+    found = {name: (version, row) for (_, name), (version, _, row) in names["newest"].items()}
+    assert found == {b"a.jpg": (2, 0), b"b.jpg": (1, 1), b"vanished.jpg": (1, 0)}
 
 
 @pytest.mark.parametrize("rows", [0, 1, 10**12])

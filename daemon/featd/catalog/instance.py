@@ -55,5 +55,5 @@ def check_fingerprint(held: str | None, mine: str, differences: str = "") -> Non
         raise FingerprintError(
             f"this catalog holds vectors of fingerprint {held[:12]}; the configuration would make {mine[:12]}"
             + (f" ({differences})" if differences else "")
-            + ". Go back to the old [model] and [preprocess], or start a new instance beside this one: `featd init DIR`"
+            + ". Put the old values back, or start a new instance beside this one: `featd init DIR`"
         )

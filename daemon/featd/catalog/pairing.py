@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import secrets
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -159,9 +159,9 @@ def declare_restored(catalog: sa.Engine, store: Path, host: str, policy: RetryPo
     return len(open_leases), lost
 
 
-def _shards_after(conn: sa.Connection, after: int) -> Sequence[sa.Row[Any]]:
+def _shards_after(conn: sa.Connection, after: int) -> list[Any]:
     statement = sa.select(shards.c.id, shards.c.path).where(shards.c.id > after, shards.c.live_rows > 0)
-    return conn.execute(statement.order_by(shards.c.id).limit(LOOKED_THROUGH)).all()
+    return list(conn.execute(statement.order_by(shards.c.id).limit(LOOKED_THROUGH)))
 
 
 def newest_shard(conn: sa.Connection) -> int:

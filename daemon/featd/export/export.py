@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import sqlalchemy as sa
@@ -20,7 +20,7 @@ import sqlalchemy as sa
 from featd.catalog import connect, instance, pairing
 from featd.errors import FeatdError, ModelError, NothingMatchedError
 from featd.export.hdf5 import Hdf5Sink
-from featd.export.npy import NpySink
+from featd.export.npy import NpySink, NpyStream
 from featd.export.read import LiveReader
 
 
@@ -37,7 +37,7 @@ class Exported:
 def to_npy(
     catalog: sa.Engine, store: Path, out: Path, *, blob: str | None = None, force: bool = False
 ) -> Exported:
-    """Write OUT/features.npy (n, d) and OUT/names.txt, and OUT/roots.txt where there are several roots."""
+    """Write OUT/features.npy (n, d), and the name and the root of each row in OUT/names.txt and OUT/roots.txt."""
     if out.exists() and not force and not (out.is_dir() and not any(out.iterdir())):
         raise FeatdError(f"{out} exists already: name another place, or replace it with --force")
     if out.exists() and not out.is_dir():
@@ -56,11 +56,16 @@ def to_hdf5(
     return _export(catalog, store, blob, functools.partial(Hdf5Sink, out))
 
 
+def to_stream(catalog: sa.Engine, store: Path, stream: IO[bytes], *, blob: str | None = None) -> Exported:
+    """Write the array of to_npy's features.npy to a stream."""
+    return _export(catalog, store, blob, functools.partial(NpyStream, stream))
+
+
 def _export(
     catalog: sa.Engine,
     store: Path,
     blob: str | None,
-    create: Callable[[int, np.dtype[Any]], NpySink | Hdf5Sink],
+    create: Callable[[int, np.dtype[Any]], NpySink | NpyStream | Hdf5Sink],
 ) -> Exported:
     """Copy all live vectors into the sink that `create` makes for vectors of a size and dtype."""
     with connect.reading(catalog) as conn:

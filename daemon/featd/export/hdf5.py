@@ -33,7 +33,7 @@ class Hdf5Sink:
     def __init__(self, path: Path, size: int, dtype: np.dtype[Any]) -> None:
         self._path = path
         atomic.remove_part(path)  # left by an export that was killed
-        self._raw = os.fdopen(atomic.create_part(path), "r+b", buffering=0)
+        self._raw = os.fdopen(atomic.create_part(path, public=True), "r+b", buffering=0)
         self._part = PartFile(self._raw.fileno())
         self._file = h5py.File(self._part, "w", libver=("earliest", "v108"))
         self._rows = 0

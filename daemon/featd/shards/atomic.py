@@ -12,6 +12,9 @@ from pathlib import Path
 
 FOLDER_MODE = 0o750
 FILE_MODE = 0o640
+PUBLIC_FOLDER_MODE = 0o777
+PUBLIC_FILE_MODE = 0o666
+"""Of what a user asked for, such as an export: the umask decides who may read it."""
 PART = ".part"
 
 
@@ -20,11 +23,12 @@ def part_of(path: Path) -> Path:
     return path.with_name(path.name + PART)
 
 
-def create_part(path: Path) -> int:
-    """Create `path`'s .part, which must not exist, and its folders; returns a descriptor to read and write."""
-    make_folder(path.parent)
+def create_part(path: Path, *, public: bool = False) -> int:
+    """Create `path`'s .part, which must not exist, and its folders; returns a descriptor to read and write.
+    `public`: the umask alone decides who may read them."""
+    make_folder(path.parent, PUBLIC_FOLDER_MODE if public else FOLDER_MODE)
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
-    return os.open(part_of(path), flags, FILE_MODE)
+    return os.open(part_of(path), flags, PUBLIC_FILE_MODE if public else FILE_MODE)
 
 
 def publish_part(path: Path) -> None:
@@ -48,13 +52,13 @@ def move_file(path: Path, target: Path) -> None:
     _fsync_folder(path.parent)
 
 
-def make_folder(path: Path) -> None:
+def make_folder(path: Path, mode: int = FOLDER_MODE) -> None:
     """Make a folder and those above it, each durable in its parent."""
     if path.is_dir():
         return
-    make_folder(path.parent)
+    make_folder(path.parent, mode)
     with contextlib.suppress(FileExistsError):
-        path.mkdir(FOLDER_MODE)
+        path.mkdir(mode)
     # Also where somebody else was quicker: his fsync may still be to come, and our file depends on it.
     _fsync_folder(path.parent)
 

@@ -31,6 +31,13 @@ FIXED = (
     "workers.devices",
 )
 """Keys that a running featd keeps: they decide what the vectors are, where they go, or which processes there are."""
+MOVES = {
+    "catalog.url": "stop featd, move the catalog there, then start featd; for another catalog, make another instance",
+    "store.path": "stop featd, move the store there, then start featd",
+}
+"""What must be done before a restart with another value of these keys."""
+OF_VECTORS = ("store.dtype", "model", "preprocess")
+"""Keys, and sections, with which a restart may be refused, as they may give other vectors than the catalog has."""
 
 CHECK_SECONDS = 120.0
 """A configuration that is not read and checked in this time is refused: a mount or a database may hang."""
@@ -67,7 +74,29 @@ def difference(old: Configuration, new: Configuration) -> Change:
 
 def refused_keys(changed: Sequence[str]) -> list[str]:
     """The keys that only a restart applies."""
-    return [key for key in changed if any(key == fixed or key.startswith(f"{fixed}.") for fixed in FIXED)]
+    return [key for key in changed if _is_of(key, FIXED)]
+
+
+def _is_of(key: str, keys: Sequence[str]) -> bool:
+    """Whether `key` is one of `keys`, or in one of these sections."""
+    return any(key == one or key.startswith(f"{one}.") for one in keys)
+
+
+def way_out(refused: Sequence[str], restart: Callable[[], None]) -> str:
+    """What to do to have the new values of these keys, key by key. `restart` tries whether featd would start with the
+    new model: FeatdError."""
+    advice = [f"{key}: {MOVES[key]}" for key in refused if key in MOVES]
+    of_vectors = [key for key in refused if _is_of(key, OF_VECTORS)]
+    fine = [key for key in refused if key not in MOVES and key not in of_vectors]
+    if of_vectors:
+        try:
+            restart()
+            fine += of_vectors
+        except FeatdError as error:
+            advice.append(f"{', '.join(of_vectors)}: a restart would be refused: {error}")
+    if fine:
+        advice.append(f"{', '.join(fine)}: restart featd to change it")
+    return "; ".join(advice)
 
 
 class ConfigReload:
@@ -126,7 +155,7 @@ class ConfigReload:
 
         new = self._read()
         if refused := refused_keys(difference(self._now, new).keys):
-            raise ConfigError(f"{', '.join(refused)}: restart featd to change it")
+            raise ConfigError(way_out(refused, lambda: self._try_model(new.worker)))
         plan = new.worker
         if not plan.roots:
             raise ConfigError("roots: name at least one folder of images in a [[roots]] section")
@@ -138,3 +167,15 @@ class ConfigReload:
         migrate.check_schema(catalog)
         pairing.check(catalog, plan.store.path)
         return repr(new.keys)
+
+    def _try_model(self, plan: WorkerPlan) -> None:
+        """FeatdError where featd would not start with this model on the present catalog. Loads it on the CPU: the
+        devices are in use."""
+        from featd.catalog import connect, instance
+        from featd.worker.model import differences, load_model
+
+        model = load_model(plan.model, plan.preprocess, plan.store.dtype, "cpu", 1)
+        now = self._now.worker
+        with connect.reading(connect.open_catalog(now.catalog_url, now.lease_seconds)) as conn:
+            held, held_spec = instance.fingerprint(conn), instance.spec(conn)
+        instance.check_fingerprint(held, model.fingerprint, differences(held_spec, model.spec))

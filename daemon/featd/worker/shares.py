@@ -24,6 +24,8 @@ class Shares:
         self._spent: deque[tuple[float, str, float]] = deque()
         self._done: deque[tuple[float, int]] = deque()
         self._began = clock.monotonic()
+        self._under_way: tuple[float, str] | None = None
+        """Since when the main loop spends its time on what."""
         self.doubted: dict[str, int] = {}
         """Roots of which no file can be read -> for how many rounds."""
 
@@ -31,7 +33,11 @@ class Shares:
     def spend(self, kind: str) -> Iterator[None]:
         """The time inside counts as `kind`."""
         began = clock.monotonic()
-        yield
+        self._under_way = (began, kind)
+        try:
+            yield
+        finally:
+            self._under_way = None
         self.add(kind, clock.monotonic() - began)
 
     def add(self, kind: str, seconds: float) -> None:
@@ -50,6 +56,8 @@ class Shares:
         for at, kind, seconds in tuple(self._spent):
             if now - at <= WINDOW_SECONDS:
                 spent[kind] += seconds
+        if (under_way := self._under_way) is not None:  # a long step counts before it ends
+            spent[under_way[1]] += min(now - under_way[0], WINDOW_SECONDS)
         total = sum(spent.values())
         done = tuple(self._done)
         images = sum(count for at, count in done if now - at <= WINDOW_SECONDS)
