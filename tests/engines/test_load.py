@@ -94,12 +94,12 @@ def test_only_regular_files_are_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["Python", "Data", "ImageData", "HDF5Data", "HDF5Output", "WindowData"])
 def test_layers_that_reach_outside_are_refused(tmp_path: Path, kind: str) -> None:
-    """Even when no wanted blob needs them."""
+    """Where a wanted blob needs them; elsewhere no engine sees them."""
     text = SMALL + layer("evil", kind, "ip", 'python_param { module: "os" layer: "L" }', "x")
-    model = saved(SMALL, tmp_path, ("ip",))
-    Path(model.net).write_text(text)
+    model = saved(text, tmp_path, ("ip",))
     with pytest.raises(ModelError, match=f"'evil' of type {kind} .*refuses"):
-        load(model)
+        load(model.model_copy(update={"blobs": ("x",)}))
+    load_engine(load(model), "auto", "cpu", 1).close()
 
 
 @pytest.mark.parametrize(

@@ -111,7 +111,6 @@ def _definition(net: Net) -> Any:
     from caffe.proto import caffe_pb2
     from google.protobuf import text_format
 
-    theirs = caffe_pb2.NetParameter()
     message = caffe_pb2.NetParameter()
     message.name = net.name
     # Intel's branch: its other engines fuse layers, which then have no place for weights.
@@ -119,15 +118,13 @@ def _definition(net: Net) -> Any:
         message.engine = "CAFFE"
     steps = [step.layer for step in net.layers if step.layer.type != INPUT]
     try:
-        text_format.Merge(net.prototxt, theirs)
-        anew = len(theirs.layers) > 0 and any(layer.rewritten for layer in steps)
+        anew = net.old_form and any(layer.rewritten for layer in steps)
         for layer in steps:
             if layer.rewritten or anew:
                 text_format.Merge(text_format.MessageToString(_current(layer)), message.layer.add())
-            elif theirs.layers:
-                message.layers.add().CopyFrom(theirs.layers[layer.index])
             else:
-                message.layer.add().CopyFrom(theirs.layer[layer.index])
+                into = message.layers if net.old_form else message.layer
+                text_format.Merge(net.texts[layer.index], into.add())
     except text_format.ParseError as error:
         raise CaffeUnavailableError(
             f"{net.source}: this build of Caffe does not read the net: {error}"

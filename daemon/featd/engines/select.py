@@ -20,7 +20,7 @@ def load_engine(net: Net, engine: str, device: str, threads: int = 0) -> Engine:
     Call it in the thread that will call `forward`, after the last fork. ModelError says why there is no engine.
     """
     if engine == onnxruntime.NAME:
-        require_lowered(net.layers, net.source)
+        require_lowered(net)
         return onnxruntime.OnnxRuntimeEngine(net, device, threads)
     if engine == caffe.NAME:
         return caffe.CaffeEngine(net, device, threads)

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from featd.errors import ModelError
 from featd.net import gist
 from featd.net.batch import any_batch, one_by_one
 from featd.net.caffemodel import read_weights
-from featd.net.graph import CONSTANTS, INPUT, Shape, Step, clash, trace, varying
+from featd.net.graph import CONSTANTS, INPUT, Layer, Shape, Step, clash, trace, varying
 from featd.net.layers.table import TYPES
 from featd.net.net import Net, caffe_defaults, flattened
-from featd.net.prototxt import parse, read
+from featd.net.prototxt import define, read
 from featd.net.shapes import infer
-from featd.net.upgrade import refuse, upgrade
+from featd.net.upgrade import refusal, upgrade
 from featd.net.weights import match
 
 
@@ -26,17 +26,21 @@ def load_net(net: str, weights: Path | None = None, blobs: Sequence[str] = ()) -
     """
     built_in = net == gist.NAME
     if built_in:
-        raw, message = gist.prototxt().encode(), parse(gist.prototxt(), net)
+        raw = gist.prototxt().encode()
+        definition = define(raw, net)
         blobs = blobs or (gist.BLOB,)
     else:
-        raw, message = read(Path(net))
-    layers = upgrade(message, net)
-    refuse(layers, net)
-    layers = any_batch(layers, net)
-    graph = trace(layers, net)
-    for blob in blobs:
-        if blob not in graph.blobs:
-            raise ModelError(f"{net}: has no blob {blob!r}; it has: {', '.join(graph.blobs)}")
+        raw, definition = read(Path(net))
+    try:
+        graph = trace(any_batch(upgrade(definition.message, net), net), net)
+        for blob in blobs:
+            if blob not in graph.blobs:
+                raise ModelError(f"{net}: has no blob {blob!r}; it has: {', '.join(graph.blobs)}")
+    except ModelError:
+        # What cannot be read is the likeliest reason.
+        for problem in definition.problems.values():
+            raise ModelError(problem) from None
+        raise
     if built_in:
         stored, identity = gist.stored_weights(), {"net": f"gist/{gist.REVISION}"}
     else:
@@ -48,6 +52,11 @@ def load_net(net: str, weights: Path | None = None, blobs: Sequence[str] = ()) -
         }
     weights_source = str(weights or net)
     steps = graph.needed(tuple(blobs))
+    for step in steps:
+        if step.layer.index in definition.problems:
+            raise ModelError(definition.problems[step.layer.index])
+        if reason := refusal(step.layer):
+            raise ModelError(f"{net}: {reason}")
     input_blob = _input(steps, blobs, net)
     one = infer(steps, 1)
     input_shape = _input_shape(input_blob, one.blobs[input_blob], net)
@@ -70,7 +79,7 @@ def load_net(net: str, weights: Path | None = None, blobs: Sequence[str] = ()) -
             "these weights belong to another net"
         )
     return Net(
-        name=message.name or Path(net).stem,
+        name=definition.message.name or Path(net).stem,
         source=net,
         blobs={blob: flattened(one.blobs[blob]) for blob in blobs},
         input_shape=input_shape,
@@ -83,21 +92,32 @@ def load_net(net: str, weights: Path | None = None, blobs: Sequence[str] = ()) -
         weights=matched.weights,
         unused_weights=matched.unused,
         other_weights=matched.others,
-        prototxt=raw.decode("utf-8-sig"),
+        texts=definition.texts,
+        blocks=definition.blocks,
+        old_form=len(definition.message.layers) > 0,
         clash=clash(steps),
         one_by_one=one_by_one(steps, one, depends),
         constants=frozenset(value for step in steps for value in step.writes if value not in depends),
     )
 
 
-def require_lowered(steps: Sequence[Step], source: str) -> None:
+def require_lowered(net: Net) -> None:
     """ModelError naming the first layer that the onnxruntime engine cannot run."""
-    for step in steps:
-        if step.layer.type not in TYPES:
+    for step in net.layers:
+        if why := not_lowered(step.layer, net.blocks):
             raise ModelError(
-                f"{source}: {step.layer}: the onnxruntime engine does not run this type: "
-                'set engine = "caffe" where real Caffe is installed, or ask for blobs before it'
+                f"{net.source}: {step.layer}: {why}: "
+                'set engine = "caffe" where a Caffe that has it is installed, or ask for blobs before it'
             )
+
+
+def not_lowered(layer: Layer, blocks: Mapping[int, str]) -> str | None:
+    """Why the onnxruntime engine does not run a layer, or None. `blocks`: see Definition."""
+    if layer.type not in TYPES:
+        return "the onnxruntime engine does not run this type"
+    if block := blocks.get(layer.index):
+        return f"the onnxruntime engine does not know {block!r}, which may change the vectors"
+    return None
 
 
 def _input(steps: Sequence[Step], blobs: Sequence[str], source: str) -> str:

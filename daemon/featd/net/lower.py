@@ -85,7 +85,7 @@ def to_onnx(net: Net, apart: dict[str, npt.NDArray[Any]] | None = None) -> bytes
     order of `net.blobs`, named as `output_name` says. ModelError names a layer that cannot be lowered.
 
     `apart`: takes large arrays by their names, which then are not in the bytes (ONNX calls them external)."""
-    require_lowered(net.layers, net.source)
+    require_lowered(net)
     graph = _Graph(net.name, apart)
     values: dict[int, tuple[str, Shape]] = {}
     folded = fold(net)

@@ -1,6 +1,6 @@
 """The table of Caffe's messages, as far as featd reads them: names, numbers, types, defaults; for `schema`.
 
-Of every layer type that featd lowers all settings are here, training's too; other types' `..._param` are not.
+Of every layer type that featd lowers all settings are here but `engine`; other types' `..._param` are not.
 """
 
 from __future__ import annotations
@@ -71,7 +71,6 @@ ConcatParameter
   1 concat_dim uint32 = 1
   2 axis int32 = 1
 ConvolutionParameter
-  enum Engine DEFAULT CAFFE CUDNN
   1 num_output uint32
   2 bias_term bool = true
   3 pad uint32*
@@ -86,7 +85,6 @@ ConvolutionParameter
   12 kernel_w uint32
   13 stride_h uint32
   14 stride_w uint32
-  15 engine .Engine
   16 axis int32 = 1
   17 force_nd_im2col bool = false
   18 dilation uint32*
@@ -144,13 +142,11 @@ LogParameter
   3 shift float = 0
 LRNParameter
   enum NormRegion ACROSS_CHANNELS WITHIN_CHANNEL
-  enum Engine DEFAULT CAFFE CUDNN
   1 local_size uint32 = 5
   2 alpha float = 1
   3 beta float = 0.75
   4 norm_region .NormRegion
   5 k float = 1
-  6 engine .Engine
 MemoryDataParameter
   1 batch_size uint32
   2 channels uint32
@@ -171,7 +167,6 @@ PermuteParameter
   1 order uint32*
 PoolingParameter
   enum PoolMethod MAX AVE STOCHASTIC
-  enum Engine DEFAULT CAFFE CUDNN
   enum RoundMode CEIL FLOOR
   1 pool .PoolMethod
   2 kernel_size uint32
@@ -183,7 +178,6 @@ PoolingParameter
   8 stride_w uint32
   9 pad_h uint32 = 0
   10 pad_w uint32 = 0
-  11 engine .Engine
   12 global_pooling bool = false
   13 round_mode .RoundMode
   1013 ceil_mode bool = true
@@ -203,9 +197,7 @@ ReLU6Parameter
   1 negative_slope float = 0
   2 threshold float = 6
 ReLUParameter
-  enum Engine DEFAULT CAFFE CUDNN
   1 negative_slope float = 0
-  2 engine .Engine
 ReshapeParameter
   1 shape BlobShape
   2 axis int32 = 0
@@ -219,27 +211,19 @@ ScaleParameter
 ShuffleChannelParameter
   1 group uint32 = 1
 SigmoidParameter
-  enum Engine DEFAULT CAFFE CUDNN
-  1 engine .Engine
 SliceParameter
   1 slice_dim uint32 = 1
   2 slice_point uint32*
   3 axis int32 = 1
 SoftmaxParameter
-  enum Engine DEFAULT CAFFE CUDNN
-  1 engine .Engine
   2 axis int32 = 1
 SPPParameter
   enum PoolMethod MAX AVE STOCHASTIC
-  enum Engine DEFAULT CAFFE CUDNN
   1 pyramid_height uint32
   2 pool .PoolMethod
-  6 engine .Engine
 SwishParameter
   1 beta float = 1
 TanHParameter
-  enum Engine DEFAULT CAFFE CUDNN
-  1 engine .Engine
 ThresholdParameter
   1 threshold float = 0
 TileParameter

@@ -43,7 +43,7 @@ def upgrade(net: schema.Message, source: str) -> tuple[Layer, ...]:
     """The layers that run in the TEST phase, in order, with one Input layer per old-style `input` in front.
 
     Layers keep the index they have in the file, unless the file is of the form of 2013. Nothing is refused here: see
-    `refuse`.
+    `refusal`.
     """
     if net.layer and net.layers:
         raise ModelError(f"{source}: mixes `layer` and `layers` (old form): Caffe does not read this either")
@@ -151,13 +151,6 @@ def _keyed(layers: Sequence[Layer]) -> tuple[Layer, ...]:
     return tuple(made)
 
 
-def refuse(layers: tuple[Layer, ...], source: str) -> None:
-    """ModelError if any layer, needed or not, reads files or imports code."""
-    for layer in layers:
-        if reason := refusal(layer):
-            raise ModelError(f"{source}: {reason}")
-
-
 def refusal(layer: Layer) -> str | None:
     """Why featd refuses a net with this layer, or None."""
     if layer.type not in REFUSED:
@@ -174,13 +167,19 @@ def _inputs(net: schema.Message, source: str) -> list[Layer]:
         return []
     shapes = [list(shape.dim) for shape in net.input_shape]
     dims = list(net.input_dim)
-    if dims and not shapes:
+    if not shapes:
         shapes = [dims[at : at + 4] for at in range(0, len(dims), 4)]
-    if len(shapes) != len(net.input) or (dims and len(dims) % 4):
+    if not shapes:
+        # Caffe ignores such an `input`: an Input layer makes the blob.
+        made = {top for layer in (*net.layer, *net.layers) for top in layer.top}
+        fits = made.issuperset(net.input)
+    else:
+        fits = len(shapes) >= len(net.input) and all(map(shapes.__getitem__, range(len(net.input))))
+    if not fits or (not net.input_shape and len(dims) % 4):
         raise ModelError(
             f"{source}: {len(net.input)} `input` need as many `input_shape`, or 4 `input_dim` each"
         )
-    return [_input(name, name, shape) for name, shape in zip(net.input, shapes, strict=True)]
+    return [_input(name, name, shape) for name, shape in zip(net.input, shapes, strict=False)]
 
 
 def _current(param: schema.Message, index: int) -> Layer:
