@@ -209,3 +209,68 @@ def test_a_name_with_a_quote_and_a_minus(tmp_path: Path) -> None:
     model = saved(TEXT.replace('name: "ip"', "name: 'i- \\\\ \"p'"), tmp_path, ("ip",))
     agree(model)
     assert np.isfinite(load(model).weights['i- \\ "p'][0].array()).all()
+
+
+UP = "num_output: 3 group: 3 kernel_size: 4 stride: 2 bias_term: false"
+LAYERS_FILLED = {
+    "Scale": layer("x", "Scale", "data", "scale_param { bias_term: true filler { value: 0.017 } }"),
+    "Scale of two": layer(
+        "x", "Scale", "data data", "scale_param { axis: 0 bias_term: true bias_filler { value: 3 } }"
+    ),
+    "Bias": layer("x", "Bias", "data", "bias_param { filler { type: 'constant' value: -2 } }"),
+    "PReLU": layer("x", "PReLU", "data", "prelu_param { filler { value: 0.3 } }"),
+    "Normalize": layer(
+        "x", "Normalize", "data", "norm_param { scale_filler { type: 'constant' value: 20 } }"
+    ),
+    "Deconvolution": layer(
+        "x", "Deconvolution", "data", f"convolution_param {{ {UP} weight_filler {{ type: 'bilinear' }} }}"
+    ),
+    "odd": layer(
+        "x",
+        "Convolution",
+        "data",
+        "convolution_param { num_output: 2 kernel_size: 3 weight_filler { type: 'bilinear' } bias_filler { value: 7 }}",
+    ),
+    "InnerProduct": layer(
+        "x", "InnerProduct", "data", "inner_product_param { num_output: 2 weight_filler { value: 0.1 } }"
+    ),
+    "shared": layer("w", "Scale", "data", 'param { name: "s" } scale_param { filler { value: 5 } }')
+    + layer("x", "Scale", "w", 'param { name: "s" } scale_param { filler { value: 6 } }'),
+}
+
+
+@pytest.mark.parametrize("what", LAYERS_FILLED)
+def test_what_caffe_fills_by_itself(tmp_path: Path, what: str) -> None:
+    model = saved(TEXT, tmp_path, ("ip", "x"))
+    rewritten(model, (TEXT + LAYERS_FILLED[what]).encode())
+    net = load(model)
+    assert net.filled == (("w",) if what == "shared" else ("x",))
+    agree(model, alone=what in ("Normalize", "Scale of two"))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        "num_output: 2 kernel_size: 3 weight_filler { type: 'xavier' } bias_filler { value: 1 }",
+        "num_output: 2 kernel_size: 3 bias_filler { value: 1 }",
+        "num_output: 2 kernel_size: 3",
+        "num_output: 2 kernel_h: 3 kernel_w: 2 weight_filler { type: 'bilinear' }",
+        "num_output: 2 kernel_size: 3 weight_filler { value: nan }",
+    ],
+)
+def test_what_is_random_or_not_said_is_of_another_net(tmp_path: Path, settings: str) -> None:
+    model = saved(TEXT, tmp_path, ("x",))
+    rewritten(
+        model, (TEXT + layer("x", "Convolution", "data", f"convolution_param {{ {settings} }}")).encode()
+    )
+    with pytest.raises(ModelError, match="no weights for layer 'x'"):
+        load(model)
+
+
+def test_a_layer_that_the_weights_name_is_not_filled(tmp_path: Path) -> None:
+    """Caffe aborts where the file has the layer with another number of arrays."""
+    scale = layer("x", "Scale", "data", "scale_param { filler { value: 2 } }")
+    model = saved(TEXT + scale, tmp_path, ("x",))
+    write_weights(tmp_path / "net.caffemodel", "", {"x": []})
+    with pytest.raises(ModelError, match="no weights for layer 'x'"):
+        load(model)

@@ -66,8 +66,16 @@ def run_all(run: Callable[[Batch], Sequence[Vectors]], batch: Batch, alone: bool
     return [np.concatenate(rows) for rows in zip(*parts, strict=True)]
 
 
-def warn_if_alone(net: Net, engine: str) -> None:
-    """Warn, once per loaded engine, that batches do not speed up this net, and why."""
+def warn_of(net: Net, engine: str) -> None:
+    """Warn, once per loaded engine, of fillers in the place of weights, and that batches do not speed up this net."""
+    if net.filled:
+        _log.warning(
+            "weights_filled",
+            "the weights hold nothing for some layers; using their constant or bilinear fillers, as Caffe does",
+            net=net.source,
+            engine=engine,
+            layers=", ".join(net.filled),
+        )
     if net.one_by_one is not None:
         _log.warning(
             "images_run_alone",

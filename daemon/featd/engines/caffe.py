@@ -19,7 +19,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from featd.engines.base import Batch, Vectors, as_batch, as_vectors, cuda_index, run_all, warn_if_alone
+from featd.engines.base import Batch, Vectors, as_batch, as_vectors, cuda_index, run_all, warn_of
 from featd.errors import EngineError, ModelError, first_line
 from featd.net import schema
 from featd.net.caffemodel import StoredBlob
@@ -205,7 +205,7 @@ class CaffeEngine:
         self.blobs = {blob: int(self._net.blobs[blob].data.size) for blob in net.blobs}
         self._images = 1
         self._alone = net.one_by_one is not None or any(step.layer.type in _ONE_SIZE for step in net.layers)
-        warn_if_alone(net, self.name)
+        warn_of(net, self.name)
 
     def _enter_thread(self) -> None:
         # Caffe has mode and device per thread: in a new thread it would compute on the CPU without a warning.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from featd.engines.base import Batch, Vectors, as_batch, as_vectors, cuda_index, run_all, warn_if_alone
+from featd.engines.base import Batch, Vectors, as_batch, as_vectors, cuda_index, run_all, warn_of
 from featd.errors import EngineError, ModelError, first_line
 from featd.net.lower import output_name, to_onnx
 from featd.net.net import Net
@@ -26,7 +26,7 @@ class OnnxRuntimeEngine:
         self._alone = net.one_by_one is not None
         self._arrays: dict[str, Any] = {}
         self._session: Any = _session(net, device, threads, self._arrays)
-        warn_if_alone(net, self.name)
+        warn_of(net, self.name)
         self._input = self._session.get_inputs()[0].name
 
     def forward(self, batch: Batch) -> dict[str, Vectors]:

@@ -90,6 +90,7 @@ def load_net(net: str, weights: Path | None = None, blobs: Sequence[str] = ()) -
         values={blob: graph.blobs[blob] for blob in blobs},
         shapes=one.blobs,
         weights=matched.weights,
+        filled=matched.filled,
         unused_weights=matched.unused,
         other_weights=matched.others,
         texts=definition.texts,

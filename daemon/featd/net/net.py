@@ -64,6 +64,8 @@ class Net:
     """Blob -> shape with batch 1."""
     weights: Mapping[str, tuple[Weight, ...]]
     """By the layers' keys."""
+    filled: tuple[str, ...]
+    """Keys of layers whose weights come from their fillers, because the file holds none."""
     unused_weights: tuple[str, ...]
     other_weights: Mapping[str, StoredLayer]
     """The file's arrays for layers of types that featd does not know; by the layers' keys, unchecked."""
