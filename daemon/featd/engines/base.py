@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featd import logs
-from featd.errors import EngineError, ModelError
+from featd.errors import ModelError
 from featd.net.net import Net
 
 _log = logs.get("engine")
@@ -87,9 +87,12 @@ def warn_of(net: Net, engine: str) -> None:
 
 
 def as_vectors(blob: str, array: npt.NDArray[np.float32], images: int, size: int) -> Vectors:
-    """Flatten an engine's array to (n, d) float32. EngineError where it has another count of numbers."""
+    """Flatten an engine's array to (n, d) float32. ModelError where it has another count of numbers."""
     if array.size != images * size:
-        raise EngineError(f"blob {blob!r} has shape {array.shape} for {images} images of {size} numbers")
+        raise ModelError(
+            f"blob {blob!r} has {array.size:,} numbers for {images} images, not {size:,} for each: its size varies "
+            "from image to image (detections?), and vectors of one blob have one size: ask for a blob before it"
+        )
     return np.asarray(array, np.float32).reshape(images, size)
 
 

@@ -20,7 +20,7 @@ from typing import Any, Final
 import numpy as np
 
 from featd.engines.base import Batch, Vectors, as_batch, as_vectors, cuda_index, run_all, warn_of
-from featd.errors import EngineError, ModelError, first_line
+from featd.errors import EngineError, ModelError, first_line, naming
 from featd.net import schema
 from featd.net.caffemodel import StoredBlob
 from featd.net.graph import INPUT, Layer
@@ -99,7 +99,8 @@ def check(net: Net, device: str) -> Any:
             raise CaffeUnavailableError(
                 f"{net.source}: {step.layer}: this build of Caffe does not have the type"
             )
-    message = _definition(net)
+    with naming(net.source):
+        message = _definition(net)
     if not can_use(device):
         raise CaffeUnavailableError(
             f"real Caffe cannot use {device!r} (a CPU-only build, or no such GPU): rebuild it, or take another device"

@@ -9,14 +9,13 @@ from pathlib import Path
 
 from featd.errors import ModelError
 from featd.net import gist
-from featd.net.batch import any_batch
 from featd.net.caffemodel import StoredLayer, read_weights
-from featd.net.graph import Layer, Shape, trace
-from featd.net.load import not_lowered
+from featd.net.graph import Layer, Shape
+from featd.net.load import not_lowered, trace_whole
 from featd.net.net import flattened
 from featd.net.prototxt import define, read
 from featd.net.shapes import Shapes, infer
-from featd.net.upgrade import refusal, upgrade
+from featd.net.upgrade import refusal
 from featd.net.weights import match
 
 
@@ -80,8 +79,8 @@ def describe(net_path_or_builtin: str, weights: Path | None = None) -> NetReport
     else:
         _, definition = read(Path(net_path_or_builtin))
         stored = read_weights(weights)[1] if weights is not None else None
-    layers = any_batch(upgrade(definition.message, net_path_or_builtin), net_path_or_builtin)
-    graph = trace(layers, net_path_or_builtin)
+    graph = trace_whole(definition, net_path_or_builtin)
+    layers = [step.layer for step in graph.steps]
     shapes = infer(graph.steps, 1, tolerant=True)
     reports = []
     for layer in layers:

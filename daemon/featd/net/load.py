@@ -6,14 +6,14 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from featd.errors import ModelError
+from featd.errors import ModelError, naming
 from featd.net import gist
 from featd.net.batch import any_batch, one_by_one
 from featd.net.caffemodel import read_weights
-from featd.net.graph import CONSTANTS, INPUT, Layer, Shape, Step, clash, trace, varying
+from featd.net.graph import CONSTANTS, INPUT, Graph, Layer, Shape, Step, clash, trace, varying
 from featd.net.layers.table import TYPES
 from featd.net.net import Net, caffe_defaults, flattened
-from featd.net.prototxt import define, read
+from featd.net.prototxt import Definition, define, read
 from featd.net.shapes import infer
 from featd.net.upgrade import refusal, upgrade
 from featd.net.weights import match
@@ -24,6 +24,11 @@ def load_net(net: str, weights: Path | None = None, blobs: Sequence[str] = ()) -
 
     ModelError says what is wrong and what to do. Nothing is run.
     """
+    with naming(net, weights or net):
+        return _load(net, weights, blobs)
+
+
+def _load(net: str, weights: Path | None, blobs: Sequence[str]) -> Net:
     built_in = net == gist.NAME
     if built_in:
         raw = gist.prototxt().encode()
@@ -31,16 +36,12 @@ def load_net(net: str, weights: Path | None = None, blobs: Sequence[str] = ()) -
         blobs = blobs or (gist.BLOB,)
     else:
         raw, definition = read(Path(net))
-    try:
-        graph = trace(any_batch(upgrade(definition.message, net), net), net)
-        for blob in blobs:
-            if blob not in graph.blobs:
-                raise ModelError(f"{net}: has no blob {blob!r}; it has: {', '.join(graph.blobs)}")
-    except ModelError:
-        # What cannot be read is the likeliest reason.
-        for problem in definition.problems.values():
-            raise ModelError(problem) from None
-        raise
+    graph = trace_whole(definition, net)
+    for blob in blobs:
+        if blob not in graph.blobs:
+            raise _first_problem(
+                definition, ModelError(f"{net}: has no blob {blob!r}; it has: {', '.join(graph.blobs)}")
+            )
     if built_in:
         stored, identity = gist.stored_weights(), {"net": f"gist/{gist.REVISION}"}
     else:
@@ -57,7 +58,10 @@ def load_net(net: str, weights: Path | None = None, blobs: Sequence[str] = ()) -
             raise ModelError(definition.problems[step.layer.index])
         if reason := refusal(step.layer):
             raise ModelError(f"{net}: {reason}")
-    input_blob = _input(steps, blobs, net)
+    try:
+        input_blob = _input(steps, blobs, net)
+    except ModelError as error:
+        raise _first_problem(definition, error) from None
     one = infer(steps, 1)
     input_shape = _input_shape(input_blob, one.blobs[input_blob], net)
     depends = varying(steps, {input_blob})
@@ -99,6 +103,35 @@ def load_net(net: str, weights: Path | None = None, blobs: Sequence[str] = ()) -
         clash=clash(steps),
         one_by_one=one_by_one(steps, one, depends),
         constants=frozenset(value for step in steps for value in step.writes if value not in depends),
+    )
+
+
+def trace_whole(definition: Definition, source: str) -> Graph:
+    """All layers of the TEST phase. ModelError where they do not fit together."""
+    try:
+        return trace(any_batch(upgrade(definition.message, source), source), source)
+    except ModelError as error:
+        raise _first_problem(definition, error) from None
+
+
+def _first_problem(definition: Definition, error: ModelError) -> ModelError:
+    """The likeliest reason why a blob is missing: what could not be read, or a stage, as DIGITS writes them."""
+    for problem in definition.problems.values():
+        return ModelError(problem)
+    net = definition.message
+    stages = {
+        stage: None
+        for layer in (*net.layer, *net.layers)
+        for rule in layer.include
+        for stage in rule.stage
+        if stage not in net.state.stage
+    }
+    if not stages:
+        return error
+    stage = "deploy" if "deploy" in stages else next(iter(stages))
+    return ModelError(
+        f"{error}. Layers of the stages {', '.join(stages)} are left out: to have one, add "
+        f'`state {{ stage: "{stage}" }}` to the definition'
     )
 
 

@@ -53,6 +53,9 @@ _OTHERS: Final = frozenset(
     )
 )  # fmt: skip
 """Blocks of Caffe's own that only layers of other types read."""
+_HINTS: Final = {
+    "scale_bias": ": a BatchNorm of NVIDIA's Caffe, which scales and shifts too: write a BatchNorm and a Scale layer"
+}
 _LAYERS: Final = ("LayerParameter", "V1LayerParameter")
 _CLOSING: Final = {"{": "}", "<": ">", "[": "]"}
 
@@ -208,7 +211,8 @@ class _Reader:
             if name.text not in _OTHERS:
                 self.blocks.setdefault(len(self.texts), name.text)
         elif self._in_block:
-            self._problem(name.line, f"unknown field {name.text!r} in {type_name}")
+            hint = _HINTS.get(name.text, "")
+            self._problem(name.line, f"unknown field {name.text!r} in {type_name}{hint}")
         else:
             where = "a net" if type_name == "NetParameter" else type_name
             raise self._error(name.line, f"unknown field {name.text!r} in {where}")

@@ -136,6 +136,11 @@ def _key(layer: Layer, at: int) -> _Key:
 
 def _check(layer: Layer, shapes: list[Shape], stored: StoredLayer, source: str) -> None:
     # An HDF5 file has a shared array only once, at its owner.
+    if layer.type == "BatchNorm" and len(stored.blobs) == 5:
+        raise ModelError(
+            f"{source}: {layer}: the file holds 5 arrays for it: a BatchNorm of NVIDIA's Caffe, which scales and "
+            "shifts too: write a BatchNorm and a Scale layer, and give the last two arrays to the Scale"
+        )
     if len(stored.blobs) != len(shapes) and not (stored.hdf5 and len(stored.blobs) < len(shapes)):
         raise ModelError(
             f"{source}: {layer} needs {len(shapes)} weight arrays, the file holds {len(stored.blobs)} for it: "

@@ -174,7 +174,16 @@ def _shapes(layer: Layer, bottoms: Sequence[Shape]) -> list[Shape]:
 def lower(onnx: Builder, at: Lowered) -> list[str]:
     """The mask of MAX pooling, a second top, is not supported."""
     method = _METHODS[at.layer.param.pooling_param.pool]
-    return [_pooled(onnx, at.bottoms[0], _geometry(at.layer, at.shapes[0]), method)]
+    return [_pooled(onnx, _comparable(onnx, at, method), _geometry(at.layer, at.shapes[0]), method)]
+
+
+def _comparable(onnx: Builder, at: Lowered, method: str) -> str:
+    """The bottom of MAX pooling as Caffe compares it: what is not greater than -FLT_MAX, NaN too, never wins."""
+    bottom = at.bottoms[0]
+    if not at.doubtful or method != "MAX":
+        return bottom
+    lowest = onnx.scalar(_LOWEST)
+    return onnx.node("Where", [onnx.node("Greater", [bottom, lowest]), bottom, lowest])
 
 
 def _pooled(onnx: Builder, bottom: str, at: Windows, method: str) -> str:
@@ -213,7 +222,8 @@ def spp(onnx: Builder, at: Lowered) -> list[str]:
     """Poolings over 1, 4, 16, ... windows, flattened and put in a row; a pyramid of height 1 is not flattened."""
     method = _METHODS[at.layer.param.spp_param.pool]
     levels = _levels(at.layer, at.shapes[0])
-    tops = [_pooled(onnx, at.bottoms[0], level, method) for level in levels]
+    bottom = _comparable(onnx, at, method)
+    tops = [_pooled(onnx, bottom, level, method) for level in levels]
     if len(tops) == 1:
         return tops
     return [onnx.node("Concat", [onnx.node("Flatten", [top], axis=1) for top in tops], axis=1)]
