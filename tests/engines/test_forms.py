@@ -195,9 +195,24 @@ def test_recurrent_and_detection_layers_name_the_way_out(tmp_path: Path) -> None
             load_engine(load(model.model_copy(update={"blobs": ("x",)})), "onnxruntime", "cpu", 1)
 
 
-def test_a_mask_that_is_not_wanted_is_not_in_the_way(tmp_path: Path) -> None:
-    pool = layer("p", "Pooling", "data", "pooling_param { kernel_size: 2 stride: 2 }", top="p mask")
-    agree(saved(input_layer(3, 6, 5) + pool, tmp_path, ("p",)))
-    net = load(saved(input_layer(3, 6, 5) + pool, tmp_path, ("mask",)))
+@pytest.mark.parametrize(
+    "settings", ["kernel_size: 2 stride: 2", "kernel_size: 3 stride: 2 pad: 1", "kernel_size: 6"]
+)
+def test_the_mask_of_max_pooling(tmp_path: Path, settings: str) -> None:
+    pool = layer("p", "Pooling", "data", f"pooling_param {{ {settings} }}", top="p mask")
+    agree(saved(input_layer(3, 7, 6) + pool, tmp_path, ("p",)))
+    agree(saved(input_layer(3, 7, 6) + pool + layer("t", "TanH", "mask"), tmp_path, ("p", "mask", "t")))
+
+
+def test_the_mask_of_windows_that_hold_nothing(tmp_path: Path) -> None:
+    pool = layer("p", "Pooling", "data", "pooling_param { kernel_size: 1 stride: 4 }", top="p mask")
+    net = load(saved(input_layer(3, 6, 6) + pool, tmp_path, ("mask",)))
     with pytest.raises(ModelError, match=r"does not make blob 'mask': set engine = \"caffe\""):
         OnnxRuntimeEngine(net, "cpu", 1)
+
+
+def test_upsample_with_a_mask_as_this_caffe_has_it(tmp_path: Path) -> None:
+    """It takes the mask and does not use it."""
+    pool = layer("p", "Pooling", "data", "pooling_param { kernel_size: 2 stride: 2 }", top="p mask")
+    up = layer("up", "Upsample", "p mask", "upsample_param { scale: 2 }")
+    agree(saved(input_layer(3, 6, 6) + pool + up, tmp_path, ("up",)))

@@ -167,8 +167,14 @@ def _lowered(
         tops,
         weights,
         tuple(fixed),
+        _read(net, step),
         bool(doubtful.intersection(step.reads)),
     )
+
+
+def _read(net: Net, step: Step) -> tuple[bool, ...]:
+    needed = set(net.values.values()).union(*(other.reads for other in net.layers))
+    return tuple(value in needed for value in step.writes)
 
 
 def _made(net: Net, values: dict[int, tuple[str, Shape]], value: int, blob: str) -> tuple[str, Shape]:

@@ -183,6 +183,14 @@ def _inputs(net: schema.Message, source: str) -> list[Layer]:
 
 
 def _current(param: schema.Message, index: int) -> Layer:
+    if param.type in ("ConvolutionDepthwise", "DepthwiseConvolution"):
+        # Branches have it because it was faster; weights and result are those of a Convolution of as many groups.
+        made = schema.new("LayerParameter")
+        made.CopyFrom(param)
+        made.type = "Convolution"
+        if param.type == "ConvolutionDepthwise":
+            made.convolution_param.group = made.convolution_param.num_output
+        return replace(_current(made, index), rewritten=True)
     return Layer(index, param.name, param.type, tuple(param.bottom), tuple(param.top), param)
 
 
