@@ -70,7 +70,7 @@ def test_our_field_numbers_are_caffes() -> None:
         "swish_param",
         "interp_param",
         "shuffle_channel_param",
-        "bn_param", "flip_param", "reorg_param", "selu_param", "unpooling_param",
+        "bn_param", "crop_param", "upsample_param", "flip_param", "reorg_param", "selu_param", "unpooling_param",
         "scale_filler", "shift_filler", "bn_mode",
         "upsample_h", "upsample_w", "scale_h", "scale_w", "pad_out_h", "pad_out_w",
     }  # fmt: skip
@@ -96,7 +96,9 @@ def test_our_field_numbers_are_caffes() -> None:
             continue
         found = caffe_pb2.DESCRIPTOR.message_types_by_name[message].enum_types_by_name.get(name)
         if found is not None:
-            assert values == {value.name: value.number for value in found.values}, path
+            theirs = {value.name: value.number for value in found.values}
+            assert values | theirs == values, path
+            assert all(number > 1000 for name, number in values.items() if name not in theirs), path
 
 
 @pytest.mark.parametrize(

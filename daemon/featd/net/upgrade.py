@@ -12,6 +12,7 @@ from typing import Final
 from featd.errors import ModelError
 from featd.net import schema
 from featd.net.graph import INPUT, Layer
+from featd.net.old_crop import with_offsets
 from featd.net.v0 import from_v0, is_v0
 
 REFUSED: Final = frozenset(
@@ -34,6 +35,7 @@ _V1_TYPES: Final = {
     "SIGMOID_CROSS_ENTROPY_LOSS": "SigmoidCrossEntropyLoss", "SILENCE": "Silence", "SLICE": "Slice",
     "SOFTMAX": "Softmax", "SOFTMAX_LOSS": "SoftmaxWithLoss", "SPLIT": "Split", "TANH": "TanH",
     "THRESHOLD": "Threshold", "WINDOW_DATA": "WindowData",
+    "BN": "BN", "CROP": "Crop", "UNPOOLING": "Unpooling", "UPSAMPLE": "Upsample",  # of branches
 }  # fmt: skip
 _V1_NAMES: Final = {number: name for name, number in schema.ENUMS["V1LayerParameter.LayerType"].items()}
 _TEST: Final = schema.ENUMS["NetState.Phase"]["TEST"]
@@ -60,6 +62,7 @@ def upgrade(net: schema.Message, source: str) -> tuple[Layer, ...]:
         layers += [
             _v1(layer, index) for index, layer in enumerate(net.layers) if _runs(layer, net.state, source)
         ]
+        layers = with_offsets(layers, source)
     return _keyed(_fed(layers, source))
 
 
