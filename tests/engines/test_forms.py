@@ -119,7 +119,7 @@ def test_dummy_data_as_the_input(tmp_path: Path) -> None:
         assert distance(engine.forward(batch)["ip"], want) < TOLERANCE
 
 
-def test_memory_data_as_the_input(tmp_path: Path) -> None:
+def test_memory_data_as_the_input(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caffe = real_caffe()
     memory = (
         'layer { name: "m" type: "MemoryData" top: "data" top: "label" memory_data_param { batch_size: 2 channels: 3 '
@@ -134,6 +134,13 @@ def test_memory_data_as_the_input(tmp_path: Path) -> None:
     want = theirs.blobs["ip"].data.reshape(2, -1).copy()
     for engine in both_engines(net):
         assert distance(engine.forward(batch)["ip"], want) < TOLERANCE
+    assert not caplog.records
+    Path(model.net).write_text(
+        memory.replace("memory_data", "transform_param { scale: 0.5 } memory_data") + IP
+    )
+    for engine in both_engines(load(model)):
+        assert distance(engine.forward(batch)["ip"], want) < TOLERANCE
+    assert "transform_param of the input layer is not used" in caplog.text
     with pytest.raises(ModelError, match="2 inputs"):
         load(
             saved(memory + IP + layer("s", "Scale", "ip label", "scale_param { axis: 0 }"), tmp_path, ("s",))
@@ -215,11 +222,12 @@ def test_the_mask_of_windows_that_hold_nothing(tmp_path: Path) -> None:
         OnnxRuntimeEngine(net, "cpu", 1)
 
 
-def test_upsample_with_a_mask_as_this_caffe_has_it(tmp_path: Path) -> None:
-    """It takes the mask and does not use it."""
+def test_upsample_with_a_mask_as_this_caffe_has_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It takes the mask and does not use it, which is said."""
     pool = layer("p", "Pooling", "data", "pooling_param { kernel_size: 2 stride: 2 }", top="p mask")
     up = layer("up", "Upsample", "p mask", "upsample_param { scale: 2 }")
     agree(saved(input_layer(3, 6, 6) + pool + up, tmp_path, ("up",)))
+    assert "has a mask, which is not used" in caplog.text
 
 
 @pytest.mark.parametrize(("size", "offset"), [(13, 9), (16, 9)])

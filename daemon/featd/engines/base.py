@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from featd import logs
 from featd.errors import ModelError
+from featd.net.graph import INPUT
 from featd.net.net import Net
 
 _log = logs.get("engine")
@@ -67,7 +68,33 @@ def run_all(run: Callable[[Batch], Sequence[Vectors]], batch: Batch, alone: bool
 
 
 def warn_of(net: Net, engine: str) -> None:
-    """Warn, once per loaded engine, of fillers in the place of weights, and that batches do not speed up this net."""
+    """Warn, once per loaded engine, of what the definition says and featd does otherwise, of fillers in the place of
+    weights, and that batches do not speed up this net."""
+    for step in net.layers:
+        # A layer of the file that has become the input: MemoryData.
+        if (
+            step.layer.type == INPUT
+            and step.layer.index >= 0
+            and "transform_param" in net.texts[step.layer.index]
+        ):
+            _log.warning(
+                "transform_param_not_used",
+                "the transform_param of the input layer is not used; write its mean and scale into [preprocess]",
+                net=net.source,
+                layer=step.layer.name,
+            )
+        if (
+            step.layer.type == "Upsample"
+            and len(step.layer.bottoms) == 2
+            and "_h" not in str(step.layer.param)
+        ):
+            _log.warning(
+                "mask_not_used",
+                "an Upsample layer has a mask, which is not used (except by SegNet's own Caffe): each number is repeated;"
+                " write upsample_h and upsample_w to put it where the mask says",
+                net=net.source,
+                layer=step.layer.name,
+            )
     if net.filled:
         _log.warning(
             "weights_filled",
