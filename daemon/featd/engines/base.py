@@ -90,8 +90,8 @@ def warn_of(net: Net, engine: str) -> None:
         ):
             _log.warning(
                 "mask_not_used",
-                "an Upsample layer has a mask, which is not used (except by SegNet's own Caffe): each number is repeated;"
-                " write upsample_h and upsample_w to put it where the mask says",
+                "an Upsample layer has a mask, which is not used (except by SegNet's own Caffe): each number is"
+                " repeated; write upsample_h and upsample_w to put it where the mask says",
                 net=net.source,
                 layer=step.layer.name,
             )
