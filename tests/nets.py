@@ -228,7 +228,7 @@ def write_weights(path: Path, net: str, layers: Mapping[str, Sequence[npt.NDArra
         file.write(_tagged(1, net.encode()))
         for name, arrays in layers.items():
             blobs = [_blob_header(array) for array in arrays]
-            head = _tagged(1, name.encode())
+            head = _tagged(1, name.encode("utf-8", "surrogateescape"))
             sizes = [len(header) + array.size * 4 for header, array in zip(blobs, arrays, strict=True)]
             body = sum(len(_prefix(7, size)) + size for size in sizes)
             file.write(_prefix(100, len(head) + body) + head)

@@ -179,6 +179,7 @@ def _text(path: Path) -> str:
 def _check(folder: Path, choices: Choices) -> Settings:
     """The settings of the file to be written, after loading the net and finding its blobs."""
     from featd import config
+    from featd.engines.select import require_engine
     from featd.net.load import load_net
     from featd.preprocess.resolve import resolve
     from featd.shards.layout import check_blobs
@@ -191,6 +192,7 @@ def _check(folder: Path, choices: Choices) -> Settings:
         except ConfigError as error:
             raise ConfigError(str(error).removeprefix(f"{draft}: ")) from None
     net = load_net(settings.model.net, settings.model.weights, settings.model.blobs)
+    require_engine(net, settings.model.engine)
     check_blobs(list(net.blobs))
     resolve(settings.preprocess, net.input_shape, net.preprocess)
     catalog = settings.catalog.model_copy(update={"url": _absolute_url(choices.url, folder)})

@@ -26,8 +26,9 @@ def net(
     """Show the layers and blobs of a net.
 
     Shows their sizes, and which engine runs each layer. `blobs` in the configuration names blobs of this list.
-    Exits 78 if the weights do not fit.
+    Exits 78 if the weights do not fit, or if nothing installed here runs the net to its end.
     """
+    from featd.engines.select import runnable
     from featd.net.describe import describe
 
     report = describe(file, weights)
@@ -38,6 +39,11 @@ def net(
     fit = report.weights
     if fit is not None and (fit.problem or fit.missing):
         complain(fit.problem or f"the weights lack layers: {', '.join(fit.missing)}")
+        raise typer.Exit(EXIT_BAD_CONFIG)
+    blobs, why = runnable(report)
+    if why:
+        can = f"blobs that can be extracted: {', '.join(blobs)}" if blobs else "no blob can be extracted"
+        complain(f"nothing installed here runs the net to its end: {why}; {can}")
         raise typer.Exit(EXIT_BAD_CONFIG)
 
 

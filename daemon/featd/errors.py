@@ -5,6 +5,9 @@ Messages are for the operator: they name the thing and the way out.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from featd.states import Kind
 
 EXIT_OK = 0
@@ -26,6 +29,17 @@ def reason(error: Exception) -> str:
 def first_line(error: BaseException | None) -> str:
     """The first line of what a library says."""
     return str(error).strip().partition("\n")[0]
+
+
+@contextmanager
+def naming(*files: object) -> Iterator[None]:
+    """Puts the first of `files` before the message of a ModelError that names none of them."""
+    try:
+        yield
+    except ModelError as error:
+        if any(str(file) in str(error) for file in files):
+            raise
+        raise type(error)(f"{files[0]}: {error}") from error
 
 
 class FeatdError(Exception):

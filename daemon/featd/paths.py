@@ -85,10 +85,14 @@ def _limited(nanoseconds: int) -> int:
     return max(-(2**63), min(nanoseconds, 2**63 - 1))
 
 
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+
+
 def read_regular(path: Path, most_bytes: int | None = None) -> bytes:
     """All bytes of a file named by a person. Never waits for a FIFO, never reads a device endlessly.
 
-    OSError as open(2) gives it; EINVAL where it is not a regular file, EFBIG where it has more than `most_bytes`.
+    OSError as open(2) gives it; EINVAL where it is a Git LFS pointer or not a regular file, EFBIG where it has more
+    than `most_bytes`.
     """
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
     with open(fd, "rb") as file:  # noqa: PTH123
@@ -97,7 +101,10 @@ def read_regular(path: Path, most_bytes: int | None = None) -> bytes:
             raise OSError(errno.EINVAL, "not a regular file", str(path))
         if most_bytes is not None and found.st_size > most_bytes:
             raise OSError(errno.EFBIG, f"larger than {most_bytes:,} bytes", str(path))
-        return file.read()
+        raw = file.read()
+    if raw.startswith(_LFS_POINTER):
+        raise OSError(errno.EINVAL, "a Git LFS pointer, not the file itself: run `git lfs pull`", str(path))
+    return raw
 
 
 def open_beneath(root_fd: int, raw: bytes, *, follow_symlinks: bool = False) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,14 @@ from featd.config import ModelConfig
 from featd.engines.onnxruntime import OnnxRuntimeEngine
 from featd.engines.select import load_engine
 from featd.errors import ModelError
+from featd.net import prototxt
 from featd.net.describe import describe
+from featd.net.upgrade import upgrade
 from nets import (
     TOLERANCE,
     agree,
     both_engines,
+    by_caffe,
     distance,
     input_layer,
     layer,
@@ -115,7 +119,7 @@ def test_dummy_data_as_the_input(tmp_path: Path) -> None:
         assert distance(engine.forward(batch)["ip"], want) < TOLERANCE
 
 
-def test_memory_data_as_the_input(tmp_path: Path) -> None:
+def test_memory_data_as_the_input(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caffe = real_caffe()
     memory = (
         'layer { name: "m" type: "MemoryData" top: "data" top: "label" memory_data_param { batch_size: 2 channels: 3 '
@@ -130,6 +134,13 @@ def test_memory_data_as_the_input(tmp_path: Path) -> None:
     want = theirs.blobs["ip"].data.reshape(2, -1).copy()
     for engine in both_engines(net):
         assert distance(engine.forward(batch)["ip"], want) < TOLERANCE
+    assert not caplog.records
+    Path(model.net).write_text(
+        memory.replace("memory_data", "transform_param { scale: 0.5 } memory_data") + IP
+    )
+    for engine in both_engines(load(model)):
+        assert distance(engine.forward(batch)["ip"], want) < TOLERANCE
+    assert "transform_param of the input layer is not used" in caplog.text
     with pytest.raises(ModelError, match="2 inputs"):
         load(
             saved(memory + IP + layer("s", "Scale", "ip label", "scale_param { axis: 0 }"), tmp_path, ("s",))
@@ -195,9 +206,89 @@ def test_recurrent_and_detection_layers_name_the_way_out(tmp_path: Path) -> None
             load_engine(load(model.model_copy(update={"blobs": ("x",)})), "onnxruntime", "cpu", 1)
 
 
-def test_a_mask_that_is_not_wanted_is_not_in_the_way(tmp_path: Path) -> None:
-    pool = layer("p", "Pooling", "data", "pooling_param { kernel_size: 2 stride: 2 }", top="p mask")
-    agree(saved(input_layer(3, 6, 5) + pool, tmp_path, ("p",)))
-    net = load(saved(input_layer(3, 6, 5) + pool, tmp_path, ("mask",)))
+@pytest.mark.parametrize(
+    "settings", ["kernel_size: 2 stride: 2", "kernel_size: 3 stride: 2 pad: 1", "kernel_size: 6"]
+)
+def test_the_mask_of_max_pooling(tmp_path: Path, settings: str) -> None:
+    pool = layer("p", "Pooling", "data", f"pooling_param {{ {settings} }}", top="p mask")
+    agree(saved(input_layer(3, 7, 6) + pool, tmp_path, ("p",)))
+    agree(saved(input_layer(3, 7, 6) + pool + layer("t", "TanH", "mask"), tmp_path, ("p", "mask", "t")))
+
+
+def test_the_mask_of_windows_that_hold_nothing(tmp_path: Path) -> None:
+    pool = layer("p", "Pooling", "data", "pooling_param { kernel_size: 1 stride: 4 }", top="p mask")
+    net = load(saved(input_layer(3, 6, 6) + pool, tmp_path, ("mask",)))
     with pytest.raises(ModelError, match=r"does not make blob 'mask': set engine = \"caffe\""):
         OnnxRuntimeEngine(net, "cpu", 1)
+
+
+def test_upsample_with_a_mask_as_this_caffe_has_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It takes the mask and does not use it, which is said."""
+    pool = layer("p", "Pooling", "data", "pooling_param { kernel_size: 2 stride: 2 }", top="p mask")
+    up = layer("up", "Upsample", "p mask", "upsample_param { scale: 2 }")
+    agree(saved(input_layer(3, 6, 6) + pool + up, tmp_path, ("up",)))
+    assert "has a mask, which is not used" in caplog.text
+
+
+@pytest.mark.parametrize(("size", "offset"), [(13, 9), (16, 9)])
+def test_the_crop_of_the_old_form_works_out_its_offset(tmp_path: Path, size: int, offset: int) -> None:
+    """As FCN's first definitions: real Caffe gets the same net in the current form, with the offset written."""
+
+    def net(of: Callable[[str, str, str, str], str], crop: str) -> str:
+        return (
+            f'input: "data" input_dim: 1 input_dim: 3 input_dim: {size} input_dim: {size}\n'
+            + of("conv", "CONVOLUTION", "data", "convolution_param { num_output: 2 kernel_size: 3 pad: 10 }")
+            + of("pool", "POOLING", "conv", "pooling_param { pool: MAX kernel_size: 2 stride: 2 }")
+            + of(
+                "up", "DECONVOLUTION", "pool", "convolution_param { num_output: 3 kernel_size: 2 stride: 2 }"
+            )
+            + of("crop", "CROP", "up data", crop)
+        )
+
+    def old(name: str, kind: str, bottoms: str, settings: str) -> str:
+        ends = "".join(f' bottom: "{one}"' for one in bottoms.split())
+        return f'layers {{ name: "{name}" type: {kind}{ends} top: "{name}" {settings} }}\n'
+
+    def new(name: str, kind: str, bottoms: str, settings: str) -> str:
+        return layer(name, kind.capitalize(), bottoms, settings)
+
+    model = saved(net(new, f"crop_param {{ axis: 2 offset: {offset} }}"), tmp_path, ("crop",))
+    want = by_caffe(model, pictures(load(model), 2))["crop"]
+    Path(model.net).write_text(net(old, ""))
+    made = load(model)
+    for engine in both_engines(made):
+        assert distance(engine.forward(pictures(made, 2))["crop"], want) < TOLERANCE
+    Path(model.net).write_text(
+        net(old, "").replace(
+            'kernel_size: 2 stride: 2 } }\nlayers { name: "crop',
+            'kernel_size: 3 stride: 2 } }\nlayers { name: "crop',
+        )
+    )
+    with pytest.raises(ModelError, match=r"'crop' of type Crop: its bottoms lie in no whole distance"):
+        load(model)
+
+
+def test_the_offset_of_fcn_32s() -> None:
+    """19, as the later definition of the same net has it."""
+    lines = ['input: "data" input_dim: 1 input_dim: 3 input_dim: 500 input_dim: 500']
+    last = "data"
+
+    def put(name: str, kind: str, settings: str) -> None:
+        nonlocal last
+        lines.append(f'layers {{ name: "{name}" type: {kind} bottom: "{last}" top: "{name}" {settings} }}')
+        last = name
+
+    for block, count in enumerate((2, 2, 3, 3, 3)):
+        for at in range(count):
+            pad = 1 if block or at else 100
+            put(
+                f"c{block}{at}",
+                "CONVOLUTION",
+                f"convolution_param {{ num_output: 1 kernel_size: 3 pad: {pad} }}",
+            )
+        put(f"p{block}", "POOLING", "pooling_param { kernel_size: 2 stride: 2 }")
+    put("fc6", "CONVOLUTION", "convolution_param { num_output: 1 kernel_size: 7 }")
+    put("up", "DECONVOLUTION", "convolution_param { num_output: 1 kernel_size: 64 stride: 32 }")
+    lines.append('layers { name: "crop" type: CROP bottom: "up" bottom: "data" top: "crop" }')
+    crop = upgrade(prototxt.parse("\n".join(lines), "fcn"), "fcn")[-1]
+    assert list(crop.param.crop_param.offset) == [19, 19]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,9 +13,10 @@ from hypothesis import strategies as st
 from featd.config import ModelConfig
 from featd.engines.onnxruntime import OnnxRuntimeEngine
 from featd.engines.select import load_engine
-from featd.errors import ModelError
+from featd.errors import ConfigError, ModelError
 from featd.net import caffemodel
-from nets import caffenet_prototxt, input_layer, layer, load, random_weights, saved
+from featd.preprocess.mean_file import read_mean
+from nets import caffenet_prototxt, input_layer, layer, load, random_weights, real_caffe, saved, write_weights
 
 SMALL = input_layer(3, 8, 8) + layer("ip", "InnerProduct", "data", "inner_product_param { num_output: 4 }")
 
@@ -94,12 +96,12 @@ def test_only_regular_files_are_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["Python", "Data", "ImageData", "HDF5Data", "HDF5Output", "WindowData"])
 def test_layers_that_reach_outside_are_refused(tmp_path: Path, kind: str) -> None:
-    """Even when no wanted blob needs them."""
+    """Where a wanted blob needs them; elsewhere no engine sees them."""
     text = SMALL + layer("evil", kind, "ip", 'python_param { module: "os" layer: "L" }', "x")
-    model = saved(SMALL, tmp_path, ("ip",))
-    Path(model.net).write_text(text)
+    model = saved(text, tmp_path, ("ip",))
     with pytest.raises(ModelError, match=f"'evil' of type {kind} .*refuses"):
-        load(model)
+        load(model.model_copy(update={"blobs": ("x",)}))
+    load_engine(load(model), "auto", "cpu", 1).close()
 
 
 @pytest.mark.parametrize(
@@ -253,3 +255,70 @@ def test_a_definition_may_be_huge_but_not_that_huge(tmp_path: Path) -> None:
         file.truncate(1 << 30)
     with pytest.raises(ModelError, match="too large"):
         load(ModelConfig(net=str(path), weights=path, blobs=("x",)))
+
+
+def test_a_git_lfs_pointer_is_named(tmp_path: Path) -> None:
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+    for key in ("net", "weights"):
+        model = saved(SMALL, tmp_path, ("ip",))
+        path = Path(str(getattr(model, key)))
+        path.write_bytes(pointer)
+        with pytest.raises(ModelError, match=f"{path.name}: cannot read .* Git LFS pointer.*git lfs pull"):
+            load(model)
+    (tmp_path / "mean.npy").write_bytes(pointer)
+    with pytest.raises(ConfigError, match=r"mean\.npy.*Git LFS pointer"):
+        read_mean(tmp_path / "mean.npy")
+
+
+def test_nvidias_batch_norm_is_named(tmp_path: Path) -> None:
+    text = SMALL + layer("bn", "BatchNorm", "data")
+    model = saved(text, tmp_path, ("bn",))
+    arrays = [np.ones((1, 3, 1, 1), np.float32)] * 5
+    write_weights(tmp_path / "net.caffemodel", "", {"bn": arrays})
+    with pytest.raises(ModelError, match=r"net\.caffemodel: .*'bn'.*5 arrays.*NVIDIA.*Scale"):
+        load(model)
+    Path(model.net).write_text(
+        SMALL + layer("bn", "BatchNorm", "data", "batch_norm_param { scale_bias: true }")
+    )
+    with pytest.raises(ModelError, match=r"line 3: .*'scale_bias'.*NVIDIA"):
+        load(model)
+
+
+def test_every_error_of_a_layer_names_the_file(tmp_path: Path) -> None:
+    model = saved(SMALL, tmp_path, ("ip",))
+    Path(model.net).write_text(SMALL.replace("num_output: 4", "num_output: 4 axis: 9"))
+    with pytest.raises(ModelError, match=r"^/.*net\.prototxt: layer 'ip'.*axis 9 is out of range"):
+        load(model)
+    flat = layer("f", "Flatten", "data") + layer(
+        "c", "Convolution", "f", "convolution_param { num_output: 1 }"
+    )
+    with pytest.raises(ModelError, match=r"^/.*net\.prototxt: layer 'c'.*a convolution along axis 1"):
+        load(saved(input_layer(3, 8, 8) + flat, tmp_path, ("c",)))
+
+
+def test_stages_that_are_left_out_are_named(tmp_path: Path) -> None:
+    """As DIGITS writes its nets."""
+    stage = 'include { stage: "deploy" }'
+    text = SMALL.replace("input_param", f"{stage} input_param") + layer("prob", "Softmax", "ip", stage)
+    model = saved(SMALL, tmp_path, ("ip",))
+    Path(model.net).write_text(text)
+    with pytest.raises(ModelError, match=r"reads blob 'data'.*stages deploy.*state { stage: \"deploy\" }"):
+        load(model)
+    Path(model.net).write_text('state { stage: "deploy" } ' + text)
+    load(model)
+    Path(model.net).write_text(SMALL + layer("prob", "Softmax", "ip", stage))
+    with pytest.raises(ModelError, match=r"no blob 'prob'.*stages deploy"):
+        load(model.model_copy(update={"blobs": ("prob",)}))
+
+
+def test_a_blob_whose_size_varies_is_a_configuration_error(tmp_path: Path) -> None:
+    """Filter keeps the images that a selector picks: here none."""
+    real_caffe()
+    select = layer("mean", "Reduction", "data", "reduction_param { axis: 1 operation: MEAN }")
+    select += layer("picked", "Threshold", "mean") + layer("some", "Filter", "data picked")
+    net = load(saved(input_layer(3, 8, 8) + select, tmp_path, ("some",)))
+    engine = load_engine(net, "caffe", "cpu", 1)
+    picture = np.ones((1, 3, 8, 8), np.float32)
+    assert engine.forward(picture)["some"].shape == (1, 192)
+    with pytest.raises(ModelError, match=r"'some' has .* its size varies from image to image"):
+        engine.forward(-picture)

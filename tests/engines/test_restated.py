@@ -18,7 +18,19 @@ from engines.layer_record import RESTATED, record
 from featd.engines.onnxruntime import OnnxRuntimeEngine
 from featd.engines.select import load_engine
 from featd.errors import ModelError
-from nets import TOLERANCE, distance, input_layer, layer, load, pictures, real_caffe, saved
+from nets import (
+    TOLERANCE,
+    both_engines,
+    by_caffe,
+    distance,
+    input_layer,
+    layer,
+    load,
+    pictures,
+    real_caffe,
+    saved,
+    write_weights,
+)
 
 Array = npt.NDArray[np.float32]
 
@@ -45,7 +57,8 @@ def check(case: Case, ours: Array, theirs: Array) -> None:
 def test_this_caffe_still_lacks_them() -> None:
     """Else they belong into test_layers.py."""
     have = set(real_caffe().layer_type_list())
-    assert not have & {"Clip", "Swish", "Interp", "Axpy", "ShuffleChannel"}
+    forks = {"BN", "Flip", "Reorg", "SeLU", "SeLu", "Unpooling"}
+    assert not have & {"Clip", "Swish", "Interp", "Axpy", "ShuffleChannel", *forks}
 
 
 @few
@@ -170,6 +183,121 @@ def test_interp_to_the_size_of_another_blob() -> None:
     check(case, after, bilinear(small, 5, 7))
 
 
+@few
+@given(sizes, st.booleans(), st.sampled_from(["SeLU", "SeLu"]))
+def test_selu(dims: tuple[int, int, int], default: bool, kind: str) -> None:
+    how = {} if default else {"lambda": 1.5, "alpha": 0.7}
+    case = Case(kind, how, dims, shaped(0.05), "x", block="selu_param")
+    before, after = ran(case, "x", "out")
+    by, alpha = (1.050700987, 1.67326324) if default else (1.5, 0.7)
+    made = [by * (x if x > 0 else alpha * (math.exp(x) - 1)) for x in before.ravel().tolist()]
+    check(case, after, np.array(made).reshape(before.shape))
+
+
+@few
+@given(sizes, st.dictionaries(st.sampled_from(["flip_width", "flip_height"]), st.booleans()))
+def test_flip(dims: tuple[int, int, int], how: dict[str, bool]) -> None:
+    case = Case("Flip", how, dims)
+    x, after = ran(case, "data", "out")
+    if how.get("flip_width", True):
+        x = x[..., ::-1]
+    check(case, after, x[:, :, ::-1] if how.get("flip_height") else x)
+
+
+@few
+@given(st.sampled_from([1, 2, 3]), st.booleans(), st.integers(1, 3))
+def test_reorg(stride: int, reverse: bool, size: int) -> None:
+    """darknet's reorg_cpu, which counts channels as if the other side had more of them, number by number."""
+    channels, height, width = 3 * stride * stride, size * stride, stride
+    before = layer("c", "Tile", "data", f"tile_param {{ tiles: {stride * stride} }}")
+    how = {"stride": stride} | ({"reverse": True} if reverse else {})
+    x, after = ran(Case("Reorg", how, (3, height, width), before, "c"), "c", "out")
+    few_channels, x = channels // stride**2, x.reshape(2, -1)
+    want = np.empty_like(x)
+    for c in range(channels):
+        for h in range(height):
+            for w in range(width):
+                inside, place = c % few_channels, c // few_channels
+                high, wide = h * stride + place // stride, w * stride + place % stride
+                here = w + width * (h + height * c)
+                there = wide + width * stride * (high + height * stride * inside)
+                if reverse:
+                    want[:, there] = x[:, here]
+                else:
+                    want[:, here] = x[:, there]
+    case = Case("Reorg", how, (3, height, width), before, "c")
+    shape = (2, 3, height * stride, width * stride) if reverse else (2, channels * stride**2, size, 1)
+    assert after.shape == shape
+    check(case, after, want.reshape(shape))
+
+
+@few
+@given(
+    st.sampled_from([{}, {"eps": 0.1}, {"frozen": True, "momentum": 0.95}, {"bn_mode": "INFERENCE"}]),
+    st.integers(0, 99),
+    st.booleans(),
+)
+def test_bn(how: dict[str, Any], seed: int, folded: bool) -> None:
+    """PSPNet's (slope, bias, mean, variance) and SegNet's (scale, shift)."""
+    case = Case("BN", how, (3, 4, 5), shaped(0.1), "x", block="bn_param")
+    rng = np.random.default_rng(seed)
+    arrays = [
+        rng.uniform(0.5, 2, (1, 3, 1, 1)).astype(np.float32) for _ in range(2 if "bn_mode" in how else 4)
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        text = input_layer(3, 4, 5) + case.text() + (layer("r", "ReLU", "out", top="out") if folded else "")
+        model = saved(text, Path(folder), ("x", "out"), engine="onnxruntime")
+        write_weights(Path(folder, "net.caffemodel"), "", {"out": arrays})
+        net = load(model)
+        vectors = OnnxRuntimeEngine(net, "cpu", 1).forward(pictures(net, 2))
+    x, after = (vectors[blob].reshape(2, 3, 4, 5) for blob in ("x", "out"))
+    factor, shift, *rest = (one.astype(np.float64) for one in arrays)
+    mean, variance = rest or (0.0, 1.0 - 1e-5)
+    want = factor * (x - mean) / np.sqrt(variance + how.get("eps", 1e-5)) + shift
+    check(case, after, np.maximum(want, 0) if folded else want)
+
+
+UNPOOLS = {
+    "Unpooling": [{"kernel_size": 2, "stride": 2}, {"kernel_h": 2, "kernel_w": 2, "stride": 2, "unpool": "MAX"},
+
+                  {"unpool_size": 6}, {"unpool_h": 6, "unpool_w": 6},
+                  {"kernel_size": 4, "stride_h": 2, "stride_w": 2, "pad": 1},
+                  {"kernel_size": 4, "stride": 2, "pad_h": 1, "pad_w": 1}],
+    "Upsample": [{"scale_h": 2, "scale_w": 2}, {"scale": 2, "upsample_h": 6, "upsample_w": 6},
+                 {"scale_h": 3, "scale_w": 3, "pad_out_h": 3, "pad_out_w": 3}],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "how"), [(kind, how) for kind in UNPOOLS for how in UNPOOLS[kind]])
+def test_unpooling(kind: str, how: dict[str, Any]) -> None:
+    pool = layer("p", "Pooling", "data", "pooling_param { kernel_size: 2 stride: 2 }", top="p mask")
+    case = Case(kind, how, (3, 6, 6), pool, "p mask")
+    p, mask, after = ran(case, "p", "mask", "out")
+    want = np.zeros((2, 3, 36), np.float32)
+    for n in range(2):
+        for c in range(3):
+            for at, place in enumerate(mask[n, c].ravel().astype(int)):
+                want[n, c, place] = p[n, c].ravel()[at]
+    check(case, after, want.reshape(2, 3, 6, 6))
+
+
+@few
+@given(st.sampled_from(["ConvolutionDepthwise", "DepthwiseConvolution"]), st.integers(1, 3), st.booleans())
+def test_depthwise_is_a_convolution(kind: str, kernel: int, bias: bool) -> None:
+    """Of as many groups as channels: real Caffe runs it as that."""
+    settings = f"num_output: 3 kernel_size: {kernel} bias_term: {str(bias).lower()} "
+    group = "group: 3 " if kind == "DepthwiseConvolution" else ""
+    plain = layer("x", "Convolution", "data", f"convolution_param {{ {settings} group: 3 }}")
+    theirs = layer("x", kind, "data", f"convolution_param {{ {settings} {group} }}")
+    with tempfile.TemporaryDirectory() as folder:
+        model = saved(input_layer(3, 6, 5) + plain, Path(folder), ("x",))
+        want = by_caffe(model, pictures(load(model), 2))["x"]
+        Path(model.net).write_text(input_layer(3, 6, 5) + theirs)
+        net = load(model)
+        for engine in both_engines(net):
+            assert distance(engine.forward(pictures(net, 2))["x"], want) < TOLERANCE
+
+
 def pooled(x: Array, method: str, kernel: int, stride: int, pad: int) -> Array:
     """Pooling with sizes rounded down."""
     out = [(size + 2 * pad - kernel) // stride + 1 for size in x.shape[2:]]
@@ -251,6 +379,19 @@ def test_stochastic_pooling_is_not_given_to_real_caffe(kind: str, tmp_path: Path
         (Case("Interp", {}), "needs height and width"),
         (Case("Interp", {"height": 5, "width": 0}), "empty blob"),
         (Case("Interp", {"zoom_factor": 2, "pad_beg": 1}), "must not be above zero"),
+        (Case("BN", {"bn_mode": "LEARN"}), "from the batch"),
+        (Case("Reorg", {"stride": 2}), "does not divide"),
+        (
+            Case(
+                "Unpooling",
+                {"kernel_size": 2},
+                bottoms="data data2",
+                before=layer("data2", "Flatten", "data"),
+            ),
+            "mask",
+        ),
+        (Case("Unpooling", {"kernel_size": 2, "unpool": "AVE"}, bottoms="data data"), "only MAX"),
+        (Case("Upsample", {"scale_h": 2, "scale_w": 2}), "the mask of its pooling"),
         (Case("Axpy", {}, bottoms="data data data"), "needs a factor per channel"),
         (Case("Pooling", {"pool": "STOCHASTIC", "kernel_size": 3, "pad": 1}), "allows no pad"),
         (Case("SPP", {"pool": "STOCHASTIC", "pyramid_height": 2}, (3, 5, 7)), "allows no pad"),

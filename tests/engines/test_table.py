@@ -12,9 +12,18 @@ NOT_COMPARED = {"Input", "Silence"}
 """The one is in every net, the other makes nothing."""
 BLOCKS = {
     "Deconvolution": "convolution_param", "InnerProduct": "inner_product_param", "BatchNorm": "batch_norm_param",
+    "SeLu": "selu_param",
     "Normalize": "norm_param", "ShuffleChannel": "shuffle_channel_param", "DummyData": "dummy_data_param",
 }  # fmt: skip
-NO_MATTER = {"engine", "filler", "weight_filler", "bias_filler", "scale_filler"}
+NO_MATTER = {
+    "engine",
+    "filler",
+    "weight_filler",
+    "bias_filler",
+    "scale_filler",
+    "shift_filler",
+    "slope_filler",
+}
 """Settings of training, or of how the same is computed."""
 
 

@@ -24,6 +24,7 @@ from featd.states import Kind
 from featd_cli import selection
 from featd_cli.main import app, main
 from filled import Filled
+from nets import input_layer, layer
 from postgres import PostgreSQL
 
 Run = Callable[..., tuple[int, str, str]]
@@ -504,6 +505,18 @@ def test_net_that_cannot_be_read(featd: Run, tmp_path: Path) -> None:
     (tmp_path / "bad.prototxt").write_text("layer {")
     assert featd("net", tmp_path / "missing.prototxt")[0] == 78
     assert featd("net", tmp_path / "bad.prototxt")[0] == 78
+
+
+def test_net_says_what_nothing_installed_runs(featd: Run, tmp_path: Path) -> None:
+    text = input_layer(3, 8, 8) + layer("relu", "ReLU", "data") + layer("x", "FancyLayer", "relu")
+    (tmp_path / "net.prototxt").write_text(text)
+    code, _, err = featd("net", tmp_path / "net.prototxt")
+    assert code == 78
+    assert "'x' of type FancyLayer is in no engine that is installed" in err
+    assert "can be extracted: data, relu" in err
+    # Another end of the net can be reached.
+    (tmp_path / "net.prototxt").write_text(text + layer("tanh", "TanH", "relu"))
+    assert featd("net", tmp_path / "net.prototxt")[0] == 0
 
 
 # explain and enqueue

@@ -168,6 +168,17 @@ def test_a_preset(tmp_path: Path, preset: str) -> None:
     assert written == config.PreprocessConfig(preset=preset)  # and no key that would beat it
 
 
+def test_a_net_that_nothing_installed_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    definition, weights = tmp_path / "net.prototxt", tmp_path / "net.caffemodel"
+    inner = nets.layer("ip", "InnerProduct", "data", "inner_product_param { num_output: 4 }")
+    definition.write_text(nets.input_layer(3, 8, 8) + inner + nets.layer("x", "FancyLayer", "ip"))
+    nets.random_weights(definition, weights)
+    model = ["--net", str(definition), "--weights", str(weights), "--blob", "x"]
+    assert main(["init", str(tmp_path), "--images", str(tmp_path), *model]) == 78
+    assert "'x' of type FancyLayer: the onnxruntime engine does not run" in capsys.readouterr().err
+    assert not (tmp_path / "featd.toml").exists()
+
+
 def test_a_preset_is_not_for_the_built_in_net(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["init", str(tmp_path), "--images", str(tmp_path), "--preset", "pycaffe"]) == 78
     assert "gist has its own preprocessing" in capsys.readouterr().err

@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from featd import logs
-from featd.errors import EngineError, ModelError
+from featd.errors import ModelError
+from featd.net.graph import INPUT
 from featd.net.net import Net
 
 _log = logs.get("engine")
@@ -66,8 +67,42 @@ def run_all(run: Callable[[Batch], Sequence[Vectors]], batch: Batch, alone: bool
     return [np.concatenate(rows) for rows in zip(*parts, strict=True)]
 
 
-def warn_if_alone(net: Net, engine: str) -> None:
-    """Warn, once per loaded engine, that batches do not speed up this net, and why."""
+def warn_of(net: Net, engine: str) -> None:
+    """Warn, once per loaded engine, of what the definition says and featd does otherwise, of fillers in the place of
+    weights, and that batches do not speed up this net."""
+    for step in net.layers:
+        # A layer of the file that has become the input: MemoryData.
+        if (
+            step.layer.type == INPUT
+            and step.layer.index >= 0
+            and "transform_param" in net.texts[step.layer.index]
+        ):
+            _log.warning(
+                "transform_param_not_used",
+                "the transform_param of the input layer is not used; write its mean and scale into [preprocess]",
+                net=net.source,
+                layer=step.layer.name,
+            )
+        if (
+            step.layer.type == "Upsample"
+            and len(step.layer.bottoms) == 2
+            and "_h" not in str(step.layer.param)
+        ):
+            _log.warning(
+                "mask_not_used",
+                "an Upsample layer has a mask, which is not used (except by SegNet's own Caffe): each number is"
+                " repeated; write upsample_h and upsample_w to put it where the mask says",
+                net=net.source,
+                layer=step.layer.name,
+            )
+    if net.filled:
+        _log.warning(
+            "weights_filled",
+            "the weights hold nothing for some layers; using their constant or bilinear fillers, as Caffe does",
+            net=net.source,
+            engine=engine,
+            layers=", ".join(net.filled),
+        )
     if net.one_by_one is not None:
         _log.warning(
             "images_run_alone",
@@ -79,9 +114,12 @@ def warn_if_alone(net: Net, engine: str) -> None:
 
 
 def as_vectors(blob: str, array: npt.NDArray[np.float32], images: int, size: int) -> Vectors:
-    """Flatten an engine's array to (n, d) float32. EngineError where it has another count of numbers."""
+    """Flatten an engine's array to (n, d) float32. ModelError where it has another count of numbers."""
     if array.size != images * size:
-        raise EngineError(f"blob {blob!r} has shape {array.shape} for {images} images of {size} numbers")
+        raise ModelError(
+            f"blob {blob!r} has {array.size:,} numbers for {images} images, not {size:,} for each: its size varies "
+            "from image to image (detections?), and vectors of one blob have one size: ask for a blob before it"
+        )
     return np.asarray(array, np.float32).reshape(images, size)
 
 

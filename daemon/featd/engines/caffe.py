@@ -19,8 +19,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from featd.engines.base import Batch, Vectors, as_batch, as_vectors, cuda_index, run_all, warn_if_alone
-from featd.errors import EngineError, ModelError, first_line
+from featd.engines.base import Batch, Vectors, as_batch, as_vectors, cuda_index, run_all, warn_of
+from featd.errors import EngineError, ModelError, first_line, naming
 from featd.net import schema
 from featd.net.caffemodel import StoredBlob
 from featd.net.graph import INPUT, Layer
@@ -99,7 +99,8 @@ def check(net: Net, device: str) -> Any:
             raise CaffeUnavailableError(
                 f"{net.source}: {step.layer}: this build of Caffe does not have the type"
             )
-    message = _definition(net)
+    with naming(net.source):
+        message = _definition(net)
     if not can_use(device):
         raise CaffeUnavailableError(
             f"real Caffe cannot use {device!r} (a CPU-only build, or no such GPU): rebuild it, or take another device"
@@ -111,7 +112,6 @@ def _definition(net: Net) -> Any:
     from caffe.proto import caffe_pb2
     from google.protobuf import text_format
 
-    theirs = caffe_pb2.NetParameter()
     message = caffe_pb2.NetParameter()
     message.name = net.name
     # Intel's branch: its other engines fuse layers, which then have no place for weights.
@@ -119,15 +119,13 @@ def _definition(net: Net) -> Any:
         message.engine = "CAFFE"
     steps = [step.layer for step in net.layers if step.layer.type != INPUT]
     try:
-        text_format.Merge(net.prototxt, theirs)
-        anew = len(theirs.layers) > 0 and any(layer.rewritten for layer in steps)
+        anew = net.old_form and any(layer.rewritten for layer in steps)
         for layer in steps:
             if layer.rewritten or anew:
                 text_format.Merge(text_format.MessageToString(_current(layer)), message.layer.add())
-            elif theirs.layers:
-                message.layers.add().CopyFrom(theirs.layers[layer.index])
             else:
-                message.layer.add().CopyFrom(theirs.layer[layer.index])
+                into = message.layers if net.old_form else message.layer
+                text_format.Merge(net.texts[layer.index], into.add())
     except text_format.ParseError as error:
         raise CaffeUnavailableError(
             f"{net.source}: this build of Caffe does not read the net: {error}"
@@ -208,7 +206,7 @@ class CaffeEngine:
         self.blobs = {blob: int(self._net.blobs[blob].data.size) for blob in net.blobs}
         self._images = 1
         self._alone = net.one_by_one is not None or any(step.layer.type in _ONE_SIZE for step in net.layers)
-        warn_if_alone(net, self.name)
+        warn_of(net, self.name)
 
     def _enter_thread(self) -> None:
         # Caffe has mode and device per thread: in a new thread it would compute on the CPU without a warning.

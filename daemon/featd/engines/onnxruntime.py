@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from featd.engines.base import Batch, Vectors, as_batch, as_vectors, cuda_index, run_all, warn_if_alone
-from featd.errors import EngineError, ModelError, first_line
+from featd.engines.base import Batch, Vectors, as_batch, as_vectors, cuda_index, run_all, warn_of
+from featd.errors import EngineError, ModelError, first_line, naming
 from featd.net.lower import output_name, to_onnx
 from featd.net.net import Net
 
@@ -26,7 +26,7 @@ class OnnxRuntimeEngine:
         self._alone = net.one_by_one is not None
         self._arrays: dict[str, Any] = {}
         self._session: Any = _session(net, device, threads, self._arrays)
-        warn_if_alone(net, self.name)
+        warn_of(net, self.name)
         self._input = self._session.get_inputs()[0].name
 
     def forward(self, batch: Batch) -> dict[str, Vectors]:
@@ -73,7 +73,8 @@ def _session(net: Net, device: str, threads: int, arrays: dict[str, Any]) -> Any
     # Idle threads must not use the cores that the decoders need.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
-        model = to_onnx(net, arrays)
+        with naming(net.source):
+            model = to_onnx(net, arrays)
         # Beside the model, not in it: weights in it would be copied four times and limited to 2 GB.
         for name in arrays:
             arrays[name] = onnxruntime.OrtValue.ortvalue_from_numpy(arrays[name])

@@ -7,10 +7,67 @@ from typing import Final
 from featd.engines import caffe, onnxruntime
 from featd.engines.base import Engine
 from featd.errors import ModelError
+from featd.net.describe import LayerReport, NetReport
 from featd.net.load import require_lowered
 from featd.net.net import Net
 
 ENGINES: Final = (caffe.NAME, onnxruntime.NAME)
+
+
+def require_engine(net: Net, engine: str) -> None:
+    """ModelError where no installed engine runs `net` on the CPU. Nothing is loaded."""
+    without = ""
+    if engine != onnxruntime.NAME:
+        try:
+            caffe.check(net, "cpu")
+            return
+        except caffe.CaffeUnavailableError as error:
+            if engine == caffe.NAME:
+                raise
+            without = f" (and real Caffe was not taken: {error})"
+    try:
+        require_lowered(net)
+        onnxruntime.import_onnxruntime()
+    except ModelError as error:
+        raise ModelError(f"{error}{without}") from None
+
+
+def runnable(report: NetReport) -> tuple[list[str], str]:
+    """The blobs that an installed engine makes, and why the net does not run to its end here; empty: it does."""
+    try:
+        have = set(caffe.import_caffe().layer_type_list())
+    except caffe.CaffeUnavailableError:
+        have = set()
+    try:
+        onnxruntime.import_onnxruntime()
+        lowers = True
+    except ModelError:
+        lowers = False
+    runs = [
+        {layer.name for layer in report.layers if layer.problem is None and layer.type in have},
+        {layer.name for layer in report.layers if layer.onnxruntime and lowers},
+    ]
+    made: set[str] = set()
+    stopped: list[list[LayerReport]] = []
+    for engine in runs:
+        here: set[str] = set()
+        stopped.append([])
+        for layer in report.layers:
+            if layer.name in engine and here.issuperset(layer.bottoms):
+                here.update(layer.tops)
+            else:
+                here.difference_update(layer.tops)
+                stopped[-1].append(layer)
+        made |= here
+    blobs = [blob.name for blob in report.blobs if blob.name in made]
+    if not any(runs):
+        return [], "neither real Caffe nor ONNX Runtime is installed: install featd with the extra `cpu`"
+    read = {bottom for layer in report.layers for bottom in layer.bottoms if bottom not in layer.tops}
+    if any(blob in made and blob not in read for layer in report.layers for blob in layer.tops):
+        return blobs, ""
+    first = min(stopped, key=len)[0]
+    why = first.problem or f"layer {first.name!r} of type {first.type} is in no engine that is installed here"
+    return blobs, why
 
 
 def load_engine(net: Net, engine: str, device: str, threads: int = 0) -> Engine:
@@ -20,7 +77,7 @@ def load_engine(net: Net, engine: str, device: str, threads: int = 0) -> Engine:
     Call it in the thread that will call `forward`, after the last fork. ModelError says why there is no engine.
     """
     if engine == onnxruntime.NAME:
-        require_lowered(net.layers, net.source)
+        require_lowered(net)
         return onnxruntime.OnnxRuntimeEngine(net, device, threads)
     if engine == caffe.NAME:
         return caffe.CaffeEngine(net, device, threads)

@@ -80,11 +80,17 @@ def read_weights(path: Path) -> tuple[bytes, list[StoredLayer]]:
         return raw, _hdf5(raw, path)
     try:
         layers = list(_layers(memoryview(raw)))
-    except (_WireError, UnicodeDecodeError) as error:
+    except _WireError as error:
         raise ModelError(f"{path}: not a whole .caffemodel: {error}: copy or download it again") from None
     if not layers:
         raise ModelError(f"{path}: holds no layers: is this a .caffemodel?")
     return raw, layers
+
+
+def name_of(raw: bytes) -> str:
+    """A name in a definition or in weights as text. A byte that is not UTF-8 becomes \\xNN, so that names stay
+    different from each other and can be written in a configuration."""
+    return raw.decode("utf-8", "backslashreplace")
 
 
 def _hdf5(raw: bytes, path: Path) -> list[StoredLayer]:
@@ -92,7 +98,7 @@ def _hdf5(raw: bytes, path: Path) -> list[StoredLayer]:
 
     return [
         StoredLayer(
-            name,
+            name_of(name),
             tuple(
                 None if array is None else StoredBlob(array.shape, False, array.ravel()) for array in arrays
             ),
@@ -169,7 +175,7 @@ def _layer(view: memoryview, name_number: int, blobs_number: int) -> StoredLayer
     name, blobs = "", []
     for field, wire, _, below in _fields(view):
         if field == name_number and wire == _BYTES:
-            name = bytes(below).decode()
+            name = name_of(bytes(below))
         elif field == blobs_number and wire == _BYTES:
             blobs.append(_blob(below))
     return StoredLayer(name, tuple(blobs))

@@ -9,14 +9,13 @@ from pathlib import Path
 
 from featd.errors import ModelError
 from featd.net import gist
-from featd.net.batch import any_batch
 from featd.net.caffemodel import StoredLayer, read_weights
-from featd.net.graph import Layer, Shape, trace
-from featd.net.layers.table import TYPES
+from featd.net.graph import Layer, Shape
+from featd.net.load import not_lowered, trace_whole
 from featd.net.net import flattened
-from featd.net.prototxt import parse, read
+from featd.net.prototxt import define, read
 from featd.net.shapes import Shapes, infer
-from featd.net.upgrade import refusal, upgrade
+from featd.net.upgrade import refusal
 from featd.net.weights import match
 
 
@@ -75,18 +74,18 @@ def describe(net_path_or_builtin: str, weights: Path | None = None) -> NetReport
     """Look at a net without loading it. ModelError only where the files cannot be read at all."""
     stored: list[StoredLayer] | None = None
     if net_path_or_builtin == gist.NAME:
-        message = parse(gist.prototxt(), net_path_or_builtin)
+        definition = define(gist.prototxt().encode(), net_path_or_builtin)
         stored = gist.stored_weights()
     else:
-        _, message = read(Path(net_path_or_builtin))
+        _, definition = read(Path(net_path_or_builtin))
         stored = read_weights(weights)[1] if weights is not None else None
-    layers = any_batch(upgrade(message, net_path_or_builtin), net_path_or_builtin)
-    graph = trace(layers, net_path_or_builtin)
+    graph = trace_whole(definition, net_path_or_builtin)
+    layers = [step.layer for step in graph.steps]
     shapes = infer(graph.steps, 1, tolerant=True)
     reports = []
     for layer in layers:
         params = shapes.params[layer.key]
-        problem = refusal(layer) or shapes.problems.get(layer.key)
+        problem = definition.problems.get(layer.index) or refusal(layer) or shapes.problems.get(layer.key)
         reports.append(
             LayerReport(
                 layer.name,
@@ -95,7 +94,7 @@ def describe(net_path_or_builtin: str, weights: Path | None = None) -> NetReport
                 layer.tops,
                 tuple(shapes.blobs[top] for top in layer.tops),
                 None if params is None else sum(math.prod(shape) for shape in params),
-                layer.type in TYPES and problem is None,
+                problem is None and not_lowered(layer, definition.blocks) is None,
                 problem,
             )
         )
@@ -105,7 +104,7 @@ def describe(net_path_or_builtin: str, weights: Path | None = None) -> NetReport
         blobs.append(BlobReport(blob, None if shape is None else shape[1:], flattened(shape)))
     source = str(weights or net_path_or_builtin)
     return NetReport(
-        message.name or Path(net_path_or_builtin).stem,
+        definition.message.name or Path(net_path_or_builtin).stem,
         net_path_or_builtin,
         tuple(reports),
         tuple(blobs),

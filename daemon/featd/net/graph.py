@@ -17,7 +17,7 @@ INPUT: Final = "Input"
 CONSTANTS: Final = frozenset({"DummyData", "Parameter"})
 """Layers without bottoms whose blobs are filled once, when Caffe loads the net."""
 _SHARING: Final = frozenset({"Flatten", "Reshape", "Split", "Concat"})
-"""Layers whose tops share memory with their only bottom (Blob::ShareData); see `_shares` for others that may."""
+"""Layers whose tops share memory with their only bottom (Blob::ShareData); see `shares` for others that may."""
 
 Shape: TypeAlias = tuple[int, ...]
 
@@ -74,7 +74,7 @@ class Graph:
 def trace(layers: tuple[Layer, ...], source: str) -> Graph:
     """Follow every blob through the layers. ModelError where a bottom is unknown or a top is made twice."""
     holds: dict[str, int] = {}
-    shares: dict[str, set[str]] = {}
+    families: dict[str, set[str]] = {}
     frozen: set[str] = set()
     steps: list[Step] = []
     count = 0
@@ -93,21 +93,21 @@ def trace(layers: tuple[Layer, ...], source: str) -> Graph:
                     f"{source}: {layer} overwrites a blob that is filled only once: in Caffe it would change with "
                     "every image; give its top another name than its bottom"
                 )
-            for name in shares.get(top, {top}):
+            for name in families.get(top, {top}):
                 holds[name] = count
-            if layer.type in CONSTANTS or (_shares(layer) and layer.bottoms[0] in frozen):
+            if layer.type in CONSTANTS or (shares(layer) and layer.bottoms[0] in frozen):
                 frozen.add(top)
-            if _shares(layer) and not in_place:
-                family = shares.setdefault(layer.bottoms[0], {layer.bottoms[0]})
+            if shares(layer) and not in_place:
+                family = families.setdefault(layer.bottoms[0], {layer.bottoms[0]})
                 family.add(top)
-                shares[top] = family
+                families[top] = family
             writes.append(count)
             count += 1
         steps.append(Step(layer, reads, tuple(writes)))
     return Graph(tuple(steps), holds)
 
 
-def _shares(layer: Layer) -> bool:
+def shares(layer: Layer) -> bool:
     """Whether the layer's tops are its bottom's memory under other names and shapes."""
     if len(layer.bottoms) != 1:
         return False

@@ -24,7 +24,7 @@ _EXPANDS: Final = 1100
 Array = npt.NDArray[Any]
 
 
-def read(raw: bytes, source: str) -> list[tuple[str, list[Array | None]]]:
+def read(raw: bytes, source: str) -> list[tuple[bytes, list[Array | None]]]:
     """(layer, its arrays by index) of a file's bytes; None where an index is left out (a shared array).
 
     ModelError names the file and what is wrong.
@@ -48,28 +48,31 @@ class _Reader:
     def _refuse(self, path: str, why: str) -> ModelError:
         return ModelError(f"{self._source}: {path}: {why}")
 
-    def layers(self, file: Any) -> list[tuple[str, list[Array | None]]]:
-        data = self._member(file, "data", "/data")
+    def layers(self, file: Any) -> list[tuple[bytes, list[Array | None]]]:
+        data = self._member(file["/"], b"data", "/data")
         if not isinstance(data, h5py.Group):
             raise self._refuse("/data", "is not a group: is this a .caffemodel.h5?")
         if len(data) > _MOST_LAYERS:
             raise self._refuse("/data", f"holds {len(data):,} layers")
-        # In order of name, as Caffe reads them.
-        return [(name, self._layer(data, name)) for name in sorted(data)]
+        # In order of name, as Caffe reads them. A name may have any encoding.
+        return [(name, self._layer(data, name)) for name in sorted(data.id)]
 
-    def _member(self, group: Any, name: str, path: str) -> Any:
-        link = group.get(name, getlink=True)
-        if link is None:
+    def _member(self, group: Any, name: bytes, path: str) -> Any:
+        # By h5py's lower interface: the upper one takes only names in UTF-8.
+        if not group.id.links.exists(name):
             raise self._refuse(path, "is missing: is this a .caffemodel.h5?")
-        if not isinstance(link, h5py.HardLink):
+        if group.id.links.get_info(name).type != h5py.h5l.TYPE_HARD:
             raise self._refuse(
                 path,
                 "is a link, which featd does not follow: save the weights without links (h5repack, Net.save)",
             )
-        return group[name]
+        found = h5py.h5o.open(group.id, name)
+        if isinstance(found, h5py.h5g.GroupID):
+            return h5py.Group(found)
+        return h5py.Dataset(found) if isinstance(found, h5py.h5d.DatasetID) else found
 
-    def _layer(self, data: Any, name: str) -> list[Array | None]:
-        path = f"/data/{name}"
+    def _layer(self, data: Any, name: bytes) -> list[Array | None]:
+        path = f"/data/{name.decode('utf-8', 'backslashreplace')}"
         group = self._member(data, name, path)
         if not isinstance(group, h5py.Group):
             raise self._refuse(path, "is not a group: is this a .caffemodel.h5?")
@@ -81,7 +84,7 @@ class _Reader:
         return [places.get(at) for at in range(max(places, default=-1) + 1)]
 
     def _array(self, group: Any, key: str, path: str) -> Array:
-        found = self._member(group, key, path)
+        found = self._member(group, key.encode(), path)
         if not isinstance(found, h5py.Dataset):
             raise self._refuse(path, "is not a dataset")
         if found.is_virtual or found.external:

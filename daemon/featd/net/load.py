@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from featd.errors import ModelError
+from featd.errors import ModelError, naming
 from featd.net import gist
 from featd.net.batch import any_batch, one_by_one
 from featd.net.caffemodel import read_weights
-from featd.net.graph import CONSTANTS, INPUT, Shape, Step, clash, trace, varying
+from featd.net.graph import CONSTANTS, INPUT, Graph, Layer, Shape, Step, clash, trace, varying
 from featd.net.layers.table import TYPES
 from featd.net.net import Net, caffe_defaults, flattened
-from featd.net.prototxt import parse, read
+from featd.net.prototxt import Definition, define, read
 from featd.net.shapes import infer
-from featd.net.upgrade import refuse, upgrade
+from featd.net.upgrade import refusal, upgrade
 from featd.net.weights import match
 
 
@@ -24,19 +24,24 @@ def load_net(net: str, weights: Path | None = None, blobs: Sequence[str] = ()) -
 
     ModelError says what is wrong and what to do. Nothing is run.
     """
+    with naming(net, weights or net):
+        return _load(net, weights, blobs)
+
+
+def _load(net: str, weights: Path | None, blobs: Sequence[str]) -> Net:
     built_in = net == gist.NAME
     if built_in:
-        raw, message = gist.prototxt().encode(), parse(gist.prototxt(), net)
+        raw = gist.prototxt().encode()
+        definition = define(raw, net)
         blobs = blobs or (gist.BLOB,)
     else:
-        raw, message = read(Path(net))
-    layers = upgrade(message, net)
-    refuse(layers, net)
-    layers = any_batch(layers, net)
-    graph = trace(layers, net)
+        raw, definition = read(Path(net))
+    graph = trace_whole(definition, net)
     for blob in blobs:
         if blob not in graph.blobs:
-            raise ModelError(f"{net}: has no blob {blob!r}; it has: {', '.join(graph.blobs)}")
+            raise _first_problem(
+                definition, ModelError(f"{net}: has no blob {blob!r}; it has: {', '.join(graph.blobs)}")
+            )
     if built_in:
         stored, identity = gist.stored_weights(), {"net": f"gist/{gist.REVISION}"}
     else:
@@ -48,7 +53,15 @@ def load_net(net: str, weights: Path | None = None, blobs: Sequence[str] = ()) -
         }
     weights_source = str(weights or net)
     steps = graph.needed(tuple(blobs))
-    input_blob = _input(steps, blobs, net)
+    for step in steps:
+        if step.layer.index in definition.problems:
+            raise ModelError(definition.problems[step.layer.index])
+        if reason := refusal(step.layer):
+            raise ModelError(f"{net}: {reason}")
+    try:
+        input_blob = _input(steps, blobs, net)
+    except ModelError as error:
+        raise _first_problem(definition, error) from None
     one = infer(steps, 1)
     input_shape = _input_shape(input_blob, one.blobs[input_blob], net)
     depends = varying(steps, {input_blob})
@@ -70,7 +83,7 @@ def load_net(net: str, weights: Path | None = None, blobs: Sequence[str] = ()) -
             "these weights belong to another net"
         )
     return Net(
-        name=message.name or Path(net).stem,
+        name=definition.message.name or Path(net).stem,
         source=net,
         blobs={blob: flattened(one.blobs[blob]) for blob in blobs},
         input_shape=input_shape,
@@ -81,23 +94,64 @@ def load_net(net: str, weights: Path | None = None, blobs: Sequence[str] = ()) -
         values={blob: graph.blobs[blob] for blob in blobs},
         shapes=one.blobs,
         weights=matched.weights,
+        filled=matched.filled,
         unused_weights=matched.unused,
         other_weights=matched.others,
-        prototxt=raw.decode("utf-8-sig"),
+        texts=definition.texts,
+        blocks=definition.blocks,
+        old_form=len(definition.message.layers) > 0,
         clash=clash(steps),
         one_by_one=one_by_one(steps, one, depends),
         constants=frozenset(value for step in steps for value in step.writes if value not in depends),
     )
 
 
-def require_lowered(steps: Sequence[Step], source: str) -> None:
+def trace_whole(definition: Definition, source: str) -> Graph:
+    """All layers of the TEST phase. ModelError where they do not fit together."""
+    try:
+        return trace(any_batch(upgrade(definition.message, source), source), source)
+    except ModelError as error:
+        raise _first_problem(definition, error) from None
+
+
+def _first_problem(definition: Definition, error: ModelError) -> ModelError:
+    """The likeliest reason why a blob is missing: what could not be read, or a stage, as DIGITS writes them."""
+    for problem in definition.problems.values():
+        return ModelError(problem)
+    net = definition.message
+    stages = {
+        stage: None
+        for layer in (*net.layer, *net.layers)
+        for rule in layer.include
+        for stage in rule.stage
+        if stage not in net.state.stage
+    }
+    if not stages:
+        return error
+    stage = "deploy" if "deploy" in stages else next(iter(stages))
+    return ModelError(
+        f"{error}. Layers of the stages {', '.join(stages)} are left out: to have one, add "
+        f'`state {{ stage: "{stage}" }}` to the definition'
+    )
+
+
+def require_lowered(net: Net) -> None:
     """ModelError naming the first layer that the onnxruntime engine cannot run."""
-    for step in steps:
-        if step.layer.type not in TYPES:
+    for step in net.layers:
+        if why := not_lowered(step.layer, net.blocks):
             raise ModelError(
-                f"{source}: {step.layer}: the onnxruntime engine does not run this type: "
-                'set engine = "caffe" where real Caffe is installed, or ask for blobs before it'
+                f"{net.source}: {step.layer}: {why}: "
+                'set engine = "caffe" where a Caffe that has it is installed, or ask for blobs before it'
             )
+
+
+def not_lowered(layer: Layer, blocks: Mapping[int, str]) -> str | None:
+    """Why the onnxruntime engine does not run a layer, or None. `blocks`: see Definition."""
+    if layer.type not in TYPES:
+        return "the onnxruntime engine does not run this type"
+    if block := blocks.get(layer.index):
+        return f"the onnxruntime engine does not know {block!r}, which may change the vectors"
+    return None
 
 
 def _input(steps: Sequence[Step], blobs: Sequence[str], source: str) -> str:

@@ -13,6 +13,7 @@ from onnx import TensorProto, helper
 from featd.errors import ModelError
 from featd.net.fold import fold
 from featd.net.graph import INPUT, Shape, Step
+from featd.net.layers.affine import statistics
 from featd.net.layers.registry import Lowered, Weights
 from featd.net.layers.table import TYPES
 from featd.net.load import require_lowered
@@ -23,6 +24,29 @@ IR_VERSION: Final = 8
 """The oldest onnxruntime that featd allows supports both."""
 _APART_BYTES: Final = 1 << 16
 """Smaller arrays are always in the bytes; shapes are among them, which ONNX Runtime needs while it loads."""
+
+
+def _doubtful(net: Net) -> set[int]:
+    """The values that may hold numbers that are not finite although the weights and the picture are finite."""
+    found: set[int] = set()
+    for step in net.layers:
+        if found.intersection(step.reads) or _makes_doubtful(net, step):
+            found.update(step.writes)
+    return found
+
+
+def _makes_doubtful(net: Net, step: Step) -> bool:
+    param, kind = step.layer.param, step.layer.type
+    if kind == "Power":
+        return bool(param.power_param.power < 0 or param.power_param.power % 1 != 0)
+    if kind == "LRN":
+        return bool(param.lrn_param.alpha < 0 or param.lrn_param.k <= 0)
+    if kind == "BatchNorm":
+        _, deviation = statistics(
+            [one.array() for one in net.weights[step.layer.key]], param.batch_norm_param.eps
+        )
+        return not (deviation > 0).all()
+    return kind in ("Exp", "Log")
 
 
 class _Graph:
@@ -85,10 +109,10 @@ def to_onnx(net: Net, apart: dict[str, npt.NDArray[Any]] | None = None) -> bytes
     order of `net.blobs`, named as `output_name` says. ModelError names a layer that cannot be lowered.
 
     `apart`: takes large arrays by their names, which then are not in the bytes (ONNX calls them external)."""
-    require_lowered(net.layers, net.source)
+    require_lowered(net)
     graph = _Graph(net.name, apart)
     values: dict[int, tuple[str, Shape]] = {}
-    folded = fold(net)
+    folded, doubtful = fold(net), _doubtful(net)
     for at, step in enumerate(net.layers):
         layer = step.layer
         if at in folded.absorbed:
@@ -99,7 +123,7 @@ def to_onnx(net: Net, apart: dict[str, npt.NDArray[Any]] | None = None) -> bytes
         if layer.type == INPUT:
             tensors: Sequence[str] = [_input_name(top) for top in layer.tops]
         else:
-            at_layer = _lowered(net, graph, step, values, folded.weights.get(at))
+            at_layer = _lowered(net, graph, step, values, folded.weights.get(at), doubtful)
             affine = folded.affine.get(at)
             lower = TYPES[layer.type].lower if affine is None else affine.lower
             tensors = lower(graph, at_layer)
@@ -119,7 +143,12 @@ def to_onnx(net: Net, apart: dict[str, npt.NDArray[Any]] | None = None) -> bytes
 
 
 def _lowered(
-    net: Net, graph: _Graph, step: Step, values: dict[int, tuple[str, Shape]], weights: Weights | None
+    net: Net,
+    graph: _Graph,
+    step: Step,
+    values: dict[int, tuple[str, Shape]],
+    weights: Weights | None,
+    doubtful: set[int],
 ) -> Lowered:
     layer = step.layer
     bottoms, shapes, fixed = [], [], []
@@ -131,7 +160,21 @@ def _lowered(
     if weights is None:
         weights = [weight.array() for weight in net.weights.get(layer.key, ())]
     tops = tuple(_known(net, top) for top in layer.tops)
-    return Lowered(layer, tuple(bottoms), tuple(shapes), tops, weights, tuple(fixed))
+    return Lowered(
+        layer,
+        tuple(bottoms),
+        tuple(shapes),
+        tops,
+        weights,
+        tuple(fixed),
+        _read(net, step),
+        bool(doubtful.intersection(step.reads)),
+    )
+
+
+def _read(net: Net, step: Step) -> tuple[bool, ...]:
+    needed = set(net.values.values()).union(*(other.reads for other in net.layers))
+    return tuple(value in needed for value in step.writes)
 
 
 def _made(net: Net, values: dict[int, tuple[str, Shape]], value: int, blob: str) -> tuple[str, Shape]:

@@ -1,6 +1,6 @@
 """The table of Caffe's messages, as far as featd reads them: names, numbers, types, defaults; for `schema`.
 
-Of every layer type that featd lowers all settings are here, training's too; other types' `..._param` are not.
+Of every layer type that featd lowers all settings are here but `engine`; other types' `..._param` are not.
 """
 
 from __future__ import annotations
@@ -60,6 +60,16 @@ BatchNormParameter
   1 use_global_stats bool
   2 moving_average_fraction float = 0.999
   3 eps float = 1e-5
+BNParameter
+  enum BNMode LEARN INFERENCE
+  1 slope_filler FillerParameter
+  2 bias_filler FillerParameter
+  3 momentum float = 0.9
+  4 eps float = 1e-5
+  5 frozen bool = false
+  1001 scale_filler FillerParameter
+  1002 shift_filler FillerParameter
+  1003 bn_mode .BNMode
 BiasParameter
   1 axis int32 = 1
   2 num_axes int32 = 1
@@ -71,7 +81,6 @@ ConcatParameter
   1 concat_dim uint32 = 1
   2 axis int32 = 1
 ConvolutionParameter
-  enum Engine DEFAULT CAFFE CUDNN
   1 num_output uint32
   2 bias_term bool = true
   3 pad uint32*
@@ -86,7 +95,6 @@ ConvolutionParameter
   12 kernel_w uint32
   13 stride_h uint32
   14 stride_w uint32
-  15 engine .Engine
   16 axis int32 = 1
   17 force_nd_im2col bool = false
   18 dilation uint32*
@@ -122,6 +130,9 @@ ExpParameter
 FlattenParameter
   1 axis int32 = 1
   2 end_axis int32 = -1
+FlipParameter
+  1 flip_width bool = true
+  2 flip_height bool = false
 InnerProductParameter
   1 num_output uint32
   2 bias_term bool = true
@@ -144,13 +155,11 @@ LogParameter
   3 shift float = 0
 LRNParameter
   enum NormRegion ACROSS_CHANNELS WITHIN_CHANNEL
-  enum Engine DEFAULT CAFFE CUDNN
   1 local_size uint32 = 5
   2 alpha float = 1
   3 beta float = 0.75
   4 norm_region .NormRegion
   5 k float = 1
-  6 engine .Engine
 MemoryDataParameter
   1 batch_size uint32
   2 channels uint32
@@ -171,7 +180,6 @@ PermuteParameter
   1 order uint32*
 PoolingParameter
   enum PoolMethod MAX AVE STOCHASTIC
-  enum Engine DEFAULT CAFFE CUDNN
   enum RoundMode CEIL FLOOR
   1 pool .PoolMethod
   2 kernel_size uint32
@@ -183,7 +191,6 @@ PoolingParameter
   8 stride_w uint32
   9 pad_h uint32 = 0
   10 pad_w uint32 = 0
-  11 engine .Engine
   12 global_pooling bool = false
   13 round_mode .RoundMode
   1013 ceil_mode bool = true
@@ -203,9 +210,10 @@ ReLU6Parameter
   1 negative_slope float = 0
   2 threshold float = 6
 ReLUParameter
-  enum Engine DEFAULT CAFFE CUDNN
   1 negative_slope float = 0
-  2 engine .Engine
+ReorgParameter
+  1 stride uint32
+  2 reverse bool = false
 ReshapeParameter
   1 shape BlobShape
   2 axis int32 = 0
@@ -216,38 +224,54 @@ ScaleParameter
   3 filler FillerParameter
   4 bias_term bool = false
   5 bias_filler FillerParameter
+SeLUParameter
+  1 lambda float = 1.050700987
+  2 alpha float = 1.67326324
 ShuffleChannelParameter
   1 group uint32 = 1
 SigmoidParameter
-  enum Engine DEFAULT CAFFE CUDNN
-  1 engine .Engine
 SliceParameter
   1 slice_dim uint32 = 1
   2 slice_point uint32*
   3 axis int32 = 1
 SoftmaxParameter
-  enum Engine DEFAULT CAFFE CUDNN
-  1 engine .Engine
   2 axis int32 = 1
 SPPParameter
   enum PoolMethod MAX AVE STOCHASTIC
-  enum Engine DEFAULT CAFFE CUDNN
   1 pyramid_height uint32
   2 pool .PoolMethod
-  6 engine .Engine
 SwishParameter
   1 beta float = 1
 TanHParameter
-  enum Engine DEFAULT CAFFE CUDNN
-  1 engine .Engine
 ThresholdParameter
   1 threshold float = 0
 TileParameter
   1 axis int32 = 1
   2 tiles int32
+UnpoolingParameter
+  enum UnpoolMethod MAX AVE TILE
+  1 unpool .UnpoolMethod
+  2 pad uint32 = 0
+  3 pad_h uint32 = 0
+  4 pad_w uint32 = 0
+  5 kernel_size uint32
+  6 kernel_h uint32
+  7 kernel_w uint32
+  8 stride uint32 = 1
+  9 stride_h uint32
+  10 stride_w uint32
+  11 unpool_size uint32 = 0
+  12 unpool_h uint32 = 0
+  13 unpool_w uint32 = 0
 UpsampleParameter
   1 scale int32 = 1
   2 dims_num int32 = 4
+  1003 upsample_h uint32
+  1004 upsample_w uint32
+  1005 scale_h uint32
+  1006 scale_w uint32
+  1007 pad_out_h uint32 = 0
+  1008 pad_out_w uint32 = 0
 LayerParameter
   1 name string
   2 type string
@@ -301,6 +325,11 @@ LayerParameter
   500 upsample_param UpsampleParameter
   503 relu6_param ReLU6Parameter
   10001 interp_param InterpParameter
+  10003 bn_param BNParameter
+  10004 flip_param FlipParameter
+  10005 reorg_param ReorgParameter
+  10006 selu_param SeLUParameter
+  10007 unpooling_param UnpoolingParameter
   10002 shuffle_channel_param ShuffleChannelParameter
 NetParameter
   1 name string
@@ -314,4 +343,4 @@ NetParameter
   100 layer LayerParameter*
 """
 # round_mode (BVLC) and ceil_mode (forks) share the number 13; definitions are read as text, where only names count.
-# interp_param and shuffle_channel_param have another number in every fork.
+# Blocks of layers that only forks have, with numbers above 10000, have another number in every fork.

@@ -64,11 +64,16 @@ class Net:
     """Blob -> shape with batch 1."""
     weights: Mapping[str, tuple[Weight, ...]]
     """By the layers' keys."""
+    filled: tuple[str, ...]
+    """Keys of layers whose weights come from their fillers, because the file holds none."""
     unused_weights: tuple[str, ...]
     other_weights: Mapping[str, StoredLayer]
     """The file's arrays for layers of types that featd does not know; by the layers' keys, unchecked."""
-    prototxt: str
-    """The whole definition as text, as it was read."""
+    texts: tuple[str, ...]
+    blocks: Mapping[int, str]
+    """Both by the layers' index: see featd.net.prototxt.Definition."""
+    old_form: bool
+    """Whether the layers in the file are `layers`."""
     clash: str | None
     """Why real Caffe cannot run this net although the lowering can, or None."""
     one_by_one: str | None

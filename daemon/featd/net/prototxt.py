@@ -1,12 +1,11 @@
 """Reads net definitions in protobuf's text format into our schema.
 
-Stricter than protobuf's own reader where a silent skip would change vectors, and more tolerant where it cannot:
-a whole `..._param` block that this schema does not know belongs to a layer type that featd does not lower. Every
-error names the file and the line.
+Read as bytes, as Caffe does: comments and names may have any encoding. Every error names the file and the line.
 """
 
 from __future__ import annotations
 
+import codecs
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,6 +14,8 @@ from typing import Final
 
 from featd.errors import ModelError
 from featd.net import schema
+from featd.net.caffemodel import name_of
+from featd.net.v0 import is_v0
 from featd.paths import read_regular
 
 MAX_BYTES: Final = 8 << 20
@@ -27,8 +28,8 @@ _TOKEN = re.compile(
           |[iI]nf(?:inity)?|[nN]a[nN])(?!\w))
       | (?P<word>[A-Za-z_][\w.]*)
       | (?P<string>"(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*')
-      | (?P<mark>[{}<>\[\]:;,])""",
-    re.VERBOSE,
+      | (?P<mark>[-{}<>\[\]:;,])""",
+    re.VERBOSE | re.ASCII,
 )
 _SUFFIXED = re.compile(r"[-+]?[\d.]+(?:[eE][-+]?\d+)?[fF]")
 _ESCAPE = re.compile(rb"\\(?:([0-7]{1,3})|[xX]([0-9a-fA-F]{1,2})|(.))", re.DOTALL)
@@ -38,6 +39,41 @@ _FALSE: Final = ("false", "False", "f", "0")
 _RANGES: Final = {"int32": (-(2**31), 2**31 - 1), "int64": (-(2**63), 2**63 - 1), "uint32": (0, 2**32 - 1)}
 
 
+_UNUSED: Final = frozenset(
+    {"blobs_lr", "decay_mult", "engine", "force_backward", "frozen", "lr_mult", "momentum", "weight_decay"}
+)
+"""Settings of training in any block, of any branch of Caffe, and the choice of an implementation."""
+_TRAINING: Final = ("FillerParameter", "ParamSpec")
+"""Messages that are only about training in what this schema does not know of them."""
+_OTHERS: Final = frozenset(
+    f"{name}_param"
+    for name in (
+        "accuracy", "contrastive_loss", "data", "hdf5_data", "hdf5_output", "hinge_loss", "image_data", "infogain_loss",
+        "python", "recurrent", "transform", "window_data",
+    )
+)  # fmt: skip
+"""Blocks of Caffe's own that only layers of other types read."""
+_HINTS: Final = {
+    "scale_bias": ": a BatchNorm of NVIDIA's Caffe, which scales and shifts too: write a BatchNorm and a Scale layer"
+}
+_LAYERS: Final = ("LayerParameter", "V1LayerParameter")
+_CLOSING: Final = {"{": "}", "<": ">", "[": "]"}
+
+
+@dataclass(frozen=True, slots=True)
+class Definition:
+    """A net definition as it was read. Layers are counted as in the file."""
+
+    message: schema.Message
+    """The NetParameter."""
+    texts: tuple[str, ...]
+    """The fields of each layer, without comments and without settings of training that this schema does not know."""
+    problems: dict[int, str]
+    """Layer -> what cannot be read in it: an error if the layer is needed."""
+    blocks: dict[int, str]
+    """Layer -> its first `..._param` that neither this schema nor Caffe knows."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Token:
     kind: str
@@ -45,8 +81,8 @@ class _Token:
     line: int
 
 
-def read(path: Path) -> tuple[bytes, schema.Message]:
-    """The bytes of a definition and the NetParameter in them. ModelError names the path and the reason."""
+def read(path: Path) -> tuple[bytes, Definition]:
+    """The bytes of a definition and what is in them. ModelError names the path and the reason."""
     try:
         if path.stat().st_size > MAX_BYTES:
             raise ModelError(
@@ -57,23 +93,41 @@ def read(path: Path) -> tuple[bytes, schema.Message]:
         raise ModelError(
             f"{path}: cannot read the net definition: {error.strerror}: check model.net"
         ) from None
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError:
+    if b"\0" in raw and not _is_utf8(raw):
         raise ModelError(
             f"{path}: not a net definition in text form (.prototxt): a .caffemodel belongs to `weights`"
-        ) from None
-    return raw, parse(text, str(path))
+        )
+    return raw, define(raw, str(path))
 
 
 def parse(text: str, source: str) -> schema.Message:
     """The NetParameter in `text`. `source` names it in errors."""
+    definition = define(text.encode(), source)
+    for problem in definition.problems.values():
+        raise ModelError(problem)
+    return definition.message
+
+
+def define(raw: bytes, source: str) -> Definition:
+    """What is in a definition's bytes. ModelError for what is not text format, or unknown outside the layers."""
     net = schema.new("NetParameter")
-    reader = _Reader(text, source)
+    # As Latin-1 each byte is one character.
+    reader = _Reader(raw.removeprefix(codecs.BOM_UTF8).decode("latin-1"), source)
     reader.fill(net, "NetParameter", None, 0)
     if not net.layer and not net.layers:
         raise ModelError(f"{source}: holds no layers: not a net definition (a solver?)")
-    return net
+    if reader.problems and is_v0(net):
+        # Its padding layers vanish, and with them the count of the others.
+        raise ModelError(next(iter(reader.problems.values())))
+    return Definition(net, tuple(reader.texts), reader.problems, reader.blocks)
+
+
+def _is_utf8(raw: bytes) -> bool:
+    try:
+        raw.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 class _Reader:
@@ -81,13 +135,19 @@ class _Reader:
         self._source = source
         self._tokens = list(self._split(text))
         self._at = 0
+        self._unused: set[int] = set()
+        self._in_block = False
+        self.texts: list[str] = []
+        self.problems: dict[int, str] = {}
+        self.blocks: dict[int, str] = {}
 
     def _split(self, text: str) -> Iterator[_Token]:
         at, line = 0, 1
         while at < len(text):
             match = _TOKEN.match(text, at)
             if match is None:
-                raise self._error(line, f"cannot read {text[at : at + 20]!r} (not a .prototxt?)")
+                found = name_of(text[at : at + 20].encode("latin-1"))
+                raise self._error(line, f"cannot read {found!r} (not a .prototxt?)")
             kind = match.lastgroup or ""
             if kind != "blank":
                 yield _Token(kind, match[0], line)
@@ -111,6 +171,16 @@ class _Reader:
             return text
         return None
 
+    def _signed(self) -> _Token:
+        """The next value. A blank may stand between a minus and its number."""
+        token = self._take()
+        if token.kind == "mark" and token.text == "-":
+            number = self._take()
+            if number.text[0] in "+-" or number.kind not in ("number", "word"):
+                raise self._error(number.line, f"expected a number after '-', found {number.text[:40]!r}")
+            return _Token("number", f"-{number.text}", number.line)
+        return token
+
     def fill(self, message: schema.Message, type_name: str, closing: str | None, depth: int) -> None:
         """Read fields into `message` up to the mark `closing`, or to the end of the file."""
         if depth > MAX_DEPTH:
@@ -124,36 +194,66 @@ class _Reader:
                 return
             if token.kind != "word":
                 raise self._error(token.line, f"expected a field's name, found {token.text[:40]!r}")
-            spec = fields.get(token.text)
+            spec, start = fields.get(token.text), self._at - 1
+            unused = token.text in _UNUSED or token.text.endswith("filler") or type_name in _TRAINING
             if spec is None:
-                self._unknown(token, type_name, depth)
+                self._unknown(token, type_name, depth, unused)
+                if unused:
+                    self._unused.update(range(start, self._at))
             else:
                 self._field(message, spec, token.line, depth)
             self._took(";", ",")
 
-    def _unknown(self, name: _Token, type_name: str, depth: int) -> None:
-        layers = ("LayerParameter", "V1LayerParameter")
-        if type_name not in layers or not name.text.endswith("_param"):
+    def _unknown(self, name: _Token, type_name: str, depth: int, unused: bool) -> None:
+        if unused:
+            pass
+        elif type_name in _LAYERS and name.text.endswith("_param"):
+            if name.text not in _OTHERS:
+                self.blocks.setdefault(len(self.texts), name.text)
+        elif self._in_block:
+            hint = _HINTS.get(name.text, "")
+            self._problem(name.line, f"unknown field {name.text!r} in {type_name}{hint}")
+        else:
             where = "a net" if type_name == "NetParameter" else type_name
             raise self._error(name.line, f"unknown field {name.text!r} in {where}")
-        self._took(":")
-        opening = self._took("{", "<")
-        if opening is None:
-            raise self._error(name.line, f"expected '{{' after {name.text!r}")
-        self._skip(opening, depth + 1)
+        colon = self._took(":")
+        opening = self._took("{", "<", "[")
+        if opening is not None:
+            self._skip(opening, depth + 1)
+        elif colon is None:
+            raise self._error(name.line, f"expected ':' or '{{' after {name.text!r}")
+        elif self._signed().kind in ("mark", "end"):
+            raise self._error(name.line, f"expected a value of {name.text!r}")
+        else:
+            while self._tokens[self._at].kind == "string":
+                self._take()
+
+    def _problem(self, line: int, problem: str) -> None:
+        """Something in a block of a layer that is an error only if the layer is needed. Elsewhere it may be a misspelt
+        `top`, without which the layer would seem to be unneeded."""
+        self.problems.setdefault(len(self.texts), str(self._error(line, problem)))
 
     def _skip(self, opening: str, depth: int) -> None:
-        closings = [{"{": "}", "<": ">", "[": "]"}[opening]]
+        closings = [_CLOSING[opening]]
         while closings:
             token = self._take()
             if token.kind == "end":
                 raise self._error(token.line, f"the file ends before {closings[-1]!r}")
             if token.kind == "mark" and token.text in "{<[":
-                closings.append({"{": "}", "<": ">", "[": "]"}[token.text])
+                closings.append(_CLOSING[token.text])
                 if depth + len(closings) > MAX_DEPTH:
                     raise self._error(token.line, "nested too deep")
             elif token.kind == "mark" and token.text in "}>]" and token.text != closings.pop():
                 raise self._error(token.line, f"unexpected {token.text!r}")
+
+    def _text(self, start: int, end: int) -> str:
+        """Some tokens as protobuf's own reader in Python takes them: names in UTF-8, no blank after a minus."""
+        text = ""
+        for at, token in enumerate(self._tokens[start:end], start):
+            if at not in self._unused:
+                text += _quoted(token.text) if token.kind == "string" else token.text
+                text += "" if token.text == "-" else " "
+        return text
 
     def _field(self, message: schema.Message, spec: schema.FieldSpec, line: int, depth: int) -> None:
         colon = self._took(":")
@@ -180,7 +280,12 @@ class _Reader:
                 below = below.add()
             else:
                 below.SetInParent()
-            self.fill(below, spec.type, "}" if opening == "{" else ">", depth + 1)
+            start, outer = self._at, self._in_block
+            self._in_block |= spec.name.endswith("_param")
+            self.fill(below, spec.type, _CLOSING[opening], depth + 1)
+            self._in_block = outer
+            if spec.type in _LAYERS:
+                self.texts.append(self._text(start, self._at - 1))
             return
         value = self._scalar(spec)
         if spec.repeated:
@@ -189,10 +294,9 @@ class _Reader:
             setattr(message, spec.name, value)
 
     def _scalar(self, spec: schema.FieldSpec) -> bool | int | float | str:
-        token = self._take()
-        wrong = self._error(
-            token.line, f"{spec.name!r} cannot be {token.text[:40]!r}: it is {_described(spec.type)}"
-        )
+        token = self._signed()
+        wrong_value = f"{spec.name!r} cannot be {token.text[:40]!r}: it is {_described(spec.type)}"
+        wrong = self._error(token.line, wrong_value)
         if token.kind in ("mark", "end"):
             raise self._error(token.line, f"expected a value of {spec.name!r}, found {token.text!r}")
         if spec.type == "string":
@@ -201,17 +305,17 @@ class _Reader:
             text = _unquote(token.text)
             while self._tokens[self._at].kind == "string":
                 text += _unquote(self._take().text)
-            try:
-                return text.decode()
-            except UnicodeDecodeError:
-                raise self._error(token.line, f"{spec.name!r} is not UTF-8") from None
+            return name_of(text)
         if spec.type in schema.ENUMS:
             names = schema.ENUMS[spec.type]
             if token.text in names:
                 return names[token.text]
             if token.text.isdecimal() and int(token.text) in names.values():
                 return int(token.text)
-            raise wrong
+            if not (self._in_block or spec.name == "type") or token.kind not in ("word", "number"):
+                raise wrong
+            self._problem(token.line, wrong_value)
+            return next(iter(names.values()))
         if spec.type == "bool":
             if token.text not in _TRUE + _FALSE:
                 raise wrong
@@ -249,4 +353,9 @@ def _unquote(text: str) -> bytes:
             return bytes([int(match[2], 16)])
         return _ESCAPED.get(match[3], match[3])
 
-    return _ESCAPE.sub(replace, text[1:-1].encode())
+    return _ESCAPE.sub(replace, text[1:-1].encode("latin-1"))
+
+
+def _quoted(text: str) -> str:
+    name = name_of(_unquote(text))
+    return '"' + name.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") + '"'

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from featd.errors import ModelError
-from featd.net.graph import INPUT, Layer, Shape, Step
+from featd.net.graph import INPUT, Layer, Shape, Step, shares
 from featd.net.layers.registry import MANY
 from featd.net.layers.table import TYPES
 
@@ -45,7 +45,9 @@ def infer(steps: Iterable[Step], batch: int, *, tolerant: bool = False) -> Shape
         if layer.type in TYPES and len(known) == len(bottoms):
             try:
                 tops, params = _one(layer, known, batch)
-                total += sum(math.prod(top) for top in tops)
+                # What works in place, or shares its bottom's memory, takes no more.
+                own = () if shares(layer) else zip(layer.tops, tops, strict=True)
+                total += sum(math.prod(top) for name, top in own if name not in layer.bottoms)
                 if total > MAX_TOTAL * batch:
                     raise ModelError(f"{layer}: with it the net's blobs hold more than {MAX_TOTAL:,} numbers")
             except ModelError as error:

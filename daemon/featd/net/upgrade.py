@@ -12,6 +12,7 @@ from typing import Final
 from featd.errors import ModelError
 from featd.net import schema
 from featd.net.graph import INPUT, Layer
+from featd.net.old_crop import with_offsets
 from featd.net.v0 import from_v0, is_v0
 
 REFUSED: Final = frozenset(
@@ -34,6 +35,7 @@ _V1_TYPES: Final = {
     "SIGMOID_CROSS_ENTROPY_LOSS": "SigmoidCrossEntropyLoss", "SILENCE": "Silence", "SLICE": "Slice",
     "SOFTMAX": "Softmax", "SOFTMAX_LOSS": "SoftmaxWithLoss", "SPLIT": "Split", "TANH": "TanH",
     "THRESHOLD": "Threshold", "WINDOW_DATA": "WindowData",
+    "BN": "BN", "CROP": "Crop", "UNPOOLING": "Unpooling", "UPSAMPLE": "Upsample",  # of branches
 }  # fmt: skip
 _V1_NAMES: Final = {number: name for name, number in schema.ENUMS["V1LayerParameter.LayerType"].items()}
 _TEST: Final = schema.ENUMS["NetState.Phase"]["TEST"]
@@ -43,7 +45,7 @@ def upgrade(net: schema.Message, source: str) -> tuple[Layer, ...]:
     """The layers that run in the TEST phase, in order, with one Input layer per old-style `input` in front.
 
     Layers keep the index they have in the file, unless the file is of the form of 2013. Nothing is refused here: see
-    `refuse`.
+    `refusal`.
     """
     if net.layer and net.layers:
         raise ModelError(f"{source}: mixes `layer` and `layers` (old form): Caffe does not read this either")
@@ -60,6 +62,7 @@ def upgrade(net: schema.Message, source: str) -> tuple[Layer, ...]:
         layers += [
             _v1(layer, index) for index, layer in enumerate(net.layers) if _runs(layer, net.state, source)
         ]
+        layers = with_offsets(layers, source)
     return _keyed(_fed(layers, source))
 
 
@@ -151,13 +154,6 @@ def _keyed(layers: Sequence[Layer]) -> tuple[Layer, ...]:
     return tuple(made)
 
 
-def refuse(layers: tuple[Layer, ...], source: str) -> None:
-    """ModelError if any layer, needed or not, reads files or imports code."""
-    for layer in layers:
-        if reason := refusal(layer):
-            raise ModelError(f"{source}: {reason}")
-
-
 def refusal(layer: Layer) -> str | None:
     """Why featd refuses a net with this layer, or None."""
     if layer.type not in REFUSED:
@@ -174,16 +170,30 @@ def _inputs(net: schema.Message, source: str) -> list[Layer]:
         return []
     shapes = [list(shape.dim) for shape in net.input_shape]
     dims = list(net.input_dim)
-    if dims and not shapes:
+    if not shapes:
         shapes = [dims[at : at + 4] for at in range(0, len(dims), 4)]
-    if len(shapes) != len(net.input) or (dims and len(dims) % 4):
+    if not shapes:
+        # Caffe ignores such an `input`: an Input layer makes the blob.
+        made = {top for layer in (*net.layer, *net.layers) for top in layer.top}
+        fits = made.issuperset(net.input)
+    else:
+        fits = len(shapes) >= len(net.input) and all(map(shapes.__getitem__, range(len(net.input))))
+    if not fits or (not net.input_shape and len(dims) % 4):
         raise ModelError(
             f"{source}: {len(net.input)} `input` need as many `input_shape`, or 4 `input_dim` each"
         )
-    return [_input(name, name, shape) for name, shape in zip(net.input, shapes, strict=True)]
+    return [_input(name, name, shape) for name, shape in zip(net.input, shapes, strict=False)]
 
 
 def _current(param: schema.Message, index: int) -> Layer:
+    if param.type in ("ConvolutionDepthwise", "DepthwiseConvolution"):
+        # Branches have it because it was faster; weights and result are those of a Convolution of as many groups.
+        made = schema.new("LayerParameter")
+        made.CopyFrom(param)
+        made.type = "Convolution"
+        if param.type == "ConvolutionDepthwise":
+            made.convolution_param.group = made.convolution_param.num_output
+        return replace(_current(made, index), rewritten=True)
     return Layer(index, param.name, param.type, tuple(param.bottom), tuple(param.top), param)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featd.errors import ModelError
-from featd.net import schema
+from featd.net import fillers, schema
 from featd.net.caffemodel import StoredBlob, StoredLayer
 from featd.net.graph import Layer, Shape
 
@@ -38,6 +38,8 @@ class Match:
     """Keys of layers that need weights and found none."""
     others: dict[str, StoredLayer]
     """What the file holds for layers of types that featd does not know, by their keys."""
+    filled: tuple[str, ...]
+    """Keys of layers that the file holds nothing for and that Caffe fills: see featd.net.fillers."""
     unused: tuple[str, ...]
     """Names of layers that only the file has, or that no wanted blob needs."""
 
@@ -85,10 +87,22 @@ def match(
         else:
             _check(target, needed, layer, source)
             values |= {_key(target, at): blob for at, blob in enumerate(layer.blobs) if blob is not None}
-    weights, missing = {}, []
+    held = {owners[layer.name].key for layer in stored if layer.name in owners}
+    sharing: dict[_Key, str] = {}
+    for one in wanted if layers is None else layers:
+        for at in range(len(one.param.param)):
+            sharing.setdefault(_key(one, at), one.key)
+    weights, missing, filled = {}, [], []
     for one in wanted:
         if not (needed := shapes[one.key]):
             continue
+        for at, shape in enumerate(needed):
+            key = _key(one, at)
+            if key not in values and one.key not in held and sharing.get(key, one.key) == one.key:
+                blob = fillers.filled(one, at, shape)
+                if blob is not None:
+                    values[key] = blob
+                    filled.append(one.key)
         found = [values.get(_key(one, at)) for at in range(len(needed))]
         blobs = [blob for blob in found if blob is not None]
         if len(blobs) < len(found):
@@ -98,7 +112,7 @@ def match(
             _weight(one, at, blob, shape, source)
             for at, (blob, shape) in enumerate(zip(blobs, needed, strict=True))
         )
-    return Match(weights, tuple(missing), others, tuple(unused))
+    return Match(weights, tuple(missing), others, tuple(dict.fromkeys(filled)), tuple(unused))
 
 
 def _weight(layer: Layer, at: int, blob: StoredBlob, shape: Shape, source: str) -> Weight:
@@ -122,6 +136,11 @@ def _key(layer: Layer, at: int) -> _Key:
 
 def _check(layer: Layer, shapes: list[Shape], stored: StoredLayer, source: str) -> None:
     # An HDF5 file has a shared array only once, at its owner.
+    if layer.type == "BatchNorm" and len(stored.blobs) == 5:
+        raise ModelError(
+            f"{source}: {layer}: the file holds 5 arrays for it: a BatchNorm of NVIDIA's Caffe, which scales and "
+            "shifts too: write a BatchNorm and a Scale layer, and give the last two arrays to the Scale"
+        )
     if len(stored.blobs) != len(shapes) and not (stored.hdf5 and len(stored.blobs) < len(shapes)):
         raise ModelError(
             f"{source}: {layer} needs {len(shapes)} weight arrays, the file holds {len(stored.blobs)} for it: "

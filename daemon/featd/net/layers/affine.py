@@ -95,4 +95,14 @@ def _along_channels(param: object, channels: int, weights: Weights) -> bool:
     return getattr(param, "axis", None) == 1 and weights[0].shape == (channels,)
 
 
-_MADE = {"BatchNorm": _batch_norm, "Scale": _scale, "Bias": _bias}
+def bn(layer: Layer, channels: int, weights: Weights) -> Affine:
+    """The BN of branches: slope, bias, mean and variance, or only scale and shift."""
+    factor, shift, *rest = (array.astype(np.float64).ravel() for array in weights)
+    if not rest:
+        return Affine(np.zeros(channels), factor, shift)
+    mean, variance = rest
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return Affine(mean, factor / np.sqrt(variance + np.float32(layer.param.bn_param.eps)), shift)
+
+
+_MADE = {"BN": bn, "BatchNorm": _batch_norm, "Scale": _scale, "Bias": _bias}

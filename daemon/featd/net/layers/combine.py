@@ -107,6 +107,13 @@ def eltwise(onnx: Builder, at: Lowered) -> list[str]:
     param = at.layer.param.eltwise_param
     operation = _OPERATIONS[param.operation]
     terms = list(at.bottoms)
+    if operation == "MAX" and at.doubtful:
+        # With NaN the order counts: the second of the first two wins, and a later one never does.
+        top, *later = terms
+        for place, other in enumerate(later):
+            pair = [top, other] if place == 0 else [other, top]
+            top = onnx.node("Where", [onnx.node("Greater", pair), *pair])
+        return [top]
     if operation == "MAX":
         return [onnx.node("Max", terms)]
     if operation == "SUM":

@@ -94,15 +94,21 @@ def shuffle_channel(onnx: Builder, at: Lowered) -> list[str]:
     """Channels, as rows of a table of `group` rows, read column by column."""
     group = at.layer.param.shuffle_channel_param.group
     order = np.arange(at.shapes[0][1]).reshape(group, -1).T.ravel()
-    return [_pick(onnx, at.bottoms[0], 1, order)]
+    return [pick(onnx, at.bottoms[0], 1, order)]
 
 
-def _pick(onnx: Builder, tensor: str, axis: int, order: npt.NDArray[np.int64]) -> str:
+def pick(onnx: Builder, tensor: str, axis: int, order: npt.NDArray[np.int64]) -> str:
     return onnx.node("Gather", [tensor, onnx.constant(order.astype(np.int64))], axis=axis)
 
 
 def _upsample_shapes(layer: Layer, bottoms: Sequence[Shape]) -> list[Shape]:
     param, bottom = layer.param.upsample_param, bottoms[0]
+    if _by_mask(layer):
+        if len(bottoms) != 2 or len(bottom) != 4 or bottoms[1] != bottom:
+            raise ModelError(f"{layer}: needs a bottom of 4 axes and the mask of its pooling, has {bottoms}")
+        height = param.upsample_h or bottom[2] * (param.scale_h or param.scale) - param.pad_out_h
+        width = param.upsample_w or bottom[3] * (param.scale_w or param.scale) - param.pad_out_w
+        return [(*bottom[:2], height, width)]
     if param.scale < 1 or param.dims_num not in (3, 4) or len(bottom) != param.dims_num:
         raise ModelError(
             f"{layer}: scale {param.scale} of a blob of {param.dims_num} axes does not fit its bottom {bottom}"
@@ -110,14 +116,36 @@ def _upsample_shapes(layer: Layer, bottoms: Sequence[Shape]) -> list[Shape]:
     return [(*bottom[:2], *(size * param.scale for size in bottom[2:]))]
 
 
-@register("Upsample", _upsample_shapes)
+def _by_mask(layer: Layer) -> bool:
+    """Whether it is SegNet's: only that one has these settings."""
+    param = layer.param.upsample_param
+    names = ("upsample_h", "upsample_w", "scale_h", "scale_w", "pad_out_h", "pad_out_w")
+    return any(map(param.HasField, names))
+
+
+@register("Upsample", _upsample_shapes, bottoms=(1, 2))
 def upsample(onnx: Builder, at: Lowered) -> list[str]:
-    """Every number `scale` times along height and width (nearest neighbour)."""
+    """Every number `scale` times along height and width (nearest neighbour); a mask is not used. SegNet's puts each
+    number where its mask says."""
+    if _by_mask(at.layer):
+        return [unpool(onnx, at)]
     tensor = at.bottoms[0]
     for axis in range(2, len(at.shapes[0])):
         order = np.arange(at.shapes[0][axis]).repeat(at.layer.param.upsample_param.scale)
-        tensor = _pick(onnx, tensor, axis, order)
+        tensor = pick(onnx, tensor, axis, order)
     return [tensor]
+
+
+def unpool(onnx: Builder, at: Lowered) -> str:
+    """Zeros, and each number of the first bottom at its place in the plane that the second bottom, a mask, gives."""
+    (_, channels, height, width), top = at.shapes[0], at.tops[0]
+    rows = (1, channels, height * width)
+    values = onnx.reshape(at.bottoms[0], rows, at.fixed[0])
+    places = onnx.node("Cast", [onnx.reshape(at.bottoms[1], rows, at.fixed[1])], to=7)
+    most = onnx.node("ReduceMax", [values], axes=[2], keepdims=1)
+    zeros = onnx.node("Cast", [onnx.node("Less", [most, most])], to=1)  # also where it is not finite
+    plane = onnx.node("Expand", [zeros, onnx.constant(np.array([1, 1, top[2] * top[3]], np.int64))])
+    return onnx.reshape(onnx.node("ScatterElements", [plane, places, values], axis=2), top, at.fixed[0])
 
 
 def _interp_inside(layer: Layer, bottom: Shape) -> tuple[int, int]:

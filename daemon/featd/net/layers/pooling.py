@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from onnx import TensorProto
 
 from featd.errors import ModelError
 from featd.net import schema
@@ -39,9 +40,15 @@ class Windows:
     outside: tuple[bool, bool]
     """Whether the last window is completely beyond the far edge. This happens only without padding."""
 
+    @property
+    def empty(self) -> bool:
+        """Whether a window may hold nothing of the bottom."""
+        far = any(over >= kernel for over, kernel in zip(self.over, self.kernel, strict=True))
+        return far or any(self.outside)
+
     def max(self, onnx: Builder, bottom: str) -> str:
         end = (max(self.over[0], 0), max(self.over[1], 0))
-        if any(self.outside) or any(over >= kernel for over, kernel in zip(end, self.kernel, strict=True)):
+        if self.empty:
             # Caffe leaves -FLT_MAX where a window holds nothing.
             pads = np.array([0, 0, *self.pad, 0, 0, *end], np.int64)
             bottom = onnx.node("Pad", [bottom, onnx.constant(pads), onnx.scalar(_LOWEST)])
@@ -172,9 +179,32 @@ def _shapes(layer: Layer, bottoms: Sequence[Shape]) -> list[Shape]:
 
 @register("Pooling", _shapes, tops=(1, 2))
 def lower(onnx: Builder, at: Lowered) -> list[str]:
-    """The mask of MAX pooling, a second top, is not supported."""
+    """A second top is the mask of MAX pooling: where in its plane each maximum was."""
     method = _METHODS[at.layer.param.pooling_param.pool]
-    return [_pooled(onnx, at.bottoms[0], _geometry(at.layer, at.shapes[0]), method)]
+    if at.read[1:] == (True,) and method == "MAX":
+        bottom, windows = _comparable(onnx, at, method), _geometry(at.layer, at.shapes[0])
+        end = (max(windows.over[0], 0), max(windows.over[1], 0))
+        if not windows.empty:
+            top, place = onnx.nodes(
+                "MaxPool",
+                [bottom],
+                2,
+                kernel_shape=windows.kernel,
+                strides=windows.stride,
+                pads=windows.pad + end,
+            )
+            plane = onnx.constant(np.array(math.prod(windows.size), np.int64))
+            return [top, onnx.node("Cast", [onnx.node("Mod", [place, plane])], to=TensorProto.FLOAT)]
+    return [_pooled(onnx, _comparable(onnx, at, method), _geometry(at.layer, at.shapes[0]), method)]
+
+
+def _comparable(onnx: Builder, at: Lowered, method: str) -> str:
+    """The bottom of MAX pooling as Caffe compares it: what is not greater than -FLT_MAX, NaN too, never wins."""
+    bottom = at.bottoms[0]
+    if not at.doubtful or method != "MAX":
+        return bottom
+    lowest = onnx.scalar(_LOWEST)
+    return onnx.node("Where", [onnx.node("Greater", [bottom, lowest]), bottom, lowest])
 
 
 def _pooled(onnx: Builder, bottom: str, at: Windows, method: str) -> str:
@@ -213,7 +243,8 @@ def spp(onnx: Builder, at: Lowered) -> list[str]:
     """Poolings over 1, 4, 16, ... windows, flattened and put in a row; a pyramid of height 1 is not flattened."""
     method = _METHODS[at.layer.param.spp_param.pool]
     levels = _levels(at.layer, at.shapes[0])
-    tops = [_pooled(onnx, at.bottoms[0], level, method) for level in levels]
+    bottom = _comparable(onnx, at, method)
+    tops = [_pooled(onnx, bottom, level, method) for level in levels]
     if len(tops) == 1:
         return tops
     return [onnx.node("Concat", [onnx.node("Flatten", [top], axis=1) for top in tops], axis=1)]

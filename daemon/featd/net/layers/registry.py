@@ -47,6 +47,10 @@ class Lowered:
     weights: Weights
     fixed: tuple[bool, ...]
     """Of each bottom, whether its shape is known in full: a constant, or one image at a time."""
+    read: tuple[bool, ...] = ()
+    """Of each top, whether anything needs it."""
+    doubtful: bool = False
+    """Whether a bottom may hold numbers that are not finite, which Caffe and ONNX Runtime compare differently."""
 
 
 Shapes: TypeAlias = Callable[[Layer, Sequence[Shape]], list[Shape]]

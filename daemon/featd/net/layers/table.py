@@ -5,6 +5,7 @@ from __future__ import annotations
 from featd.net.layers import (
     combine,
     convolution,
+    forks,
     inner_product,
     move,
     neuron,
@@ -16,6 +17,18 @@ from featd.net.layers import (
 )
 from featd.net.layers.registry import TYPES
 
-FAMILIES = (combine, convolution, inner_product, move, neuron, normalize, pooling, reduce, reshape, scale)
+FAMILIES = (
+    combine,
+    convolution,
+    forks,
+    inner_product,
+    move,
+    neuron,
+    normalize,
+    pooling,
+    reduce,
+    reshape,
+    scale,
+)
 
 __all__ = ["FAMILIES", "TYPES"]
