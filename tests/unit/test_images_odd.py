@@ -208,6 +208,12 @@ def test_a_tiff_in_tiles_that_opencv_reads_from_a_file_only() -> None:
     assert kind_of(data[:-1000]) is Kind.DECODE_TRUNCATED
 
 
+@pytest.mark.parametrize("cut", [1, 4])
+def test_a_tiff_without_the_link_to_a_next_picture_is_whole(cut: int) -> None:
+    data = saved(photo().convert("1"), "TIFF", compression="group4")  # its directory is at its end
+    assert np.array_equal(rgb(data[:-cut]), rgb(data))
+
+
 @pytest.mark.parametrize("depth", [1, 257])
 @pytest.mark.parametrize("grey", [False, True])
 def test_unassociated_alpha_is_dropped_from_a_tiff(depth: int, grey: bool) -> None:
@@ -386,4 +392,8 @@ def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     error = refusal(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(200))
     assert error.kind is Kind.DECODE_UNSUPPORTED
-    assert "featd[heif]" in error.message
+    assert "pip install 'featd[heif]'" in error.message
+    from PIL import AvifImagePlugin
+
+    monkeypatch.setattr(AvifImagePlugin, "SUPPORTED", False)
+    assert "without AVIF" in refusal(b"\0\0\0\x18ftypavif\0\0\0\0mif1avif" + bytes(200)).message

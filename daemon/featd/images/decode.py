@@ -194,9 +194,10 @@ def _heard(read: Callable[[], _Decoded], stderr: int | None) -> tuple[_Decoded, 
 
 
 def _refuse_partial(data: bytes, form: Format, said: str, *, cut: bool = False) -> None:
+    harmless = {Format.JPEG: jpeg.is_harmless, Format.TIFF: tiff.is_harmless}.get(form)
     for match in _PARTIAL.finditer(said):
         complaint = match[0].strip()
-        if form is Format.JPEG and jpeg.is_harmless(data, complaint):
+        if harmless and harmless(data, complaint):
             continue
         kind = Kind.DECODE_TRUNCATED if cut or _ENDED.search(complaint) else Kind.DECODE_CORRUPT
         raise ImageError(kind, f"only part of the {form} could be decoded: {complaint}")

@@ -1,6 +1,6 @@
 """Pictures that OpenCV does not read and Pillow does. Pillow is loaded when the first of them comes.
 
-AVIF is Pillow's own since 11.3; HEIC needs pillow-heif. Both are in the extra `heif`.
+AVIF is Pillow's own, where it is built in; HEIC needs pillow-heif, the extra `heif`.
 """
 
 from __future__ import annotations
@@ -19,9 +19,11 @@ from featd.images.flaws import EndsEarlyError, OutOfOrderError, UnsupportedError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-EXTRA = (
-    "install the extra: pip install 'featd[heif]', then run `featd retry-failed --kind decode.unsupported`"
-)
+_AGAIN = "then run `featd retry-failed --kind decode.unsupported`"
+_WAYS_OUT = {
+    "HEIF": f"HEIC needs pillow-heif: pip install 'featd[heif]', {_AGAIN}",
+    "AVIF": f"this Pillow was built without AVIF: pip install --upgrade pillow, {_AGAIN}",
+}
 _AVIF_BRANDS = (b"avif", b"avis")
 _HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1")
 _ORIENTATION = 274
@@ -105,4 +107,4 @@ def _load_plugin(form: str) -> None:
                 raise ImportError
             vars(plugin)["DEFAULT_MAX_THREADS"] = 1
     except ImportError:
-        raise UnsupportedError(f"it needs another library: {EXTRA}") from None
+        raise UnsupportedError(_WAYS_OUT[form]) from None

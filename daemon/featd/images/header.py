@@ -63,9 +63,7 @@ def probe(data: bytes) -> Header:
     except (EndsEarlyError, struct.error, IndexError):
         raise ImageError(Kind.DECODE_TRUNCATED, f"the {form} ends inside its header") from None
     except UnsupportedError as error:
-        raise ImageError(
-            Kind.DECODE_UNSUPPORTED, f"the {form} is of a kind that featd does not read: {error}"
-        ) from None
+        raise ImageError(Kind.DECODE_UNSUPPORTED, f"the {form} cannot be read: {error}") from None
     except OutOfOrderError as error:
         raise ImageError(Kind.DECODE_CORRUPT, f"the {form}'s header is broken: {error}") from None
     if width <= 0 or height <= 0:

@@ -107,6 +107,11 @@ def is_complete(data: bytes) -> bool:
     return max([found.reach, *ends]) <= len(data)
 
 
+def is_harmless(_: bytes, complaint: str) -> bool:
+    """Whether the first picture is all there although libtiff complains: it has not found the next one."""
+    return "TIFFAdvanceDirectory: " in complaint
+
+
 def plain(data: bytes, found: Directory) -> bytes:
     """The TIFF without two tags that libtiff acts on: it turns the picture by its orientation, which is
     `preprocess.orientation`'s to decide, and multiplies the colours by an unassociated alpha, which is to be dropped.
