@@ -208,6 +208,16 @@ def test_a_tiff_in_tiles_that_opencv_reads_from_a_file_only() -> None:
     assert kind_of(data[:-1000]) is Kind.DECODE_TRUNCATED
 
 
+def test_a_tiff_whose_sizes_are_signed() -> None:
+    data = tiff(8, RGB.tobytes(), t262=2, t277=3)
+    for tag, value in ((256, 160), (257, 120)):
+        data = data.replace(
+            struct.pack("<HHIHH", tag, 3, 1, value, 0), struct.pack("<HHIi", tag, 9, 1, value)
+        )
+    assert np.array_equal(by_pillow(data), RGB)
+    assert np.array_equal(rgb(data), RGB)
+
+
 @pytest.mark.parametrize("cut", [1, 4])
 def test_a_tiff_without_the_link_to_a_next_picture_is_whole(cut: int) -> None:
     data = saved(photo().convert("1"), "TIFF", compression="group4")  # its directory is at its end
@@ -354,6 +364,15 @@ def test_shallow_tiffs(order: str, bits: int, photometric: int) -> None:
     assert kind_of(data[:-1]) is Kind.DECODE_TRUNCATED
 
 
+def test_a_shallow_tiff_with_a_hole_is_never_a_partial_picture(capfd: pytest.CaptureFixture[str]) -> None:
+    levels = (RGB[..., 0] >> 4)[:, ::2] << 4 | RGB[:, 1::2, 0] >> 4
+    whole = zlib.compress(levels.tobytes())
+    assert rgb(tiff(4, whole, t259=8)).shape == RGB.shape
+    holed = tiff(4, whole[:1000] + bytes(500) + whole[1500:], t259=8)
+    assert kind_of(holed) is Kind.DECODE_CORRUPT
+    assert capfd.readouterr().err == ""
+
+
 @pytest.mark.parametrize("form", ["<f4", "<f8"])
 @pytest.mark.parametrize("most", [1, 255])
 def test_floating_tiffs(form: str, most: int) -> None:
@@ -375,6 +394,8 @@ def test_avif() -> None:
     assert decode(data, max_pixels=MOST, gray=True).shape == (160, 120)
     assert refusal(data, 160 * 120 - 1).kind is Kind.DECODE_TOO_LARGE
     assert kind_of(data[:-9]) is Kind.DECODE_TRUNCATED
+    middle = len(data) // 2
+    assert kind_of(data[:middle] + bytes(2000) + data[middle + 2000 :]) is Kind.DECODE_CORRUPT
 
 
 def test_heic() -> None:

@@ -38,6 +38,7 @@ _Decoded = npt.NDArray[Any] | None
 _PARTIAL = re.compile(
     r"Corrupt JPEG data.*|Premature end.*|Inconsistent progression.*|(?<=TIFF_Error ).*|Invalid SOS param.*"
 )
+_PARTIAL_STRIP = re.compile(r"\w+Decode: .*|Using code not yet in table")  # of the libtiff in Pillow
 _ENDED = re.compile(r"(?i)premature end|not enough (image )?data|unexpected end|is incomplete|truncated")
 _NO_MEMORY = re.compile(r"(?i)insufficient memory|failed to allocate|out of memory|bad_alloc")
 _UNSUPPORTED = re.compile(
@@ -96,8 +97,10 @@ def decode(
 
 def _decode(data: bytes, header: Header, gray: bool, upright: bool, stderr: int | None) -> Pixels:
     form = header.format
-    if form in (Format.AVIF, Format.HEIC):
-        return _as_asked(foreign.decode(data, upright=upright), gray)
+    if form is Format.AVIF:
+        return _as_asked(_decode_avif(data, header, upright, stderr), gray)
+    if form is Format.HEIC:
+        return _as_asked(_by_pillow(data, upright, stderr), gray)
     if form is Format.BMP and (masks := bmp.unusual_fields(data)):
         return _as_asked(bmp.decode_fields(data, masks), gray)
     if form is Format.TIFF:
@@ -123,11 +126,21 @@ def _decode(data: bytes, header: Header, gray: bool, upright: bool, stderr: int 
     )
 
 
+def _decode_avif(data: bytes, header: Header, upright: bool, stderr: int | None) -> Pixels:
+    """By OpenCV, which notices damage where Pillow gives a partial picture; it does not turn it as its header says."""
+    pixels, said = _imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION, stderr)
+    if pixels is None and said:
+        raise _why_not(data, header, said)
+    if pixels is None:  # an OpenCV that was built without AVIF
+        return _by_pillow(data, upright, stderr)
+    return exif.turn(pixels, foreign.orientation(data)) if upright else pixels
+
+
 def _decode_tiff(data: bytes, header: Header, gray: bool, upright: bool, stderr: int | None) -> Pixels:
     found = tiff.directory(data)
     plain = tiff.plain(data, found)
     if found.is_shallow:
-        pixels = _as_asked(foreign.decode(plain, upright=False), gray)
+        pixels = _as_asked(_by_pillow(plain, False, stderr), gray)
     else:
         if found.is_float and found.is_planar:  # OpenCV mixes its channels up
             raise UnsupportedError("a floating TIFF in planes")
@@ -164,6 +177,14 @@ _EXIF: dict[Format, Callable[[bytes], int]] = {
     Format.PNG: png.exif_start,
     Format.WEBP: exif.webp_start,
 }
+
+
+def _by_pillow(data: bytes, upright: bool, stderr: int | None) -> Pixels:
+    with native_stderr(stderr) as heard:
+        pixels = foreign.decode(data, upright=upright)
+    if complaint := _PARTIAL_STRIP.search("".join(heard)):
+        raise OutOfOrderError(complaint[0])
+    return pixels
 
 
 def _imdecode(data: bytes, flags: int, stderr: int | None) -> tuple[_Decoded, str]:
@@ -229,7 +250,7 @@ def _why_not(data: bytes, header: Header, said: str) -> ImageError:
 def _reason(said: str) -> str:
     """`: ` and what OpenCV and its libraries said, without what its log puts around it, each sentence once."""
     lines = (_LOG.sub("", line.strip()).strip(" :") for line in said.splitlines())
-    text = "; ".join(dict.fromkeys(line for line in lines if line))
+    text = "; ".join(dict.fromkeys(line for line in lines if any(map(str.isalpha, line))))
     if len(text) > _MOST_REASON:
         text = text[:_MOST_REASON] + " ..."
     return f": {text}" if text else ""

@@ -1,4 +1,4 @@
-"""Pictures that OpenCV does not read and Pillow does. Pillow is loaded when the first of them comes.
+"""Pictures that OpenCV does not read, or not all of, and Pillow does. Pillow is loaded when the first of them comes.
 
 AVIF is Pillow's own, where it is built in; HEIC needs pillow-heif, the extra `heif`.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import warnings
 from typing import TYPE_CHECKING
 
 import cv2
@@ -52,6 +53,12 @@ def size(data: bytes) -> tuple[int, int]:
         return image.size
 
 
+def orientation(data: bytes) -> int:
+    """As in EXIF, 1 to 8; Pillow finds that of an AVIF's own header, too."""
+    with _opened(data) as image:
+        return int(image.getexif().get(_ORIENTATION, 1))
+
+
 def is_complete(data: bytes) -> bool:
     """Whether the boxes at the top end within the data."""
     at = 0
@@ -69,13 +76,17 @@ def decode(data: bytes, *, upright: bool) -> npt.NDArray[np.uint8]:
     """uint8 (H, W, 3), BGR. A HEIC is always turned: its orientation is a part of the format."""
     with _opened(data) as image:
         try:
-            orientation = image.getexif().get(_ORIENTATION, 1) if upright else 1
+            turned = image.getexif().get(_ORIENTATION, 1) if upright else 1
             pixels = np.asarray(image.convert("RGB"))
         except (OSError, SyntaxError, ValueError, RuntimeError) as error:
-            if not is_complete(data) or "truncated" in str(error):
+            if _is_cut(data) or "truncated" in str(error):
                 raise EndsEarlyError from None
             raise OutOfOrderError(str(error)) from None
-    return turn(cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), orientation)
+    return turn(cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), turned)
+
+
+def _is_cut(data: bytes) -> bool:
+    return data[4:8] == b"ftyp" and not is_complete(data)
 
 
 def _opened(data: bytes) -> Image:
@@ -87,9 +98,10 @@ def _opened(data: bytes) -> Image:
         form = "AVIF" if is_avif(data) else "HEIF"
         _load_plugin(form)
     try:
-        return Image.open(io.BytesIO(data), formats=[form])
+        with warnings.catch_warnings(action="ignore"):  # they tell of tags that are not needed
+            return Image.open(io.BytesIO(data), formats=[form])
     except (OSError, SyntaxError, ValueError, RuntimeError) as error:
-        if not is_complete(data):
+        if _is_cut(data):
             raise EndsEarlyError from None
         raise OutOfOrderError("Pillow cannot open it") from error
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from featd.images.flaws import EndsEarlyError, OutOfOrderError
 
-_TYPES = {1: "B", 3: "H", 4: "I", 16: "Q"}
+_TYPES = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 16: "Q"}
 _BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 16: 8, 17: 8, 18: 8}
 _WIDTH, _HEIGHT, _STRIPS, _STRIP_BYTES, _TILES, _TILE_BYTES = 256, 257, 273, 279, 324, 325
 _BITS, _PHOTOMETRIC, _ORIENTATION, _SAMPLES, _PLANES, _EXTRA, _FORMAT = 258, 262, 274, 277, 284, 338, 339
@@ -81,10 +81,9 @@ def directory(data: bytes) -> Directory:
             (value_at,) = struct.unpack_from(order + word, data, value_at)
             reach = max(reach, value_at + size)
         # Only the tags that are needed: thousands of tags may claim the same bytes, and each would be unpacked.
-        if kind not in _TYPES or tag not in _TAGS or tag in values or not length:
+        # One that reaches out of the data is left out, as by libtiff; `reach` tells.
+        if kind not in _TYPES or tag not in _TAGS or tag in values or not 0 < size <= len(data) - value_at:
             continue
-        if value_at + size > len(data):  # before struct is asked for a format of that many items
-            raise EndsEarlyError
         values[tag] = struct.unpack_from(f"{order}{length}{_TYPES[kind]}", data, value_at)
         places[tag] = value_at, order + _TYPES[kind]
     return Directory(values, places, reach)
@@ -92,10 +91,12 @@ def directory(data: bytes) -> Directory:
 
 def size(data: bytes) -> tuple[int, int]:
     """(width, height)."""
-    found = directory(data).values
-    if _WIDTH not in found or _HEIGHT not in found:
+    found = directory(data)
+    if _WIDTH not in found.values or _HEIGHT not in found.values:
+        if found.reach > len(data):
+            raise EndsEarlyError
         raise OutOfOrderError("no width or height")
-    return found[_WIDTH][0], found[_HEIGHT][0]
+    return found.values[_WIDTH][0], found.values[_HEIGHT][0]
 
 
 def is_complete(data: bytes) -> bool:
