@@ -48,26 +48,28 @@ def default_picture(data: bytes) -> bytes:
 
     EndsEarlyError where there is no picture data.
     """
-    at = 8
-    kept = [data[:at]]
-    changed = found = False
+    at, start = 8, 0
+    kept: list[bytes] = []
+    found = False
+    checksum = b""
     while at + 8 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, at)
         checked, end = at + 8 + length, at + 12 + length
         if kind == b"IEND" and end <= len(data):
-            if not changed:
+            if not kept:
                 return data
             break
         if checked > len(data) or not kind.isalpha():
             break
         found = found or kind == b"IDAT"
         if kind in _ANIMATION:
-            changed = True
-        else:
-            kept.append(data[at:end])
-        if end > len(data):  # only the checksum is cut; zlib has its own
-            kept[-1] = data[at:checked] + struct.pack(">I", zlib.crc32(data[at + 4 : checked]))
+            kept.append(data[start:at])
+            start = end
+        elif end > len(data):  # only the checksum is cut; zlib has its own
+            checksum = struct.pack(">I", zlib.crc32(data[at + 4 : checked]))
+            at = checked
+            break
         at = end
     if not found:
         raise EndsEarlyError
-    return b"".join(kept) + _END
+    return b"".join(kept) + data[start:at] + checksum + _END

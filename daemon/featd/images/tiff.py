@@ -134,8 +134,8 @@ def plain(data: bytes, found: Directory) -> bytes:
 
 def grey_levels(floats: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     """Floating pixels as uint8. Where none is above 1, they are shares of 255, as in scikit-image; else they are grey
-    levels, and what is outside 0 to 255 is clipped. What is no number is 0."""
-    floats = np.nan_to_num(floats, nan=0.0, posinf=255.0, neginf=0.0)
+    levels, and what is outside 0 to 255 is clipped. What is no number is 0. `floats` is changed."""
+    np.nan_to_num(floats, copy=False, nan=0.0, posinf=255.0, neginf=0.0)
     if floats.max() <= 1.0:
         floats *= 255.0
     np.clip(floats, 0.0, 255.0, out=floats)
