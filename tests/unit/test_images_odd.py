@@ -63,6 +63,7 @@ def whole_with(what: str) -> bytes:
         "fill bytes": JPEG[:2] + b"\xff\xff\xff" + JPEG[2:SCAN] + b"\xff" * 9 + JPEG[SCAN:],
         "text before the end": JPEG[:-2] + b"Toy camera, frame 17\r\nexposure 1/60\0\0" + JPEG[-2:],
         "text before fill bytes and the end": JPEG[:-2] + b"a camera's own text\xff\xff" + JPEG[-2:],
+        "text in Chinese before the end": JPEG[:-2] + "相机 2019-01-01 über".encode() * 2 + JPEG[-2:],
         "zeros before the end": JPEG[:-2] + bytes(5000) + JPEG[-2:],
     }[what]
 
@@ -77,6 +78,7 @@ def whole_with(what: str) -> bytes:
         "fill bytes",
         "text before the end",
         "text before fill bytes and the end",
+        "text in Chinese before the end",
         "zeros before the end",
     ],
 )

@@ -20,6 +20,7 @@ _PROGRESSIVE = 0xC2
 _ARITHMETIC = 0xC9  # from this frame marker on
 _LEFT_OVER = re.compile(r"(\d+) extraneous bytes before marker 0x(\w\w)")
 _TEXT = bytes(range(32, 127)) + b"\0\t\r\n"
+_CONTINUATION = bytes(range(0x80, 0xC0))
 _READ_AHEAD = 8
 """libjpeg has up to so many bytes in its bit buffer, which it does not count as left over."""
 
@@ -113,7 +114,16 @@ def _is_filling(data: bytes, at: int, count: int) -> bool:
         )  # a few bytes of picture data may look like text
         if long_enough and count <= run <= count + 2 * _READ_AHEAD:
             return True
-    return False
+    return _is_utf8(window[-count:])
+
+
+def _is_utf8(left: bytes) -> bool:
+    """Whether the bytes are text in any language; they may begin inside a letter."""
+    try:
+        text = left.lstrip(_CONTINUATION).decode()
+    except UnicodeDecodeError:
+        return False
+    return len(left) >= _READ_AHEAD and all(letter.isprintable() or letter in "\r\n\t" for letter in text)
 
 
 def _segments(data: bytes, at: int = 2) -> list[tuple[int, int, int]]:
