@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass
 from string import Template
+
+from featd.config import DEFAULT_EXCLUDE, DEFAULT_INCLUDE
 
 CATALOG_URL = "sqlite:///featd.db"
 STORE = "features"
@@ -26,7 +30,11 @@ class Choices:
 def render(choices: Choices) -> str:
     """The file's text."""
     roots = "\n".join(
-        _ROOT.substitute(path=toml_string(path)) if at == 0 else f"[[roots]]\npath = {toml_string(path)}\n"
+        _ROOT.substitute(
+            path=toml_string(path), include=_list(DEFAULT_INCLUDE), exclude=_list(DEFAULT_EXCLUDE)
+        )
+        if at == 0
+        else f"[[roots]]\npath = {toml_string(path)}\n"
         for at, path in enumerate(choices.images)
     )
     blobs = ", ".join(toml_string(blob) for blob in choices.blobs)
@@ -43,6 +51,14 @@ def render(choices: Choices) -> str:
     )
 
 
+def _list(texts: Sequence[str]) -> str:
+    """A TOML array, over lines of 120 characters."""
+    lines = textwrap.wrap(
+        ", ".join(map(toml_string, texts)), 118, break_long_words=False, break_on_hyphens=False
+    )
+    return "[\n" + "".join(f"  {line}\n" for line in lines) + "]"
+
+
 def toml_string(text: str) -> str:
     """A TOML basic string. JSON has the same escapes, except for DEL, which JSON does not escape."""
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
@@ -53,9 +69,10 @@ _ROOT = Template("""\
 [[roots]]
 path = $path
 # Which files are images: patterns below the root, ignoring case. ** means any number of folders.
-include = ["**/*.jpg", "**/*.jpeg", "**/*.png", "**/*.webp", "**/*.bmp", "**/*.tif", "**/*.tiff", "**/*.gif"]
-# Which files are not, even if they match `include`.
-exclude = []
+# HEIC needs the extra `heif`.
+include = $include
+# Which files are not, even if they match `include`: the thumbnails, bins and snapshots of NAS systems and desktops.
+exclude = $exclude
 # Take new files as they arrive.
 watch = true
 # Seconds between two scans of everything.

@@ -30,7 +30,32 @@ from featd.paths import read_regular
 from featd.roots import Globs
 from featd.states import RetryPolicy
 
-DEFAULT_INCLUDE = tuple(f"**/*.{ext}" for ext in ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "gif"))
+DEFAULT_INCLUDE = (
+    *(
+        "**/*.jpg",
+        "**/*.jpeg",
+        "**/*.jpe",
+        "**/*.jfif",
+        "**/*.png",
+        "**/*.webp",
+        "**/*.bmp",
+        "**/*.tif",
+        "**/*.tiff",
+    ),
+    *("**/*.gif", "**/*.ppm", "**/*.pgm", "**/*.pbm", "**/*.pnm", "**/*.heic", "**/*.heif", "**/*.avif"),
+)
+DEFAULT_EXCLUDE = (
+    *("**/@eaDir", "**/#recycle", "**/#snapshot", "**/@Recycle", "**/@Recently-Snapshot", "**/.@__thumb"),
+    *(
+        "**/$RECYCLE.BIN",
+        "**/System Volume Information",
+        "**/.Trash*",
+        "**/.stversions",
+        "**/.snapshot",
+        "**/.zfs",
+    ),
+)
+"""Thumbnails, bins and snapshots that NAS systems, desktops and Syncthing keep beside the images."""
 BUILT_IN_NETS = ("gist",)
 ENV_PREFIX = "FEATD_"
 MOST_BYTES = 16 * 1024 * 1024
@@ -84,7 +109,7 @@ class StoreConfig(_Section):
 class RootConfig(_Section):
     path: Path
     include: tuple[str, ...] = DEFAULT_INCLUDE
-    exclude: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = DEFAULT_EXCLUDE
     watch: bool = True
     rescan_seconds: _Seconds = 900.0
     settle_seconds: Annotated[float, Field(ge=0, le=86_400)] = 2.0

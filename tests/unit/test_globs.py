@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from featd.config import DEFAULT_INCLUDE
+from featd.config import DEFAULT_EXCLUDE, DEFAULT_INCLUDE
 from featd.roots import Globs
 
 
@@ -20,6 +20,7 @@ from featd.roots import Globs
         ("no-suffix", False),
         ("odd\\xff.tif", True),
         ("jpg", False),
+        *((f"a.{ext}", True) for ext in ("jpe", "jfif", "ppm", "pgm", "pbm", "heic", "avif", "PNM")),
     ],
 )
 def test_the_default_patterns(path: str, wanted: bool) -> None:
@@ -34,3 +35,27 @@ def test_what_is_excluded_is_not_walked() -> None:
     assert globs.excludes_folder("thumbs")
     assert globs.excludes_folder("x/cache")
     assert not globs.excludes_folder("x")
+
+
+@pytest.mark.parametrize(
+    "folder",
+    [
+        *(
+            "@eaDir",
+            "#recycle",
+            "#snapshot",
+            "$RECYCLE.BIN",
+            "@Recycle",
+            ".Trash",
+            ".Trash-1000",
+            ".stversions",
+        ),
+        *("@Recently-Snapshot", "$Recycle.Bin", "System Volume Information"),
+    ],
+)
+@pytest.mark.parametrize("above", ["", "2026/a/"])
+def test_thumbnails_and_bins_are_left_out_by_default(folder: str, above: str) -> None:
+    globs = Globs(DEFAULT_INCLUDE, DEFAULT_EXCLUDE)
+    assert globs.excludes_folder(above + folder)
+    assert not globs.takes(f"{above}{folder}/a.jpg/SYNOPHOTO_THUMB_M.jpg")
+    assert globs.takes(f"{above}my {folder}/a.jpg")

@@ -1,4 +1,7 @@
-"""From a file's bytes to pixels, by one decoder (OpenCV). A partial picture is an error, never a result.
+"""From a file's bytes to pixels, by OpenCV, as in Caffe. A partial picture is an error, never a result.
+
+What `cv2.imread` and Pillow both read alike is read with these pixels. Where `imdecode` does otherwise, the bytes are
+changed first, or another reader is asked: each case is a function of the format's module, with its reason.
 
 Tests with OpenCV 5.0.0 and 4.11.0 (JPEG, PNG, GIF, BMP, TIFF and WebP, cut at 10 to 99 %, with holes and flipped bits)
 showed that `imdecode` returns None for every file that is cut short, but a partly grey JPEG or a partly black TIFF
@@ -8,14 +11,20 @@ print a message to stderr, so stderr is read here. Pillow accepts such files wit
 
 from __future__ import annotations
 
+import os
 import re
+import struct
+from collections.abc import Callable
+from typing import Any
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
 from featd.errors import ImageError
-from featd.images.header import Format, Header, is_complete, is_padding_before_end, probe
+from featd.images import bmp, exif, foreign, gif, jpeg, png, pnm, tiff
+from featd.images.flaws import EndsEarlyError, OutOfOrderError, UnsupportedError
+from featd.images.header import Format, Header, is_complete, probe
 from featd.images.native_stderr import native_stderr
 from featd.states import Kind
 
@@ -24,14 +33,25 @@ DECODER = "opencv/1"
 pixels on purpose; a library upgrade does not count."""
 
 Pixels = npt.NDArray[np.uint8]
+_Decoded = npt.NDArray[Any] | None
 
-_LEFT_OVER = re.compile(r"(\d+) extraneous bytes before marker 0xd9")
 _PARTIAL = re.compile(
     r"Corrupt JPEG data.*|Premature end.*|Inconsistent progression.*|(?<=TIFF_Error ).*|Invalid SOS param.*"
 )
+_PARTIAL_STRIP = re.compile(r"\w+Decode: .*|Using code not yet in table")  # of the libtiff in Pillow
 _ENDED = re.compile(r"(?i)premature end|not enough (image )?data|unexpected end|is incomplete|truncated")
 _NO_MEMORY = re.compile(r"(?i)insufficient memory|failed to allocate|out of memory|bad_alloc")
-_UNSUPPORTED = re.compile(r"(?i)unsupported|can ?not handle|not supported|not implemented|unimplemented")
+_UNSUPPORTED = re.compile(
+    r"(?i)unsupported|can ?not handle|not supported|not (been )?(configured|implemented)|unimplemented"
+    r"|sample_?format|bitsperpixel"
+)
+_LOG = re.compile(
+    r"^(\[ *\w+:\d+@[\d.]+\] global \S+ \S+ )?(im\w+_\('.*?'\): )?(can't read (header|data): )?"
+    r"(OpenCV\([\d.]+\) \S+ error: \([^)]*\) )?(OpenCV TIFF(\(line \d+\))?: |TIFF_Error |> *)?"
+    r"|in function '.*'$"
+)
+"""What stands around the reason in a line of OpenCV's log."""
+_MOST_REASON = 300
 
 
 def decode(
@@ -55,27 +75,16 @@ def decode(
             Kind.DECODE_TOO_LARGE,
             f"{header.width}x{header.height} pixels exceed preprocess.max_pixels = {max_pixels}",
         )
-    # OpenCV 5 allocates the length that a PNG chunk claims before it checks the file's size: one flipped byte in a
-    # length cost 3.8 GB and 7 s (14 kB file). So the chunks must fit the file first.
-    if header.format is Format.PNG and not is_complete(data, Format.PNG):
-        raise _ends_early(data, header)
-    flags = cv2.IMREAD_GRAYSCALE if gray else cv2.IMREAD_COLOR
-    if orientation == "ignore":
-        flags |= cv2.IMREAD_IGNORE_ORIENTATION
-    failure = ""
-    pixels: Pixels | None = None
-    with native_stderr(stderr) as heard:
-        try:
-            pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-        except cv2.error as error:
-            failure = str(error)
-        except MemoryError as error:
-            failure = f"out of memory {error}"
-    said = "".join(heard) + failure
-    if pixels is None:
-        raise _why_not(data, header, said)
-    if said:
-        _refuse_partial(data, header.format, said)
+    try:
+        pixels = _decode(data, header, gray, orientation == "apply", stderr)
+    except (EndsEarlyError, struct.error, IndexError):
+        raise _ends_early(data, header) from None
+    except UnsupportedError as error:
+        raise ImageError(
+            Kind.DECODE_UNSUPPORTED, f"the {header} is {error}, which featd does not read"
+        ) from None
+    except OutOfOrderError as error:
+        raise ImageError(Kind.DECODE_CORRUPT, f"the {header} cannot be decoded: {error}") from None
     # A header with another size than the decoded picture has bypassed the limit above.
     if sorted(pixels.shape[:2]) != sorted((header.width, header.height)):
         raise ImageError(
@@ -86,22 +95,138 @@ def decode(
     return pixels
 
 
-def _refuse_partial(data: bytes, form: Format, said: str) -> None:
+def _decode(data: bytes, header: Header, gray: bool, upright: bool, stderr: int | None) -> Pixels:
+    form = header.format
+    if form is Format.AVIF:
+        return _as_asked(_decode_avif(data, header, upright, stderr), gray)
+    if form is Format.HEIC:
+        return _as_asked(_by_pillow(data, upright, stderr), gray)
+    if form is Format.BMP and (masks := bmp.unusual_fields(data)):
+        return _as_asked(bmp.decode_fields(data, masks), gray)
+    if form is Format.TIFF:
+        return _decode_tiff(data, header, gray, upright, stderr)
+    mended = _MENDED[form](data) if form in _MENDED else data
+    flags = cv2.IMREAD_GRAYSCALE if gray else cv2.IMREAD_COLOR
+    if not upright:
+        flags |= cv2.IMREAD_IGNORE_ORIENTATION
+    white = pnm.unscaled_white(data) if form is Format.PNM else 0
+    if white:
+        flags |= cv2.IMREAD_ANYDEPTH
+    pixels, said = _imdecode(mended, flags, stderr)
+    if pixels is None:
+        raise _why_not(data, header, said)
+    if said:
+        _refuse_partial(mended, form, said, cut=mended is not data)
+    if white:
+        pixels = pnm.grey_levels(pixels, white)
+    return (
+        exif.turn(pixels, exif.missed_orientation(data, _EXIF[form](data)))
+        if upright and form in _EXIF
+        else pixels
+    )
+
+
+def _decode_avif(data: bytes, header: Header, upright: bool, stderr: int | None) -> Pixels:
+    """By OpenCV, which notices damage where Pillow gives a partial picture; it does not turn it as its header says."""
+    pixels, said = _imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION, stderr)
+    if pixels is None and said:
+        raise _why_not(data, header, said)
+    if pixels is None:  # an OpenCV that was built without AVIF
+        return _by_pillow(data, upright, stderr)
+    return exif.turn(pixels, foreign.orientation(data)) if upright else pixels
+
+
+def _decode_tiff(data: bytes, header: Header, gray: bool, upright: bool, stderr: int | None) -> Pixels:
+    found = tiff.directory(data)
+    plain = tiff.plain(data, found)
+    if found.is_shallow:
+        pixels = _as_asked(_by_pillow(plain, False, stderr), gray)
+    else:
+        if found.is_float and found.is_planar:  # OpenCV mixes its channels up
+            raise UnsupportedError("a floating TIFF in planes")
+        flags = cv2.IMREAD_GRAYSCALE if gray else cv2.IMREAD_COLOR
+        if found.is_float:
+            flags = cv2.IMREAD_UNCHANGED
+        decoded, said = _imdecode(plain, flags, stderr)
+        if decoded is None and found.is_tiled and is_complete(data, Format.TIFF):
+            decoded, said = _imread(plain, flags, stderr)
+        if decoded is None:
+            raise _why_not(data, header, said)
+        if said:
+            _refuse_partial(plain, Format.TIFF, said)
+        pixels = _as_asked(tiff.grey_levels(decoded), gray) if found.is_float else decoded
+    return exif.turn(pixels, found.orientation) if upright else pixels
+
+
+def _as_asked(pixels: Pixels, gray: bool) -> Pixels:
+    """Pixels (H, W) or (H, W, 1 to 4) of another reader as (H, W, 3), or (H, W) if `gray`."""
+    if pixels.ndim == 2 or pixels.shape[2] < 3:
+        single = pixels if pixels.ndim == 2 else pixels[..., 0]
+        return single if gray else cv2.cvtColor(single, cv2.COLOR_GRAY2BGR)
+    pixels = np.ascontiguousarray(pixels[..., :3])
+    return cv2.cvtColor(pixels, cv2.COLOR_BGR2GRAY) if gray else pixels
+
+
+_MENDED: dict[Format, Callable[[bytes], bytes]] = {
+    Format.JPEG: jpeg.with_end,
+    Format.PNG: png.default_picture,
+    Format.GIF: gif.first_picture,
+}
+_EXIF: dict[Format, Callable[[bytes], int]] = {
+    Format.JPEG: jpeg.exif_start,
+    Format.PNG: png.exif_start,
+    Format.WEBP: exif.webp_start,
+}
+
+
+def _by_pillow(data: bytes, upright: bool, stderr: int | None) -> Pixels:
+    with native_stderr(stderr) as heard:
+        pixels = foreign.decode(data, upright=upright)
+    if complaint := _PARTIAL_STRIP.search("".join(heard)):
+        raise OutOfOrderError(complaint[0])
+    return pixels
+
+
+def _imdecode(data: bytes, flags: int, stderr: int | None) -> tuple[_Decoded, str]:
+    """(pixels or None, what OpenCV and its libraries said)."""
+    return _heard(lambda: cv2.imdecode(np.frombuffer(data, np.uint8), flags), stderr)
+
+
+def _imread(data: bytes, flags: int, stderr: int | None) -> tuple[_Decoded, str]:
+    """As `_imdecode`, from a file in memory: from memory itself, OpenCV does not read some uncompressed tiles."""
+    file = os.memfd_create("featd-image", os.MFD_CLOEXEC)
+    with os.fdopen(file, "wb") as out:
+        out.write(data)
+        out.flush()
+        return _heard(lambda: cv2.imread(f"/proc/self/fd/{file}", flags), stderr)
+
+
+def _heard(read: Callable[[], _Decoded], stderr: int | None) -> tuple[_Decoded, str]:
+    failure = ""
+    pixels = None
+    with native_stderr(stderr) as heard:
+        try:
+            pixels = read()
+        except cv2.error as error:
+            failure = str(error)
+        except MemoryError as error:
+            failure = f"out of memory {error}"
+    return pixels, "".join(heard) + failure
+
+
+def _refuse_partial(data: bytes, form: Format, said: str, *, cut: bool = False) -> None:
+    harmless = {Format.JPEG: jpeg.is_harmless, Format.TIFF: tiff.is_harmless}.get(form)
     for match in _PARTIAL.finditer(said):
         complaint = match[0].strip()
-        # Some cameras write padding before the end marker, and every row is there. Picture data that is left over in
-        # that place means that the decoder has failed.
-        left_over = _LEFT_OVER.search(complaint)
-        if left_over and form is Format.JPEG and is_padding_before_end(data, int(left_over[1])):
+        if harmless and harmless(data, complaint):
             continue
-        kind = Kind.DECODE_TRUNCATED if _ENDED.search(complaint) else Kind.DECODE_CORRUPT
+        kind = Kind.DECODE_TRUNCATED if cut or _ENDED.search(complaint) else Kind.DECODE_CORRUPT
         raise ImageError(kind, f"only part of the {form} could be decoded: {complaint}")
 
 
 def _why_not(data: bytes, header: Header, said: str) -> ImageError:
     form = header.format
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
-    reason = f": {lines[-1][:300]}" if lines else ""
+    reason = _reason(said)
     if _NO_MEMORY.search(said):
         return ImageError(
             Kind.DECODE_TOO_LARGE,
@@ -109,6 +234,8 @@ def _why_not(data: bytes, header: Header, said: str) -> ImageError:
         )
     if not is_complete(data, form):
         return _ends_early(data, header)
+    if form is Format.JPEG and (process := jpeg.unsupported(data)):
+        return ImageError(Kind.DECODE_UNSUPPORTED, f"the {header} is {process}, which featd does not read")
     if form is Format.GIF and not _reads_gif():
         return ImageError(
             Kind.DECODE_UNSUPPORTED, f"OpenCV {cv2.__version__} was built without GIF: install OpenCV 5"
@@ -118,6 +245,15 @@ def _why_not(data: bytes, header: Header, said: str) -> ImageError:
     if _ENDED.search(said):
         return ImageError(Kind.DECODE_TRUNCATED, f"the {header} ends early{reason}")
     return ImageError(Kind.DECODE_CORRUPT, f"the {header} cannot be decoded{reason}")
+
+
+def _reason(said: str) -> str:
+    """`: ` and what OpenCV and its libraries said, without what its log puts around it, each sentence once."""
+    lines = (_LOG.sub("", line.strip()).strip(" :") for line in said.splitlines())
+    text = "; ".join(dict.fromkeys(line for line in lines if any(map(str.isalpha, line))))
+    if len(text) > _MOST_REASON:
+        text = text[:_MOST_REASON] + " ..."
+    return f": {text}" if text else ""
 
 
 def _ends_early(data: bytes, header: Header) -> ImageError:

@@ -1,0 +1,76 @@
+"""What featd reads of a BMP itself: its size, and pixels whose channels lie where OpenCV does not look."""
+
+from __future__ import annotations
+
+import struct
+
+import numpy as np
+import numpy.typing as npt
+
+from featd.images.flaws import EndsEarlyError
+
+_OLD_HEADER, _FIRST_HEADER = 12, 40
+_PLAIN, _FIELDS, _FIELDS_AND_ALPHA = 0, 3, 6
+_USUAL_32 = (0xFF0000, 0xFF00, 0xFF)
+_USUAL_16 = ((0xF800, 0x7E0, 0x1F), (0x7C00, 0x3E0, 0x1F))
+
+
+def size(data: bytes) -> tuple[int, int]:
+    """(width, height)."""
+    if _u32(data, 14) == _OLD_HEADER:
+        width, height = struct.unpack_from("<HH", data, 18)
+    else:
+        width, height = struct.unpack_from("<ii", data, 18)
+    return width, abs(height)  # a negative height means rows from the top
+
+
+def is_complete(data: bytes) -> bool:
+    """Whether the data reaches the end of the picture."""
+    old = _u32(data, 14) == _OLD_HEADER
+    if not old and _u32(data, 30) not in (_PLAIN, _FIELDS, _FIELDS_AND_ALPHA):
+        return _u32(data, 2) <= len(data)  # run-length coded: only the header gives the size
+    width, height = size(data)
+    bits: int = struct.unpack_from("<H", data, 24 if old else 28)[0]
+    return len(data) >= _u32(data, 10) + (width * bits + 31) // 32 * 4 * height
+
+
+def unusual_fields(data: bytes) -> tuple[int, int, int] | None:
+    """The masks of red, green and blue where OpenCV would not use them: with 32 bits it takes other masks for the
+    usual ones in the first header and cuts channels of more than 8 bits; with 16 bits it refuses them."""
+    header = _u32(data, 14)
+    if header == _OLD_HEADER or _u32(data, 30) not in (_FIELDS, _FIELDS_AND_ALPHA):
+        return None
+    bits: int = struct.unpack_from("<H", data, 28)[0]
+    masks: tuple[int, int, int] = struct.unpack_from("<III", data, 54)
+    usual = masks == _USUAL_32 if bits == 32 else header == _FIRST_HEADER and masks in _USUAL_16
+    return None if usual or bits not in (16, 32) else masks
+
+
+def decode_fields(data: bytes, masks: tuple[int, int, int]) -> npt.NDArray[np.uint8]:
+    """The picture of a BMP with bit fields: uint8 (H, W, 3), BGR. The levels of a narrow channel are spread as by
+    Pillow, of a wide one the upper 8 bits count."""
+    width, height = size(data)
+    bits: int = struct.unpack_from("<H", data, 28)[0]
+    row = (width * bits + 31) // 32 * 4
+    start = _u32(data, 10)
+    if start + row * height > len(data):
+        raise EndsEarlyError
+    rows = np.frombuffer(data, f"<u{bits // 8}", row * height * 8 // bits, start)
+    rows = rows.reshape(height, -1)[:, :width]
+    pixels = np.zeros((height, width, 3), np.uint8)
+    for channel, mask in zip((2, 1, 0), masks, strict=True):
+        if not mask:
+            continue
+        shift = (mask & -mask).bit_length() - 1
+        depth = (mask >> shift).bit_length()
+        levels = (rows & mask) >> shift
+        pixels[..., channel] = (
+            levels >> depth - 8 if depth > 8 else levels * np.uint32(255) // np.uint32(mask >> shift)
+        )
+    rows_from_top = struct.unpack_from("<i", data, 22)[0] < 0
+    return pixels if rows_from_top else np.ascontiguousarray(pixels[::-1])
+
+
+def _u32(data: bytes, at: int) -> int:
+    value: int = struct.unpack_from("<I", data, at)[0]
+    return value
