@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from string import Template
 
-from featd.config import DEFAULT_EXCLUDE, DEFAULT_INCLUDE
-
 CATALOG_URL = "sqlite:///featd.db"
 STORE = "features"
 
@@ -29,6 +27,8 @@ class Choices:
 
 def render(choices: Choices) -> str:
     """The file's text."""
+    from featd.config import DEFAULT_EXCLUDE, DEFAULT_INCLUDE
+
     roots = "\n".join(
         _ROOT.substitute(
             path=toml_string(path), include=_list(DEFAULT_INCLUDE), exclude=_list(DEFAULT_EXCLUDE)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from featd.catalog import connect, leases, schema
+from featd.catalog import connect, leases, pairing, schema
 from featd.errors import CatalogUnavailableError, EngineError, LeaseLostError
 from featd.processes.link import ChildLink, Heartbeat
 from featd.roots import RootState
@@ -66,7 +66,8 @@ def worker(
         engine=booted.model.engine.name,
         lease_seconds=LEASE_SECONDS,
     )
-    made = Worker(link, plan, catalog, lease, booted)
+    key = pairing.check_under_lease(catalog, plan.store.path)
+    made = Worker(link, plan, catalog, lease, booted, key)
     yield made
     made.close("test ended")
     booted.model.engine.close()

@@ -567,12 +567,12 @@ def test_explain_says_why_a_file_is_unknown(filled: Filled, featd: Run) -> None:
     filled.config.write_text(text)
     (root / "thumbs").mkdir()
     os.mkfifo(root / "pipe.jpg")
-    for name in ("new.jpg", "x.heic", "thumbs/a.jpg"):
+    for name in ("new.jpg", "x.svg", "thumbs/a.jpg"):
         (root / name).touch()
     (root / "link.jpg").symlink_to("new.jpg")
     for name, words in {
         "new.jpg": "not in the catalog yet: a running featd finds it",
-        "x.heic": "none of the `include` patterns of its root matches it",
+        "x.svg": "none of the `include` patterns of its root matches it",
         "thumbs/a.jpg": "the `exclude` patterns of its root leave it out",
         "pipe.jpg": "not a regular file",
         "link.jpg": "a symbolic link, which this root does not follow",
