@@ -10,7 +10,7 @@ import typer
 
 from featd.errors import NothingMatchedError, RefusedError
 from featd.paths import to_catalog
-from featd.states import PRIORITY_ASKED
+from featd.states import PRIORITY_ASKED, Kind
 from featd_cli.console import note, say, shown
 from featd_cli.files import locate
 from featd_cli.instance import ConfigOption, open_instance
@@ -54,7 +54,8 @@ def enqueue(
     )
     if total.refused:
         raise RefusedError(
-            f"the catalog cannot hold {total.refused:,} of these files: their paths are too long"
+            f"the catalog cannot hold {len(total.refused):,} of these files: see `featd failures --kind"
+            f" {Kind.CATALOG_REFUSED}`"
         )
 
 

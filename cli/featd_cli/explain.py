@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from featd.errors import NothingMatchedError, reason
-from featd.paths import from_catalog, to_catalog
-from featd.states import MAX_KILLS, OF_THE_FILE, State
+from featd.paths import from_catalog, is_stand_in, stand_in, to_catalog
+from featd.states import MAX_KILLS, OF_THE_FILE, Kind, State
 from featd_cli.console import document, say, shown
 from featd_cli.files import locate
 from featd_cli.instance import ConfigOption, JsonOption, open_instance
@@ -54,7 +54,7 @@ def explain(
     with open_instance(ctx, config) as instance:
         root, raw = locate(instance.settings.roots, path)
         with instance.read() as conn:
-            found = catalog_explain.explain(conn, str(root.path), to_catalog(raw))
+            found = catalog_explain.explain(conn, str(root.path), stand_in(to_catalog(raw)))
             if found is None and b"\\" in raw and raw.isascii():  # perhaps copied from featd's output
                 found = catalog_explain.explain(conn, str(root.path), raw.decode())
         settings = instance.settings
@@ -91,7 +91,7 @@ def _why_unknown(path: Path, root: RootConfig, name: str) -> str:
 
 def _on_disk(found: Explained) -> str | None:
     """How the file differs from what the catalog knows of it; None where it does not."""
-    if found.state == State.GONE:
+    if found.state == State.GONE or is_stand_in(found.path):
         return None
     try:
         now = (Path(found.root) / os.fsdecode(from_catalog(found.path))).stat()
@@ -168,6 +168,8 @@ def next_of(found: Explained, settings: Settings, fault: Fault | None = None) ->
         return "nothing until the file changes; `featd enqueue --force` makes the vector again"
     if found.state == State.FAILED and found.error_kind in OF_THE_FILE:
         return "repair or replace the file, and a running featd tries it again; as it is, it would fail again"
+    if found.error_kind == Kind.CATALOG_REFUSED:
+        return "nothing: where the file is moved to a shorter path, it is another image"
     if found.state != State.PENDING:
         return NEXT[State(found.state)]
     retry = settings.retry

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import hashlib
 import os
 import re
 import stat
@@ -51,6 +52,26 @@ def from_catalog(text: str) -> bytes:
         at = match.end()
     out += text[at:].encode()
     return bytes(out)
+
+
+MOST_CATALOG_BYTES = 2000
+"""PostgreSQL's index holds 2,704 bytes of root and path; a path on Linux may have 4,095, and more in catalog form."""
+_KEPT_BYTES = 200
+
+
+def stand_in(path: str) -> str:
+    """The name under which a file stands in the catalog where the database does not take its path: its first folders,
+    two slashes, which no path has, and a hash. A shorter path stands for itself."""
+    encoded = path.encode()
+    if len(encoded) <= MOST_CATALOG_BYTES:
+        return path
+    start = encoded[:_KEPT_BYTES].decode(errors="ignore").rpartition("/")[0] or "..."
+    return f"{start}//{hashlib.sha256(encoded).hexdigest()}"
+
+
+def is_stand_in(path: str) -> bool:
+    """Whether `path` stands for another that the database does not take."""
+    return "//" in path
 
 
 def for_terminal(text: str) -> str:

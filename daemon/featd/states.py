@@ -22,7 +22,7 @@ class State(StrEnum):
 
 
 class Kind(StrEnum):
-    """Why an attempt failed. The part before the dot names the cause: the file, the disk or the net."""
+    """Why an attempt failed. The part before the dot names the cause: the file, the disk, the net or the catalog."""
 
     DECODE_CORRUPT = "decode.corrupt"
     DECODE_TRUNCATED = "decode.truncated"
@@ -37,6 +37,7 @@ class Kind(StrEnum):
     EXTRACT_NOT_FINITE = "extract.not_finite"
     CRASH = "crash"
     KILLED = "killed"
+    CATALOG_REFUSED = "catalog.refused"
 
 
 class Outcome(StrEnum):
@@ -56,6 +57,7 @@ OUTCOMES: Final[dict[Kind, Outcome]] = {
     Kind.DECODE_UNSUPPORTED: Outcome.FAIL,
     Kind.DECODE_TOO_LARGE: Outcome.FAIL,
     Kind.EXTRACT_NOT_FINITE: Outcome.FAIL,
+    Kind.CATALOG_REFUSED: Outcome.FAIL,
     Kind.READ_IO: Outcome.BACK_OFF,
     Kind.READ_DENIED: Outcome.BACK_OFF,
     Kind.DECODE_TIMEOUT: Outcome.BACK_OFF,

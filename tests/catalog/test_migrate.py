@@ -10,12 +10,14 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 
 from featd.catalog import connect, instance, migrate, schema
 from featd.errors import EXIT_BAD_CONFIG, SchemaError
+from featd.states import Kind
 
 NEXT = """
 import sqlalchemy as sa
@@ -103,6 +105,46 @@ def test_the_migrations_make_the_same_as_create_all(catalog: sa.Engine) -> None:
         with connect.reading(catalog) as conn:
             made = conn.exec_driver_sql("SELECT name FROM sqlite_master WHERE sql LIKE '%AUTOINCREMENT%'")
             assert set(made.scalars()) == {"images", "leases", "shards", "attempts", "feed"}
+
+
+def test_a_catalog_of_0_1_0_takes_every_kind_of_failure_after_the_upgrade(fresh: sa.Engine) -> None:
+    """Its rows stay, and a connection that was open meanwhile sees the new schema."""
+
+    def first(conn: sa.Connection) -> None:
+        config = migrate.alembic_config()
+        config.attributes["connection"] = conn
+        command.upgrade(config, "0001")
+        instance.create_instance(conn)
+        insert(conn, Kind.KILLED)
+
+    def insert(conn: sa.Connection, kind: str) -> None:
+        shared = "'r', :kind, 1, 1, 1, 'failed', 0, :now, false, 0, 0, :now"
+        columns = "root, path, size, mtime_ns, version, state, priority, not_before, suspect, errors, crashes"
+        images = f"INSERT INTO images ({columns}, updated_at, error_kind) VALUES ({shared}, :kind)"
+        attempts = (
+            "INSERT INTO attempts (image_id, version, at, kind, message) VALUES (1, 1, :now, :kind, '')"
+        )
+        for statement in (images, attempts):
+            conn.execute(sa.text(statement), {"kind": kind, "now": "2026-01-01 00:00:00.000000"})
+
+    migrate.dialects.create_database(fresh)
+    connect.transact(fresh, first)
+    open_before = fresh.connect()
+    with pytest.raises(sa.exc.IntegrityError):
+        insert(open_before, "catalog.refused")
+    open_before.rollback()
+    assert migrate.upgrade(fresh) == ("0001", migrate.head())
+    for kind in set(Kind) - {Kind.KILLED}:
+        insert(open_before, kind)
+    open_before.commit()
+    with pytest.raises(sa.exc.IntegrityError):
+        insert(open_before, "nonsense")
+    open_before.rollback()
+    kinds = open_before.exec_driver_sql("SELECT error_kind FROM images").scalars().all()
+    assert sorted(kinds) == sorted(Kind)
+    if fresh.dialect.name == "sqlite":
+        assert open_before.exec_driver_sql("PRAGMA integrity_check").scalar_one() == "ok"
+    open_before.close()
 
 
 def test_an_upgrade_says_what_it_did_and_may_be_repeated(fresh: sa.Engine) -> None:

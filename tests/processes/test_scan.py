@@ -14,14 +14,14 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from featd.catalog import connect, counters, schema
+from featd.catalog import connect, counters, retry, schema
 from featd.catalog.enqueue import FoundFile
 from featd.config import RootConfig
 from featd.ingest import scan
 from featd.ingest.scan import ScanReport, enqueue_files, scan_root
 from featd.paths import from_catalog
 from featd.roots import RootState, mounts_beneath
-from featd.states import PRIORITY_BACKLOG
+from featd.states import PRIORITY_BACKLOG, Kind, State
 from photographs import write_photographs
 from running import make_instance
 
@@ -194,20 +194,22 @@ def test_a_folder_that_cannot_be_read_or_entered_costs_its_images_nothing_and_is
     assert scanned.returncode == 1
     assert "cannot be read, for example closed" in scanned.stdout
     assert drained.returncode == 1
-    assert "folders or files were left out" in drained.stderr
+    assert "folders could not be read" in drained.stderr
     assert instance.count("gone") == 0
     assert instance.count("done") >= 3
 
 
 def test_a_file_that_the_catalog_refuses_costs_the_others_nothing(catalog: sa.Engine, root: Path) -> None:
     files = [FoundFile(f"{n}.jpg", 1 if n != 5 else 2**64, 1) for n in range(12)]
-    enqueued = enqueue_files(catalog, RootConfig(path=root), files, PRIORITY_BACKLOG)
-    refused = int(catalog.dialect.name == "postgresql")  # SQLite takes any number
-    assert (enqueued.new, enqueued.refused) == (12 - refused, refused)
-    assert len(states(catalog)) == 12 - refused
+    for new in (12, 0):
+        enqueued = enqueue_files(catalog, RootConfig(path=root), files, PRIORITY_BACKLOG)
+        if catalog.dialect.name == "postgresql":  # SQLite takes any number
+            assert (enqueued.new, enqueued.refused) == (max(new - 1, 0), {"5.jpg"})
+            assert states(catalog)["5.jpg"] == State.FAILED
+        assert len(states(catalog)) == 12
 
 
-def test_a_path_too_long_for_the_index_is_left_out_and_told(catalog: sa.Engine, root: Path) -> None:
+def test_a_path_too_long_for_the_index_is_a_failed_image(catalog: sa.Engine, root: Path) -> None:
     """PostgreSQL's index holds 2,704 bytes; a path may have 4,095."""
     letters = random.Random(1)
     here = os.getcwd()  # noqa: PTH109
@@ -220,11 +222,24 @@ def test_a_path_too_long_for_the_index_is_left_out_and_told(catalog: sa.Engine, 
         Path("deep.jpg").write_bytes(b"x")
     finally:
         os.chdir(here)
-    report = look(catalog, root)
-    refused = int(catalog.dialect.name == "postgresql")
-    assert report.enqueued.refused == refused
-    assert ("refused by the catalog" in scan.describe(report)) is bool(refused)
-    assert report.enqueued.new == report.files - refused
+    if catalog.dialect.name == "sqlite":
+        assert look(catalog, root).enqueued.refused == set()
+        return
+    for turn in range(3):
+        report = look(catalog, root)
+        assert report.enqueued.new == (0 if turn else report.files - 1)
+        assert report.gone == 0
+        [name] = report.enqueued.refused
+        assert states(catalog)[name] == State.FAILED
+        assert "1 refused by the catalog" in scan.describe(report)
+    [failed] = [one for page in retry.walk_failed(catalog) for one in page]
+    assert failed.kind is Kind.CATALOG_REFUSED
+    assert failed.message.endswith("/deep.jpg")
+    connect.transact(catalog, retry.retry, [failed.id])
+    look(catalog, root)
+    assert states(catalog)[name] == State.FAILED
+    shutil.rmtree(root / failed.message.rpartition(": ")[2].partition("/")[0])
+    assert look(catalog, root).gone == 1
 
 
 def test_a_part_of_a_root_can_be_scanned_alone(catalog: sa.Engine, root: Path) -> None:

@@ -14,6 +14,7 @@ from featd.shards.atomic import make_folder
 from featd.shards.store import (
     MARK,
     MARKER,
+    Mark,
     OtherStoreError,
     StoreKey,
     check_readable,
@@ -130,10 +131,10 @@ def test_a_copy_that_was_left_behind_is_refused(
 
 @pytest.mark.parametrize("damage", [None, b"", b"{}", b"[]", b'{"newest_shard": null}', b"\xff"])
 def test_a_mark_that_cannot_be_read_refuses_nothing(tmp_path: Path, damage: bytes | None) -> None:
-    write_mark(tmp_path, 7)
-    assert read_mark(tmp_path) == 7
+    write_mark(tmp_path, Mark(7, 2))
+    assert read_mark(tmp_path) == Mark(7, 2)
     if damage is None:
         (tmp_path / MARK).unlink()
     else:
         (tmp_path / MARK).write_bytes(damage)
-    assert read_mark(tmp_path) == 0
+    assert read_mark(tmp_path) == Mark()

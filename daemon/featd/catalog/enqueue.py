@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
@@ -12,7 +12,8 @@ import sqlalchemy as sa
 from featd.catalog import connect, counters, dialects, verdicts
 from featd.catalog.counters import StateChanges
 from featd.catalog.schema import images
-from featd.states import PRIORITY_ARRIVAL, PRIORITY_BACKLOG, State
+from featd.paths import stand_in
+from featd.states import PRIORITY_ARRIVAL, PRIORITY_BACKLOG, Kind, State
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,14 +37,14 @@ class Reread(StrEnum):
 
 @dataclass(slots=True)
 class Enqueued:
-    """How many of the found files were new, had changed, had returned, are read again, or cannot be held by the
-    catalog."""
+    """How many of the found files were new, had changed, had returned, or are read again."""
 
     new: int = 0
     changed: int = 0
     returned: int = 0
     reread: int = 0
-    refused: int = 0
+    refused: set[str] = field(default_factory=set)
+    """The names under which files stand, as failed images, that the database refuses."""
     doubted: list[FoundFile] = field(default_factory=list)
     """Files of done rows whose ctime moved alone: perhaps they have other content."""
 
@@ -52,7 +53,7 @@ class Enqueued:
         self.changed += other.changed
         self.returned += other.returned
         self.reread += other.reread
-        self.refused += other.refused
+        self.refused |= other.refused
         self.doubted += other.doubted
 
     @property
@@ -133,6 +134,29 @@ def enqueue(
     changes.move(None, State.PENDING, result.new)
     counters.apply(conn, changes)
     return result
+
+
+def refuse(conn: sa.Connection, root: str, file: FoundFile, why: str) -> bool:
+    """A file that the database refuses becomes an image that failed, under the name that stands in for its path.
+    Returns whether it was not yet."""
+    place = replace(file, path=stand_in(file.path), size=min(file.size, 2**63 - 1))
+    changes = StateChanges()
+    changes.move(None, State.PENDING, _insert(conn, root, [place], PRIORITY_BACKLOG, 0.0))
+    mine = (images.c.root == root, images.c.path == place.path)
+    row = conn.execute(dialects.lock_rows(conn, sa.select(*images.c["id", "state"]).where(*mine))).one()
+    if row.state in (State.FAILED, State.CLAIMED):  # a claimed row is its worker's
+        return False
+    failed = {
+        **verdicts.CLEAN,
+        "state": State.FAILED,
+        "error_kind": Kind.CATALOG_REFUSED,
+        "error": f"{verdicts.kept(why)}: {file.path}",
+        "updated_at": dialects.now(conn),
+    }
+    conn.execute(sa.update(images).where(images.c.id == row.id).values(**failed))
+    changes.move(State(row.state), State.FAILED)
+    counters.apply(conn, changes)
+    return True
 
 
 def walk_known(

@@ -88,6 +88,11 @@ def any_live(conn: sa.Connection) -> bool:
     return conn.execute(sa.select(leases.c.id).where(is_live(conn)).limit(1)).first() is not None
 
 
+def live_hosts(conn: sa.Connection) -> set[str]:
+    """The hosts of all live leases."""
+    return set(conn.scalars(sa.select(leases.c.host).where(is_live(conn)).distinct()))
+
+
 def all_open(conn: sa.Connection) -> list[Lease]:
     """All leases that have not ended."""
     return [one.lease for one in _read_open(conn, sa.true())]

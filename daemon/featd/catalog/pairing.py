@@ -4,7 +4,8 @@ Marker and catalog share a nonce. A start that finds no live lease changes it in
 catalog, the same into the marker, and a confirmation into the catalog. Until then both nonces pass, so that a start
 that dies between two writes locks nobody out. A copy of the store that stays behind has the old nonce, and so has a
 catalog that is restored. A catalog that is restored within one start is behind the mark, which the janitor keeps
-beside the marker. A store that came back from a backup to its place, with all shards, is taken as it is.
+beside the marker. A host that joins others asks them to write the mark anew, and does not see it in a copy. A store
+that came back from a backup to its place, with all shards, is taken as it is.
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ from typing import Any
 import sqlalchemy as sa
 
 from featd import clock
-from featd.catalog import connect, instance, leases, stats, values
-from featd.catalog.schema import leases as lease_table
+from featd.catalog import connect, hosts, instance, leases, stats, values
 from featd.catalog.schema import shards
 from featd.errors import FeatdError, StoreUnavailableError, reason
 from featd.shards.store import (
     RESTORED,
+    Mark,
     OtherStoreError,
     StoreKey,
     check_instance,
@@ -45,6 +46,8 @@ PLACE = "store.place"
 """The setting: the path of the store that was given the present nonce."""
 LOOKED_THROUGH = 1000
 """The newest shards, which are looked through."""
+ANSWER_SECONDS = 15.0
+"""Time for the host that tidies to write the mark, and for a network file system to show it."""
 
 
 def store_key(conn: sa.Connection) -> StoreKey:
@@ -85,7 +88,7 @@ def _lacking(catalog: sa.Engine, store: Path) -> list[str]:
     be lost; but a store that lacks these is as old as its mark."""
     last = sa.select(*shards.c["id", "path"]).order_by(shards.c.id.desc()).limit(LOOKED_THROUGH).subquery()
     with connect.reading(catalog) as conn:
-        newer = conn.scalars(sa.select(last.c.path).where(last.c.id > read_mark(store))).all()
+        newer = conn.scalars(sa.select(last.c.path).where(last.c.id > read_mark(store).newest_shard)).all()
     return [path for path in newer if shard_is_missing(store / path)]
 
 
@@ -96,41 +99,61 @@ def check_under_lease(catalog: sa.Engine, store: Path) -> StoreKey:
     return check(catalog, store)
 
 
-def pair(catalog: sa.Engine, store: Path, host: str) -> None:
+def pair(catalog: sa.Engine, store: Path, host: str, lease_seconds: float) -> None:
     """At a start on `host`: check that catalog and store go together, and give them another nonce where no lease is
     live. OtherStoreError; StoreUnavailableError."""
     check(catalog, store)
     with connect.reading(catalog) as conn:
-        newest, live = newest_shard(conn), leases.any_live(conn)
+        newest = newest_shard(conn)
     mark = read_mark(store)
-    if newest < mark:
+    if newest < mark.newest_shard:
         raise OtherStoreError(RESTORED.format(store=store))
-    if mark and (lacking := _lacking(catalog, store)):
+    if mark.newest_shard and (lacking := _lacking(catalog, store)):
         raise OtherStoreError(
             f"{store} lacks {len(lacking)} shards that the catalog knows, such as {lacking[-1]}: it is an older copy,"
             " or came from an older backup. Name the store in use in store.path; or, if featd is to go on with this"
             " one, run `featd db restored`"
         )
-    if live or not connect.transact(catalog, _propose):
-        check_shared(catalog, store, host)
-    else:
+    _see_the_mark(catalog, store, host, lease_seconds)
+    if connect.transact(catalog, _propose):
         connect.transact(catalog, _exchange, store)
 
 
-def check_shared(catalog: sa.Engine, store: Path, host: str, before: int | None = None) -> None:
-    """StoreUnavailableError where workers of other hosts that were here first (with leases before `before`) use another
-    store: what they sealed last must be in this one. On one host, the supervisor's lock makes sure of that."""
+def _see_the_mark(catalog: sa.Engine, store: Path, host: str, lease_seconds: float) -> None:
+    """StoreUnavailableError where workers of other hosts use another store. The host that tidies is asked to write the
+    mark of its store anew, which must appear in this one. On one host, the supervisor's lock makes sure of that."""
     with connect.reading(catalog) as conn:
-        sealed = _last_of_others(conn, host, before)
-    for _ in range(3):
-        if sealed is None or not shard_is_missing(store / sealed):
-            return
-        clock.sleep(1.0)  # a network file system may show a new file late
-    # To be tried again: should this one shard be lost, then the next one is there.
-    raise StoreUnavailableError(
-        f"{store} lacks {sealed}, which a running worker of another host has just sealed: this store is a copy of the"
-        " one in use, or not mounted. Name the one in use in store.path"
-    )
+        others = leases.live_hosts(conn) - {host}
+    if not others:
+        return
+    asked = connect.transact(catalog, _ask_for_mark, host)
+    deadline = clock.monotonic() + lease_seconds + ANSWER_SECONDS
+    while read_mark(store).asked < asked:
+        if clock.monotonic() > deadline:
+            raise StoreUnavailableError(
+                f"workers of {', '.join(sorted(others))} are running, and {store} does not show what featd writes into"
+                " the store there: this store is a copy of the one in use, or not mounted. Name the one in use in"
+                " store.path"
+            )
+        clock.sleep(0.1)
+        with connect.reading(catalog) as conn:
+            if not leases.live_hosts(conn) - {host}:
+                return
+
+
+def _ask_for_mark(conn: sa.Connection, host: str) -> int:
+    hosts.leave_duties(conn, [hosts.TIDY], host)  # this host's janitor does not run
+    hosts.ask_for(conn, [hosts.TIDY])
+    return _asked(conn)
+
+
+def mark_of(conn: sa.Connection) -> Mark:
+    """What the store's mark should say now."""
+    return Mark(newest_shard(conn), _asked(conn))
+
+
+def _asked(conn: sa.Connection) -> int:
+    return hosts.times_asked(conn, [hosts.TIDY])[hosts.TIDY]
 
 
 def declare_restored(catalog: sa.Engine, store: Path, host: str, policy: RetryPolicy) -> tuple[int, int]:
@@ -139,7 +162,7 @@ def declare_restored(catalog: sa.Engine, store: Path, host: str, policy: RetryPo
     sure that featd does not run on `host`. FeatdError while a worker of another host is at work."""
     with connect.reading(catalog) as conn:
         marked = check_instance(store, store_key(conn))
-        newest = newest_shard(conn)
+        mark = mark_of(conn)
         open_leases = leases.all_open(conn)
         elsewhere = sorted({line.host for line in stats.workers(conn)} - {host})
     if elsewhere:
@@ -152,7 +175,7 @@ def declare_restored(catalog: sa.Engine, store: Path, host: str, policy: RetryPo
     connect.transact(catalog, values.set_value, HISTORY, str(uuid.uuid4()))
     connect.transact(catalog, _propose, turn_of(marked))
     connect.transact(catalog, _exchange, store)
-    write_mark(store, newest)
+    write_mark(store, mark)
     lost = 0
     for page in connect.walk(catalog, _shards_after, lambda shard: shard.id, 0):
         lost += sum(shard_is_missing(store / shard.path) for shard in page)
@@ -203,20 +226,3 @@ def _exchange(conn: sa.Connection, store: Path) -> None:
         raise StoreUnavailableError(f"{store}: cannot write its marker: {reason(error)}") from error
     values.set_value(conn, NONCES, [proposed])
     values.set_value(conn, PLACE, str(store.resolve()))
-
-
-def _last_of_others(conn: sa.Connection, host: str, before: int | None) -> str | None:
-    """The path of the last shard that a worker of another host with a live lease has sealed."""
-    columns = shards.c["id", "path", "lease_id"]
-    last = sa.select(*columns).order_by(shards.c.id.desc()).limit(LOOKED_THROUGH).subquery()
-    statement = (
-        sa.select(last.c.path)
-        .join(lease_table, lease_table.c.id == last.c.lease_id)
-        .where(leases.is_live(conn), lease_table.c.host != host)
-        .order_by(last.c.id.desc())
-        .limit(1)
-    )
-    if before is not None:
-        statement = statement.where(last.c.lease_id < before)
-    path: str | None = conn.scalar(statement)
-    return path

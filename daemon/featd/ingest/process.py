@@ -221,7 +221,7 @@ class Ingest:
         report: dict[str, Any] = {
             "watching": sum(root.watching for root in self.roots),
             "ignored": {root.name: dict(root.last.ignored) for root in self.roots if root.last.ignored},
-            "left_out": sum(len(root.unreadable) + root.last.enqueued.refused for root in self.roots),
+            "left_out": sum(len(root.unreadable) for root in self.roots),
             "held": [root.name for root in self.roots if root.last.held or root.last.away],
             "notes": {
                 **notes,

@@ -212,8 +212,6 @@ class RootIngest:
                 f"{self.last.held:,} images vanished at once; they keep their state for"
                 f" {self.root.gone_after_seconds:g} s: if that is right, `featd scan --confirm-gone {self.name}`"
             )
-        if refused := self.last.enqueued.refused:
-            return f"the catalog cannot hold {refused:,} files (file_refused in the log): they are left out"
         if self.unreadable:
             return f"{told_unreadable(self.unreadable)}: images there keep their state"
         return None

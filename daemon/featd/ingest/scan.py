@@ -18,7 +18,7 @@ from featd.catalog.enqueue import Enqueued, FoundFile, KnownFile, Reread
 from featd.config import RootConfig
 from featd.errors import RefusedError
 from featd.ingest.walk import PORTION_FILES, Walk
-from featd.paths import from_catalog, to_catalog
+from featd.paths import from_catalog, is_stand_in, stand_in, to_catalog
 from featd.roots import Globs, RootState, mounts_beneath, root_state
 from featd.states import PRIORITY_BACKLOG
 
@@ -205,7 +205,7 @@ class Scan:
             for known in self._known(cursor):
                 missing: dict[str, list[int]] = {VANISHED: [], EXCLUDED: []}
                 for file in known:
-                    if not self._globs.takes(file.path):
+                    if not self._takes(file.path):
                         missing[EXCLUDED].append(file.id)
                     elif not self.report.held and self._is_gone(root_fd, file.path):
                         missing[VANISHED].append(file.id)
@@ -219,7 +219,12 @@ class Scan:
         finally:
             os.close(root_fd)
 
+    def _takes(self, path: str) -> bool:
+        return is_stand_in(path) or self._globs.takes(path)
+
     def _is_gone(self, root_fd: int, path: str) -> bool:
+        if is_stand_in(path):
+            return path not in self.report.enqueued.refused
         away = any(path.startswith(f"{folder}/") for folder in self.report.away)
         return not away and is_missing(root_fd, from_catalog(path), self._root.follow_symlinks)
 
@@ -229,7 +234,7 @@ class Scan:
         total = vanished = excluded = 0
         for known in self._known(""):
             for file in known:
-                if self._globs.takes(file.path):
+                if self._takes(file.path):
                     total += 1
                     vanished += self._is_gone(root_fd, file.path)
                 else:
@@ -324,8 +329,8 @@ def enqueue_files(
     heard: bool = False,
     reread: Reread = Reread.NONE,
 ) -> Enqueued:
-    """Enqueue files of a root, BATCH_FILES in one transaction. A file that the database refuses is found by halves,
-    and told; the others go on."""
+    """Enqueue files of a root, BATCH_FILES in one transaction. A file that the database refuses is found by halves
+    and becomes a failed image; the others go on."""
     enqueued = Enqueued()
     parts = [files[at : at + BATCH_FILES] for at in range(0, len(files), BATCH_FILES)]
     while parts:
@@ -347,13 +352,16 @@ def enqueue_files(
             if len(some) > 1:
                 parts += [some[: len(some) // 2], some[len(some) // 2 :]]
                 continue
-            log.warning(
-                "file_refused",
-                "the catalog cannot hold this file; leaving it out",
-                file=f"{root.path}/{some[0].path}",
-                error=str(error),
-            )
-            enqueued.refused += 1
+            [file] = some
+            enqueued.refused.add(stand_in(file.path))
+            why = f"the catalog cannot hold this file ({error}); move it to a shorter path"
+            if connect.transact(catalog, enqueue.refuse, str(root.path), file, why):
+                log.warning(
+                    "file_refused",
+                    "the catalog cannot hold this file; it counts as failed",
+                    file=f"{root.path}/{file.path}",
+                    error=str(error),
+                )
     return enqueued
 
 
@@ -381,7 +389,7 @@ def describe(report: ScanReport) -> str:
     if report.away:
         more += f"; not mounted, its images keep their state: {', '.join(report.away)}"
     if report.enqueued.refused:
-        more += f"; {report.enqueued.refused:,} refused by the catalog: see the log"
+        more += f"; {len(report.enqueued.refused):,} refused by the catalog: see `featd failures`"
     return (
         f"{report.root}: {report.files} images, {report.enqueued.new} new, {report.enqueued.changed} changed,"
         f" {report.enqueued.returned} returned, {report.gone} gone{more}"

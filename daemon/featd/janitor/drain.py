@@ -88,7 +88,7 @@ def _finished(counts: Mapping[State, int], start: Start, unseen: Sequence[str], 
     if counts[State.FAILED]:
         message += f"; {counts[State.FAILED]:,} failed (`featd failures` lists them)"
     if unread:
-        message += f"; {unread:,} folders or files were left out: see the log"
+        message += f"; {unread:,} folders could not be read: see the log"
     if unseen:
         message += f"; offline roots were not scanned: {', '.join(unseen)}: {AGAIN}"
     if unseen or unread:

@@ -99,16 +99,17 @@ class Janitor:
                 self._draining = False
 
     def _keep_mark(self) -> None:
-        """Note in the store how far the catalog has come, so that one that is restored later is noticed."""
+        """Note in the store how far the catalog has come, so that one that is restored later is noticed; and answer a
+        host that starts and asks whether it has the same store."""
         with connect.reading(self._catalog) as conn:
-            newest = pairing.newest_shard(conn)
-        if newest > self._marked:
+            mark = pairing.mark_of(conn)
+        if mark.newest_shard > self._marked.newest_shard or mark.asked > self._marked.asked:
             try:
-                write_mark(self._store, newest)
+                write_mark(self._store, mark)
             except OSError as error:
                 log.warning("mark_not_written", "cannot write into the store", error=error.strerror)
                 return
-            self._marked = newest
+            self._marked = mark
 
     def stop_draining(self) -> None:
         """The drain is over; report its end no more."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from featd.errors import ConfigError, StoreUnavailableError
@@ -28,6 +28,14 @@ class StoreKey:
 
     instance: str
     nonces: tuple[str | None, ...] = (None,)
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """How far the catalog had come: its newest shard, and how often hosts that start had asked for the mark."""
+
+    newest_shard: int = 0
+    asked: int = 0
 
 
 class OtherStoreError(ConfigError):
@@ -157,18 +165,18 @@ def run_folder(store: Path, host: str) -> Path:
     return store / "run" / host
 
 
-def read_mark(path: Path) -> int:
-    """The number of the newest shard that the catalog had when the mark was written; 0 where there is no mark."""
+def read_mark(path: Path) -> Mark:
+    """The mark of the store; one of zeros where there is none."""
     try:
         document = json.loads((path / MARK).read_bytes())
-        return int(document["newest_shard"])
-    except (OSError, ValueError, TypeError, KeyError):
-        return 0
+        return Mark(int(document["newest_shard"]), int(document.get("asked", 0)))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return Mark()
 
 
-def write_mark(path: Path, newest_shard: int) -> None:
+def write_mark(path: Path, mark: Mark) -> None:
     """OSError."""
-    write_atomically(path / MARK, json.dumps({"newest_shard": newest_shard}).encode() + b"\n")
+    write_atomically(path / MARK, json.dumps(asdict(mark)).encode() + b"\n")
 
 
 def _marker(path: Path) -> dict[str, object] | None:

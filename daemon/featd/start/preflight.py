@@ -35,7 +35,7 @@ def check_beforehand(plan: WorkerPlan, notifier: Notifier, close: Sequence[int] 
         migrate.check_schema(catalog)
         connect.transact(catalog, lambda _: None)  # fails where the catalog cannot be written
         worker_process.boot(plan, catalog)
-        pairing.pair(catalog, plan.store.path, plan.host)
+        pairing.pair(catalog, plan.store.path, plan.host, plan.lease_seconds)
         return ""
 
     notifier.status("starting: loading the net", clock.monotonic())

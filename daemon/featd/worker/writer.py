@@ -20,7 +20,7 @@ import numpy.typing as npt
 import sqlalchemy as sa
 
 from featd import clock, logs
-from featd.catalog import connect, leases, live, pairing, settle
+from featd.catalog import connect, leases, live, settle
 from featd.catalog.connect import CommitUnknownError
 from featd.catalog.settle import Identity, Lost, Made, Settlement
 from featd.config import StoreConfig
@@ -300,8 +300,6 @@ class Writer(WorkerThread):
                 settled: dict[State, int] = {}
                 # A COMMIT whose reply was lost may have succeeded: check before trying again.
                 if not (unknown and self._was_committed(settlement)):
-                    if settlement.shard is not None:
-                        pairing.check_shared(self._catalog, self._store.path, self._kind.host, self._lease.id)
                     settled = connect.transact(
                         self._catalog,
                         settle.settle,
