@@ -6,11 +6,13 @@ from __future__ import annotations
 import shutil
 import signal
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from photographs import write_photographs
+from postgres import PostgreSQL
 from running import Instance, check_promise, kill_all, make_instance, wait_for
 
 PHOTOGRAPHS = 60
@@ -138,3 +140,40 @@ def test_a_copied_store_cannot_be_used_beside_the_first_nor_the_first_after_it(i
         left = instance.run(*command)
         assert (left.returncode, "left behind" in left.stderr) == (78, True), left.stderr
     assert "left behind" in instance.run("status").stdout
+
+
+def test_another_host_joins_with_the_same_store_and_not_with_a_complete_copy(
+    tmp_path: Path, postgres: PostgreSQL
+) -> None:
+    write_photographs(tmp_path / "images", 8)
+    database = postgres.create()
+    url = postgres.url(database)
+    keys = {"workers__devices": ["cpu"], "workers__decoders": 1, "workers__lease_seconds": 6.0}
+    first = replace(make_instance(tmp_path / "one", tmp_path / "images", url, **keys), host="one")
+    second = Instance(tmp_path / "two", host="two")
+    second.folder.mkdir()
+    store = first.settings.store.path
+    text = first.config.read_text()
+
+    def name_store(path: Path) -> None:
+        second.config.write_text(text.replace("[workers]", f'[store]\npath = "{path}"\n[workers]'))
+
+    process = first.start("run")
+    try:
+        wait_for(lambda: first.count("done") == 8, 60, "an idle host")
+        shutil.copytree(store, second.folder / "copy")
+        name_store(second.folder / "copy")
+        refused = second.run("run", "--drain")
+        assert refused.returncode == 75
+        assert "workers of one are running" in refused.stderr
+        write_photographs(tmp_path / "images", 20)
+        name_store(store)
+        joined = second.run("run", "--drain")
+        assert joined.returncode == 0, joined.stderr
+        wait_for(lambda: first.count("done") == 20, 60, "the end")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+        assert check_promise(first) == {"done": 20}
+    finally:
+        kill_all(process)
+        postgres.drop(database)
