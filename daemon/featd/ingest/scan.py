@@ -354,7 +354,7 @@ def enqueue_files(
                 continue
             [file] = some
             enqueued.refused.add(stand_in(file.path))
-            why = f"the catalog cannot hold this file ({error}); move it to a shorter path"
+            why = f"{error}; move the file to a shorter path"
             if connect.transact(catalog, enqueue.refuse, str(root.path), file, why):
                 log.warning(
                     "file_refused",
