@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from featd.errors import ModelError, naming
-from featd.net import gist
+from featd.net import gist, mapped
 from featd.net.batch import any_batch, one_by_one
 from featd.net.caffemodel import read_weights
 from featd.net.graph import CONSTANTS, INPUT, Graph, Layer, Shape, Step, clash, trace, varying
@@ -46,10 +46,10 @@ def _load(net: str, weights: Path | None, blobs: Sequence[str]) -> Net:
         stored, identity = gist.stored_weights(), {"net": f"gist/{gist.REVISION}"}
     else:
         assert weights is not None  # the configuration demands it
-        bytes_read, stored = read_weights(weights)
+        sha256, stored = read_weights(weights)
         identity = {
             "net": "sha256:" + hashlib.sha256(raw).hexdigest(),
-            "weights": "sha256:" + hashlib.sha256(bytes_read).hexdigest(),
+            "weights": "sha256:" + sha256,
         }
     weights_source = str(weights or net)
     steps = graph.needed(tuple(blobs))
@@ -82,6 +82,7 @@ def _load(net: str, weights: Path | None, blobs: Sequence[str]) -> Net:
             f"{weights_source}: holds no weights for layer {', '.join(map(repr, matched.missing))} of {net}: "
             "these weights belong to another net"
         )
+    mapped.rest()
     return Net(
         name=definition.message.name or Path(net).stem,
         source=net,

@@ -14,7 +14,6 @@ from featd.engines.ten_crop import TenCropEngine
 from featd.errors import ConfigError
 from featd.images.decode import DECODER
 from featd.net.load import load_net
-from featd.net.net import Net
 from featd.preprocess.resolve import resolve
 from featd.preprocess.spec import PreprocessSpec
 from featd.shards.layout import check_blobs
@@ -22,9 +21,9 @@ from featd.shards.layout import check_blobs
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A loaded net on a device. `spec`: everything that decides the values of vectors; the engine does not."""
+    """A net on a device, without the weights that were read for it. `spec`: everything that decides the values of
+    vectors; the engine does not."""
 
-    net: Net
     engine: Engine
     preprocess: PreprocessSpec
     spec: dict[str, Any]
@@ -52,7 +51,7 @@ def load_model(
         "decoder": DECODER,
         "dtype": dtype,
     }
-    return Model(net, engine, preprocess, spec)
+    return Model(engine, preprocess, spec)
 
 
 def prepared_as(model: Model, preprocess: PreprocessSpec) -> Model:
