@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from featd.config import ModelConfig, PreprocessConfig
@@ -14,7 +15,7 @@ from featd.engines.ten_crop import TenCropEngine
 from featd.errors import ConfigError
 from featd.images.decode import DECODER
 from featd.net.load import load_net
-from featd.preprocess.resolve import resolve
+from featd.preprocess.resolve import input_size, resolve
 from featd.preprocess.spec import PreprocessSpec
 from featd.shards.layout import check_blobs
 
@@ -37,7 +38,7 @@ def load_model(
     config: ModelConfig, preparation: PreprocessConfig, dtype: str, device: str, threads: int
 ) -> Model:
     """Read the net, load it on `device`. ModelError or ConfigError with the way out."""
-    net = load_net(config.net, config.weights, config.blobs)
+    net = load_net(config.net, config.weights, config.blobs, partial(input_size, preparation))
     check_blobs(list(net.blobs))
     preprocess = resolve(preparation, net.input_shape, net.preprocess)
     if (preprocess.depth, *preprocess.crop) != net.input_shape:
