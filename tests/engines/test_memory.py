@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -103,13 +106,28 @@ def test_a_copy_does_not_change_with_its_file(tmp_path: Path) -> None:
 
 
 def test_folders_of_killed_processes_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    dead = tmp_path / "featd-weights-dead"
-    dead.mkdir()
-    (dead / "tensor 1").write_bytes(b"x")
-    with monkeypatch.context() as patch:
-        patch.setattr(tempfile, "tempdir", str(tmp_path))
-        with mapped.temporary_folder() as mine:
-            assert [*tmp_path.iterdir()] == [mine]
-            with mapped.temporary_folder() as other:
-                assert {*tmp_path.iterdir()} == {mine, other}
+    """And those of living ones are not."""
+    code = (
+        "from featd.net import mapped\n"
+        "with mapped.temporary_folder() as folder:\n"
+        " (folder / 'tensor 1').write_bytes(b'x'); print(folder, flush=True); input()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=os.environ | {"TMPDIR": str(tmp_path)},
+        text=True,
+    ) as other:
+        assert other.stdout is not None
+        theirs = Path(other.stdout.readline().strip())
+        with monkeypatch.context() as patch:
+            patch.setattr(tempfile, "tempdir", str(tmp_path))
+            with mapped.temporary_folder() as mine:
+                assert {*tmp_path.iterdir()} == {theirs, mine}
+            other.kill()
+            other.wait()
+            assert [*tmp_path.iterdir()] == [theirs]
+            with mapped.temporary_folder() as mine:
+                assert [*tmp_path.iterdir()] == [mine]
     assert not [*tmp_path.iterdir()]
