@@ -94,7 +94,7 @@ def main() -> None:
         write_photographs(folder / "small", options.small)
         threads = len(os.sched_getaffinity(0))
         settings = make_instance(folder / "probe", folder / "small", **model).settings
-        net = load_net(settings.model)
+        net = load_net(settings.model.net, settings.model.weights, settings.model.blobs)
         engine = load_engine(net, settings.model.engine, "cpu", threads)
         spec = resolve(config.PreprocessConfig(), net.input_shape, net.preprocess)
         engine.forward(np.zeros((BATCH, *spec.shape), np.float32))

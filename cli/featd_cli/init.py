@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -181,7 +182,7 @@ def _check(folder: Path, choices: Choices) -> Settings:
     from featd import config
     from featd.engines.select import require_engine
     from featd.net.load import load_net
-    from featd.preprocess.resolve import resolve
+    from featd.preprocess.resolve import input_size, resolve
     from featd.shards.layout import check_blobs
 
     with tempfile.TemporaryDirectory(prefix="featd-init-") as place:
@@ -191,8 +192,9 @@ def _check(folder: Path, choices: Choices) -> Settings:
             settings = config.load(draft)
         except ConfigError as error:
             raise ConfigError(str(error).removeprefix(f"{draft}: ")) from None
-    net = load_net(settings.model.net, settings.model.weights, settings.model.blobs)
-    require_engine(net, settings.model.engine)
+    model = settings.model
+    net = load_net(model.net, model.weights, model.blobs, partial(input_size, settings.preprocess))
+    require_engine(net, model.engine)
     check_blobs(list(net.blobs))
     resolve(settings.preprocess, net.input_shape, net.preprocess)
     catalog = settings.catalog.model_copy(update={"url": _absolute_url(choices.url, folder)})

@@ -142,7 +142,10 @@ max_pixels = 100_000_000
 # opencv: resize in whole grey levels. skimage: resize in floating point, as pycaffe does.
 # arithmetic = "opencv"
 # Height and width before the crop to the net's input (pycaffe: the net's input itself).
+# A net that takes any size gets a smaller one if this is smaller.
 # size = [256, 256]
+# Height and width of the net's input, cut from the centre: only for another one than the definition's.
+# crop = [227, 227]
 # bgr, rgb or gray.
 # channels = "bgr"
 # Subtracted from each pixel: one value per channel, or the path of a .npy or .binaryproto.

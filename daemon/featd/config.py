@@ -167,6 +167,7 @@ class PreprocessConfig(_Section):
     orientation: Literal["apply", "ignore"] | None = None
     resize: Literal["warp", "short_side"] | None = None
     size: tuple[_Pixels, _Pixels] | None = None
+    crop: tuple[_Pixels, _Pixels] | None = None
     interpolation: Literal["linear", "area", "cubic", "nearest"] | None = None
     arithmetic: Literal["opencv", "skimage"] | None = None
     crops: Literal["center", "ten"] = "center"
@@ -175,7 +176,7 @@ class PreprocessConfig(_Section):
     scale: _Pixel | None = None
     max_pixels: Annotated[int, Field(ge=1, le=2**40)] = 100_000_000
 
-    @field_validator("size", mode="before")
+    @field_validator("size", "crop", mode="before")
     @classmethod
     def _square(cls, size: object) -> object:
         return (size, size) if isinstance(size, int) and not isinstance(size, bool) else size

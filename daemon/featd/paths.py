@@ -13,6 +13,7 @@ import os
 import re
 import stat
 from pathlib import Path
+from typing import BinaryIO
 
 _ESCAPED = re.compile(r"\\(?:\\|x([0-9a-f]{2}))")
 
@@ -110,22 +111,33 @@ _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 def read_regular(path: Path, most_bytes: int | None = None) -> bytes:
-    """All bytes of a file named by a person. Never waits for a FIFO, never reads a device endlessly.
+    """All bytes of a file named by a person; OSError as `open_regular` gives it."""
+    with open_regular(path, most_bytes) as file:
+        return file.read()
+
+
+def open_regular(path: Path, most_bytes: int | None = None) -> BinaryIO:
+    """Open a file named by a person for reading. Never waits for a FIFO, never reads a device endlessly.
 
     OSError as open(2) gives it; EINVAL where it is a Git LFS pointer or not a regular file, EFBIG where it has more
     than `most_bytes`.
     """
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
-    with open(fd, "rb") as file:  # noqa: PTH123
+    file = open(fd, "rb")  # noqa: PTH123, SIM115 -- the caller closes it
+    try:
         found = os.fstat(fd)
         if not stat.S_ISREG(found.st_mode):
             raise OSError(errno.EINVAL, "not a regular file", str(path))
         if most_bytes is not None and found.st_size > most_bytes:
             raise OSError(errno.EFBIG, f"larger than {most_bytes:,} bytes", str(path))
-        raw = file.read()
-    if raw.startswith(_LFS_POINTER):
-        raise OSError(errno.EINVAL, "a Git LFS pointer, not the file itself: run `git lfs pull`", str(path))
-    return raw
+        if file.peek(len(_LFS_POINTER)).startswith(_LFS_POINTER):
+            raise OSError(
+                errno.EINVAL, "a Git LFS pointer, not the file itself: run `git lfs pull`", str(path)
+            )
+    except BaseException:
+        file.close()
+        raise
+    return file
 
 
 def open_beneath(root_fd: int, raw: bytes, *, follow_symlinks: bool = False) -> int:

@@ -134,10 +134,17 @@ def test_memory_data_as_the_input(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     want = theirs.blobs["ip"].data.reshape(2, -1).copy()
     for engine in both_engines(net):
         assert distance(engine.forward(batch)["ip"], want) < TOLERANCE
+    Path(model.net).write_text(memory.replace('name: "m"', 'name: "transform_param"') + IP)
+    both_engines(load(model))
     assert not caplog.records
+    # Caffe does not apply it to arrays either.
     Path(model.net).write_text(
-        memory.replace("memory_data", "transform_param { scale: 0.5 } memory_data") + IP
+        memory.replace("memory_data", "transform_param { scale: 0.5 mean_value: 9 } memory_data") + IP
     )
+    theirs = caffe.Net(model.net, caffe.TEST, weights=str(model.weights))
+    theirs.set_input_arrays(batch, np.zeros(2, np.float32))
+    theirs.forward()
+    assert distance(theirs.blobs["ip"].data.reshape(2, -1), want) < TOLERANCE
     for engine in both_engines(load(model)):
         assert distance(engine.forward(batch)["ip"], want) < TOLERANCE
     assert "transform_param of the input layer is not used" in caplog.text

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
-from typing import Protocol, TypeAlias
+from typing import Final, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,8 @@ from featd.net.graph import INPUT
 from featd.net.net import Net
 
 _log = logs.get("engine")
+
+_TRANSFORM: Final = re.compile(r"(^|[\s}])transform_param\s*:?\s*[{<]")
 
 Batch: TypeAlias = npt.NDArray[np.float32]
 """float32, (n, channels, height, width)."""
@@ -71,15 +74,16 @@ def warn_of(net: Net, engine: str) -> None:
     """Warn, once per loaded engine, of what the definition says and featd does otherwise, of fillers in the place of
     weights, and that batches do not speed up this net."""
     for step in net.layers:
-        # A layer of the file that has become the input: MemoryData.
+        # Not an `input` of the old form, which is no layer of the file.
         if (
             step.layer.type == INPUT
             and step.layer.index >= 0
-            and "transform_param" in net.texts[step.layer.index]
+            and _TRANSFORM.search(net.texts[step.layer.index])
         ):
             _log.warning(
                 "transform_param_not_used",
-                "the transform_param of the input layer is not used; write its mean and scale into [preprocess]",
+                "the transform_param of the input layer is not used; write its mean_value or mean_file as mean and its"
+                " scale as scale into [preprocess]",
                 net=net.source,
                 layer=step.layer.name,
             )

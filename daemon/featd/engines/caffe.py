@@ -21,7 +21,7 @@ import numpy as np
 
 from featd.engines.base import Batch, Vectors, as_batch, as_vectors, cuda_index, run_all, warn_of
 from featd.errors import EngineError, ModelError, first_line, naming
-from featd.net import schema
+from featd.net import mapped, schema
 from featd.net.caffemodel import StoredBlob
 from featd.net.graph import INPUT, Layer
 from featd.net.layers.table import TYPES
@@ -253,6 +253,7 @@ def _load(caffe: Any, net: Net, message: Any) -> Any:
         definition.write_text(text_format.MessageToString(message), encoding="utf-8")
         made = caffe.Net(str(definition), caffe.TEST)
     _fill(made, net)
+    mapped.rest()
     return made
 
 
@@ -285,7 +286,8 @@ def _fill(made: Any, net: Net) -> None:
 
 def _arrays(net: Net, layer: Layer, theirs: Any) -> list[Any]:
     if layer.type in TYPES:
-        arrays = [weight.array() for weight in net.weights.get(layer.key, ())]
+        # As they lie in the file, which Caffe's copy does not mind: aligned, they would be one more copy.
+        arrays = [weight.stored.data.reshape(weight.shape) for weight in net.weights.get(layer.key, ())]
     else:
         stored = net.other_weights.get(layer.key)
         found = [] if stored is None else [blob for blob in stored.blobs if blob is not None]
@@ -295,7 +297,7 @@ def _arrays(net: Net, layer: Layer, theirs: Any) -> list[Any]:
                 f"{net.source}: {layer} needs weight arrays of shapes {shapes}, the file holds "
                 f"{[blob.shape for blob in found]} for it: these weights belong to another net"
             )
-        arrays = [blob.array(shape) for blob, shape in zip(found, shapes, strict=True)]
+        arrays = [blob.data.reshape(shape) for blob, shape in zip(found, shapes, strict=True)]
     if len(arrays) != len(theirs.blobs):
         raise CaffeUnavailableError(
             f"{net.source}: {layer}: this build of Caffe wants {len(theirs.blobs)} weight arrays"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Final
 
 from featd.engines.base import Batch, Vectors, as_batch, as_vectors, cuda_index, run_all, warn_of
 from featd.errors import EngineError, ModelError, first_line, naming
+from featd.net import mapped
 from featd.net.lower import output_name, to_onnx
 from featd.net.net import Net
 
@@ -24,8 +26,7 @@ class OnnxRuntimeEngine:
         self.blobs = dict(net.blobs)
         self._outputs = [output_name(blob) for blob in net.blobs]
         self._alone = net.one_by_one is not None
-        self._arrays: dict[str, Any] = {}
-        self._session: Any = _session(net, device, threads, self._arrays)
+        self._session: Any = _session(net, device, threads)
         warn_of(net, self.name)
         self._input = self._session.get_inputs()[0].name
 
@@ -49,11 +50,9 @@ class OnnxRuntimeEngine:
     def close(self) -> None:
         """Release the session and its threads."""
         self._session = None
-        self._arrays.clear()
 
 
-def _session(net: Net, device: str, threads: int, arrays: dict[str, Any]) -> Any:
-    """`arrays` receives the weights. The session reads them in place, so they must live as long as the session."""
+def _session(net: Net, device: str, threads: int) -> Any:
     onnxruntime = import_onnxruntime()
     providers: list[Any] = ["CPUExecutionProvider"]
     index = cuda_index(device)
@@ -72,14 +71,24 @@ def _session(net: Net, device: str, threads: int, arrays: dict[str, Any]) -> Any
     options.log_severity_level = _LOG_ERRORS
     # Idle threads must not use the cores that the decoders need.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+
+    def load(model: Path | bytes) -> Any:
+        mapped.rest()
+        return onnxruntime.InferenceSession(model, options, providers=providers)
+
     try:
         with naming(net.source):
-            model = to_onnx(net, arrays)
-        # Beside the model, not in it: weights in it would be copied four times and limited to 2 GB.
-        for name in arrays:
-            arrays[name] = onnxruntime.OrtValue.ortvalue_from_numpy(arrays[name])
-        options.add_external_initializers(list(arrays), list(arrays.values()))
-        session = onnxruntime.InferenceSession(model, options, providers=providers)
+            try:
+                # Weights in files: ONNX Runtime maps them, and lets go of each once it has packed it. Weights in the
+                # model would be copied four times and limited to 2 GB; those of our own arrays it would keep, too.
+                with mapped.temporary_folder() as folder:
+                    model = Path(folder, "net.onnx")
+                    model.write_bytes(to_onnx(net, folder))
+                    session = load(model)
+            except OSError as error:
+                mapped.warn_of_no_room(net.source, error)
+                session = load(to_onnx(net))
+        mapped.rest()
     except ModelError:
         raise
     except Exception as error:  # as in `forward`

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featd.errors import ModelError
-from featd.paths import read_regular
+from featd.net.mapped import copy_of
 
 Array: TypeAlias = npt.NDArray[np.float32]
 
@@ -67,24 +67,25 @@ class StoredLayer:
     hdf5: bool = False
 
 
-def read_weights(path: Path) -> tuple[bytes, list[StoredLayer]]:
-    """All bytes of a .caffemodel and its layers, those without arrays too, in file order.
+def read_weights(path: Path) -> tuple[str, list[StoredLayer]]:
+    """The SHA-256 of a .caffemodel, in hex, and its layers, those without arrays too, in file order.
 
-    The arrays are views on those bytes: the hash is that of what is used. ModelError names the file and what is wrong.
+    The arrays are views on a copy of the file: the hash is that of what is used. ModelError names the file and what is
+    wrong.
     """
     try:
-        raw = read_regular(path)
+        raw, sha256 = copy_of(path)
     except OSError as error:
         raise ModelError(f"{path}: cannot read the weights: {error.strerror}: check model.weights") from None
-    if raw.startswith(_HDF5):
-        return raw, _hdf5(raw, path)
+    if raw[: len(_HDF5)].tobytes() == _HDF5:
+        return sha256, _hdf5(raw, path)
     try:
-        layers = list(_layers(memoryview(raw)))
+        layers = list(_layers(raw))
     except _WireError as error:
         raise ModelError(f"{path}: not a whole .caffemodel: {error}: copy or download it again") from None
     if not layers:
         raise ModelError(f"{path}: holds no layers: is this a .caffemodel?")
-    return raw, layers
+    return sha256, layers
 
 
 def name_of(raw: bytes) -> str:
@@ -93,7 +94,7 @@ def name_of(raw: bytes) -> str:
     return raw.decode("utf-8", "backslashreplace")
 
 
-def _hdf5(raw: bytes, path: Path) -> list[StoredLayer]:
+def _hdf5(raw: memoryview, path: Path) -> list[StoredLayer]:
     from featd.net import hdf5_weights  # HDF5 only where it is needed
 
     return [

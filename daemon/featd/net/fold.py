@@ -26,8 +26,8 @@ class Folded:
     """What lowering does not do layer by layer. Keys are indexes into `Net.layers`."""
 
     absorbed: set[int] = field(default_factory=set)
-    weights: dict[int, Weights] = field(default_factory=dict)
-    """New arrays of the layers that absorb the layers after them."""
+    absorbing: dict[int, Affine] = field(default_factory=dict)
+    """What layers absorb: see `absorbed`."""
     affine: dict[int, Affine] = field(default_factory=dict)
     """Runs of BatchNorm, Scale and Bias, by their first layer."""
 
@@ -50,10 +50,10 @@ def fold(net: Net) -> Folded:
         if run is None:
             continue
         if absorbs:
-            weights = _absorbed(net, step, run)
-            if weights is None:
+            # Thrown away, to be made again one layer at a time: kept, they would take as much memory as all weights.
+            if absorbed(net, step, run) is None:
                 continue
-            found.weights[at] = weights
+            found.absorbing[at] = run
         else:
             found.affine[at] = run
         found.absorbed.update(tail)
@@ -103,7 +103,9 @@ def _run(
         tail.append(at)
 
 
-def _absorbed(net: Net, step: Step, run: Affine) -> Weights | None:
+def absorbed(net: Net, step: Step, run: Affine) -> Weights | None:
+    """The arrays of a layer that has absorbed `run`, the layers after it. None: they hold numbers that are not
+    finite."""
     weights: Sequence[Array] = [weight.array() for weight in net.weights[step.layer.key]]
     factor, shift = run.factor, run.shift - run.mean * run.factor
     bias = weights[1].astype(np.float64) if len(weights) > 1 else np.zeros(len(factor))
@@ -118,8 +120,13 @@ def _scaled(step: Step, weight: Array, factor: npt.NDArray[np.float64]) -> Array
     if step.layer.type == "Deconvolution":
         group = param.convolution_param.group
         split = weight.reshape(group, weight.shape[0] // group, weight.shape[1], -1)
-        scaled = split * factor.reshape(group, 1, weight.shape[1], 1)
-        return scaled.reshape(weight.shape).astype(np.float32)
+        return _times(split, factor.reshape(group, 1, weight.shape[1], 1)).reshape(weight.shape)
     last = step.layer.type == "InnerProduct" and param.inner_product_param.transpose
     along = factor if last else factor.reshape((-1,) + (1,) * (weight.ndim - 1))
-    return (weight * along).astype(np.float32)
+    return _times(weight, along)
+
+
+def _times(weight: Array, factor: npt.NDArray[np.float64]) -> Array:
+    """The product in double precision, rounded to single piece by piece: the whole of it would be twice as large."""
+    out = np.empty(weight.shape, np.float32)
+    return np.multiply(weight, factor, out=out, dtype=np.float64, casting="same_kind")

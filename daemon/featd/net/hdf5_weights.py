@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import math
+import mmap
 from typing import Any, Final
 
 import h5py
@@ -24,14 +25,16 @@ _EXPANDS: Final = 1100
 Array = npt.NDArray[Any]
 
 
-def read(raw: bytes, source: str) -> list[tuple[bytes, list[Array | None]]]:
+def read(raw: memoryview, source: str) -> list[tuple[bytes, list[Array | None]]]:
     """(layer, its arrays by index) of a file's bytes; None where an index is left out (a shared array).
 
     ModelError names the file and what is wrong.
     """
     try:
-        with h5py.File(io.BytesIO(raw), "r") as file:
-            return _Reader(source, len(raw)).layers(file)
+        # A mapping can be read like a file.
+        file_like = raw.obj if isinstance(raw.obj, mmap.mmap) else io.BytesIO(raw)
+        with h5py.File(file_like, "r") as file:
+            return _Reader(source, raw).layers(file)
     except ModelError:
         raise
     except Exception as error:  # of a damaged file: OSError, KeyError, ValueError, RuntimeError
@@ -41,9 +44,10 @@ def read(raw: bytes, source: str) -> list[tuple[bytes, list[Array | None]]]:
 
 
 class _Reader:
-    def __init__(self, source: str, size: int) -> None:
+    def __init__(self, source: str, raw: memoryview) -> None:
         self._source = source
-        self._room = max(size, 1 << 16) * _EXPANDS
+        self._raw = raw
+        self._room = max(len(raw), 1 << 16) * _EXPANDS
 
     def _refuse(self, path: str, why: str) -> ModelError:
         return ModelError(f"{self._source}: {path}: {why}")
@@ -97,6 +101,10 @@ class _Reader:
         if self._room < 0:
             raise self._refuse(path, f"declares {found.shape}, more than the file can hold")
         self._stored_in_full(found, path)
+        place, size = found.id.get_offset(), int(found.size) * found.dtype.itemsize
+        # Caffe's own files hold plain numbers: a view on the file is enough.
+        if found.dtype == "<f4" and found.chunks is None and place and place + size <= len(self._raw):
+            return np.frombuffer(self._raw, "<f4", found.size, place).reshape(found.shape)
         array: Array = found[()]
         return np.ascontiguousarray(array, np.float32).reshape(found.shape)
 

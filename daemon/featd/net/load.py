@@ -3,32 +3,43 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 from featd.errors import ModelError, naming
-from featd.net import gist
+from featd.net import gist, mapped
 from featd.net.batch import any_batch, one_by_one
 from featd.net.caffemodel import read_weights
 from featd.net.graph import CONSTANTS, INPUT, Graph, Layer, Shape, Step, clash, trace, varying
 from featd.net.layers.table import TYPES
 from featd.net.net import Net, caffe_defaults, flattened
 from featd.net.prototxt import Definition, define, read
+from featd.net.resized import resized
 from featd.net.shapes import infer
 from featd.net.upgrade import refusal, upgrade
 from featd.net.weights import match
 
+Size: TypeAlias = tuple[int, int]
+"""(height, width)."""
 
-def load_net(net: str, weights: Path | None = None, blobs: Sequence[str] = ()) -> Net:
+
+def load_net(
+    net: str,
+    weights: Path | None = None,
+    blobs: Sequence[str] = (),
+    input_size: Callable[[Size], Size] = lambda own: own,
+) -> Net:
     """Read a net: `gist`, which is built in, or the path of a definition with the path of its `weights`.
 
-    ModelError says what is wrong and what to do. Nothing is run.
+    `input_size`: from the (height, width) of the definition's input to those wanted. ModelError says what is wrong and
+    what to do. Nothing is run.
     """
     with naming(net, weights or net):
-        return _load(net, weights, blobs)
+        return _load(net, weights, blobs, input_size)
 
 
-def _load(net: str, weights: Path | None, blobs: Sequence[str]) -> Net:
+def _load(net: str, weights: Path | None, blobs: Sequence[str], input_size: Callable[[Size], Size]) -> Net:
     built_in = net == gist.NAME
     if built_in:
         raw = gist.prototxt().encode()
@@ -46,10 +57,10 @@ def _load(net: str, weights: Path | None, blobs: Sequence[str]) -> Net:
         stored, identity = gist.stored_weights(), {"net": f"gist/{gist.REVISION}"}
     else:
         assert weights is not None  # the configuration demands it
-        bytes_read, stored = read_weights(weights)
+        sha256, stored = read_weights(weights)
         identity = {
             "net": "sha256:" + hashlib.sha256(raw).hexdigest(),
-            "weights": "sha256:" + hashlib.sha256(bytes_read).hexdigest(),
+            "weights": "sha256:" + sha256,
         }
     weights_source = str(weights or net)
     steps = graph.needed(tuple(blobs))
@@ -64,6 +75,10 @@ def _load(net: str, weights: Path | None, blobs: Sequence[str]) -> Net:
         raise _first_problem(definition, error) from None
     one = infer(steps, 1)
     input_shape = _input_shape(input_blob, one.blobs[input_blob], net)
+    size = input_size(input_shape[1:])
+    if size != input_shape[1:]:
+        steps, one = resized(steps, one, input_blob, size, net)
+        input_shape = (input_shape[0], *size)
     depends = varying(steps, {input_blob})
     for blob in blobs:
         if graph.blobs[blob] not in depends:
@@ -82,6 +97,7 @@ def _load(net: str, weights: Path | None, blobs: Sequence[str]) -> Net:
             f"{weights_source}: holds no weights for layer {', '.join(map(repr, matched.missing))} of {net}: "
             "these weights belong to another net"
         )
+    mapped.rest()
     return Net(
         name=definition.message.name or Path(net).stem,
         source=net,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -11,7 +12,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from featd.errors import ModelError
-from featd.net.fold import fold
+from featd.net.fold import absorbed, fold
 from featd.net.graph import INPUT, Shape, Step
 from featd.net.layers.affine import statistics
 from featd.net.layers.registry import Lowered, Weights
@@ -56,7 +57,7 @@ class _Graph:
     copies it.
     """
 
-    def __init__(self, name: str, apart: dict[str, npt.NDArray[Any]] | None) -> None:
+    def __init__(self, name: str, apart: Path | None) -> None:
         self._apart = apart
         self.model = onnx.ModelProto(ir_version=IR_VERSION, producer_name="featd")
         self.model.opset_import.append(helper.make_opsetid("", OPSET))
@@ -90,7 +91,8 @@ class _Graph:
         else:
             tensor.data_location = TensorProto.EXTERNAL
             tensor.external_data.add(key="location", value=name)
-            self._apart[name] = np.ascontiguousarray(array)
+            with Path(self._apart, name).open("wb") as file:
+                file.write(np.ascontiguousarray(array).data)
         return name
 
     def scalar(self, value: float) -> str:
@@ -104,11 +106,12 @@ class _Graph:
         return self.node("Reshape", [tensor, self.constant(np.array(dims, np.int64))])
 
 
-def to_onnx(net: Net, apart: dict[str, npt.NDArray[Any]] | None = None) -> bytes:
+def to_onnx(net: Net, apart: Path | None = None) -> bytes:
     """The serialized ModelProto of `net`: input `net.input_blob` float32 (n, C, H, W), outputs (n, d) in the
     order of `net.blobs`, named as `output_name` says. ModelError names a layer that cannot be lowered.
 
-    `apart`: takes large arrays by their names, which then are not in the bytes (ONNX calls them external)."""
+    `apart`: a folder that gets a file for each large array, which then is not in the bytes (ONNX calls it external).
+    OSError where they cannot be written."""
     require_lowered(net)
     graph = _Graph(net.name, apart)
     values: dict[int, tuple[str, Shape]] = {}
@@ -123,7 +126,8 @@ def to_onnx(net: Net, apart: dict[str, npt.NDArray[Any]] | None = None) -> bytes
         if layer.type == INPUT:
             tensors: Sequence[str] = [_input_name(top) for top in layer.tops]
         else:
-            at_layer = _lowered(net, graph, step, values, folded.weights.get(at), doubtful)
+            weights = absorbed(net, step, folded.absorbing[at]) if at in folded.absorbing else None
+            at_layer = _lowered(net, graph, step, values, weights, doubtful)
             affine = folded.affine.get(at)
             lower = TYPES[layer.type].lower if affine is None else affine.lower
             tensors = lower(graph, at_layer)

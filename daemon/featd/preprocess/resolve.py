@@ -17,6 +17,16 @@ from featd.preprocess.presets import ILSVRC_MEAN_BGR, PRESETS, Preset
 from featd.preprocess.spec import PreprocessSpec
 
 
+def input_size(config: PreprocessConfig, own: tuple[int, int]) -> tuple[int, int]:
+    """The (height, width) that a net's input shall have, whose definition has `own`: `crop`; or `size` where that is
+    smaller, since nothing of `own` can be cut from it."""
+    if config.crop is not None:
+        return config.crop
+    if config.size is not None and (config.size[0] < own[0] or config.size[1] < own[1]):
+        return config.size
+    return own
+
+
 def resolve(
     config: PreprocessConfig, input_shape: tuple[int, int, int], defaults: PreprocessDefaults
 ) -> PreprocessSpec:

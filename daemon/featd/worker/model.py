@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from featd.config import ModelConfig, PreprocessConfig
@@ -14,17 +15,16 @@ from featd.engines.ten_crop import TenCropEngine
 from featd.errors import ConfigError
 from featd.images.decode import DECODER
 from featd.net.load import load_net
-from featd.net.net import Net
-from featd.preprocess.resolve import resolve
+from featd.preprocess.resolve import input_size, resolve
 from featd.preprocess.spec import PreprocessSpec
 from featd.shards.layout import check_blobs
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A loaded net on a device. `spec`: everything that decides the values of vectors; the engine does not."""
+    """A net on a device, without the weights that were read for it. `spec`: everything that decides the values of
+    vectors; the engine does not."""
 
-    net: Net
     engine: Engine
     preprocess: PreprocessSpec
     spec: dict[str, Any]
@@ -38,7 +38,7 @@ def load_model(
     config: ModelConfig, preparation: PreprocessConfig, dtype: str, device: str, threads: int
 ) -> Model:
     """Read the net, load it on `device`. ModelError or ConfigError with the way out."""
-    net = load_net(config.net, config.weights, config.blobs)
+    net = load_net(config.net, config.weights, config.blobs, partial(input_size, preparation))
     check_blobs(list(net.blobs))
     preprocess = resolve(preparation, net.input_shape, net.preprocess)
     if (preprocess.depth, *preprocess.crop) != net.input_shape:
@@ -52,7 +52,7 @@ def load_model(
         "decoder": DECODER,
         "dtype": dtype,
     }
-    return Model(net, engine, preprocess, spec)
+    return Model(engine, preprocess, spec)
 
 
 def prepared_as(model: Model, preprocess: PreprocessSpec) -> Model:

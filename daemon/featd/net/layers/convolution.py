@@ -9,10 +9,16 @@ from typing import Final
 
 from featd.errors import ModelError
 from featd.net.graph import Layer, Shape
-from featd.net.layers.registry import MANY, Builder, Lowered, axis_of, cannot, register
+from featd.net.layers.registry import MANY, Builder, Lowered, Weights, axis_of, cannot, register
 
 _MOST_COLUMNS: Final = 2**31 - 1
 _MOST_SETTING: Final = 2**20
+_MOST_BYTES: Final = 48 << 20
+"""Of the weights of one convolution in ONNX. Few nets have a larger one: those made of nets with fully connected
+layers."""
+_ARRANGED: Final = 16
+_STEP: Final = 64
+"""Outputs that ONNX Runtime computes together, at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,24 +123,40 @@ def _params(layer: Layer, bottoms: Sequence[Shape]) -> list[Shape]:
     return [weight, (param.num_output,)] if param.bias_term else [weight]
 
 
+def _parts(at: Lowered) -> list[Weights]:
+    """The arrays of a large Convolution in parts that share its outputs: ONNX Runtime arranges the weights of each
+    convolution anew, and needs them four times while it does. Its sums stay the same: each is of one output alone."""
+    weight, outputs = at.weights[0], len(at.weights[0])
+    whole = at.layer.type != "Convolution" or at.layer.param.convolution_param.group > 1
+    # Other numbers of channels are not arranged anew.
+    if whole or outputs % _ARRANGED or weight.shape[1] % _ARRANGED or weight.nbytes <= _MOST_BYTES:
+        return [at.weights]
+    step = max(_MOST_BYTES // weight[0].nbytes // _STEP, 1) * _STEP
+    return [[array[first : first + step] for array in at.weights] for first in range(0, outputs, step)]
+
+
 @register("Deconvolution", _shapes, _params, bottoms=(1, MANY), tops=(1, MANY))
 @register("Convolution", _shapes, _params, bottoms=(1, MANY), tops=(1, MANY))
 def lower(onnx: Builder, at: Lowered) -> list[str]:
     axis, win = _geometry(at.layer, at.shapes[0])
-    arrays = [onnx.constant(array) for array in at.weights]
+    parts = [[onnx.constant(array) for array in arrays] for arrays in _parts(at)]
     op = "Conv" if at.layer.type == "Convolution" else "ConvTranspose"
     tops = []
     for bottom, shape, top in zip(at.bottoms, at.shapes, at.tops, strict=True):
         # ONNX has its channels along axis 1.
         images = bottom if axis == 1 else onnx.reshape(bottom, (-1, *shape[axis:]), fixed=True)
-        made = onnx.node(
-            op,
-            [images, *arrays],
-            kernel_shape=win.kernel,
-            strides=win.stride,
-            pads=win.pad * 2,
-            dilations=win.dilation,
-            group=at.layer.param.convolution_param.group,
-        )
+        of_parts = [
+            onnx.node(
+                op,
+                [images, *arrays],
+                kernel_shape=win.kernel,
+                strides=win.stride,
+                pads=win.pad * 2,
+                dilations=win.dilation,
+                group=at.layer.param.convolution_param.group,
+            )
+            for arrays in parts
+        ]
+        made = of_parts[0] if len(of_parts) == 1 else onnx.node("Concat", of_parts, axis=1)
         tops.append(made if axis == 1 else onnx.reshape(made, (-1, *top[1:]), fixed=True))
     return tops
