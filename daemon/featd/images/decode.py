@@ -120,8 +120,8 @@ def _decode(data: bytes, header: Header, gray: bool, upright: bool, stderr: int 
     if white:
         pixels = pnm.grey_levels(pixels, white)
     return (
-        exif.turn(pixels, exif.missed_orientation(data, _EXIF[form](data)))
-        if upright and form in _EXIF
+        exif.turn(pixels, exif.missed_orientation(data, EXIF_STARTS[form](data)))
+        if upright and form in EXIF_STARTS
         else pixels
     )
 
@@ -172,11 +172,12 @@ _MENDED: dict[Format, Callable[[bytes], bytes]] = {
     Format.PNG: png.default_picture,
     Format.GIF: gif.first_picture,
 }
-_EXIF: dict[Format, Callable[[bytes], int]] = {
+EXIF_STARTS: dict[Format, Callable[[bytes], int]] = {
     Format.JPEG: jpeg.exif_start,
     Format.PNG: png.exif_start,
     Format.WEBP: exif.webp_start,
 }
+"""Where the EXIF of a file begins, or negative."""
 
 
 def _by_pillow(data: bytes, upright: bool, stderr: int | None) -> Pixels:

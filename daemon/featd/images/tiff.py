@@ -41,6 +41,10 @@ class Directory:
         return self.first(_ORIENTATION, 1)
 
     @property
+    def has_unassociated_alpha(self) -> bool:
+        return _UNASSOCIATED in self.values.get(_EXTRA, ())
+
+    @property
     def is_tiled(self) -> bool:
         return _TILES in self.values
 
