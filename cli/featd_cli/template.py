@@ -143,7 +143,7 @@ max_pixels = 100_000_000
 # arithmetic = "opencv"
 # Height and width before the crop to the net's input (pycaffe: the net's input itself).
 # size = [256, 256]
-# bgr, rgb or gray.
+# bgr, rgb or gray; for a net of four channels bgra or rgba, of two gray_alpha.
 # channels = "bgr"
 # Subtracted from each pixel: one value per channel, or the path of a .npy or .binaryproto.
 # mean = [104.0, 117.0, 123.0]

@@ -168,7 +168,7 @@ class PreprocessConfig(_Section):
     interpolation: Literal["linear", "area", "cubic", "nearest"] | None = None
     arithmetic: Literal["opencv", "skimage"] | None = None
     crops: Literal["center", "ten"] = "center"
-    channels: Literal["bgr", "rgb", "gray"] | None = None
+    channels: Literal["bgr", "rgb", "gray", "bgra", "rgba", "gray_alpha"] | None = None
     mean: tuple[_Pixel, ...] | Path | None = None
     scale: _Pixel | None = None
     max_pixels: Annotated[int, Field(ge=1, le=2**40)] = 100_000_000

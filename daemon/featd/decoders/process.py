@@ -128,6 +128,7 @@ class Decoder:
             file.data,
             max_pixels=spec.max_pixels,
             gray=spec.decode_gray,
+            alpha=spec.has_alpha,
             orientation=spec.orientation,
             stderr=2,
         )
