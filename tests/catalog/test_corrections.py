@@ -156,6 +156,22 @@ def pages_then_fail(pages: Any) -> Any:
     raise KeyboardInterrupt
 
 
+def test_a_page_of_candidates_does_not_sort_all_rows_of_a_root(desk: Any) -> None:
+    if not desk.is_sqlite:
+        pytest.skip("PostgreSQL chooses by its statistics, which a small table does not have")
+    plans: list[str] = []
+    with connect.reading(desk.engine) as conn:
+
+        def explain(_conn: Any, cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+            cursor.execute("EXPLAIN QUERY PLAN " + statement, parameters)
+            plans.extend(row[3] for row in cursor.fetchall())
+
+        sa.event.listen(desk.engine, "before_cursor_execute", explain)
+        corrections.candidates(conn, 0, ALL, ROOTS, 10)
+        sa.event.remove(desk.engine, "before_cursor_execute", explain)
+    assert plans == ["SEARCH images USING INTEGER PRIMARY KEY (rowid>?)"]
+
+
 def test_vectors_that_are_kept_are_not_asked_about_again(desk: Any) -> None:
     old(desk, "a.tif", "b.bmp")
     lacked = upgrade(desk)
