@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 import re
 import tomllib
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -23,7 +25,7 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from featd.config_faults import ENV_PREFIX, Fault, source_of
+from featd.config_faults import ENV_PREFIX, Fault, line_of, may_decide, sections_in_order, source_of
 from featd.errors import ConfigError, reason
 from featd.paths import read_regular
 from featd.roots import Globs
@@ -318,22 +320,18 @@ def find(explicit: Path | None) -> Path:
 def load(explicit: Path | None = None, faults: list[str] | None = None) -> Settings:
     """Read, check and freeze the configuration. ConfigError names the file, the line, the dotted key and the reason.
 
-    With `faults`, keys that are wrong and have no part in where catalog and store are get their default, and what is
-    wrong with them is appended: for commands that only look.
+    With `faults`, what is wrong and has no part in where catalog and store are is appended there, and keys get their
+    default: for commands that only look.
     """
     path = find(explicit)
     try:
         text = read_regular(path, MOST_BYTES).decode()
-        document = tomllib.loads(text)
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
-    except tomllib.TOMLDecodeError as error:
-        twice = _TWICE.sub(lambda found: f"the section [{found[1]}] stands there twice", str(error))
-        said = twice.replace("Cannot overwrite a value", "a key stands there twice")
-        raise ConfigError(f"{path}: not valid TOML: {said}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: {reason(error)}") from None
-    _refuse_unknown_variables()
+    document = _parsed(path, text, faults)
+    _check_variables(faults)
     if isinstance(document.get("roots"), dict):
         document["roots"] = [document["roots"]]  # [roots] in place of [[roots]]
     try:
@@ -342,20 +340,57 @@ def load(explicit: Path | None = None, faults: list[str] | None = None) -> Setti
         raise
     except Exception as error:  # pydantic-settings wraps what it cannot parse from the environment
         raise ConfigError(f"environment: {error} (lists are written as in JSON: '[\"fc7\"]')") from None
-    return _absolute(settings, path.absolute())
+    settings = _absolute(settings, path.absolute())
+    for at, told in _nested([root.path for root in settings.roots]):
+        line = line_of(text, ("roots", at, "path"))
+        told = f"{path}: {f'line {line}: ' if line else ''}roots: {told}"
+        if faults is None:
+            raise ConfigError(told)
+        faults.append(told)
+    return settings
+
+
+def _parsed(path: Path, text: str, faults: list[str] | None) -> dict[str, Any]:
+    """The document. With `faults`, without those of its sections that are no TOML."""
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        twice = _TWICE.sub(lambda found: f"the section [{found[1]}] stands there twice", str(error))
+        said = twice.replace("Cannot overwrite a value", "a key stands there twice")
+        told = f"{path}: not valid TOML: {said}"
+        document = None if faults is None else sections_in_order(text)
+        if faults is None or document is None:
+            raise ConfigError(told) from None
+        faults.append(told)
+        return document
 
 
 def _checked(path: Path, text: str, document: dict[str, Any], faults: list[str] | None) -> Settings:
     """The settings of a document. With `faults`, without those of its keys that are wrong."""
+    hidden: set[str] = set()
     while True:
         try:
-            return Settings(**document)
+            with _without(hidden):
+                return Settings(**document)
         except ValidationError as error:
             wrong = [Fault.of(problem, _keys()) for problem in error.errors(include_url=False)]
             told = [f"{source_of(fault, path, text)}: {fault.told}" for fault in wrong]
-            if faults is None or not all(fault.is_dropped(document) for fault in wrong):
+            variables = {fault.variable for fault in wrong if fault.variable and not fault.decides}
+            rest = [fault for fault in wrong if fault.variable not in variables]
+            if faults is None or not all(fault.is_dropped(document) for fault in rest):
                 raise ConfigError("; ".join(told)) from None
+            hidden |= variables
             faults.extend(told)
+
+
+@contextmanager
+def _without(variables: Collection[str]) -> Iterator[None]:
+    """The environment has none of these `variables` inside."""
+    kept = {name: os.environ.pop(name) for name in variables}
+    try:
+        yield
+    finally:
+        os.environ.update(kept)
 
 
 def _keys() -> dict[str, list[str]]:
@@ -366,15 +401,18 @@ def _keys() -> dict[str, list[str]]:
     }
 
 
-def _refuse_unknown_variables() -> None:
-    """Refuse a variable of an unknown section: a misspelled override would have no effect."""
+def _check_variables(faults: list[str] | None) -> None:
+    """Refuse a variable of an unknown section: a misspelled override would have no effect. With `faults`, it is one of
+    them, unless it may be meant for where catalog or store are."""
     for name in os.environ:
-        section, nested, _ = name.upper().removeprefix(ENV_PREFIX).partition("__")
-        if name.upper().startswith(ENV_PREFIX) and nested and section.lower() not in Settings.model_fields:
-            sections = ", ".join(Settings.model_fields)
-            raise ConfigError(
-                f"environment {name}: there is no section {section.lower()!r} (there are {sections})"
-            )
+        section, nested, key = name.upper().removeprefix(ENV_PREFIX).partition("__")
+        if not name.upper().startswith(ENV_PREFIX) or not nested or section.lower() in Settings.model_fields:
+            continue
+        sections = ", ".join(Settings.model_fields)
+        told = f"environment {name}: there is no section {section.lower()!r} (there are {sections})"
+        if faults is None or may_decide(section.lower(), key.lower(), _keys()):
+            raise ConfigError(told)
+        faults.append(told)
 
 
 def _absolute(settings: Settings, file: Path) -> Settings:
@@ -401,17 +439,15 @@ def _absolute(settings: Settings, file: Path) -> Settings:
     if not settings.model.built_in:
         net = str(resolve("model.net", Path(settings.model.net)))
         changes["model"] = changes["model"].model_copy(update={"net": net})
-    resolved = settings.model_copy(update=changes)
-    _refuse_nesting([root.path for root in resolved.roots])
-    return resolved
+    return settings.model_copy(update=changes)
 
 
-def _refuse_nesting(roots: list[Path]) -> None:
-    """Refuse nested roots: an image under two roots would be two images."""
+def _nested(roots: list[Path]) -> Iterator[tuple[int, str]]:
+    """Roots that are in another one, with what is wrong: an image under two roots would be two images."""
     for one in roots:
-        for other in roots:
+        for at, other in enumerate(roots):
             if one is not other and other.is_relative_to(one):
-                raise ConfigError(f"roots: must not be nested, but {one} contains {other}")
+                yield at, f"must not be nested, but {one} contains {other}"
 
 
 def _absolute_url(url: str, resolve: Any) -> str:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import os
 import re
+import tomllib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 ENV_PREFIX = "FEATD_"
+DECIDING = {"catalog": "url", "store": "path"}
+"""Where catalog and store are: section -> key."""
 _HEADER = re.compile(r"\s*\[\[?([^\[\]]+)\]")
+_HEADER_LINE = re.compile(r"^[ \t]*\[\[?([\w\-. \"]+)\]\]?[ \t]*(?:#.*)?$", re.MULTILINE)
 _ASSIGNED = re.compile(r"\s*([\w\-.\" ]+?)\s*=")
 _TYPES = {
     "int": "a whole number",
@@ -61,6 +66,12 @@ class Fault:
         )
         return cls(place, f"{'.'.join(map(str, place)) or 'configuration'}: {message}", decides)
 
+    @property
+    def variable(self) -> str:
+        """The variable of the environment that gives the value; empty where the file does."""
+        wanted = ENV_PREFIX + "__".join(map(str, self.place[:2])).upper()
+        return next((name for name in os.environ if name.upper() == wanted), "")
+
     def is_dropped(self, document: dict[str, Any]) -> bool:
         """Take the key out of the document; False where it must not, or cannot, be done without."""
         if self.decides:
@@ -72,7 +83,7 @@ class Fault:
         if isinstance(inside, dict) and last in inside:
             del inside[last]
             return True
-        # A root without a path, or a variable of the environment.
+        # A root without a path, or a variable of the environment that gives a whole section.
         return document.pop(str(self.place[0]), None) is not None if self.place else False
 
 
@@ -89,9 +100,8 @@ def _nearest(place: tuple[str | int, ...], keys: Mapping[str, Collection[str]]) 
 
 def source_of(fault: Fault, path: Path, text: str) -> str:
     """The variable of the environment that is wrong, or the file and, where it is found, the line."""
-    variable = ENV_PREFIX + "__".join(map(str, fault.place[:2])).upper()
-    if variable in map(str.upper, os.environ):
-        return f"environment {variable}"
+    if fault.variable:
+        return f"environment {fault.variable.upper()}"
     line = line_of(text, fault.place)
     return f"{path}: line {line}" if line else str(path)
 
@@ -114,3 +124,39 @@ def line_of(text: str, place: tuple[str | int, ...]) -> int | None:
         if found is None and header and section == str(place[0]) and (section != "roots" or number in place):
             found = at
     return found
+
+
+def may_decide(section: str, key: str, keys: Mapping[str, Collection[str]]) -> bool:
+    """Whether a variable of an unknown section may be meant for where catalog and store are."""
+    for known, names in keys.items():
+        if key in names:
+            return DECIDING.get(known) == key
+    near = difflib.get_close_matches
+    return bool(near(section, DECIDING, 1) or near(key, DECIDING.values(), 1))
+
+
+def sections_in_order(text: str) -> dict[str, Any] | None:
+    """The sections of a TOML text that can be read although it is not valid as a whole. None where the others may say
+    where catalog and store are."""
+    document: dict[str, Any] = {}
+    starts = [found.start() for found in _HEADER_LINE.finditer(text)]
+    for start, end in itertools.pairwise([0, *starts, len(text)]):
+        part = text[start:end]
+        header = _HEADER_LINE.match(part)
+        try:
+            read = tomllib.loads(part)
+        except tomllib.TOMLDecodeError:
+            # The header of the next section may be what is broken.
+            broken = any(line.lstrip().startswith("[") for line in part.splitlines()[1:])
+            if header is None or header[1].strip(' "').partition(".")[0] in DECIDING or broken:
+                return None
+            continue
+        for section, values in read.items():
+            held = document.setdefault(section, values)
+            if held is values:
+                continue
+            if isinstance(held, list) and isinstance(values, list):
+                held += values
+            elif section in DECIDING:
+                return None
+    return document

@@ -57,7 +57,7 @@ def upgrade(engine: sa.Engine, *, create: bool = True) -> tuple[str | None, str]
         if behind and leases.any_live(conn):
             raise SchemaError(
                 "workers of this catalog are running: stop featd on every host, then upgrade again (the lease of a"
-                " worker that was killed lasts for workers.lease_seconds)"
+                " worker that was killed lasts for the workers.lease_seconds of its host)"
             )
         config = alembic_config()
         config.attributes["connection"] = conn
