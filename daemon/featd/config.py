@@ -6,10 +6,7 @@ Environment variables override single keys: FEATD_WORKERS__BATCH=8.
 from __future__ import annotations
 
 import os
-import re
-import tomllib
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -25,7 +22,7 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from featd.config_faults import ENV_PREFIX, Fault, line_of, may_decide, sections_in_order, source_of
+from featd.config_faults import ENV_PREFIX, Fault, check_variables, line_of, parsed, source_of, without
 from featd.errors import ConfigError, reason
 from featd.paths import read_regular
 from featd.roots import Globs
@@ -297,9 +294,6 @@ class Settings(BaseSettings):
         return (env_settings, init_settings)
 
 
-_TWICE = re.compile(r"Cannot declare \('(.*?)',?\) twice")
-
-
 def find(explicit: Path | None) -> Path:
     """The configuration file: --config, then FEATD_CONFIG, ./featd.toml, the XDG folder, /etc/featd."""
     if explicit is not None:
@@ -330,8 +324,8 @@ def load(explicit: Path | None = None, faults: list[str] | None = None) -> Setti
         raise ConfigError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: {reason(error)}") from None
-    document = _parsed(path, text, faults)
-    _check_variables(faults)
+    document = parsed(path, text, faults)
+    check_variables(_keys(), faults)
     if isinstance(document.get("roots"), dict):
         document["roots"] = [document["roots"]]  # [roots] in place of [[roots]]
     try:
@@ -350,27 +344,12 @@ def load(explicit: Path | None = None, faults: list[str] | None = None) -> Setti
     return settings
 
 
-def _parsed(path: Path, text: str, faults: list[str] | None) -> dict[str, Any]:
-    """The document. With `faults`, without those of its sections that are no TOML."""
-    try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        twice = _TWICE.sub(lambda found: f"the section [{found[1]}] stands there twice", str(error))
-        said = twice.replace("Cannot overwrite a value", "a key stands there twice")
-        told = f"{path}: not valid TOML: {said}"
-        document = None if faults is None else sections_in_order(text)
-        if faults is None or document is None:
-            raise ConfigError(told) from None
-        faults.append(told)
-        return document
-
-
 def _checked(path: Path, text: str, document: dict[str, Any], faults: list[str] | None) -> Settings:
     """The settings of a document. With `faults`, without those of its keys that are wrong."""
     hidden: set[str] = set()
     while True:
         try:
-            with _without(hidden):
+            with without(hidden):
                 return Settings(**document)
         except ValidationError as error:
             wrong = [Fault.of(problem, _keys()) for problem in error.errors(include_url=False)]
@@ -383,36 +362,12 @@ def _checked(path: Path, text: str, document: dict[str, Any], faults: list[str] 
             faults.extend(told)
 
 
-@contextmanager
-def _without(variables: Collection[str]) -> Iterator[None]:
-    """The environment has none of these `variables` inside."""
-    kept = {name: os.environ.pop(name) for name in variables}
-    try:
-        yield
-    finally:
-        os.environ.update(kept)
-
-
 def _keys() -> dict[str, list[str]]:
     """The names of the keys of each section."""
     return {
         section: list((RootConfig if section == "roots" else field.annotation).model_fields)  # type: ignore[union-attr]
         for section, field in Settings.model_fields.items()
     }
-
-
-def _check_variables(faults: list[str] | None) -> None:
-    """Refuse a variable of an unknown section: a misspelled override would have no effect. With `faults`, it is one of
-    them, unless it may be meant for where catalog or store are."""
-    for name in os.environ:
-        section, nested, key = name.upper().removeprefix(ENV_PREFIX).partition("__")
-        if not name.upper().startswith(ENV_PREFIX) or not nested or section.lower() in Settings.model_fields:
-            continue
-        sections = ", ".join(Settings.model_fields)
-        told = f"environment {name}: there is no section {section.lower()!r} (there are {sections})"
-        if faults is None or may_decide(section.lower(), key.lower(), _keys()):
-            raise ConfigError(told)
-        faults.append(told)
 
 
 def _absolute(settings: Settings, file: Path) -> Settings:

@@ -1,4 +1,4 @@
-"""What is wrong in a configuration file: on which line, in plain words, and whether a look can go on without it."""
+"""What is wrong in a configuration: on which line, in plain words, and whether a look can go on without it."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ import itertools
 import os
 import re
 import tomllib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from featd.errors import ConfigError
 
 ENV_PREFIX = "FEATD_"
 DECIDING = {"catalog": "url", "store": "path"}
@@ -18,6 +21,7 @@ DECIDING = {"catalog": "url", "store": "path"}
 _HEADER = re.compile(r"\s*\[\[?([^\[\]]+)\]")
 _HEADER_LINE = re.compile(r"^[ \t]*\[\[?([\w\-. \"]+)\]\]?[ \t]*(?:#.*)?$", re.MULTILINE)
 _ASSIGNED = re.compile(r"\s*([\w\-.\" ]+?)\s*=")
+_TWICE = re.compile(r"Cannot declare \('(.*?)',?\) twice")
 _TYPES = {
     "int": "a whole number",
     "float": "a number",
@@ -126,7 +130,21 @@ def line_of(text: str, place: tuple[str | int, ...]) -> int | None:
     return found
 
 
-def may_decide(section: str, key: str, keys: Mapping[str, Collection[str]]) -> bool:
+def check_variables(keys: Mapping[str, Collection[str]], faults: list[str] | None) -> None:
+    """Refuse a variable of an unknown section: a misspelled override would have no effect. With `faults`, it is one of
+    them, unless it may be meant for where catalog or store are."""
+    for name in os.environ:
+        section, nested, key = name.upper().removeprefix(ENV_PREFIX).partition("__")
+        if not name.upper().startswith(ENV_PREFIX) or not nested or section.lower() in keys:
+            continue
+        sections = ", ".join(keys)
+        told = f"environment {name}: there is no section {section.lower()!r} (there are {sections})"
+        if faults is None or _may_decide(section.lower(), key.lower(), keys):
+            raise ConfigError(told)
+        faults.append(told)
+
+
+def _may_decide(section: str, key: str, keys: Mapping[str, Collection[str]]) -> bool:
     """Whether a variable of an unknown section may be meant for where catalog and store are."""
     for known, names in keys.items():
         if key in names:
@@ -135,7 +153,22 @@ def may_decide(section: str, key: str, keys: Mapping[str, Collection[str]]) -> b
     return bool(near(section, DECIDING, 1) or near(key, DECIDING.values(), 1))
 
 
-def sections_in_order(text: str) -> dict[str, Any] | None:
+def parsed(path: Path, text: str, faults: list[str] | None) -> dict[str, Any]:
+    """The document. With `faults`, without those of its sections that are no TOML."""
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        twice = _TWICE.sub(lambda found: f"the section [{found[1]}] stands there twice", str(error))
+        said = twice.replace("Cannot overwrite a value", "a key stands there twice")
+        told = f"{path}: not valid TOML: {said}"
+        document = None if faults is None else _sections_in_order(text)
+        if faults is None or document is None:
+            raise ConfigError(told) from None
+        faults.append(told)
+        return document
+
+
+def _sections_in_order(text: str) -> dict[str, Any] | None:
     """The sections of a TOML text that can be read although it is not valid as a whole. None where the others may say
     where catalog and store are."""
     document: dict[str, Any] = {}
@@ -160,3 +193,13 @@ def sections_in_order(text: str) -> dict[str, Any] | None:
             elif section in DECIDING:
                 return None
     return document
+
+
+@contextmanager
+def without(variables: Collection[str]) -> Iterator[None]:
+    """The environment has none of these `variables` inside."""
+    kept = {name: os.environ.pop(name) for name in variables}
+    try:
+        yield
+    finally:
+        os.environ.update(kept)
