@@ -1,4 +1,5 @@
-"""How long `featd db upgrade` takes on a large catalog of the first schema, and how long it blocks a reader.
+"""How long `featd db upgrade` takes on a large catalog of the first schema, how long it blocks a reader, and what it
+takes to count and to requeue the images that a correction of pixels may concern.
 
     python benchmarks/upgrade.py --rows 10000000 \\
         --database sqlite:////tmp/bench.db --database postgresql+psycopg://me@/bench
@@ -18,12 +19,13 @@ from typing import Any
 import sqlalchemy as sa
 from alembic import command
 
-from featd.catalog import connect, counters, dialects, instance, migrate
+from featd.catalog import connect, corrections, counters, dialects, instance, migrate
 from featd.catalog.counters import StateChanges
-from featd.states import State
+from featd.states import Correction, State
 
 FROM = "0001"
 BATCH = 1_000_000
+ROOTS = ("/data/images",)
 SHARD_ROWS = 4096
 QUIET_SECONDS = 2.0
 READ_PAUSE_SECONDS = 0.001
@@ -33,13 +35,13 @@ Measured = dict[str, float]
 Reads = list[tuple[float, float]]
 
 # n counts from 0. Images from `pending` on wait; of those before, every hundredth has failed and the others are done,
-# SHARD_ROWS to a shard in order of n.
+# SHARD_ROWS to a shard in order of n. Every fiftieth is a TIFF.
 IMAGES = f"""
 INSERT INTO images (root, path, size, mtime_ns, version, state, priority, not_before, suspect, errors, crashes,
     error_kind, error, shard_id, shard_row, shard_version, content, updated_at)
-SELECT '/data/images',
+SELECT '{ROOTS[0]}',
     'archive/2026/album-' || substr(CAST(100000 + n / 5000 AS text), 2)
-        || '/IMG_' || substr(CAST(1000000000 + n AS text), 2) || '.jpg',
+        || '/IMG_' || substr(CAST(1000000000 + n AS text), 2) || CASE WHEN n % 50 = 7 THEN '.tif' ELSE '.jpg' END,
     100000 + n % 9973, 1790000000000000000 + n, 1, state, 0, {MOMENT}, false, 0, 0,
     CASE state WHEN 'failed' THEN 'decode.corrupt' END,
     CASE state WHEN 'failed' THEN 'not a JPEG file: starts with 0x00 0x00' END,
@@ -178,6 +180,17 @@ def measure(url: str, rows: int) -> Measured:
     measured["longest read before, ms"] = 1000 * max(quiet)
     measured["longest read meanwhile, ms"] = 1000 * max(beside, default=0.0)
     migrate.check_schema(engine)
+
+    with connect.reading(engine) as conn:
+        lacked = corrections.undecided(conn)
+        began = time.monotonic()
+        counted = corrections.count(conn, lacked, ROOTS)
+        measured["count, s"] = time.monotonic() - began
+    began = time.monotonic()
+    requeued = corrections.requeue(engine, lacked, ROOTS)
+    measured["requeue, s"] = time.monotonic() - began
+    measured["requeued, images"] = requeued
+    assert requeued == counted[Correction.TIFF_ALPHA] == rows * 98 // 100 // 50
     engine.dispose()
     return measured
 

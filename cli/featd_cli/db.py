@@ -3,27 +3,107 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Sequence
+from typing import Annotated
 
 import typer
 
-from featd_cli.console import document, note, say
-from featd_cli.instance import ConfigOption, JsonOption, open_instance
+from featd.states import Correction
+from featd_cli.console import document, note, say, shown
+from featd_cli.instance import ConfigOption, Instance, JsonOption, open_instance
 
 app = typer.Typer(help="Show and upgrade the catalog's schema.", no_args_is_help=True)
 
 
+_WHAT = {
+    Correction.TIFF_ALPHA: "TIFF: the colours were multiplied by an unassociated alpha",
+    Correction.TIFF_ORIENTATION: 'TIFF: pictures were turned although orientation is "ignore"',
+    Correction.BMP_FIELDS: "BMP: unusual masks of bit fields were taken for the usual ones",
+    Correction.EXIF_LONG: "JPEG, PNG, WebP: pictures with a big-endian LONG as orientation were not turned",
+    Correction.PNG_ANIMATION: "PNG: an animation's first frame was read in place of the default picture",
+}
+_ALL = "all"
+_NAMES = f"a NAME of the table, or {_ALL}; repeat it"
+
+
 @app.command()
-def upgrade(ctx: typer.Context, config: ConfigOption = None) -> None:
+def upgrade(
+    ctx: typer.Context,
+    requeue: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help=f"Read the images of a correction again: {_NAMES}."),
+    ] = None,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Keep the vectors that lack a correction: as for --requeue."),
+    ] = None,
+    config: ConfigOption = None,
+) -> None:
     """Upgrade the catalog to this featd's schema.
 
-    Runs in one transaction, under a lock. Running it again does no harm.
+    Runs in one transaction, under a lock. Running it again does no harm. Where vectors were made before a correction
+    of pixels, it counts the images that may be concerned, until you requeue them or keep their vectors.
     """
     from featd.catalog import migrate
 
+    for name in [*(requeue or ()), *(keep or ())]:
+        if name not in (_ALL, *Correction):
+            raise typer.BadParameter(f"{name!r} is no correction: there are {', '.join(Correction)}")
     with open_instance(ctx, config, check=False) as instance:
         before, after = migrate.upgrade(instance.catalog, create=False)
-    note(f"the catalog already has this featd's schema: {after}" if before == after else "upgraded")
-    say(f"{before or 'empty'} -> {after}")
+        note(f"the catalog already has this featd's schema: {after}" if before == after else "upgraded")
+        say(f"{before or 'empty'} -> {after}")
+        _decide(instance, requeue or (), keep or ())
+
+
+def _decide(instance: Instance, requeue: Sequence[str], keep: Sequence[str]) -> None:
+    """Requeue the images of corrections, keep the vectors of others, and ask about the rest. A name counts before
+    "all"."""
+    from featd.catalog import connect, corrections
+
+    roots = [str(root.path) for root in instance.settings.roots]
+    with instance.read() as conn:
+        lacked = corrections.undecided(conn)
+
+    def chosen(names: Sequence[str], others: Sequence[str]) -> dict[Correction, int]:
+        return {
+            one: newest
+            for one, newest in lacked.items()
+            if one in names or (_ALL in names and one not in others)
+        }
+
+    again, kept = chosen(requeue, keep), chosen(keep, requeue)
+    if again:
+        images = corrections.requeue(instance.catalog, again, roots)
+        count = "1 image" if images == 1 else f"{images:,} images"
+        note(
+            shown(
+                f"{count} pending again: `featd run` reads the files, and makes new vectors only where a correction"
+                " changes the picture; until then an export leaves the images out"
+            )
+        )
+    if kept:
+        connect.transact(instance.catalog, corrections.keep, [one for one in kept if one not in again])
+    left = {one: newest for one, newest in lacked.items() if one not in (*again, *kept)}
+    if not left:
+        return
+    with instance.read() as conn:
+        counted = corrections.count(conn, left, roots)
+    connect.transact(instance.catalog, corrections.keep, [one for one in left if not counted[one]])
+    if not counted.total():
+        return
+    say()
+    say("CORRECTION        CANDIDATES  BEFORE IT")
+    for one in sorted(left):
+        if counted[one]:
+            say(f"{one:<16}  {counted[one]:>10,}  {_WHAT[one]}")
+    note(
+        shown(
+            "Vectors of some of these images were made before a correction of pixels. They are counted by the ends of"
+            " their names; only reading a file tells. To have the files read: `featd db upgrade --requeue all`; to keep"
+            " all vectors as they are: `featd db upgrade --keep all`; or name corrections in place of all"
+        )
+    )
 
 
 @app.command()

@@ -54,6 +54,8 @@ class Report:
     offline: dict[str, str] = field(default_factory=dict)
     """Roots of the configuration that are offline -> their state."""
     warnings: list[str] = field(default_factory=list)
+    faults: tuple[str, ...] = ()
+    """What is wrong in the configuration."""
     store_fault: str = ""
     """Why nothing can be written to the store; empty where it can, or where this user cannot tell."""
     store_unreadable: bool = False
@@ -111,11 +113,11 @@ def look(instance: Instance) -> Report:
             offline=_offline(settings),
             # With a fault in a root it is not known which roots there are.
             warnings=_foreign_roots(settings, stats.known_roots(conn)) if not instance.faults else [],
+            faults=tuple(f"configuration: {fault}" for fault in instance.faults),
             store_fault=_store_fault(settings.store.path),
             store_unreadable=not os.access(settings.store.path, os.R_OK | os.X_OK),
             waiting_roots=_waiting_roots(settings, stats.pending_roots(conn)) if stuck else {},
         )
-    report.warnings.extend(f"configuration: {fault}" for fault in instance.faults)
     report.warnings.extend(_warnings(instance, report))
     return report
 
@@ -214,11 +216,18 @@ def _warnings(instance: Instance, report: Report) -> list[str]:
         found.append(f"root {root}: no file can be read; its images are tried again, and nothing is counted")
     for worker in report.workers:
         left = worker.expires_in_seconds
-        if left < settings.workers.lease_seconds * LEASE_WARNING and state_of(worker) != "dead":
+        if left < _lease_of(worker, settings) * LEASE_WARNING and state_of(worker) != "dead":
             found.append(
                 f"worker {worker.device} on {worker.host} has not renewed its lease: it ends in {left:.0f} s"
             )
     return found
+
+
+def _lease_of(worker: WorkerLine, settings: Settings) -> float:
+    """For how many seconds a worker renews its lease, as it says itself: another host has a configuration of its own.
+    0 where that is not known."""
+    mine = settings.workers.lease_seconds if worker.host == socket.gethostname() else 0.0
+    return float(worker.shares.get("lease_seconds", mine))
 
 
 def holds_back(report: Report) -> str:
@@ -366,5 +375,5 @@ def as_json(report: Report) -> dict[str, Any]:
         "ingest": report.ingest,
         "daemon": {"pid": report.daemon.pid, "failed_start": report.daemon.failed_start},
         "holds_back": holds_back(report),
-        "warnings": report.warnings,
+        "warnings": [*report.faults, *report.warnings],
     }

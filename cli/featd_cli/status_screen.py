@@ -68,7 +68,7 @@ LEVELS = (
 
 def lines(report: Report, *, blocks: bool, width: int = WIDTH, detail: Detail = LEVELS[0]) -> list[Text]:
     """The screen, line by line. `blocks`: the terminal can show block characters."""
-    found = list(_head(report, width, blocks, detail))
+    found = [*_faults(report, width), *_head(report, width, blocks, detail)]
     for part in (
         _images(report, width, blocks),
         _workers(report, width, blocks, detail),
@@ -91,7 +91,8 @@ def fitted(report: Report, *, blocks: bool, width: int, height: int) -> list[Tex
         some = len(report.workers) - over - 1
         if not level.two_lines and level.workers is None and some > 1:
             return lines(report, blocks=blocks, width=width, detail=replace(level, workers=some))
-    return [*_images(report, width, blocks), *_verdict(report, width, LEVELS[-1])][:height]
+    least = (_faults(report, width), _images(report, width, blocks), _verdict(report, width, LEVELS[-1]))
+    return [line for part in least for line in part][:height]
 
 
 def show(screen: Iterable[Text]) -> None:
@@ -236,6 +237,12 @@ def _failures(report: Report, width: int, detail: Detail) -> Iterator[Text]:
         yield Text(clip(f"{line.kind:<20}{line.count:>13,}  {shown(line.example)}", width, 35))
     if rest := report.failures[len(some) :]:
         yield Text(f"{f'{len(rest)} more kinds':<20}{sum(line.count for line in rest):>13,}")
+
+
+def _faults(report: Report, width: int) -> Iterator[Text]:
+    for fault in report.faults:
+        for line in wrap(shown(fault), width, indent="  "):
+            yield Text(line, "red")
 
 
 def _verdict(report: Report, width: int, detail: Detail) -> Iterator[Text]:

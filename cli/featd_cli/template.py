@@ -146,7 +146,7 @@ max_pixels = 100_000_000
 # size = [256, 256]
 # Height and width of the net's input, cut from the centre: only for another one than the definition's.
 # crop = [227, 227]
-# bgr, rgb or gray.
+# bgr, rgb or gray; for a net of four channels bgra or rgba, of two gray_alpha.
 # channels = "bgr"
 # Subtracted from each pixel: one value per channel, or the path of a .npy or .binaryproto.
 # mean = [104.0, 117.0, 123.0]

@@ -5,11 +5,8 @@ Environment variables override single keys: FEATD_WORKERS__BATCH=8.
 
 from __future__ import annotations
 
-import difflib
 import os
-import re
-import tomllib
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -25,6 +22,7 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from featd.config_faults import ENV_PREFIX, Fault, check_variables, line_of, parsed, source_of, without
 from featd.errors import ConfigError, reason
 from featd.paths import read_regular
 from featd.roots import Globs
@@ -57,7 +55,6 @@ DEFAULT_EXCLUDE = (
 )
 """Thumbnails, bins and snapshots that NAS systems, desktops and Syncthing keep beside the images."""
 BUILT_IN_NETS = ("gist",)
-ENV_PREFIX = "FEATD_"
 MOST_BYTES = 16 * 1024 * 1024
 
 
@@ -171,7 +168,7 @@ class PreprocessConfig(_Section):
     interpolation: Literal["linear", "area", "cubic", "nearest"] | None = None
     arithmetic: Literal["opencv", "skimage"] | None = None
     crops: Literal["center", "ten"] = "center"
-    channels: Literal["bgr", "rgb", "gray"] | None = None
+    channels: Literal["bgr", "rgb", "gray", "bgra", "rgba", "gray_alpha"] | None = None
     mean: tuple[_Pixel, ...] | Path | None = None
     scale: _Pixel | None = None
     max_pixels: Annotated[int, Field(ge=1, le=2**40)] = 100_000_000
@@ -298,21 +295,6 @@ class Settings(BaseSettings):
         return (env_settings, init_settings)
 
 
-_HEADER = re.compile(r"\s*\[\[?([^\[\]]+)\]")
-_ASSIGNED = re.compile(r"\s*([\w\-.\" ]+?)\s*=")
-_TWICE = re.compile(r"Cannot declare \('(.*?)',?\) twice")
-_TYPES = {
-    "int": "a whole number",
-    "float": "a number",
-    "bool": "true or false",
-    "string": "text in quotes",
-    "path": "text in quotes",
-    "tuple": "a list",
-    "model": "a section",
-}
-"""What pydantic's kinds of type error mean in a TOML file."""
-
-
 def find(explicit: Path | None) -> Path:
     """The configuration file: --config, then FEATD_CONFIG, ./featd.toml, the XDG folder, /etc/featd."""
     if explicit is not None:
@@ -333,22 +315,18 @@ def find(explicit: Path | None) -> Path:
 def load(explicit: Path | None = None, faults: list[str] | None = None) -> Settings:
     """Read, check and freeze the configuration. ConfigError names the file, the line, the dotted key and the reason.
 
-    With `faults`, keys that are wrong and have no part in where catalog and store are get their default, and what is
-    wrong with them is appended: for commands that only look.
+    With `faults`, what is wrong and has no part in where catalog and store are is appended there, and keys get their
+    default: for commands that only look.
     """
     path = find(explicit)
     try:
         text = read_regular(path, MOST_BYTES).decode()
-        document = tomllib.loads(text)
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
-    except tomllib.TOMLDecodeError as error:
-        twice = _TWICE.sub(lambda found: f"the section [{found[1]}] stands there twice", str(error))
-        said = twice.replace("Cannot overwrite a value", "a key stands there twice")
-        raise ConfigError(f"{path}: not valid TOML: {said}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: {reason(error)}") from None
-    _refuse_unknown_variables()
+    document = parsed(path, text, faults)
+    check_variables(_keys(), faults)
     if isinstance(document.get("roots"), dict):
         document["roots"] = [document["roots"]]  # [roots] in place of [[roots]]
     try:
@@ -357,125 +335,40 @@ def load(explicit: Path | None = None, faults: list[str] | None = None) -> Setti
         raise
     except Exception as error:  # pydantic-settings wraps what it cannot parse from the environment
         raise ConfigError(f"environment: {error} (lists are written as in JSON: '[\"fc7\"]')") from None
-    return _absolute(settings, path.absolute())
+    settings = _absolute(settings, path.absolute())
+    for at, told in _nested([root.path for root in settings.roots]):
+        line = line_of(text, ("roots", at, "path"))
+        told = f"{path}: {f'line {line}: ' if line else ''}roots: {told}"
+        if faults is None:
+            raise ConfigError(told)
+        faults.append(told)
+    return settings
 
 
 def _checked(path: Path, text: str, document: dict[str, Any], faults: list[str] | None) -> Settings:
     """The settings of a document. With `faults`, without those of its keys that are wrong."""
+    hidden: set[str] = set()
     while True:
         try:
-            return Settings(**document)
+            with without(hidden):
+                return Settings(**document)
         except ValidationError as error:
-            wrong = [Fault.of(problem, document) for problem in error.errors(include_url=False)]
-            told = [f"{_source(fault, path, text)}: {fault.told}" for fault in wrong]
-            if faults is None or not all(fault.is_dropped(document) for fault in wrong):
+            wrong = [Fault.of(problem, _keys()) for problem in error.errors(include_url=False)]
+            told = [f"{source_of(fault, path, text)}: {fault.told}" for fault in wrong]
+            variables = {fault.variable for fault in wrong if fault.variable and not fault.decides}
+            rest = [fault for fault in wrong if fault.variable not in variables]
+            if faults is None or not all(fault.is_dropped(document) for fault in rest):
                 raise ConfigError("; ".join(told)) from None
+            hidden |= variables
             faults.extend(told)
 
 
-@dataclass(frozen=True, slots=True)
-class Fault:
-    """One thing that is wrong: where, and what is said of it."""
-
-    place: tuple[str | int, ...]
-    told: str
-    decides: bool
-    """Whether it may decide where catalog and store are."""
-
-    @classmethod
-    def of(cls, problem: Any, document: dict[str, Any]) -> Fault:
-        place = tuple(part for part in problem["loc"] if part not in ("literal['auto']", "tuple[str, ...]"))
-        message = problem["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
-        kind, _, rest = problem["type"].partition("_")
-        meant = ""
-        if problem["type"] == "extra_forbidden":
-            meant = _nearest(place)
-            message = "unknown key" + (f"; did you mean {meant}?" if meant else "")
-        elif kind in _TYPES and rest in ("type", "parsing", "from_float", "attributes_type"):
-            message = f"must be {_TYPES[kind]}"
-            if kind in ("int", "float", "bool"):  # other values may hold a password
-                message += f", not {problem['input']!r:.80}"
-        unknown = problem["type"] == "extra_forbidden"
-        section = meant.partition(".")[0] if unknown and len(place) == 1 else str(place[0]) if place else ""
-        decides = (
-            section == "catalog"
-            or (
-                section == "store"
-                and (len(place) < 2 or place[1] == "path" or (unknown and meant in ("", "store.path")))
-            )
-            # An unknown section may be meant to be the one that is missing.
-            or (unknown and len(place) == 1 and not section and isinstance(problem["input"], dict))
-        )
-        return cls(place, f"{'.'.join(map(str, place)) or 'configuration'}: {message}", decides)
-
-    def is_dropped(self, document: dict[str, Any]) -> bool:
-        """Take the key out of the document; False where it must not, or cannot, be done without."""
-        if self.decides:
-            return False
-        inside: Any = document
-        *above, last = self.place[:3] if self.place[:1] == ("roots",) else self.place[:2] or ("preprocess",)
-        for part in above:
-            inside = inside[part] if not isinstance(inside, dict) or part in inside else {}
-        if isinstance(inside, dict) and last in inside:
-            del inside[last]
-            return True
-        # A root without a path, or a variable of the environment.
-        return document.pop(str(self.place[0]), None) is not None if self.place else False
-
-
-def _nearest(place: tuple[str | int, ...]) -> str:
-    """The key that an unknown one may be meant to be, dotted; empty where none is like it."""
-    keys = {
+def _keys() -> dict[str, list[str]]:
+    """The names of the keys of each section."""
+    return {
         section: list((RootConfig if section == "roots" else field.annotation).model_fields)  # type: ignore[union-attr]
         for section, field in Settings.model_fields.items()
     }
-    name, section = str(place[-1]).lower().replace("-", "_"), str(place[0])
-    if elsewhere := next((f"{other}.{name}" for other, names in keys.items() if name in names), ""):
-        return elsewhere
-    own = keys if len(place) == 1 else keys.get(section, [])
-    if near := difflib.get_close_matches(name, own, 1):
-        return near[0] if len(place) == 1 else f"{section}.{near[0]}"
-    return ""
-
-
-def _source(fault: Fault, path: Path, text: str) -> str:
-    """The variable of the environment that is wrong, or the file and, where it is found, the line."""
-    variable = ENV_PREFIX + "__".join(map(str, fault.place[:2])).upper()
-    if variable in map(str.upper, os.environ):
-        return f"environment {variable}"
-    line = line_of(text, fault.place)
-    return f"{path}: line {line}" if line else str(path)
-
-
-def line_of(text: str, place: tuple[str | int, ...]) -> int | None:
-    """The line of a TOML text on which the key at `place` is, else that of its section; None where neither is seen."""
-    if not place:
-        return None
-    section, number, found = "", -1, None
-    *above, key = [str(part) for part in place if isinstance(part, str)]
-    for at, line in enumerate(text.splitlines(), 1):
-        if header := _HEADER.match(line):
-            section = header[1].strip()
-            number += section == "roots"
-        elif assigned := _ASSIGNED.match(line):
-            section_, name = section, assigned[1].replace('"', "").replace(" ", "")
-            dotted = f"{section_}.{name}" if section_ else name
-            if dotted == ".".join([*above, key]) and (section != "roots" or number in place):
-                return at
-        if found is None and header and section == str(place[0]) and (section != "roots" or number in place):
-            found = at
-    return found
-
-
-def _refuse_unknown_variables() -> None:
-    """Refuse a variable of an unknown section: a misspelled override would have no effect."""
-    for name in os.environ:
-        section, nested, _ = name.upper().removeprefix(ENV_PREFIX).partition("__")
-        if name.upper().startswith(ENV_PREFIX) and nested and section.lower() not in Settings.model_fields:
-            sections = ", ".join(Settings.model_fields)
-            raise ConfigError(
-                f"environment {name}: there is no section {section.lower()!r} (there are {sections})"
-            )
 
 
 def _absolute(settings: Settings, file: Path) -> Settings:
@@ -502,17 +395,15 @@ def _absolute(settings: Settings, file: Path) -> Settings:
     if not settings.model.built_in:
         net = str(resolve("model.net", Path(settings.model.net)))
         changes["model"] = changes["model"].model_copy(update={"net": net})
-    resolved = settings.model_copy(update=changes)
-    _refuse_nesting([root.path for root in resolved.roots])
-    return resolved
+    return settings.model_copy(update=changes)
 
 
-def _refuse_nesting(roots: list[Path]) -> None:
-    """Refuse nested roots: an image under two roots would be two images."""
+def _nested(roots: list[Path]) -> Iterator[tuple[int, str]]:
+    """Roots that are in another one, with what is wrong: an image under two roots would be two images."""
     for one in roots:
-        for other in roots:
+        for at, other in enumerate(roots):
             if one is not other and other.is_relative_to(one):
-                raise ConfigError(f"roots: must not be nested, but {one} contains {other}")
+                yield at, f"must not be nested, but {one} contains {other}"
 
 
 def _absolute_url(url: str, resolve: Any) -> str:

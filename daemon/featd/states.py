@@ -73,6 +73,18 @@ OF_THE_FILE: Final = frozenset(
 )
 """Kinds that only another file mends."""
 
+
+class Correction(StrEnum):
+    """What featd reads otherwise than its first release did, from files that both read. The vectors of a catalog may be
+    from before: `featd db upgrade` asks what to do."""
+
+    TIFF_ALPHA = "tiff-alpha"  # the colours were multiplied by an unassociated alpha
+    TIFF_ORIENTATION = "tiff-orientation"  # pictures were turned although orientation is "ignore"
+    BMP_FIELDS = "bmp-fields"  # unusual masks of bit fields were taken for the usual ones
+    EXIF_LONG = "exif-long"  # pictures whose orientation is a big-endian LONG were not turned
+    PNG_ANIMATION = "png-animation"  # another picture of the animation than the default one was read
+
+
 MAX_KILLS: Final = 4
 """How many unexplained SIGKILLs of its process, with only this image in hand, a version of an image survives."""
 
@@ -107,6 +119,7 @@ class ClaimedImage:
 
     `known_content` is the hash of the bytes that the image's last vector was made from: where the file still
     has it, the vector is still right and no forward pass is needed. A `suspect` runs through the net alone.
+    `lacks`: corrections that this vector may lack; it is still right only where none of them changes the picture.
     """
 
     id: int
@@ -118,6 +131,7 @@ class ClaimedImage:
     priority: int = 0
     suspect: bool = False
     known_content: str | None = None
+    lacks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,8 @@ import psycopg
 import pytest
 import sqlalchemy as sa
 
+from featd.images.read import content_hash
+from pictures import photo, saved
 from running import Instance, check_promise
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -188,6 +190,71 @@ def test_gone_and_failed_images_of_an_earlier_version_come_back(old: Old) -> Non
         "done": len(old.images) - before["failed"],
         "failed": before["failed"],
     }
+
+
+ALPHA, ANIMATION = "latin-\\xe9\\\\.tif", "deep/er/deep.png"
+
+
+def put_corrected(old: Old, path: str, data: bytes) -> None:
+    """Let the old version have read `data` when it made the vector of `path`: no picture that it left needs a
+    correction."""
+    row = old.images[path]
+    file = old.place / "pictures" / row["name"]
+    file.write_bytes(data)
+    os.utime(file, ns=(row["mtime_ns"], row["mtime_ns"]))
+    engine = sa.create_engine(old.instance.settings.catalog.url)
+    with engine.begin() as conn:
+        statement = sa.text("UPDATE images SET size = :size, content = :content WHERE path = :path")
+        conn.execute(statement, {"size": len(data), "content": content_hash(data), "path": path})
+    engine.dispose()
+
+
+def test_only_pictures_that_a_correction_changes_get_new_vectors(old: Old) -> None:
+    frames = [photo(), photo().rotate(180), photo().rotate(90)]
+    alpha = photo()
+    alpha.putalpha(photo().convert("L"))
+    put_corrected(old, ALPHA, saved(alpha, "TIFF"))
+    put_corrected(
+        old,
+        ANIMATION,
+        saved(frames[0], "PNG", save_all=True, append_images=frames[1:], default_image=True),
+    )
+    assert old.instance.run("db", "upgrade", "--requeue", "tiff").returncode == 2
+    for _ in range(2):  # it asks until it gets an answer
+        table = old.run("db", "upgrade").splitlines()
+        assert {line.split()[0]: int(line.split()[1]) for line in table[3:]} == {
+            "bmp-fields": 1,
+            "exif-long": 4,
+            "png-animation": 1,
+            "tiff-alpha": 1,
+        }
+    before = old.counts()
+    requeued = old.instance.run("db", "upgrade", "--requeue", "all", "--keep", "bmp-fields")
+    assert (requeued.returncode, requeued.stdout.count("\n")) == (0, 1)
+    assert "5 images pending again" in requeued.stderr
+    assert old.counts() == before + Counter(pending=5) - Counter(done=5)
+    assert len(old.run("db", "upgrade").splitlines()) == 1, "nothing is left to ask about"
+
+    old.run("run", "--drain", code=4)
+    made = {path for path, row in old.images.items() if row["drained"] == {"state": "done", "version": row["version"],
+            "shard": None}}  # fmt: skip
+    assert names_in_new_shards(old) == {old.images[path]["name"] for path in {*made, ALPHA, ANIMATION}}
+    check_promise(old.instance)
+    assert json.loads(old.run("status", "--json"))["fingerprint"] == old.recorded["fingerprint"]
+
+    # What the current code makes of the pictures alone.
+    (old.place / "pictures" / "copy.tif").write_bytes(
+        (old.place / "pictures" / old.images[ALPHA]["name"]).read_bytes()
+    )
+    (old.place / "pictures" / "copy.png").write_bytes(saved(frames[0], "PNG"))
+    old.run("run", "--drain", code=4)
+    for blob in old.recorded["spec"]["blobs"]:
+        exported, expected = old.export(blob), old.vectors(blob)
+        for path, copy in ((ALPHA, "copy.tif"), (ANIMATION, "copy.png")):
+            assert np.array_equal(exported[path], exported[copy])
+            assert distance(exported[path], expected[path]) > 0.01
+        for path in exported.keys() & expected.keys() - made - {ALPHA, ANIMATION}:
+            assert np.array_equal(exported[path], expected[path]), path
 
 
 def names_in_new_shards(old: Old) -> set[str]:

@@ -228,6 +228,32 @@ def test_a_typo_does_not_blind_status(filled: Filled, featd: Run) -> None:
     assert featd(*run, "retry-failed")[0] == 78
 
 
+@pytest.mark.parametrize("broken", ["[workers]\nbatch = \n", "[[roots]]\npath = '{root}/below'\n"])
+def test_a_broken_file_does_not_blind_status(filled: Filled, featd: Run, broken: str) -> None:
+    fill(filled)
+    text = filled.config.read_text()
+    filled.config.write_text(text + broken.format(root=filled.roots[0]))
+    run = ("--config", filled.config)
+    code, out, _ = featd(*run, "status", "--json")
+    assert code == 0
+    report = json.loads(out)
+    assert report["images"]["done"] == 2
+    assert re.search(rf"{filled.config}: .*line {text.count(chr(10)) + 2}\b", report["warnings"][0])
+    code, out, _ = featd(*run, "status")
+    assert code == 0
+    assert "".join(out.split()).startswith(f"configuration:{filled.config}:")
+    assert featd(*run, "retry-failed")[0] == 78
+
+
+def test_an_unknown_variable_does_not_blind_status(
+    filled: Filled, featd: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEATD_WORKER__BATCH", "3")
+    code, out, _ = featd("--config", filled.config, "status")
+    assert code == 0
+    assert out.startswith("configuration: environment FEATD_WORKER__BATCH: there is no section 'worker'")
+
+
 def test_a_path_and_a_reason_are_said_once(tmp_path: Path, featd: Run) -> None:
     code, _, err = featd("--config", tmp_path, "status")
     assert (code, err) == (78, f"featd: {tmp_path}: Is a directory\n")

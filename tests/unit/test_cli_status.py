@@ -42,6 +42,21 @@ def status(filled: Filled, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]
     return json.loads(capsys.readouterr().out)  # type: ignore[no-any-return]
 
 
+def test_a_lease_is_judged_by_the_configuration_of_its_worker(
+    filled: Filled, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A lease of 60 s on another host; this host has leases of 600 s."""
+    filled.config.write_text(filled.config.read_text() + "[workers]\nlease_seconds = 600\n")
+
+    def warnings(shares: dict[str, Any]) -> list[str]:
+        filled.renew({"state": "working", **shares})
+        return [told for told in status(filled, capsys)["warnings"] if "has not renewed its lease" in told]
+
+    assert warnings({"lease_seconds": 60.0}) == []
+    assert len(warnings({"lease_seconds": 600.0})) == 1
+    assert warnings({}) == [], "a worker of an earlier featd does not say"
+
+
 def test_the_document(filled: Filled, capsys: pytest.CaptureFixture[str]) -> None:
     filled.done(["a.jpg", "b.jpg"])
     filled.failed("c.jpg", Kind.DECODE_CORRUPT)

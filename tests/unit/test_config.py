@@ -193,11 +193,81 @@ def test_a_look_goes_on_where_other_keys_are_wrong(tmp_path: Path) -> None:
         "[store]\npth = 'x'",
         "[database]\nurl = 'x'",
         "[catalog",
+        "[workers]\nbatch = \n[catalog\nurl = 'x'",
+        "[workers]\nbatch = 8\n[store]\npath = ",
+        "catalog.url = 'x'\nx = \n[workers]\nbatch = 8",
+        "[catalog]\nurl = 'x'\n[catalog]\nurl = 'y'",
+        'x = """\n[catalog]\nurl = "y"\n"""\n=',
     ],
 )
 def test_a_look_does_not_guess_where_the_catalog_is(tmp_path: Path, text: str) -> None:
     (tmp_path / "featd.toml").write_text(text)
     with pytest.raises(ConfigError):
+        config.load(tmp_path / "featd.toml", [])
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[workers]\nbatch = \n", "not valid TOML: Invalid value (at line 4, column 9)"),
+        (
+            "[model]\nblobs = ['fc7'\n[workers]\nbatch = 8",
+            "not valid TOML: Unclosed array (at line 5, column 1)",
+        ),
+        ("[log]\nlevel = 'info'\nlevel = 'debug'", "a key stands there twice"),
+        ("[log]\nlevel = 'info'\n[log]\nformat = 'json'", "the section [log] stands there twice"),
+        ("[[roots]]\npath = 'p'\n[[roots]]\npath = 'p/q'", "line 6: roots: must not be nested, but "),
+    ],
+)
+def test_a_look_goes_on_where_the_file_is_wrong(tmp_path: Path, text: str, words: str) -> None:
+    file = tmp_path / "featd.toml"
+    file.write_text(f"[store]\npath = 's'\n{text}\n[catalog]\nurl = 'sqlite:///c'\n")
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        config.load(file)
+    faults: list[str] = []
+    settings = config.load(file, faults)
+    assert (settings.store.path, settings.catalog.url) == (tmp_path / "s", f"sqlite:///{tmp_path}/c")
+    assert settings.workers.batch == (8 if "batch = 8" in text else 32)
+    assert len(settings.roots) == text.count("[[roots]]")
+    (fault,) = faults
+    assert fault.startswith(f"{file}: ")
+    assert words in fault
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "words"),
+    [
+        ("FEATD_WORKER__BATCH", "3", "there is no section 'worker'"),
+        ("FEATD_WORKERS__BACH", "3", "workers.bach: unknown key; did you mean workers.batch?"),
+        ("FEATD_WORKERS__BATCH", "many", "workers.batch: must be a whole number, not 'many'"),
+    ],
+)
+def test_a_look_goes_on_where_a_variable_is_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, words: str
+) -> None:
+    (tmp_path / "featd.toml").write_text("[workers]\nbatch = 16\n")
+    monkeypatch.setenv(variable, value)
+    monkeypatch.setenv("FEATD_STORE__PATH", "/elsewhere")
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        config.load(tmp_path / "featd.toml")
+    faults: list[str] = []
+    settings = config.load(tmp_path / "featd.toml", faults)
+    assert (settings.workers.batch, settings.store.path) == (16, Path("/elsewhere"))
+    (fault,) = faults
+    assert fault.startswith(f"environment {variable}: ")
+    assert words in fault
+    assert os.environ[variable] == value
+
+
+@pytest.mark.parametrize(
+    "variable", ["FEATD_CATALG__URL", "FEATD_DATABASE__URL", "FEATD_STOR__PTH", "FEATD_STORE__PTH"]
+)
+def test_a_look_does_not_guess_what_a_variable_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    (tmp_path / "featd.toml").touch()
+    monkeypatch.setenv(variable, "/x")
+    with pytest.raises(ConfigError, match=variable):
         config.load(tmp_path / "featd.toml", [])
 
 

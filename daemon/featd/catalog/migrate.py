@@ -11,7 +11,7 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
-from featd.catalog import connect, dialects, instance, leases
+from featd.catalog import connect, corrections, dialects, instance, leases
 from featd.errors import CatalogUnavailableError, SchemaError
 
 
@@ -53,15 +53,17 @@ def upgrade(engine: sa.Engine, *, create: bool = True) -> tuple[str | None, str]
         dialects.lift_limits(conn)
         dialects.migration_lock(conn)
         before = current(conn)
-        if before not in (None, head()) and leases.any_live(conn):
+        behind = before is not None and (before != head() or corrections.unnoted(conn))
+        if behind and leases.any_live(conn):
             raise SchemaError(
                 "workers of this catalog are running: stop featd on every host, then upgrade again (the lease of a"
-                " worker that was killed lasts for workers.lease_seconds)"
+                " worker that was killed lasts for the workers.lease_seconds of its host)"
             )
         config = alembic_config()
         config.attributes["connection"] = conn
         command.upgrade(config, "head")
         instance.create_instance(conn)
+        corrections.note_shards(conn)
         return before
 
     return connect.transact(engine, work), head()

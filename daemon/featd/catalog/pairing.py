@@ -168,7 +168,7 @@ def declare_restored(catalog: sa.Engine, store: Path, host: str, policy: RetryPo
     if elsewhere:
         raise FeatdError(
             f"workers of {', '.join(elsewhere)} are at work with this catalog: stop featd there, then try again (the"
-            " lease of a worker that was killed, or of a backup, lasts for workers.lease_seconds)"
+            " lease of a worker that was killed, or of a backup, lasts for the workers.lease_seconds of its host)"
         )
     for lease in open_leases:
         connect.transact(catalog, leases.end_lease, lease, "the catalog was restored", policy)

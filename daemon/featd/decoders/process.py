@@ -36,6 +36,7 @@ from featd.decoders.wire import (
     unpack_task,
 )
 from featd.errors import ImageError
+from featd.images import corrections
 from featd.images.decode import decode
 from featd.images.read import MAX_FILE_BYTES, ChangedError, read_image
 from featd.paths import from_catalog
@@ -120,13 +121,14 @@ class Decoder:
             )
         finally:
             os.close(root_fd)
-        if file.content == image.known_content:
+        if file.content == image.known_content and not corrections.change(file.data, image.lacks):
             return Unchanged(image, file.content)
         spec = self.setup.spec
         pixels = decode(
             file.data,
             max_pixels=spec.max_pixels,
             gray=spec.decode_gray,
+            alpha=spec.has_alpha,
             orientation=spec.orientation,
             stderr=2,
         )

@@ -46,6 +46,7 @@ def pack_task(ticket: int, slot: int, image: ClaimedImage) -> bytes:
 def unpack_task(packet: bytes) -> tuple[int, int, ClaimedImage]:
     """(ticket, slot, image)."""
     ticket, slot, fields = json.loads(packet)
+    fields[-1] = tuple(fields[-1])
     return ticket, slot, ClaimedImage(*fields)
 
 

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from featd.images.flaws import EndsEarlyError
 
-_OLD_HEADER, _FIRST_HEADER = 12, 40
+_OLD_HEADER, _FIRST_HEADER, _ALPHA_HEADER = 12, 40, 56
 _PLAIN, _FIELDS, _FIELDS_AND_ALPHA = 0, 3, 6
 _USUAL_32 = (0xFF0000, 0xFF00, 0xFF)
 _USUAL_16 = ((0xF800, 0x7E0, 0x1F), (0x7C00, 0x3E0, 0x1F))
@@ -49,6 +49,22 @@ def unusual_fields(data: bytes) -> tuple[int, int, int] | None:
 def decode_fields(data: bytes, masks: tuple[int, int, int]) -> npt.NDArray[np.uint8]:
     """The picture of a BMP with bit fields: uint8 (H, W, 3), BGR. The levels of a narrow channel are spread as by
     Pillow, of a wide one the upper 8 bits count."""
+    return np.dstack([_channel(data, mask) for mask in reversed(masks)])
+
+
+def decode_alpha(data: bytes) -> npt.NDArray[np.uint8] | None:
+    """uint8 (H, W), the alpha of a BMP with bit fields; None where it has none."""
+    header = _u32(data, 14)
+    if header == _OLD_HEADER or _u32(data, 30) not in (_FIELDS, _FIELDS_AND_ALPHA):
+        return None
+    if header < _ALPHA_HEADER and _u32(data, 30) != _FIELDS_AND_ALPHA:
+        return None
+    mask = _u32(data, 66)
+    return _channel(data, mask) if mask else None
+
+
+def _channel(data: bytes, mask: int) -> npt.NDArray[np.uint8]:
+    """uint8 (H, W), the levels under a mask; zeros where it is 0."""
     width, height = size(data)
     bits: int = struct.unpack_from("<H", data, 28)[0]
     row = (width * bits + 31) // 32 * 4
@@ -57,18 +73,14 @@ def decode_fields(data: bytes, masks: tuple[int, int, int]) -> npt.NDArray[np.ui
         raise EndsEarlyError
     rows = np.frombuffer(data, f"<u{bits // 8}", row * height * 8 // bits, start)
     rows = rows.reshape(height, -1)[:, :width]
-    pixels = np.zeros((height, width, 3), np.uint8)
-    for channel, mask in zip((2, 1, 0), masks, strict=True):
-        if not mask:
-            continue
+    plane = np.zeros((height, width), np.uint8)
+    if mask:
         shift = (mask & -mask).bit_length() - 1
         depth = (mask >> shift).bit_length()
         levels = (rows & mask) >> shift
-        pixels[..., channel] = (
-            levels >> depth - 8 if depth > 8 else levels * np.uint32(255) // np.uint32(mask >> shift)
-        )
+        plane[...] = levels >> depth - 8 if depth > 8 else levels * np.uint32(255) // np.uint32(mask >> shift)
     rows_from_top = struct.unpack_from("<i", data, 22)[0] < 0
-    return pixels if rows_from_top else np.ascontiguousarray(pixels[::-1])
+    return plane if rows_from_top else np.ascontiguousarray(plane[::-1])
 
 
 def _u32(data: bytes, at: int) -> int:

@@ -59,15 +59,16 @@ def decode(
     *,
     max_pixels: int,
     gray: bool = False,
+    alpha: bool = False,
     orientation: str = "apply",
     stderr: int | None = None,
 ) -> Pixels:
-    """The (first) picture of `data`: uint8 (H, W, 3) in BGR order, or (H, W) if `gray`.
+    """The (first) picture of `data`: uint8 (H, W, 3) in BGR order, or (H, W) if `gray`. With `alpha`, that is one more
+    channel, (H, W, 4) or (H, W, 2), of 255 where the file has none; without it, alpha is dropped.
 
-    16 bits become 8, alpha is dropped, palettes, CMYK and single bits become colour or grey. `orientation`
-    "apply" rotates the picture as its EXIF says, "ignore" does not. `stderr` is for `native_stderr`. ImageError:
-    decode.unsupported, decode.too_large (judged from the header, before anything is decoded), decode.truncated,
-    decode.corrupt.
+    16 bits become 8, palettes, CMYK and single bits become colour or grey. `orientation` "apply" rotates the picture as
+    its EXIF says, "ignore" does not. `stderr` is for `native_stderr`. ImageError: decode.unsupported, decode.too_large
+    (judged from the header, before anything is decoded), decode.truncated, decode.corrupt.
     """
     header = probe(data)
     if header.width * header.height > max_pixels:
@@ -77,6 +78,13 @@ def decode(
         )
     try:
         pixels = _decode(data, header, gray, orientation == "apply", stderr)
+        if alpha:
+            plane = _decode_alpha(data, header, orientation == "apply", stderr)
+            if plane is None:
+                plane = np.full(pixels.shape[:2], 255, np.uint8)
+            if plane.shape != pixels.shape[:2]:
+                raise OutOfOrderError("its alpha is of another size")
+            pixels = np.dstack([pixels, plane])
     except (EndsEarlyError, struct.error, IndexError):
         raise _ends_early(data, header) from None
     except UnsupportedError as error:
@@ -120,8 +128,8 @@ def _decode(data: bytes, header: Header, gray: bool, upright: bool, stderr: int 
     if white:
         pixels = pnm.grey_levels(pixels, white)
     return (
-        exif.turn(pixels, exif.missed_orientation(data, _EXIF[form](data)))
-        if upright and form in _EXIF
+        exif.turn(pixels, exif.missed_orientation(data, EXIF_STARTS[form](data)))
+        if upright and form in EXIF_STARTS
         else pixels
     )
 
@@ -145,17 +153,68 @@ def _decode_tiff(data: bytes, header: Header, gray: bool, upright: bool, stderr:
         if found.is_float and found.is_planar:  # OpenCV mixes its channels up
             raise UnsupportedError("a floating TIFF in planes")
         flags = cv2.IMREAD_GRAYSCALE if gray else cv2.IMREAD_COLOR
-        if found.is_float:
-            flags = cv2.IMREAD_UNCHANGED
-        decoded, said = _imdecode(plain, flags, stderr)
-        if decoded is None and found.is_tiled and is_complete(data, Format.TIFF):
-            decoded, said = _imread(plain, flags, stderr)
-        if decoded is None:
-            raise _why_not(data, header, said)
-        if said:
-            _refuse_partial(plain, Format.TIFF, said)
+        decoded = _tiff_pixels(plain, header, cv2.IMREAD_UNCHANGED if found.is_float else flags, stderr)
         pixels = _as_asked(tiff.grey_levels(decoded), gray) if found.is_float else decoded
     return exif.turn(pixels, found.orientation) if upright else pixels
+
+
+def _tiff_pixels(plain: bytes, header: Header, flags: int, stderr: int | None) -> npt.NDArray[Any]:
+    decoded, said = _imdecode(plain, flags, stderr)
+    if decoded is None and tiff.directory(plain).is_tiled and is_complete(plain, Format.TIFF):
+        decoded, said = _imread(plain, flags, stderr)
+    if decoded is None:
+        raise _why_not(plain, header, said)
+    if said:
+        _refuse_partial(plain, Format.TIFF, said)
+    return decoded
+
+
+def _decode_alpha(data: bytes, header: Header, upright: bool, stderr: int | None) -> Pixels | None:
+    """uint8 (H, W), the alpha of a picture whose colours were decoded without an error; None where it has none."""
+    form = header.format
+    if form is Format.HEIC:
+        return foreign.alpha(data)
+    if form is Format.BMP:
+        return bmp.decode_alpha(data)
+    if form in (Format.JPEG, Format.PNM):
+        return None
+    if form is Format.TIFF:
+        found = tiff.directory(data)
+        plane, turned = _tiff_alpha(data, header, found, stderr), found.orientation
+    else:
+        mended = _MENDED[form](data) if form in _MENDED else data
+        decoded, _ = _imdecode(mended, cv2.IMREAD_UNCHANGED, stderr)
+        plane = None if decoded is None else _alpha_of(decoded)
+        if form is Format.PNG and plane is None and png.has_transparency(data):  # of one level of grey
+            plane = foreign.alpha(mended)
+        turned = foreign.orientation(data) if form is Format.AVIF else 1
+        if form in EXIF_STARTS:
+            turned = exif.orientation(data, EXIF_STARTS[form](data))
+    return exif.turn(plane, turned) if upright and plane is not None else plane
+
+
+def _tiff_alpha(data: bytes, header: Header, found: tiff.Directory, stderr: int | None) -> Pixels | None:
+    if why := found.no_alpha:
+        raise UnsupportedError(why)
+    if found.is_shallow:
+        return None
+    if not found.is_gray_alpha:
+        return _alpha_of(_tiff_pixels(tiff.plain(data, found), header, cv2.IMREAD_UNCHANGED, stderr))
+    try:
+        plane = foreign.alpha(tiff.with_alpha(data, found))  # OpenCV gives the grey alone
+    except OutOfOrderError:
+        plane = None
+    if plane is None:
+        raise UnsupportedError("a grey TIFF with alpha of another kind than 8 bits")
+    return plane
+
+
+def _alpha_of(decoded: npt.NDArray[Any]) -> Pixels | None:
+    if decoded.ndim == 2 or decoded.shape[2] != 4:
+        return None
+    if decoded.dtype.kind == "f":
+        decoded = tiff.grey_levels(decoded)
+    return np.asarray(decoded[..., 3] >> 8 * (decoded.itemsize - 1), np.uint8)
 
 
 def _as_asked(pixels: Pixels, gray: bool) -> Pixels:
@@ -172,11 +231,12 @@ _MENDED: dict[Format, Callable[[bytes], bytes]] = {
     Format.PNG: png.default_picture,
     Format.GIF: gif.first_picture,
 }
-_EXIF: dict[Format, Callable[[bytes], int]] = {
+EXIF_STARTS: dict[Format, Callable[[bytes], int]] = {
     Format.JPEG: jpeg.exif_start,
     Format.PNG: png.exif_start,
     Format.WEBP: exif.webp_start,
 }
+"""Where the EXIF of a file begins, or negative."""
 
 
 def _by_pillow(data: bytes, upright: bool, stderr: int | None) -> Pixels:

@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 _ORIENTATION = 274
-_LONGS = {4: ">I", 9: ">i"}
+_LONGS = (4, 9)
+_TYPES = {1: "B", 3: "H", 4: "I", 8: "h", 9: "i"}
 _MOST_ENTRIES = 1000
 
 _TURNS: dict[int, Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.uint8]]] = {
@@ -34,20 +35,32 @@ def missed_orientation(data: bytes, start: int) -> int:
     where the EXIF begins, negative where there is none."""
     if start < 0 or data[start : start + 4] != b"MM\0*":
         return 1
+    kind, value = _find_orientation(data, start)
+    return value if kind in _LONGS else 1
+
+
+def orientation(data: bytes, start: int) -> int:
+    """The orientation, 1 where there is none."""
+    if start < 0 or data[start : start + 4] not in (b"MM\0*", b"II*\0"):
+        return 1
+    return _find_orientation(data, start)[1]
+
+
+def _find_orientation(data: bytes, start: int) -> tuple[int, int]:
+    """(the field's type, its value); (0, 1) where it is not found."""
+    order = ">" if data[start : start + 1] == b"M" else "<"
     try:
-        at = start + struct.unpack_from(">I", data, start + 4)[0]
-        (count,) = struct.unpack_from(">H", data, at)
+        at = start + struct.unpack_from(order + "I", data, start + 4)[0]
+        (count,) = struct.unpack_from(order + "H", data, at)
         for number in range(min(count, _MOST_ENTRIES)):
-            tag, kind = struct.unpack_from(">HH", data, at + 2 + 12 * number)
+            tag, kind = struct.unpack_from(order + "HH", data, at + 2 + 12 * number)
+            if tag == _ORIENTATION and kind in _TYPES:
+                return kind, struct.unpack_from(order + _TYPES[kind], data, at + 10 + 12 * number)[0]
             if tag == _ORIENTATION:
-                return (
-                    int(struct.unpack_from(_LONGS[kind], data, at + 10 + 12 * number)[0])
-                    if kind in _LONGS
-                    else 1
-                )
+                break
     except struct.error:
         pass
-    return 1
+    return 0, 1
 
 
 def webp_start(data: bytes) -> int:

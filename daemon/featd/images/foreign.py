@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib
 import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import cv2
@@ -74,15 +76,27 @@ def is_complete(data: bytes) -> bool:
 
 def decode(data: bytes, *, upright: bool) -> npt.NDArray[np.uint8]:
     """uint8 (H, W, 3), BGR. A HEIC is always turned: its orientation is a part of the format."""
-    with _opened(data) as image:
-        try:
-            turned = image.getexif().get(_ORIENTATION, 1) if upright else 1
-            pixels = np.asarray(image.convert("RGB"))
-        except (OSError, SyntaxError, ValueError, RuntimeError) as error:
-            if _is_cut(data) or "truncated" in str(error):
-                raise EndsEarlyError from None
-            raise OutOfOrderError(str(error)) from None
+    with _opened(data) as image, _told(data):
+        turned = image.getexif().get(_ORIENTATION, 1) if upright else 1
+        pixels = np.asarray(image.convert("RGB"))
     return turn(cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), turned)
+
+
+def alpha(data: bytes) -> npt.NDArray[np.uint8] | None:
+    """uint8 (H, W), not turned but for a HEIC; None where the picture has none."""
+    with _opened(data) as image, _told(data):
+        return np.asarray(image.convert("RGBA").getchannel("A")) if image.has_transparency_data else None
+
+
+@contextmanager
+def _told(data: bytes) -> Iterator[None]:
+    """Pillow's errors while it decodes, in the words of these modules."""
+    try:
+        yield
+    except (OSError, SyntaxError, ValueError, RuntimeError) as error:
+        if _is_cut(data) or "truncated" in str(error):
+            raise EndsEarlyError from None
+        raise OutOfOrderError(str(error)) from None
 
 
 def _is_cut(data: bytes) -> bool:
@@ -93,7 +107,7 @@ def _opened(data: bytes) -> Image:
     from PIL import Image
 
     Image.MAX_IMAGE_PIXELS = None  # preprocess.max_pixels is the limit
-    form = "TIFF"
+    form = "PNG" if data.startswith(b"\x89PNG") else "TIFF"
     if data[4:8] == b"ftyp":
         form = "AVIF" if is_avif(data) else "HEIF"
         _load_plugin(form)

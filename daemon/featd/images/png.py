@@ -25,6 +25,11 @@ def exif_start(data: bytes) -> int:
     return at + 4 if at >= 0 else at
 
 
+def has_transparency(data: bytes) -> bool:
+    """Whether a palette's entries, or one colour, are transparent."""
+    return 0 <= data.find(b"tRNS") < data.find(b"IDAT")
+
+
 def is_complete(data: bytes) -> bool:
     """Whether the data reaches the end of its last chunk."""
     at = 8

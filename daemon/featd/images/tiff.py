@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +40,28 @@ class Directory:
     @property
     def orientation(self) -> int:
         return self.first(_ORIENTATION, 1)
+
+    @property
+    def has_unassociated_alpha(self) -> bool:
+        return _UNASSOCIATED in self.values.get(_EXTRA, ())
+
+    @property
+    def is_gray_alpha(self) -> bool:
+        return self._is_gray and self.first(_SAMPLES, 1) == 2
+
+    @property
+    def no_alpha(self) -> str:
+        """What this TIFF is where no decoder here reads its alpha, else ""."""
+        samples = self.first(_SAMPLES, 1)
+        if self._is_gray and samples > 2:
+            return f"a TIFF of {samples} samples of grey, not of colours and alpha"
+        if self.is_planar and self.first(_BITS, 1) == 16:  # OpenCV mixes its channels up
+            return "a TIFF of 16 bits in planes, with alpha"
+        return ""
+
+    @property
+    def _is_gray(self) -> bool:
+        return self.first(_PHOTOMETRIC, 0) in (0, 1)
 
     @property
     def is_tiled(self) -> bool:
@@ -122,8 +145,22 @@ def plain(data: bytes, found: Directory) -> bytes:
         changes.append((*found.places[_ORIENTATION], 1))
     for number, value in enumerate(found.values.get(_EXTRA, ())):
         if value == _UNASSOCIATED:
-            at, form = found.places[_EXTRA]
-            changes.append((at + number * struct.calcsize(form), form, _ASSOCIATED))
+            changes.append((*_extra_sample(found, number), _ASSOCIATED))
+    return _changed(data, changes)
+
+
+def with_alpha(data: bytes, found: Directory) -> bytes:
+    """The TIFF with every extra sample as an unassociated alpha, as which Pillow gives it."""
+    extra = range(len(found.values.get(_EXTRA, ())))
+    return _changed(data, [(*_extra_sample(found, number), _UNASSOCIATED) for number in extra])
+
+
+def _extra_sample(found: Directory, number: int) -> tuple[int, str]:
+    at, form = found.places[_EXTRA]
+    return at + number * struct.calcsize(form), form
+
+
+def _changed(data: bytes, changes: Sequence[tuple[int, str, int]]) -> bytes:
     if not changes:
         return data
     changed = bytearray(data)

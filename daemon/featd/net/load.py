@@ -13,7 +13,7 @@ from featd.net.batch import any_batch, one_by_one
 from featd.net.caffemodel import read_weights
 from featd.net.graph import CONSTANTS, INPUT, Graph, Layer, Shape, Step, clash, trace, varying
 from featd.net.layers.table import TYPES
-from featd.net.net import Net, caffe_defaults, flattened
+from featd.net.net import MOST_CHANNELS, Net, caffe_defaults, flattened
 from featd.net.prototxt import Definition, define, read
 from featd.net.resized import resized
 from featd.net.shapes import infer
@@ -191,9 +191,15 @@ def _input(steps: Sequence[Step], blobs: Sequence[str], source: str) -> str:
 
 
 def _input_shape(blob: str, shape: Shape | None, source: str) -> tuple[int, int, int]:
-    if shape is None or len(shape) != 4 or shape[1] not in (1, 3):
+    if shape is None or len(shape) != 4:
         said = "x".join(map(str, shape or ()))
         raise ModelError(
-            f"{source}: input {blob!r} has shape {said}; featd feeds pictures: batch x 3 or 1 x height x width"
+            f"{source}: input {blob!r} has shape {said}; featd feeds pictures: batch x channels x height x width"
+        )
+    if not 1 <= shape[1] <= MOST_CHANNELS:
+        raise ModelError(
+            f"{source}: input {blob!r} has {shape[1]} channels, and featd feeds at most {MOST_CHANNELS}: OpenCV and"
+            " Pillow, which read the pictures, refuse those of more. Use a net that takes up to"
+            f" {MOST_CHANNELS} channels of one picture, or make these vectors with a program that reads such files"
         )
     return (shape[1], shape[2], shape[3])

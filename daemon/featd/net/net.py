@@ -19,13 +19,15 @@ class PreprocessDefaults:
     size: tuple[int, int]
     """(height, width) to resize to, before the centre crop to the net's input."""
     channels: str
-    """`bgr` or `gray`."""
+    """`bgr`, `bgra`, `gray` or `gray_alpha`."""
     mean: tuple[float, ...]
     """Subtracted per channel, in the order of `channels`, from pixels 0..255."""
     scale: float
     """Multiplied after the mean is subtracted."""
 
 
+MOST_CHANNELS: Final = 4
+"""Of a picture: colours and alpha."""
 CAFFE_SIZE: Final = (256, 256)
 CAFFE_MEAN_BGR: Final = (104.0, 117.0, 123.0)
 """ImageNet's mean per channel, rounded, as the published Caffe models state it."""
@@ -37,7 +39,7 @@ def caffe_defaults(input_shape: tuple[int, int, int]) -> PreprocessDefaults:
     size = (max(CAFFE_SIZE[0], height), max(CAFFE_SIZE[1], width))
     if channels == 3:
         return PreprocessDefaults(size, "bgr", CAFFE_MEAN_BGR, 1.0)
-    return PreprocessDefaults(size, "gray", (0.0,), 1.0)
+    return PreprocessDefaults(size, {2: "gray_alpha", 4: "bgra"}.get(channels, "gray"), (0.0,), 1.0)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

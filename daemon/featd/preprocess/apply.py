@@ -27,16 +27,17 @@ _LUMA_BGR = np.array([0.0721, 0.7154, 0.2125], np.float32)
 def apply(pixels: npt.NDArray[np.uint8], spec: PreprocessSpec, out: npt.NDArray[np.float32]) -> None:
     """Write the net's input made of `pixels` into `out`.
 
-    pixels: uint8 (H, W, 3) in BGR order, or (H, W) for channels "gray" (which also takes colour).
+    pixels: uint8 (H, W, 3) in BGR order, or (H, W) for channels "gray" (which also takes colour); with alpha one more
+    channel, (H, W, 4) or (H, W, 2), or else 255 is taken for it.
     out: float32, shape `spec.shape`, values (x - mean) * scale, or x where there is a `spec.mean_after_crops`.
     """
-    at_size = _bring_to_size(pixels, spec)
+    at_size = _bring_to_size(_with_alpha(pixels) if spec.has_alpha else pixels, spec)
     cut = spec.shape[1:]
     top, left = (at_size.shape[0] - cut[0]) // 2, (at_size.shape[1] - cut[1]) // 2
     at_size = at_size[top : top + cut[0], left : left + cut[1]]
     planes = [at_size] if spec.depth == 1 else list(cv2.split(at_size))
-    if spec.channels == "rgb":
-        planes.reverse()
+    if spec.channels in ("rgb", "rgba"):
+        planes[:3] = planes[2::-1]
     if spec.mean_after_crops is not None:
         for plane, target in zip(planes, out, strict=True):
             target[...] = plane
@@ -47,15 +48,22 @@ def apply(pixels: npt.NDArray[np.uint8], spec: PreprocessSpec, out: npt.NDArray[
         np.multiply(out, np.float32(spec.scale), out=out)
 
 
+def _with_alpha(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    if pixels.ndim == 3 and pixels.shape[2] in (2, 4):
+        return pixels
+    return np.dstack([pixels, np.full(pixels.shape[:2], 255, np.uint8)])
+
+
 def _bring_to_size(pixels: npt.NDArray[np.uint8], spec: PreprocessSpec) -> npt.NDArray[Any]:
     """Grey where the net wants it, and resized: uint8, or float32 with pycaffe's arithmetic."""
-    gray = spec.depth == 1 and pixels.ndim == 3
+    gray = spec.is_gray and pixels.ndim == 3 and pixels.shape[2] > 2
     height, width = resized_to(pixels.shape[0], pixels.shape[1], spec)
     if spec.arithmetic == "skimage":
         floats = cv2.transform(pixels.astype(np.float32), _LUMA_BGR[None]) if gray else pixels
         return resize_float(floats, height, width)
     if gray:
-        pixels = cv2.cvtColor(pixels, cv2.COLOR_BGR2GRAY)
+        colours = cv2.cvtColor(pixels[..., :3], cv2.COLOR_BGR2GRAY)
+        pixels = np.dstack([colours, pixels[..., 3]]) if spec.has_alpha else colours
     if (height, width) == pixels.shape[:2]:
         return pixels
     return np.asarray(cv2.resize(pixels, (width, height), interpolation=_INTERPOLATIONS[spec.interpolation]))

@@ -14,7 +14,7 @@ from featd.net.net import CAFFE_MEAN_BGR, PreprocessDefaults
 from featd.preprocess.float_resize import resize_mean
 from featd.preprocess.mean_file import read_mean
 from featd.preprocess.presets import ILSVRC_MEAN_BGR, PRESETS, Preset
-from featd.preprocess.spec import PreprocessSpec
+from featd.preprocess.spec import DEPTHS, PreprocessSpec
 
 
 def input_size(config: PreprocessConfig, own: tuple[int, int]) -> tuple[int, int]:
@@ -36,14 +36,7 @@ def resolve(
     """
     depth, crop = input_shape[0], input_shape[1:]
     channels = config.channels or defaults.channels
-    wanted = 1 if channels == "gray" else 3
-    if depth != wanted:
-        way_out = {1: 'write channels = "gray"', 3: 'write channels = "bgr" or "rgb"'}.get(
-            depth, "featd supports one channel or three"
-        )
-        raise ConfigError(
-            f"preprocess.channels: {channels!r} gives {wanted} channel(s), the net's input has {depth}: {way_out}"
-        )
+    _check_depth(channels, depth)
     preset = PRESETS[config.preset]
     arithmetic = config.arithmetic or preset.arithmetic
     interpolation = config.interpolation or preset.interpolation
@@ -51,6 +44,11 @@ def resolve(
         raise ConfigError(
             f'preprocess.interpolation: arithmetic "skimage" resizes linearly, not by {interpolation!r}: leave '
             'interpolation out, or write arithmetic = "opencv"'
+        )
+    if arithmetic == "skimage" and channels not in ("bgr", "rgb", "gray"):
+        raise ConfigError(
+            f"preprocess.arithmetic: pycaffe resizes {channels!r} in another way than colours or grey, which featd does"
+            ' not: write arithmetic = "opencv"'
         )
     spec = PreprocessSpec(
         orientation=config.orientation or preset.orientation,
@@ -66,6 +64,16 @@ def resolve(
         crops=config.crops,
     )
     return replace(spec, mean=_resolve_mean(config.mean, spec, defaults, preset))
+
+
+def _check_depth(channels: str, depth: int) -> None:
+    """ConfigError where the net's input has another number of channels."""
+    if depth != DEPTHS[channels]:
+        fitting = [f'"{name}"' for name, count in DEPTHS.items() if count == depth]
+        raise ConfigError(
+            f"preprocess.channels: {channels!r} gives {DEPTHS[channels]} channel(s), the net's input has {depth}: write"
+            f" channels = {' or '.join(fitting)}"
+        )
 
 
 def _resolve_size(

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import base64
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+
+DEPTHS: Final = {"gray": 1, "gray_alpha": 2, "bgr": 3, "rgb": 3, "bgra": 4, "rgba": 4}
+"""`preprocess.channels` -> how many there are."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,7 +39,7 @@ class PreprocessSpec:
     @property
     def depth(self) -> int:
         """Channels of the net's input, C."""
-        return 1 if self.channels == "gray" else 3
+        return DEPTHS[self.channels]
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -46,7 +49,16 @@ class PreprocessSpec:
     @property
     def decode_gray(self) -> bool:
         """Whether the decoder makes the picture grey; pycaffe does that afterwards, in floating point."""
-        return self.channels == "gray" and self.arithmetic == "opencv"
+        return self.is_gray and self.arithmetic == "opencv"
+
+    @property
+    def is_gray(self) -> bool:
+        return self.channels in ("gray", "gray_alpha")
+
+    @property
+    def has_alpha(self) -> bool:
+        """Whether the last channel is the picture's alpha, 255 where it has none."""
+        return self.channels in ("bgra", "rgba", "gray_alpha")
 
     @property
     def mean_after_crops(self) -> npt.NDArray[np.float32] | None:

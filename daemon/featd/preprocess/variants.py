@@ -40,6 +40,8 @@ def variants(spec: PreprocessSpec) -> list[tuple[str, PreprocessSpec]]:
     seen = {_key(spec)}
     found = []
     for name, variant in _all(spec):
+        if variant.has_alpha and variant.arithmetic == "skimage":
+            continue  # there is none: see `resolve`
         if (key := _key(variant)) not in seen:
             seen.add(key)
             found.append((name, variant))
@@ -94,12 +96,13 @@ def _by_preset(spec: PreprocessSpec, name: str, mean: Mean) -> PreprocessSpec:
 
 
 def _channels(spec: PreprocessSpec) -> Iterator[tuple[str, PreprocessSpec]]:
-    if spec.depth == 1:
+    if spec.is_gray:
         return
-    other = "rgb" if spec.channels == "bgr" else "bgr"
-    yield f'channels = "{other}"', replace(spec, channels=other, mean=spec.mean[::-1])
+    other = {"rgb": "bgr", "bgr": "rgb", "rgba": "bgra", "bgra": "rgba"}[spec.channels]
+    swapped = _swapped(spec.mean)
+    yield f'channels = "{other}"', replace(spec, channels=other, mean=swapped)
     yield f'channels = "{other}" with the mean in the order {spec.channels}', replace(spec, channels=other)
-    yield f"a mean in the order {other}", replace(spec, mean=spec.mean[::-1])
+    yield f"a mean in the order {other}", replace(spec, mean=swapped)
 
 
 def _means(spec: PreprocessSpec) -> Iterator[tuple[str, PreprocessSpec]]:
@@ -148,6 +151,13 @@ def _per_channel(mean: Mean) -> tuple[float, ...]:
     if not isinstance(mean, np.ndarray):
         return mean
     return tuple(float(value) for value in mean.mean((1, 2), dtype=np.float64))
+
+
+def _swapped(mean: Mean) -> Mean:
+    """With red and blue exchanged."""
+    if isinstance(mean, np.ndarray):
+        return np.concatenate([mean[2::-1], mean[3:]])
+    return (*mean[2::-1], *mean[3:])
 
 
 def _fitted(mean: Mean, crop: tuple[int, int]) -> Mean:

@@ -149,7 +149,12 @@ class Worker:
             batch=booted.golden.batch,
             hands_path=self._hands_path,
         )
-        self._renewal = Renewal(catalog, lease, plan.lease_seconds, lambda: shares.report(self._state))
+        self._renewal = Renewal(
+            catalog,
+            lease,
+            plan.lease_seconds,
+            lambda: {**shares.report(self._state), "lease_seconds": plan.lease_seconds},
+        )
         self._claims = Claims(
             catalog,
             lease,

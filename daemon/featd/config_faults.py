@@ -1,0 +1,205 @@
+"""What is wrong in a configuration: on which line, in plain words, and whether a look can go on without it."""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import os
+import re
+import tomllib
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from featd.errors import ConfigError
+
+ENV_PREFIX = "FEATD_"
+DECIDING = {"catalog": "url", "store": "path"}
+"""Where catalog and store are: section -> key."""
+_HEADER = re.compile(r"\s*\[\[?([^\[\]]+)\]")
+_HEADER_LINE = re.compile(r"^[ \t]*\[\[?([\w\-. \"]+)\]\]?[ \t]*(?:#.*)?$", re.MULTILINE)
+_ASSIGNED = re.compile(r"\s*([\w\-.\" ]+?)\s*=")
+_TWICE = re.compile(r"Cannot declare \('(.*?)',?\) twice")
+_TYPES = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "string": "text in quotes",
+    "path": "text in quotes",
+    "tuple": "a list",
+    "model": "a section",
+}
+"""What pydantic's kinds of type error mean in a TOML file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One thing that is wrong: where, and what is said of it."""
+
+    place: tuple[str | int, ...]
+    told: str
+    decides: bool
+    """Whether it may decide where catalog and store are."""
+
+    @classmethod
+    def of(cls, problem: Any, keys: Mapping[str, Collection[str]]) -> Fault:
+        """What pydantic says. `keys`: the names of the keys of each section."""
+        place = tuple(part for part in problem["loc"] if part not in ("literal['auto']", "tuple[str, ...]"))
+        message = problem["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+        kind, _, rest = problem["type"].partition("_")
+        meant = ""
+        if problem["type"] == "extra_forbidden":
+            meant = _nearest(place, keys)
+            message = "unknown key" + (f"; did you mean {meant}?" if meant else "")
+        elif kind in _TYPES and rest in ("type", "parsing", "from_float", "attributes_type"):
+            message = f"must be {_TYPES[kind]}"
+            if kind in ("int", "float", "bool"):  # other values may hold a password
+                message += f", not {problem['input']!r:.80}"
+        unknown = problem["type"] == "extra_forbidden"
+        section = meant.partition(".")[0] if unknown and len(place) == 1 else str(place[0]) if place else ""
+        decides = (
+            section == "catalog"
+            or (
+                section == "store"
+                and (len(place) < 2 or place[1] == "path" or (unknown and meant in ("", "store.path")))
+            )
+            # An unknown section may be meant to be the one that is missing.
+            or (unknown and len(place) == 1 and not section and isinstance(problem["input"], dict))
+        )
+        return cls(place, f"{'.'.join(map(str, place)) or 'configuration'}: {message}", decides)
+
+    @property
+    def variable(self) -> str:
+        """The variable of the environment that gives the value; empty where the file does."""
+        wanted = ENV_PREFIX + "__".join(map(str, self.place[:2])).upper()
+        return next((name for name in os.environ if name.upper() == wanted), "")
+
+    def is_dropped(self, document: dict[str, Any]) -> bool:
+        """Take the key out of the document; False where it must not, or cannot, be done without."""
+        if self.decides:
+            return False
+        inside: Any = document
+        *above, last = self.place[:3] if self.place[:1] == ("roots",) else self.place[:2] or ("preprocess",)
+        for part in above:
+            inside = inside[part] if not isinstance(inside, dict) or part in inside else {}
+        if isinstance(inside, dict) and last in inside:
+            del inside[last]
+            return True
+        # A root without a path, or a variable of the environment that gives a whole section.
+        return document.pop(str(self.place[0]), None) is not None if self.place else False
+
+
+def _nearest(place: tuple[str | int, ...], keys: Mapping[str, Collection[str]]) -> str:
+    """The key that an unknown one may be meant to be, dotted; empty where none is like it."""
+    name, section = str(place[-1]).lower().replace("-", "_"), str(place[0])
+    if elsewhere := next((f"{other}.{name}" for other, names in keys.items() if name in names), ""):
+        return elsewhere
+    own = list(keys if len(place) == 1 else keys.get(section, ()))
+    if near := difflib.get_close_matches(name, own, 1):
+        return near[0] if len(place) == 1 else f"{section}.{near[0]}"
+    return ""
+
+
+def source_of(fault: Fault, path: Path, text: str) -> str:
+    """The variable of the environment that is wrong, or the file and, where it is found, the line."""
+    if fault.variable:
+        return f"environment {fault.variable.upper()}"
+    line = line_of(text, fault.place)
+    return f"{path}: line {line}" if line else str(path)
+
+
+def line_of(text: str, place: tuple[str | int, ...]) -> int | None:
+    """The line of a TOML text on which the key at `place` is, else that of its section; None where neither is seen."""
+    if not place:
+        return None
+    section, number, found = "", -1, None
+    *above, key = [str(part) for part in place if isinstance(part, str)]
+    for at, line in enumerate(text.splitlines(), 1):
+        if header := _HEADER.match(line):
+            section = header[1].strip()
+            number += section == "roots"
+        elif assigned := _ASSIGNED.match(line):
+            section_, name = section, assigned[1].replace('"', "").replace(" ", "")
+            dotted = f"{section_}.{name}" if section_ else name
+            if dotted == ".".join([*above, key]) and (section != "roots" or number in place):
+                return at
+        if found is None and header and section == str(place[0]) and (section != "roots" or number in place):
+            found = at
+    return found
+
+
+def check_variables(keys: Mapping[str, Collection[str]], faults: list[str] | None) -> None:
+    """Refuse a variable of an unknown section: a misspelled override would have no effect. With `faults`, it is one of
+    them, unless it may be meant for where catalog or store are."""
+    for name in os.environ:
+        section, nested, key = name.upper().removeprefix(ENV_PREFIX).partition("__")
+        if not name.upper().startswith(ENV_PREFIX) or not nested or section.lower() in keys:
+            continue
+        sections = ", ".join(keys)
+        told = f"environment {name}: there is no section {section.lower()!r} (there are {sections})"
+        if faults is None or _may_decide(section.lower(), key.lower(), keys):
+            raise ConfigError(told)
+        faults.append(told)
+
+
+def _may_decide(section: str, key: str, keys: Mapping[str, Collection[str]]) -> bool:
+    """Whether a variable of an unknown section may be meant for where catalog and store are."""
+    for known, names in keys.items():
+        if key in names:
+            return DECIDING.get(known) == key
+    near = difflib.get_close_matches
+    return bool(near(section, DECIDING, 1) or near(key, DECIDING.values(), 1))
+
+
+def parsed(path: Path, text: str, faults: list[str] | None) -> dict[str, Any]:
+    """The document. With `faults`, without those of its sections that are no TOML."""
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        twice = _TWICE.sub(lambda found: f"the section [{found[1]}] stands there twice", str(error))
+        said = twice.replace("Cannot overwrite a value", "a key stands there twice")
+        told = f"{path}: not valid TOML: {said}"
+        document = None if faults is None else _sections_in_order(text)
+        if faults is None or document is None:
+            raise ConfigError(told) from None
+        faults.append(told)
+        return document
+
+
+def _sections_in_order(text: str) -> dict[str, Any] | None:
+    """The sections of a TOML text that can be read although it is not valid as a whole. None where the others may say
+    where catalog and store are."""
+    document: dict[str, Any] = {}
+    starts = [found.start() for found in _HEADER_LINE.finditer(text)]
+    for start, end in itertools.pairwise([0, *starts, len(text)]):
+        part = text[start:end]
+        header = _HEADER_LINE.match(part)
+        try:
+            read = tomllib.loads(part)
+        except tomllib.TOMLDecodeError:
+            # The header of the next section may be what is broken.
+            broken = any(line.lstrip().startswith("[") for line in part.splitlines()[1:])
+            if header is None or header[1].strip(' "').partition(".")[0] in DECIDING or broken:
+                return None
+            continue
+        for section, values in read.items():
+            held = document.setdefault(section, values)
+            if held is values:
+                continue
+            if isinstance(held, list) and isinstance(values, list):
+                held += values
+            elif section in DECIDING:
+                return None
+    return document
+
+
+@contextmanager
+def without(variables: Collection[str]) -> Iterator[None]:
+    """The environment has none of these `variables` inside."""
+    kept = {name: os.environ.pop(name) for name in variables}
+    try:
+        yield
+    finally:
+        os.environ.update(kept)
