@@ -15,7 +15,7 @@ from featd_cli.console import complain, note, say, shown
 from featd_cli.instance import ConfigOption, open_instance
 
 if TYPE_CHECKING:
-    from featd.backup.shards import Brought
+    from featd.backup.bring import Brought
 
 
 def backup(

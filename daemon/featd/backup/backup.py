@@ -15,6 +15,7 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from featd import clock
+from featd.backup.bring import Advance, Brought, bring_all
 from featd.backup.folder import (
     CATALOG,
     CONFIG,
@@ -25,7 +26,6 @@ from featd.backup.folder import (
     read_manifest,
     write_manifest,
 )
-from featd.backup.shards import Advance, Brought, bring_all
 from featd.catalog import connect, dump, migrate, pairing
 from featd.catalog.dump import Dumped
 from featd.crash_points import CrashPoint, crash_point

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
+from featd.backup.bring import Advance, Brought, bring_all
 from featd.backup.folder import CATALOG, CONFIG, Manifest, locked, read_manifest
-from featd.backup.shards import Advance, Brought, bring_all
 from featd.catalog import connect, counters, dump, migrate, pairing
 from featd.crash_points import CrashPoint, crash_point
 from featd.errors import (
