@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 import random
 import shutil
@@ -19,6 +20,7 @@ import numpy as np
 import pytest
 
 from featd.backup.backup import back_up
+from featd.backup.folder import Manifest, write_manifest
 from featd.catalog import connect, dump
 from photographs import write_photographs
 from postgres import PostgreSQL
@@ -269,6 +271,23 @@ def test_what_is_no_place_for_a_backup_or_a_restore_is_refused(tmp_path: Path, i
     assert "install a newer featd" in refused(instance, "restore", str(folder), code=78)
     manifest.write_text("{}")
     assert "is damaged" in refused(instance, "restore", str(folder))
+
+
+def test_a_backup_of_an_earlier_version_is_upgraded_when_it_is_restored(tmp_path: Path, images: Path) -> None:
+    kept = Path(__file__).parents[1] / "fixtures/0.1.0/gist-sqlite"
+    folder, second = tmp_path / "backup", Instance(tmp_path / "two")
+    (folder / "catalog-1").mkdir(parents=True)
+    shutil.copyfile(kept / "featd.db", folder / "catalog-1/catalog")
+    shutil.copytree(kept / "features/shards", folder / "shards")
+    marker = json.loads((kept / "features/featd-store.json").read_text())
+    write_manifest(folder, Manifest(marker["instance"], "sqlite", "0001", "catalog-1"))
+    second.folder.mkdir()
+    second.config.write_text(f'[[roots]]\npath = "{images}"\n')
+    restored = second.run("restore", str(folder))
+    assert restored.returncode == 0, restored.stderr
+    assert json.loads(second.run("db", "current", "--json").stdout)["up_to_date"]
+    assert second.run("export", str(tmp_path / "out")).returncode == 0
+    backup(second, tmp_path / "new")
 
 
 def test_only_one_backup_works_in_a_folder(tmp_path: Path, images: Path) -> None:
