@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import threading
-from collections.abc import Generator, Iterator
+import uuid
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,25 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
         yield server.url(name)
     finally:
         server.drop(name)
+
+
+@pytest.fixture
+def another_url(
+    request: pytest.FixtureRequest, database_url: str, tmp_path: Path
+) -> Iterator[Callable[[], str]]:
+    """Addresses of more empty databases of the same kind."""
+    made: list[str] = []
+
+    def make() -> str:
+        if database_url.startswith("sqlite"):
+            return f"sqlite:///{tmp_path / f'another-{uuid.uuid4().hex}.db'}"
+        server: PostgreSQL = request.getfixturevalue("postgres")
+        made.append(server.create())
+        return server.url(made[-1])
+
+    yield make
+    for name in made:
+        request.getfixturevalue("postgres").drop(name)
 
 
 @pytest.fixture(scope="session")

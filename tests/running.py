@@ -292,3 +292,25 @@ def check_promise(instance: Instance) -> Counter[str]:
     on_disk = {path.name for path in (store / "shards").rglob("*") if path.is_file()}
     assert on_disk == {shard.name for shard in shards.values()}, "the store holds files that no shard names"
     return states
+
+
+def forget_a_shard(instance: Instance) -> Path:
+    """Make the images of one shard pending, and forget its row; its file, which nothing names from then on."""
+    catalog = connect.open_catalog(instance.settings.catalog.url)
+    with catalog.begin() as conn:
+        shard, path = conn.execute(sa.text("SELECT id, path FROM shards ORDER BY id")).first() or (0, "")
+        rows = conn.execute(
+            sa.text(
+                "UPDATE images SET state = 'pending', shard_id = NULL, shard_row = NULL, shard_version = NULL,"
+                " content = NULL WHERE shard_id = :shard AND state = 'done'"
+            ),
+            {"shard": shard},
+        ).rowcount
+        for state, change in (("done", -rows), ("pending", rows)):
+            conn.execute(
+                sa.text("UPDATE settings SET number = number + :change WHERE name = :name"),
+                {"change": change, "name": f"count.{state}"},
+            )
+        conn.execute(sa.text("DELETE FROM shards WHERE id = :shard"), {"shard": shard})
+    catalog.dispose()
+    return instance.settings.store.path / path

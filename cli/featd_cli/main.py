@@ -12,8 +12,10 @@ from typing import Annotated, Any
 import typer
 
 from featd import __version__
+from featd.crash_points import check_variable
 from featd.errors import EXIT_ERROR, EXIT_OK, EXIT_OUT_OF_REACH, FeatdError, first_line, reason
 from featd_cli import (
+    backup,
     db,
     enqueue,
     explain,
@@ -21,6 +23,7 @@ from featd_cli import (
     failures,
     init,
     net,
+    restore,
     retry_failed,
     roots,
     run,
@@ -38,7 +41,7 @@ Exit codes:
   1   an error; no worker could start; a drain stopped early
   2   wrong usage of the command line
   3   nothing matched
-  4   drained, and failed images remain
+  4   drained, and failed images remain; a backup lacks shards
   75  catalog or store out of reach: try again later
   78  bad configuration, including a missing or unsupported model, a wrong
       blob, another fingerprint, schema or store
@@ -79,6 +82,7 @@ def featd(
     ] = False,
 ) -> None:
     """Options before the command."""
+    check_variable()
     ctx.obj = config
 
 
@@ -92,6 +96,8 @@ app.command("enqueue")(enqueue.enqueue)
 app.command("explain")(explain.explain)
 app.command("net")(net.net)
 app.command("export")(export.export)
+app.command("backup")(backup.backup)
+app.command("restore")(restore.restore)
 app.add_typer(db.app, name="db")
 app.add_typer(roots.app, name="roots")
 app.add_typer(service.app, name="service")

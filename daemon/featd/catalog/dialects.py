@@ -1,4 +1,4 @@
-"""Everything in which SQLite and PostgreSQL differ. No other module asks which of the two it runs on."""
+"""Everything in which SQLite and PostgreSQL differ. No other module but dump.py asks which of the two it runs on."""
 
 from __future__ import annotations
 
@@ -90,6 +90,7 @@ def lift_limits(conn: sa.Connection) -> None:
     if not is_sqlite(conn):
         conn.exec_driver_sql("SET statement_timeout = 0")
         conn.exec_driver_sql("SET lock_timeout = 0")
+        conn.exec_driver_sql("SET idle_in_transaction_session_timeout = 0")
         driver: Any = conn.connection.driver_connection
         driver.limit_seconds = None
 

@@ -12,6 +12,7 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
 from featd.catalog import connect, corrections, dialects, instance, leases
+from featd.crash_points import CrashPoint, crash_point
 from featd.errors import CatalogUnavailableError, SchemaError
 
 
@@ -43,6 +44,7 @@ def upgrade(engine: sa.Engine, *, create: bool = True) -> tuple[str | None, str]
     try:
         if create:
             dialects.create_database(engine)
+            crash_point(CrashPoint.CATALOG_CREATED)
     except OSError as error:
         raise CatalogUnavailableError(
             f"catalog {connect.shown_url(engine)} cannot be created: {error.strerror}"
@@ -64,9 +66,12 @@ def upgrade(engine: sa.Engine, *, create: bool = True) -> tuple[str | None, str]
         command.upgrade(config, "head")
         instance.create_instance(conn)
         corrections.note_shards(conn)
+        crash_point(CrashPoint.MIGRATING)
         return before
 
-    return connect.transact(engine, work), head()
+    before = connect.transact(engine, work)
+    crash_point(CrashPoint.MIGRATED)
+    return before, head()
 
 
 def check_schema(engine: sa.Engine) -> None:

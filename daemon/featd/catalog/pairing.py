@@ -162,18 +162,25 @@ def declare_restored(catalog: sa.Engine, store: Path, host: str, policy: RetryPo
     sure that featd does not run on `host`. FeatdError while a worker of another host is at work."""
     with connect.reading(catalog) as conn:
         marked = check_instance(store, store_key(conn))
-        mark = mark_of(conn)
-        open_leases = leases.all_open(conn)
         elsewhere = sorted({line.host for line in stats.workers(conn)} - {host})
     if elsewhere:
         raise FeatdError(
             f"workers of {', '.join(elsewhere)} are at work with this catalog: stop featd there, then try again (the"
             " lease of a worker that was killed, or of a backup, lasts for the workers.lease_seconds of its host)"
         )
+    return begin_anew(catalog, store, policy, turn_of(marked))
+
+
+def begin_anew(catalog: sa.Engine, store: Path, policy: RetryPolicy, turn: int = 0) -> tuple[int, int]:
+    """As `declare_restored`, where the caller makes sure that no worker uses this catalog. `store` need not have a
+    marker; it has one as the last step but the mark. `turn`: of the nonce that the store has."""
+    with connect.reading(catalog) as conn:
+        mark = mark_of(conn)
+        open_leases = leases.all_open(conn)
     for lease in open_leases:
         connect.transact(catalog, leases.end_lease, lease, "the catalog was restored", policy)
     connect.transact(catalog, values.set_value, HISTORY, str(uuid.uuid4()))
-    connect.transact(catalog, _propose, turn_of(marked))
+    connect.transact(catalog, _propose, turn)
     connect.transact(catalog, _exchange, store)
     write_mark(store, mark)
     lost = 0

@@ -17,6 +17,7 @@ from featd.catalog.counters import StateChanges
 from featd.catalog.schema import images, shards
 from featd.catalog.schema import leases as lease_table
 from featd.catalog.verdicts import Attempt, Budget
+from featd.crash_points import CrashPoint, crash_point
 from featd.states import ClaimedImage, Failure, Kind, Lease, RetryPolicy, SealedShard, State, Unchanged
 
 
@@ -87,6 +88,7 @@ def settle(
         )
     )
     counters.apply(conn, changes)
+    crash_point(CrashPoint.SETTLING)
     return settled
 
 

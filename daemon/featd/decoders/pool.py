@@ -27,6 +27,7 @@ import numpy.typing as npt
 
 from featd import logs
 from featd.clock import monotonic
+from featd.crash_points import CrashPoint, crash_point
 from featd.decoders.wire import PACKET_BYTES, Result, RootOffline, Setup, clean, pack_task, unpack_answer
 from featd.errors import DecoderError
 from featd.preprocess.spec import PreprocessSpec
@@ -111,6 +112,7 @@ class DecoderPool:
         with contextlib.ExitStack() as undo:
             self.hands = Hands.create(hands_path, decoders, batch)
             undo.callback(self.hands.close)
+            crash_point(CrashPoint.HANDS_CREATED)
             shape = (trays * batch, *spec.shape)
             self._slots_fd = os.memfd_create("featd-trays", os.MFD_CLOEXEC)
             undo.callback(os.close, self._slots_fd)

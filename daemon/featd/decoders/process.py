@@ -25,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featd.clock import monotonic
+from featd.crash_points import CrashPoint, crash_point
 from featd.decoders.wire import (
     PACKET_BYTES,
     Decoded,
@@ -77,7 +78,9 @@ class Decoder:
             return False
         ticket, slot, image = unpack_task(packet)
         self.hands.decoder_takes(self.index, image.id, monotonic(), ticket)
+        crash_point(CrashPoint.DECODING)
         answer = pack_answer(ticket, self.answer(slot, image))
+        crash_point(CrashPoint.DECODED)
         # A wait from here on is not the image's fault: during a long forward, the pool reads its answers late.
         self.hands.decoder_answers(self.index)
         self.tasks.send(answer)

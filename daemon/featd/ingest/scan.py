@@ -16,6 +16,7 @@ from featd import clock, logs
 from featd.catalog import connect, enqueue, hosts, stats, values
 from featd.catalog.enqueue import Enqueued, FoundFile, KnownFile, Reread
 from featd.config import RootConfig
+from featd.crash_points import CrashPoint, crash_point
 from featd.errors import RefusedError
 from featd.ingest.walk import PORTION_FILES, Walk
 from featd.paths import from_catalog, is_stand_in, stand_in, to_catalog
@@ -179,6 +180,7 @@ class Scan:
             elif not self.take_young(file):
                 fresh.append(file)
         enqueued = Enqueued()
+        crash_point(CrashPoint.INGEST_FOUND)
         for files, delay in ((rested, 0.0), (fresh, settle_seconds)):
             if files:
                 enqueued.add(
@@ -187,6 +189,7 @@ class Scan:
                     )
                 )
         if found:
+            crash_point(CrashPoint.INGEST_ENQUEUED)
             self._on_batch(enqueued)
             enqueued.doubted.clear()  # any number of them
             self.report.enqueued.add(enqueued)
@@ -287,7 +290,9 @@ class Scan:
         now = clock.monotonic()
         if self._durable and now - self._saved_at >= CURSOR_SECONDS and any(cursor.values()):
             self._saved_at = now
+            crash_point(CrashPoint.SCAN_BEFORE_CURSOR)
             connect.transact(self._catalog, values.set_value, cursor_name(self._root), cursor)
+            crash_point(CrashPoint.SCAN_CURSOR)
 
     def _note(self, conn: sa.Connection) -> None:
         if self.start:

@@ -10,6 +10,8 @@ import contextlib
 import os
 from pathlib import Path
 
+from featd.crash_points import CrashPoint, crash_point
+
 FOLDER_MODE = 0o750
 FILE_MODE = 0o640
 PUBLIC_FOLDER_MODE = 0o777
@@ -31,10 +33,17 @@ def create_part(path: Path, *, public: bool = False) -> int:
     return os.open(part_of(path), flags, PUBLIC_FILE_MODE if public else FILE_MODE)
 
 
-def publish_part(path: Path) -> None:
+def link_part(source: Path, path: Path) -> None:
+    """As `path`'s .part, which must not exist, another name of a complete file that never changes. OSError."""
+    make_folder(path.parent)
+    os.link(source, part_of(path))
+
+
+def publish_part(path: Path, renamed: CrashPoint = CrashPoint.FILE_RENAMED) -> None:
     """Give `path`'s .part, already fsynced, its name, and make that durable. OSError; then the .part is gone or
     the name may or may not be on stable storage: the caller gives the file up."""
     part_of(path).rename(path)
+    crash_point(renamed)
     _fsync_folder(path.parent)
 
 

@@ -18,6 +18,8 @@ from featd.shards.layout import SHARDS
 
 MARKER = "featd-store.json"
 MARK = "featd-mark.json"
+RESTORING = "featd-restoring.json"
+"""Beside the shards while a backup is restored: whose, and which."""
 FORMAT = 1
 
 
@@ -108,6 +110,10 @@ def check_instance(path: Path, key: StoreKey) -> str | None:
     if not path.is_dir():
         raise StoreUnavailableError(f"{path}: no store there: is the disk mounted?")
     marker = _marker(path)
+    if marker is None and (path / RESTORING).exists():
+        raise StoreUnavailableError(
+            f"{path}: a backup is being restored into this store; if that was interrupted, run `featd restore` again"
+        )
     if marker is None:
         raise StoreUnavailableError(
             f"{path}: the folder has no {MARKER}, which says whose store it is: is the right disk mounted? Where it"

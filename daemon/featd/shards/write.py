@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 import featd
+from featd.crash_points import CrashPoint, crash_point
 from featd.errors import ConfigError
 from featd.paths import from_catalog
 from featd.shards import layout
@@ -136,7 +137,8 @@ class ShardWriter:
             os.fsync(self._fd)
             size = os.fstat(self._fd).st_size
             checksum = checksum_of(self._fd)
-            publish_part(self._path)
+            crash_point(CrashPoint.SHARD_SYNCED)
+            publish_part(self._path, CrashPoint.SHARD_RENAMED)
         except (OSError, RuntimeError) as error:
             raise self._failed(error) from error
         self._release()

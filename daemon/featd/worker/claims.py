@@ -12,6 +12,7 @@ import sqlalchemy as sa
 
 from featd import clock, logs
 from featd.catalog import claim, connect
+from featd.crash_points import CrashPoint, crash_point
 from featd.errors import CatalogUnavailableError
 from featd.processes.link import ChildLink
 from featd.roots import RootState, root_state
@@ -161,6 +162,8 @@ class Claims(WorkerThread):
             claimed = connect.transact(
                 self._catalog, claim.claim, self._lease, want, self._online, priorities
             )
+        if claimed:
+            crash_point(CrashPoint.CLAIMED)
         self._woken = False
         self._held.add(image.id for image in claimed)
         for image in claimed:

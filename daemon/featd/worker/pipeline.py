@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from featd import logs
+from featd.crash_points import CrashPoint, crash_point
 from featd.decoders.pool import DecoderPool
 from featd.decoders.wire import Decoded, Result, RootOffline
 from featd.engines.base import Batch, Engine, Vectors
@@ -190,6 +191,7 @@ class Pipeline:
             log.warning("batch_failed", "batch failed; running its images one by one", error=str(error))
             self._one_by_one(decoded, batch, error)
             return
+        crash_point(CrashPoint.FORWARDED)
         self._doubt_zeros(batch, vectors)
         self._emit(decoded, vectors)
 
@@ -197,6 +199,7 @@ class Pipeline:
         self._beat()
         with self._shares.spend("forward"):
             self._pool.hands.hold_forward([one.image.id for one in decoded])
+            crash_point(CrashPoint.FORWARD)
             try:
                 return self._engine.forward(batch)
             finally:

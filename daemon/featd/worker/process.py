@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from featd import clock, logs
 from featd.catalog import connect, instance, leases, live, pairing
 from featd.catalog.settle import Identity
+from featd.crash_points import CrashPoint, crash_point
 from featd.decoders.pool import DecoderPool
 from featd.errors import CatalogUnavailableError, EngineError
 from featd.processes import devices
@@ -85,6 +86,7 @@ def run(link: ChildLink, plan: WorkerPlan) -> int:
         engine=engine.name,
         lease_seconds=plan.lease_seconds,
     )
+    crash_point(CrashPoint.LEASE_OPENED)
     link.report(LeaseOpened(lease))
     # A start of another host may have changed the nonce while the net was loaded.
     key = pairing.check_under_lease(catalog, plan.store.path)
@@ -230,6 +232,7 @@ class Worker:
         self._pool.close()
         with contextlib.suppress(CatalogUnavailableError):
             connect.transact(self._catalog, leases.end_lease, self._lease, reason, self._policy)
+            crash_point(CrashPoint.LEASE_ENDED)
             self._hands_path.unlink(missing_ok=True)
 
     def _find_done(self, root: str) -> str | None:

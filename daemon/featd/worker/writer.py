@@ -24,6 +24,7 @@ from featd.catalog import connect, leases, live, settle
 from featd.catalog.connect import CommitUnknownError
 from featd.catalog.settle import Identity, Lost, Made, Settlement
 from featd.config import StoreConfig
+from featd.crash_points import CrashPoint, crash_point
 from featd.decoders.wire import Decoded
 from featd.errors import CatalogUnavailableError, StoreUnavailableError
 from featd.shards.layout import ShardName
@@ -207,6 +208,7 @@ class Writer(WorkerThread):
             vectors = {blob: values[at : at + len(some)] for blob, values in batch.vectors.items()}
             with _storing(self._store.path):
                 first = shard.append(images, contents, vectors)
+            crash_point(CrashPoint.ROWS_WRITTEN)
             self._made += map(Made, images, range(first, first + len(some)), contents)
             at += len(some)
             if shard.rows >= self._store.shard_rows or shard.bytes >= self._store.shard_bytes:
@@ -237,6 +239,7 @@ class Writer(WorkerThread):
                     "engine": self._kind.engine,
                 },
             )
+        crash_point(CrashPoint.SHARD_OPENED)
         return self._shard
 
     def _seal(self) -> None:
@@ -245,6 +248,7 @@ class Writer(WorkerThread):
         with _storing(self._store.path):
             sealed = self._shard.seal()
         self._shard, self._seal_at = None, float("inf")
+        crash_point(CrashPoint.SHARD_SEALED)
         self._check_store()
         self._settle(sealed)
         self._sealing_seconds = clock.monotonic() - began
@@ -308,6 +312,7 @@ class Writer(WorkerThread):
                         self._identity,
                         self._policy,
                     )
+                crash_point(CrashPoint.SETTLED)
                 self._settles += 1
                 return settled
             except CommitUnknownError as error:

@@ -1,0 +1,84 @@
+"""`featd backup`: catalog, shards and configuration into a folder, while featd runs."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from featd.errors import EXIT_FAILED_ROWS
+from featd_cli.console import complain, note, say, shown
+from featd_cli.instance import ConfigOption, open_instance
+
+if TYPE_CHECKING:
+    from featd.backup.bring import Brought
+
+
+def backup(
+    ctx: typer.Context,
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DEST", help="The folder of the backup, which is made; the same one each time."
+        ),
+    ],
+    config: ConfigOption = None,
+) -> None:
+    """Back up catalog, shards and configuration.
+
+    featd may keep running. The next backup into the same folder copies only what is new. On the file system of the
+    store, shards are linked and take no room. If the backup is killed, the one before counts. Exits 4 if a shard is
+    missing or damaged.
+    """
+    from featd.backup.backup import back_up
+    from featd.config import find
+
+    with open_instance(ctx, config) as instance, progress("backing up") as advance:
+        made = back_up(
+            instance.catalog,
+            instance.settings.store.path,
+            find(config or ctx.obj),
+            folder.absolute(),
+            advance,
+        )
+    say(
+        f"{made.done:,} images in {made.shards:,} shards are in {shown(str(folder))}: {made.new:,} shards new"
+        f" ({megabytes(made.bytes)}), {made.removed:,} removed"
+    )
+    if complain_of_shards(made.brought, "is not in the backup"):
+        note(
+            "everything else is in the backup. Bring these shards back from another one, or make their vectors again"
+            " with `featd enqueue --force ROOT`"
+        )
+        raise typer.Exit(EXIT_FAILED_ROWS)
+
+
+def complain_of_shards(brought: Brought, what: str) -> bool:
+    """Name each shard that could not be brought; whether there was one."""
+    for path, why in brought.faulty.items():
+        complain(f"{path}: {why}: it {what}")
+    return bool(brought.faulty)
+
+
+def megabytes(count: int) -> str:
+    """A size as people read it."""
+    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
+
+
+@contextlib.contextmanager
+def progress(doing: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on standard error, if that is a terminal. It takes the bytes that are done, and all of them."""
+    if not sys.stderr.isatty():
+        yield lambda done, total: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(doing, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -1,0 +1,1 @@
+"""Backing up a catalog and its shards into a folder, and restoring them from it."""
