@@ -97,8 +97,11 @@ class StoreConfig(_Section):
     shard_rows: PositiveInt = 4096
     shard_bytes: PositiveInt = 268_435_456
     shard_seconds: _Seconds = 30.0
+    idle_seconds: Annotated[float, Field(ge=0, le=1e9)] = 1.0
     compression: Literal["none", "gzip", "zstd"] = "none"
     dtype: Literal["float32", "float16"] = "float32"
+    grace_seconds: Annotated[float, Field(ge=0, le=1e9)] = 3600.0
+    keep_gone_days: Annotated[float, Field(ge=0, le=1e6)] = 30.0
     keep_unknown_days: Annotated[float, Field(ge=0, le=1e6)] = 7.0
     min_free: Annotated[int, Field(ge=0)] = 1_073_741_824
 

@@ -13,6 +13,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from featd.catalog import counters, dialects, instance, leases, verdicts
+from featd.catalog.compact import leave_shards
 from featd.catalog.counters import StateChanges
 from featd.catalog.schema import images, shards
 from featd.catalog.schema import leases as lease_table
@@ -158,18 +159,7 @@ def _settle_made(
         ]
         updated = dialects.update_each(conn, claimed, per_row, chosen, {**values, "shard_id": shard_id})
         changes.move(State.CLAIMED, state, updated)
-    _leave_shards(conn, [rows[one.image.id].shard_id for one in mine])
-
-
-def _leave_shards(conn: sa.Connection, shard_ids: Sequence[int | None]) -> None:
-    """Count down the live rows of shards whose rows name another shard now."""
-    left = Counter(shard_id for shard_id in shard_ids if shard_id is not None)
-    for shard_id in sorted(left):
-        conn.execute(
-            sa.update(shards)
-            .where(shards.c.id == shard_id)
-            .values(live_rows=shards.c.live_rows - left[shard_id])
-        )
+    leave_shards(conn, [rows[one.image.id].shard_id for one in mine])
 
 
 def _settle_unchanged(
@@ -214,7 +204,7 @@ def _settle_lost(
     forgotten = dict.fromkeys(("shard_id", "shard_row", "shard_version", "content"))
     which = dialects.has_id(conn, sorted(one.image.id for one in mine))
     conn.execute(sa.update(images).where(which).values(**_raised_values(conn), **forgotten))
-    _leave_shards(conn, [one.shard_id for one in mine])
+    leave_shards(conn, [one.shard_id for one in mine])
     # Nothing names it: what is left of its file is unknown from now on. Its worker may still look for its row.
     over = sa.select(lease_table.c.id).where(lease_table.c.ended_at.is_not(None))
     nameless = (shards.c.id.in_({one.shard_id for one in mine}), shards.c.live_rows == 0)

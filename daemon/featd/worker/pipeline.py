@@ -167,7 +167,7 @@ class Pipeline:
         return next((tray for tray in self._trays if tray.decoded and not tray.waiting), None)
 
     def _flush_when_idle(self) -> None:
-        """Seal now if there is nothing to claim and nothing under way, so that the last images are done at once."""
+        """Seal soon if there is nothing to claim and nothing under way, so that the last images are done soon."""
         if self.idle and self._claims.exhausted and not self._flushed:
             self._writer.put(Flush())
             self._flushed = True

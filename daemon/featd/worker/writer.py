@@ -68,7 +68,7 @@ class VectorBatch:
 
 
 class Flush:
-    """No more images for now: seal the open shard."""
+    """No more images for now: seal the open shard once it has been open for idle_seconds."""
 
 
 class Stop:
@@ -117,6 +117,7 @@ class Writer(WorkerThread):
         self._settles = 0
         self._items: queue.Queue[Item] = queue.Queue(maxsize=QUEUED_BATCHES)
         self._shard: ShardWriter | None = None
+        self._opened_at = 0.0
         self._seal_at = float("inf")
         self._sealing_seconds = 0.0
         self._serial = 0
@@ -190,10 +191,12 @@ class Writer(WorkerThread):
         waiting = bool(self._failures or self._unchanged)
         if waiting:
             self._settle_at = min(self._settle_at, now + OUTCOME_SECONDS)
-        last = isinstance(item, Flush | Stop)
+        last = isinstance(item, Stop)
+        if isinstance(item, Flush):
+            self._seal_at = min(self._seal_at, self._opened_at + self._store.idle_seconds)
         if self._shard is not None and (last or now >= self._seal_at):
             self._seal()
-        elif waiting and (last or now >= self._settle_at):
+        elif waiting and (last or now >= self._settle_at or (isinstance(item, Flush) and self._shard is None)):
             self._settle(None)
         self._tell((), end=isinstance(item, Stop))
         return not isinstance(item, Stop)
@@ -220,6 +223,7 @@ class Writer(WorkerThread):
         now = clock.monotonic()
         spent = now - self._held.oldest(image.id for image in images) + self._sealing_seconds
         seconds = self._store.shard_seconds
+        self._opened_at = now
         self._seal_at = now + max(seconds / 2, seconds * ON_TIME - spent)
         name = ShardName(clock.utcnow(), self._lease.id, self._lease.token, self._serial)
         self._serial += 1
