@@ -91,6 +91,7 @@ images = sa.Table(
 _partial_index("ix_images_claim", "state = 'pending'", *images.c["root", "priority", "not_before", "id"])
 _partial_index("ix_images_lease_id", "state = 'claimed'", images.c.lease_id)
 _partial_index("ix_images_failed", "state = 'failed'", *images.c["id", "error_kind"])
+_partial_index("ix_images_gone", "state = 'gone'", images.c.content)
 
 leases = sa.Table(
     "leases",

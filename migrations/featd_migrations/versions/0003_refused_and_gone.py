@@ -1,7 +1,8 @@
-"""A kind of failure for files that the catalog cannot hold: `catalog.refused`.
+"""A kind of failure for files that the catalog cannot hold: `catalog.refused`; and an index of the images that are gone,
+by their content.
 
-No row changes. PostgreSQL reads the rows once to check them; SQLite only gets another text of its schema, as its
-documentation of ALTER TABLE describes for constraints: a copy of the table would take minutes.
+No row changes. All are read once, for the index and for PostgreSQL's check. On SQLite the constraints only get another
+text in its schema, as its documentation of ALTER TABLE describes: a copy of the table would take minutes.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ KINDS = (
 
 
 def upgrade() -> None:
+    gone = sa.text("state = 'gone'")
+    op.create_index("ix_images_gone", "images", ["content"], sqlite_where=gone, postgresql_where=gone)
     conn = op.get_bind()
     if conn.dialect.name == "sqlite":
         _edit_schema(conn)
