@@ -131,6 +131,7 @@ def transact(
                 try:
                     transaction.commit()
                 except sa.exc.DBAPIError as error:
+                    conn.invalidate(error)  # a COMMIT that fails may leave SQLite's transaction open
                     if dialects.is_transient(error):
                         raise
                     raise CommitUnknownError(

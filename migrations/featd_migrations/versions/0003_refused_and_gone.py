@@ -1,5 +1,4 @@
-"""A kind of failure for files that the catalog cannot hold: `catalog.refused`; and an index of the images that are gone,
-by their content.
+"""A kind of failure for files that the catalog cannot hold, `catalog.refused`; an index of gone images by content.
 
 No row changes. All are read once, for the index and for PostgreSQL's check. On SQLite the constraints only get another
 text in its schema, as its documentation of ALTER TABLE describes: a copy of the table would take minutes.
