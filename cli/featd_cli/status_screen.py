@@ -117,6 +117,8 @@ def _head(report: Report, width: int, blocks: bool, detail: Detail) -> Iterator[
     told = f"{shards.rows:,} vectors, {filesize.decimal(shards.bytes)}"
     if shards.rows > shards.live_rows:
         told += f"; {shards.rows - shards.live_rows:,} superseded"
+    if shards.retired:
+        told += f"; {shards.retired:,} merged ones, removed soon"
     if unknown := report.unknown.get("files"):
         told += f"; {unknown:,} unknown, kept aside"
     yield from map(Text, wrap(f"shards   {shards.count:,} ({told})", width, indent=" " * 9))

@@ -36,6 +36,11 @@ class CrashPoint(StrEnum):
     SETTLING = "worker.settling"  # in that transaction, with COMMIT still to be sent
     SETTLED = "worker.settled"  # COMMIT was answered; the worker still holds the rows
     LEASE_ENDED = "worker.lease_ended"  # at the end; the hands file is still there
+    COMPACTION_COPIED = "compaction.copied"  # the rows of the merged shards are in the new .part
+    COMPACTION_SEALED = "compaction.sealed"  # the new shard is sealed; no image names it
+    COMPACTION_SWAPPING = "compaction.swapping"  # in the transaction that moves images, before COMMIT
+    COMPACTION_SWAPPED = "compaction.swapped"  # the images name it; the old files are there
+    COMPACTION_UNLINKED = "compaction.unlinked"  # a retired shard's file is removed, and its row is there
     FILE_RENAMED = "file.renamed"  # any other file has its name; its folder was not fsynced
     CATALOG_CREATED = "catalog.created"  # SQLite's file is there, and empty
     MIGRATING = "catalog.migrating"  # the schema is upgraded, with COMMIT still to be sent

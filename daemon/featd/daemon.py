@@ -48,7 +48,7 @@ def run(settings: Settings, *, drain: bool, config: Path | None = None) -> int:
     logs.configure(settings.log.level, settings.log.format)
     logs.setup()
     faulthandler.enable(2)  # systemd's watchdog aborts a supervisor that hangs: leave its stack
-    _refuse_root(settings.store.path)
+    refuse_root(settings.store.path)
     notifier = Notifier()
     host = socket.gethostname()
     folder = run_folder(settings.store.path, host)
@@ -96,7 +96,7 @@ def run(settings: Settings, *, drain: bool, config: Path | None = None) -> int:
         return code
 
 
-def _refuse_root(store: Path) -> None:
+def refuse_root(store: Path) -> None:
     """ConfigError where root works on the store of another user, who could not write into the folders it makes."""
     with contextlib.suppress(FileNotFoundError):
         owner = store.stat().st_uid
@@ -137,7 +137,7 @@ def _locked(store: Path, host: str, undo: contextlib.ExitStack) -> list[int]:
 def hold_locks(store: Path) -> Iterator[None]:
     """For a command that must not run beside featd on this host. LockHeldError; StoreUnavailableError; ConfigError for
     root where the store belongs to another user."""
-    _refuse_root(store)
+    refuse_root(store)
     if not is_store(store):
         raise StoreUnavailableError(f"{store}: no store there: is the disk mounted?")
     with contextlib.ExitStack() as undo:
@@ -162,9 +162,7 @@ def configured(settings: Settings, host: str, *, drain: bool) -> Configuration:
         retry=settings.retry.policy,
         host=host,
         run_folder=folder,
-        store=settings.store.path,
-        keep_unknown_days=settings.store.keep_unknown_days,
-        min_free=settings.store.min_free,
+        store=settings.store,
         roots=tuple(root.path for root in settings.roots) if drain else (),
         draining=drain,
     )
@@ -184,7 +182,8 @@ def configured(settings: Settings, host: str, *, drain: bool) -> Configuration:
             host=host,
             run_folder=folder,
             roots=settings.roots,
-            store=settings.store,
+            # A drain ends with the last image: nothing is worth waiting for.
+            store=settings.store.model_copy(update={"idle_seconds": 0.0}) if drain else settings.store,
             model=settings.model,
             preprocess=settings.preprocess,
             device=device,

@@ -1,4 +1,4 @@
-"""What compaction asks of the catalog, and the one transaction with which it moves rows into another shard."""
+"""What compaction asks of the catalog, and the one transaction with which it moves images into another shard."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from featd.catalog import dialects, leases
+from featd.catalog import corrections, dialects, leases
 from featd.catalog.schema import images, in_state, shards
 from featd.catalog.schema import leases as lease_table
+from featd.crash_points import CrashPoint, crash_point
 from featd.errors import FeatdError
 from featd.states import Lease, SealedShard, State
 
@@ -39,14 +40,6 @@ class Move:
     new_row: int
 
 
-@dataclass(frozen=True, slots=True)
-class RetiredTotals:
-    """Shards whose vectors were moved and whose files are not removed yet."""
-
-    count: int
-    bytes: int
-
-
 class SwapError(FeatdError):
     """Some shards cannot be replaced: somebody else has replaced them, or their counters are wrong. `shard_ids`."""
 
@@ -59,10 +52,14 @@ def small_shards(
     conn: sa.Connection, after_id: int, limit: int, below_rows: int, below_bytes: int
 ) -> list[OldShard]:
     """The next shards that have fewer rows and bytes than these, or of which half or more is named by no image."""
+    # A requeue that the user may still ask for finds images by their shards: they stay where they are until then.
+    after_id = max(after_id, *corrections.undecided(conn).values(), 0)
     columns = shards.c["id", "path", "rows", "live_rows", "bytes", "checksum", "engine"]
     small = (shards.c.live_rows < below_rows) & (shards.c.bytes < below_bytes)
     half_dead = shards.c.live_rows * 2 <= shards.c.rows
-    statement = sa.select(*columns).where(shards.c.id > after_id, shards.c.retired.is_(None), small | half_dead)
+    statement = sa.select(*columns).where(
+        shards.c.id > after_id, shards.c.retired.is_(None), small | half_dead
+    )
     return [OldShard(*row) for row in conn.execute(statement.order_by(shards.c.id).limit(limit))]
 
 
@@ -98,7 +95,9 @@ def swap(
         new_id = conn.execute(sa.insert(shards).values(**values).returning(shards.c.id)).scalar_one()
         rows = [(move.image_id, move.new_row) for move in still]
         dialects.update_each(conn, sa.true(), ("shard_row",), rows, {"shard_id": new_id})
+        corrections.follow(conn, old, new_id)
     _retire(conn, Counter(move.shard_id for move in still), old)
+    crash_point(CrashPoint.COMPACTION_SWAPPING)
 
 
 def _retire(conn: sa.Connection, moved: Counter[int], old: Sequence[int]) -> None:
@@ -106,23 +105,24 @@ def _retire(conn: sa.Connection, moved: Counter[int], old: Sequence[int]) -> Non
     statement = sa.select(*shards.c["id", "live_rows", "retired"]).where(which).order_by(shards.c.id)
     found = {row.id: row for row in conn.execute(dialects.lock_rows(conn, statement)).all()}
     if lost := [one for one in old if one not in found or found[one].retired is not None]:
-        raise SwapError("another compaction has replaced some of these shards", lost)
+        raise SwapError("another compaction has replaced them", lost)
     if wrong := [one for one in old if found[one].live_rows != moved[one]]:
         raise SwapError(
-            "the catalog counts other images in these shards than they have: see `featd verify`", wrong
+            "the catalog counts other images in them than name them: `featd verify` tells more", wrong
         )
     conn.execute(sa.update(shards).where(which).values(live_rows=0, retired=dialects.now(conn)))
 
 
 def removable(conn: sa.Connection, grace_seconds: float, limit: int) -> list[tuple[int, str]]:
-    """(id, path) of retired shards that nobody can need any more: their time of grace is over, and so is the lease of
-    their worker, which may look one up after an unknown COMMIT."""
+    """(id, path) of retired shards that nobody can need any more: their time of grace is over, and their worker cannot
+    look for them after an unknown COMMIT, since its lease has ended or it has settled another shard since."""
     open_leases = sa.select(lease_table.c.id).where(lease_table.c.ended_at.is_(None))
+    last = sa.select(sa.func.max(shards.c.id)).where(shards.c.lease_id.in_(open_leases))
     statement = (
         sa.select(*shards.c["id", "path"])
         .where(
             shards.c.retired < dialects.later_once(conn, -grace_seconds),
-            shards.c.lease_id.not_in(open_leases),
+            shards.c.id.not_in(last.group_by(shards.c.lease_id)),
         )
         .order_by(shards.c.id)
         .limit(limit)
@@ -151,9 +151,7 @@ def forget_gone_vectors(conn: sa.Connection, keep_days: float, limit: int) -> in
     again = sa.select(images.c.id, images.c.shard_id).where(dialects.has_id(conn, ids), *which)
     rows = conn.execute(dialects.lock_rows(conn, again.order_by(images.c.id))).all()
     forgotten: dict[str, Any] = dict.fromkeys(("shard_id", "shard_row", "shard_version", "content"))
-    conn.execute(
-        sa.update(images).where(dialects.has_id(conn, [row.id for row in rows])).values(**forgotten)
-    )
+    conn.execute(sa.update(images).where(dialects.has_id(conn, [row.id for row in rows])).values(**forgotten))
     leave_shards(conn, [row.shard_id for row in rows])
     return len(rows)
 
@@ -167,9 +165,3 @@ def leave_shards(conn: sa.Connection, shard_ids: Sequence[int | None]) -> None:
             .where(shards.c.id == shard_id)
             .values(live_rows=shards.c.live_rows - left[shard_id])
         )
-
-
-def retired_totals(conn: sa.Connection) -> RetiredTotals:
-    total = sa.func.coalesce(sa.func.sum(shards.c.bytes), 0)
-    row = conn.execute(sa.select(sa.func.count(), total).where(shards.c.retired.is_not(None))).one()
-    return RetiredTotals(int(row[0]), int(row[1]))

@@ -2,8 +2,8 @@
 
 Two settings name, for each correction, the newest shard that may have vectors without it, 0 where there is none.
 LACKED: the user has not decided yet. REQUEUED: the user had the files requeued, and workers look at each of them (see
-`claim`). A correction that LACKED does not name is newer than the last upgrade. Who moves vectors into new shards must
-raise both.
+`claim`). A correction that LACKED does not name is newer than the last upgrade. Compaction leaves the shards alone for
+which the user has not decided, and raises REQUEUED where it moves vectors (`follow`).
 """
 
 from __future__ import annotations
@@ -68,6 +68,14 @@ def undecided(conn: sa.Connection) -> dict[Correction, int]:
 def requeued(conn: sa.Connection) -> dict[str, int]:
     """The same for the corrections whose files were requeued."""
     return values.get_value(conn, REQUEUED) or {}
+
+
+def follow(conn: sa.Connection, old: Sequence[int], new: int) -> None:
+    """Vectors moved from the shards `old` into the shard `new`: workers look at files of these, too."""
+    looked_at = requeued(conn)
+    moved = {name: new for name, newest in looked_at.items() if newest and min(old) <= newest}
+    if moved:
+        values.set_value(conn, REQUEUED, {**looked_at, **moved})
 
 
 def count(conn: sa.Connection, lacked: Mapping[Correction, int], roots: Sequence[str]) -> Counter[Correction]:

@@ -14,6 +14,9 @@ from featd.catalog.schema import attempts, images, in_state, leases
 from featd.errors import LeaseLostError
 from featd.states import Kind, Lease, RetryPolicy, State
 
+COMPACTION = "compaction"
+"""The device of a lease that is no worker's: compaction makes shards under it."""
+
 
 @dataclass(frozen=True, slots=True)
 class OpenLease:
@@ -89,8 +92,9 @@ def any_live(conn: sa.Connection) -> bool:
 
 
 def live_hosts(conn: sa.Connection) -> set[str]:
-    """The hosts of all live leases."""
-    return set(conn.scalars(sa.select(leases.c.host).where(is_live(conn)).distinct()))
+    """The hosts on which workers have live leases."""
+    of_worker = leases.c.device != COMPACTION
+    return set(conn.scalars(sa.select(leases.c.host).where(is_live(conn), of_worker).distinct()))
 
 
 def all_open(conn: sa.Connection) -> list[Lease]:

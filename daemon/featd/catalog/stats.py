@@ -10,6 +10,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from featd.catalog import dialects, values
+from featd.catalog.leases import COMPACTION
 from featd.catalog.schema import images, in_state, leases, shards
 from featd.states import PRIORITIES, State
 
@@ -23,12 +24,15 @@ NO_UNKNOWN = {"files": 0, "bytes": 0}
 
 @dataclass(frozen=True, slots=True)
 class ShardTotals:
-    """All shards together. `live_rows` are still named by an image; `bytes` are on disk."""
+    """All shards together. `live_rows` are still named by an image; `bytes` are on disk. The `retired` ones, which are
+    not among these, were merged into others, and their files are removed soon."""
 
     count: int
     rows: int
     live_rows: int
     bytes: int
+    retired: int
+    retired_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,15 +60,20 @@ class FailureLine:
 
 
 def shard_totals(conn: sa.Connection) -> ShardTotals:
-    totals = [sa.func.coalesce(sa.func.sum(column), 0) for column in shards.c["rows", "live_rows", "bytes"]]
-    row = conn.execute(sa.select(sa.func.count(), *totals)).one()
+    retired = shards.c.retired.is_not(None)
+    counted = [sa.literal(1), *shards.c["rows", "live_rows", "bytes"]]
+    totals = [sa.func.sum(sa.case((retired, 0), else_=column)) for column in counted]
+    totals += [sa.func.sum(sa.case((retired, column), else_=0)) for column in (sa.literal(1), shards.c.bytes)]
+    row = conn.execute(sa.select(*(sa.func.coalesce(total, 0) for total in totals))).one()
     return ShardTotals(*(int(value) for value in row))
 
 
 def workers(conn: sa.Connection) -> list[WorkerLine]:
-    """The live leases, in order of host and device."""
+    """The live leases of workers, in order of host and device."""
     left = (leases.c.expires_at - dialects.lease_now(conn)).label("left")
-    statement = sa.select(leases, left).where(leases.c.ended_at.is_(None), left > 0)
+    statement = sa.select(leases, left).where(
+        leases.c.ended_at.is_(None), left > 0, leases.c.device != COMPACTION
+    )
     if (boot := dialects.boot_id(conn)) is not None:
         statement = statement.where(leases.c.boot_id == boot)
     rows = conn.execute(statement.order_by(leases.c.host, leases.c.device, leases.c.id))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -39,7 +39,7 @@ class Leftovers:
         self._keep_seconds = keep_unknown_days * DAY_SECONDS
         self._min_free = min_free
 
-    def look(self) -> Iterator[list[Path]]:
+    def look(self) -> Generator[list[Path]]:
         """One look, in steps. Yields what a step has taken out of the store's shards."""
         yield from self._look_at_unknown()
         over: dict[Lease, bool] = {}

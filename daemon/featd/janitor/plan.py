@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from featd.config import StoreConfig
 from featd.states import RetryPolicy
 
 
@@ -17,9 +18,6 @@ class JanitorPlan:
     retry: RetryPolicy
     host: str
     run_folder: Path
-    store: Path
-    keep_unknown_days: float
-    min_free: int
-    """Bytes of the store's disk that unknown shards leave free."""
+    store: StoreConfig
     roots: tuple[Path, ...]
     draining: bool

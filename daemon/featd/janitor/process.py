@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import select
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 from featd import clock, logs
 from featd.catalog import connect, counters, hosts, mend, pairing, stats
-from featd.errors import CatalogUnavailableError
+from featd.errors import CatalogUnavailableError, StoreUnavailableError, first_line
 from featd.janitor import drain
+from featd.janitor.compaction import Compaction
 from featd.janitor.leftovers import Leftovers
 from featd.janitor.plan import JanitorPlan
 from featd.janitor.rescue import Cause, Rescue
@@ -19,7 +20,7 @@ from featd.processes.last_words import telling
 from featd.processes.link import ChildLink
 from featd.processes.records import Death, Ready, StatusLine, Why
 from featd.processes.signals import StopFlag
-from featd.shards.store import read_mark, write_mark
+from featd.shards.store import OtherStoreError, read_mark, write_mark
 from featd.states import Kind, State
 
 log = logs.get("janitor")
@@ -29,9 +30,10 @@ DUTY_EVERY_SECONDS = 5.0
 STATUS_EVERY_SECONDS = 3.0
 MEND_EVERY_SECONDS = 60.0
 LEFTOVERS_EVERY_SECONDS = 600.0
+COMPACT_EVERY_SECONDS = 60.0
 DRAIN_EVERY_SECONDS = 0.2
 STEP_SECONDS = 1.0
-"""A look for leftovers pauses after this time, so that other tasks go on."""
+"""A look for leftovers, and compaction, pause after this time, so that other tasks go on."""
 BEAT_SECONDS = 300.0
 
 
@@ -46,14 +48,20 @@ class Janitor:
         self._draining = plan.draining
         self._scanned = False
         self._heard: deque[Death] = deque()
-        self._looking: Iterator[object] | None = None
+        self._looking: Generator[object] | None = None
         """A look for leftovers that is not at its end."""
-        self._store = plan.store
+        self._store = plan.store.path
         self._catalog = connect.open_catalog(plan.catalog_url, plan.lease_seconds)
-        self._leftovers = Leftovers(self._catalog, plan.store, plan.keep_unknown_days, plan.min_free)
-        self._marked = read_mark(plan.store)
+        self._leftovers = Leftovers(
+            self._catalog, plan.store.path, plan.store.keep_unknown_days, plan.store.min_free
+        )
+        self._compaction = Compaction(self._catalog, plan.store, plan.host, plan.lease_seconds)
+        self._compacting: Generator[object] | None = None
+        """Compaction that is not at its end."""
+        self._marked = read_mark(plan.store.path)
         self._rescue = Rescue(self._catalog, plan.run_folder, plan.host, plan.retry)
-        self._due = dict.fromkeys(("status", "expired", "duty", "mend", "leftovers", "drain"), 0.0)
+        self._due = dict.fromkeys(("status", "expired", "duty", "mend", "leftovers", "compact", "drain"), 0.0)
+        self._due["compact"] = clock.monotonic() + COMPACT_EVERY_SECONDS
 
     def begin(self) -> None:
         """Before any worker claims."""
@@ -83,13 +91,9 @@ class Janitor:
             self._due["mend"] = 0.0 if mended == mend.MEND_ROWS else self._due["mend"]  # there may be more
         if self._tidies and self._looking is None and self._is_due("leftovers", now, LEFTOVERS_EVERY_SECONDS):
             self._looking = self._leftovers.look()
-        if self._looking is not None:
-            until = clock.monotonic() + STEP_SECONDS
-            while next(self._looking, None) is not None:
-                if clock.monotonic() > until:
-                    break
-            else:
-                self._looking = None
+        if self._looking is not None and _is_over(self._looking):
+            self._looking = None
+        self._compact(now)
         if self._draining and self._scanned and self._is_due("drain", now, DRAIN_EVERY_SECONDS):
             end = drain.look(
                 self._catalog, self._host, [str(root) for root in self._plan.roots], self._drain_start
@@ -97,6 +101,23 @@ class Janitor:
             if end is not None:
                 self._link.report(end)
                 self._draining = False
+
+    def _compact(self, now: float) -> None:
+        if self._compacting is None and self._tidies and not self._plan.draining:
+            if not self._is_due("compact", now, COMPACT_EVERY_SECONDS):
+                return
+            self._compacting = self._compaction.work()
+        if self._compacting is None:
+            return
+        try:
+            if self._tidies and not _is_over(self._compacting):
+                return
+        except (OSError, StoreUnavailableError, OtherStoreError) as error:
+            log.warning(
+                "compaction_failed", "cannot merge small shards; trying again later", error=first_line(error)
+            )
+        self._compacting.close()
+        self._compacting = None
 
     def _keep_mark(self) -> None:
         """Note in the store how far the catalog has come, so that one that is restored later is noticed; and answer a
@@ -146,11 +167,19 @@ class Janitor:
         )
 
     def close(self) -> None:
+        if self._compacting is not None:
+            self._compacting.close()
         with contextlib.suppress(CatalogUnavailableError):
             if self._tidies:
                 self._keep_mark()
             connect.transact(self._catalog, hosts.leave_duties, [hosts.TIDY], self._host)
         self._catalog.dispose()
+
+
+def _is_over(steps: Generator[object]) -> bool:
+    """Whether these are at their end, after at most STEP_SECONDS of them."""
+    until = clock.monotonic() + STEP_SECONDS
+    return all(clock.monotonic() < until for _ in steps)
 
 
 def cause_of(death: Death) -> Cause:

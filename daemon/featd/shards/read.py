@@ -103,6 +103,16 @@ class ShardReader:
         """Each row's hash of the image file's bytes."""
         return [value.decode("ascii", "replace") for value in self._strings(layout.CONTENT)]
 
+    @property
+    def dtype(self) -> str:
+        """The type of all vectors."""
+        return str(self._file[layout.FEATS].dtype)
+
+    @property
+    def row_bytes(self) -> int:
+        """Of one row's vectors."""
+        return sum(self.blobs.values()) * int(self._file[layout.FEATS].dtype.itemsize)
+
     def close(self) -> None:
         self._file.close()
 

@@ -196,7 +196,9 @@ class Writer(WorkerThread):
             self._seal_at = min(self._seal_at, self._opened_at + self._store.idle_seconds)
         if self._shard is not None and (last or now >= self._seal_at):
             self._seal()
-        elif waiting and (last or now >= self._settle_at or (isinstance(item, Flush) and self._shard is None)):
+        elif waiting and (
+            last or now >= self._settle_at or (isinstance(item, Flush) and self._shard is None)
+        ):
             self._settle(None)
         self._tell((), end=isinstance(item, Stop))
         return not isinstance(item, Stop)
