@@ -1,0 +1,62 @@
+"""`featd compact`: small and half-dead shards are merged now."""
+
+from __future__ import annotations
+
+import socket
+from typing import Annotated
+
+import typer
+
+from featd_cli.backup import megabytes
+from featd_cli.console import say
+from featd_cli.instance import ConfigOption, open_instance
+
+
+def compact(
+    ctx: typer.Context,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say how many shards would be merged.")
+    ] = False,
+    config: ConfigOption = None,
+) -> None:
+    """Merge small shards into larger ones.
+
+    featd does this by itself every minute while it runs, except in a drain; both may run at once. Vectors that no
+    image names are left out. The files of merged shards stay for store.grace_seconds, for readers that have opened
+    them. It can be interrupted at any time.
+    """
+    from featd.catalog import pairing, stats
+    from featd.daemon import refuse_root
+    from featd.janitor.compaction import Compaction
+
+    with open_instance(ctx, config) as instance:
+        store = instance.settings.store
+        if not dry_run:
+            refuse_root(store.path)
+        pairing.check(instance.catalog, store.path, writable=not dry_run)
+        compaction = Compaction(
+            instance.catalog, store, socket.gethostname(), instance.settings.workers.lease_seconds
+        )
+        if dry_run:
+            count, size = compaction.preview()
+            say(f"{count:,} shards ({megabytes(size)}) would be merged" if count else NOTHING)
+            return
+        for _ in compaction.work():
+            pass
+        with instance.read() as conn:
+            totals = stats.shard_totals(conn)
+    if compaction.merged:
+        say(
+            f"merged {compaction.merged:,} shards into {compaction.made:,}; the store has {totals.count:,} now"
+        )
+    else:
+        say(NOTHING)
+    if compaction.removed:
+        say(f"removed {compaction.removed:,} files of shards that were merged earlier")
+    if totals.retired:
+        say(
+            f"{totals.retired:,} files of merged shards ({megabytes(totals.retired_bytes)}) are removed later"
+        )
+
+
+NOTHING = "nothing to merge: few shards are small, or half dead"
