@@ -16,6 +16,7 @@ from featd.crash_points import check_variable
 from featd.errors import EXIT_ERROR, EXIT_OK, EXIT_OUT_OF_REACH, FeatdError, first_line, reason
 from featd_cli import (
     backup,
+    compact,
     db,
     enqueue,
     explain,

@@ -86,14 +86,8 @@ def _is_complete_backup(catalog: sa.Engine, store: Path) -> bool:
 def _lacking(catalog: sa.Engine, store: Path) -> list[str]:
     """Shards that the catalog got after the store's mark was written, and that the store does not have. Older ones may
     be lost; but a store that lacks these is as old as its mark."""
-    columns = shards.c["id", "path"]
-    last = (
-        sa.select(*columns)
-        .where(shards.c.retired.is_(None))
-        .order_by(shards.c.id.desc())
-        .limit(LOOKED_THROUGH)
-        .subquery()
-    )
+    there = sa.select(*shards.c["id", "path"]).where(shards.c.retired.is_(None))
+    last = there.order_by(shards.c.id.desc()).limit(LOOKED_THROUGH).subquery()
     with connect.reading(catalog) as conn:
         newer = conn.scalars(sa.select(last.c.path).where(last.c.id > read_mark(store).newest_shard)).all()
     return [path for path in newer if shard_is_missing(store / path)]
