@@ -9,12 +9,13 @@ crash point and every wait, the others may act first.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import random
 import shutil
 import sqlite3
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -33,6 +34,8 @@ from featd.config import StoreConfig
 from featd.crash_points import CrashPoint
 from featd.decoders.wire import Decoded
 from featd.errors import CatalogUnavailableError, LeaseLostError
+from featd.janitor import compaction
+from featd.janitor.compaction import Compaction
 from featd.janitor.leftovers import Leftovers
 from featd.janitor.rescue import Cause, Rescue
 from featd.shards.read import ShardReader
@@ -81,6 +84,7 @@ class World:
         self.files: dict[str, File] = {}
         self.ticks = 0
         self.quiet = True
+        self.dying = False
         self.catalog_back_at = 0.0
         self.next_commit: str | None = None
         self.history: list[str] = []
@@ -141,12 +145,13 @@ class World:
     def crash_point(self, point: CrashPoint) -> None:
         if self.chance(0.02):
             self.tell(f"killed at {point}")
+            self.dying = True
             raise KilledError
         if point is not CrashPoint.SETTLING:  # there a transaction is open: SQLite lets no other write
             self.others()
 
     def check_catalog(self) -> None:
-        if self.elapsed < self.catalog_back_at and not self.quiet:
+        if self.dying or (self.elapsed < self.catalog_back_at and not self.quiet):
             raise sqlite3.OperationalError("unable to open database file")
 
 
@@ -166,7 +171,9 @@ class Stage:
         patch.setattr(clock, "monotonic", lambda: self.world.elapsed)
         patch.setattr(clock, "boottime", lambda: self.world.elapsed)
         patch.setattr(clock, "sleep", lambda seconds: self.world.sleep(seconds))
+        patch.setattr(compaction, "FAN_IN", 2)
         patch.setattr(dialects, "connect_args", lambda *_: {"factory": self._connection()})
+        importlib.import_module("featd.janitor.merge")  # it is imported late
         for name, module in list(sys.modules.items()):
             if name.startswith("featd.") and name != "featd.crash_points" and hasattr(module, "crash_point"):
                 patch.setattr(module, "crash_point", lambda point: self.world.crash_point(point))
@@ -255,9 +262,8 @@ class Worker:
         self.claims = Claims(
             catalog, self.lease, link, [root], self.held, ahead=4, lease_seconds=LEASE_SECONDS
         )
-        config = StoreConfig(path=store, shard_rows=3, shard_seconds=20.0)
         kind = ShardKind({"fc": 2}, "gist", "here", key)
-        self.writer = SteppedWriter(catalog, self.lease, config, kind, IDENTITY, POLICY, self.held)
+        self.writer = SteppedWriter(catalog, self.lease, store, kind, IDENTITY, POLICY, self.held)
         self.decoded: list[Decoded] = []
 
     def act(self) -> None:
@@ -327,6 +333,7 @@ class Life:
         self.rescue = Rescue(self.catalog, stage.folder, "here", POLICY)
         self.leftovers = Leftovers(self.catalog, self.store, 7.0, 0)
         self.looking: Iterator[object] | None = None
+        self.config = StoreConfig(path=self.store, shard_rows=1, shard_seconds=20.0, idle_seconds=0.0)
         self.doubted: dict[str, FoundFile] = {}
         self.acting: set[str] = set()
         world.others = self.interrupt
@@ -338,6 +345,7 @@ class Life:
         try:
             for name in NAMES[: world.random.randrange(len(NAMES))]:
                 world.write(name)
+            self.as_("ingest", self.scan)
             for _ in range(world.random.randrange(10, 70)):
                 self.turn()
             self.settle_down()
@@ -386,6 +394,7 @@ class Life:
             self.workers[name] = None
         except KilledError:
             self.world.tell(f"{name} is dead")
+            self.world.dying = False
             if name in self.workers:
                 worker, self.workers[name] = self.workers[name], None
                 if worker is not None and self.world.chance(0.7):  # else the supervisor died too
@@ -424,14 +433,15 @@ class Life:
         worker = self.workers[name]
         if worker is None:
             self.world.tell(f"{name} starts")
-            self.workers[name] = Worker(self.world, self.catalog, self.store, str(self.root), self.key, name)
+            self.workers[name] = Worker(self.world, self.catalog, self.config, str(self.root), self.key, name)
         elif self.world.elapsed >= worker.stalled_until:
             if self.world.chance(0.03):
                 self.world.tell(f"{name} stops")
                 worker.stop()
                 self.workers[name] = None
             else:
-                worker.act()
+                for _ in range(self.world.random.randrange(1, 8)):
+                    worker.act()
 
     def ingest(self) -> None:
         """A scan, an event, or a look at files in doubt."""
@@ -474,7 +484,7 @@ class Life:
 
     def tidy(self) -> None:
         """A step of the janitor."""
-        match self.world.random.randrange(3):
+        match self.world.random.randrange(5):
             case 0:
                 self.rescue.end_expired()
             case 1:
@@ -483,6 +493,15 @@ class Life:
                 self.looking = self.looking or self.leftovers.look()
                 if next(self.looking, None) is None:
                     self.looking = None
+            case _:
+                for _ in self.compaction():
+                    for _ in range(self.world.random.randrange(12)):  # it takes its time
+                        self.turn()
+
+    def compaction(self) -> Generator[object]:
+        """Of shards of up to 64 rows, removed after 30 s."""
+        store = self.config.model_copy(update={"shard_rows": 64, "grace_seconds": 30.0})
+        return Compaction(self.catalog, store, "here", LEASE_SECONDS).work()
 
     # The end
 
@@ -509,6 +528,8 @@ class Life:
             raise AssertionError(f"never drained: {counted}")
         self.rescue.end_expired()
         for _ in range(2):
+            list(self.compaction())
+            world.elapsed += LEASE_SECONDS
             list(self.leftovers.look())
 
     def work_off(self) -> None:
@@ -518,7 +539,7 @@ class Life:
                 continue
             try:
                 if worker is None:
-                    worker = Worker(self.world, self.catalog, self.store, str(self.root), self.key, name)
+                    worker = Worker(self.world, self.catalog, self.config, str(self.root), self.key, name)
                 while worker.claims.step(self.world.elapsed) or worker.decoded:
                     for _ in range(8):
                         worker.decode()
@@ -538,6 +559,8 @@ class Life:
             images = {row.path: row for row in conn.execute(sa.select(schema.images))}
             shards = {row.id: row for row in conn.execute(sa.select(schema.shards))}
             counted = {state: count for state, count in counters.counts(conn).items() if count}
+            merging = schema.leases.c.device == leases.COMPACTION
+            merged = set(conn.scalars(sa.select(schema.leases.c.id).where(merging)))
         for path, file in self.world.files.items():
             image = images.get(path)
             assert image is not None, f"{path} has no row"
@@ -548,18 +571,22 @@ class Life:
         gone = {path for path, image in images.items() if image.state == State.GONE}
         assert gone == set(images) - set(self.world.files), "other rows are gone than files"
         assert counted == Counter(State(image.state) for image in images.values()), "counters are wrong"
-        self._check_shards(images, shards)
+        self._check_shards(images, shards, merged)
 
-    def _check_shards(self, images: dict[str, Any], shards: dict[int, Any]) -> None:
+    def _check_shards(self, images: dict[str, Any], shards: dict[int, Any], merged: set[int]) -> None:
         naming = Counter(image.shard_id for image in images.values() if image.shard_id is not None)
         assert {key: shard.live_rows for key, shard in shards.items() if shard.live_rows} == naming
         files = {path.name for path in shards_folder(self.store).rglob("*") if path.is_file()}
+        newest = max(shards, default=0)
+        if newest and shards[newest].retired and shards[newest].name not in files:
+            del shards[newest]  # its row stays when its file is removed
         assert files == {shard.name for shard in shards.values()}, "other shards on disk than in the catalog"
         made: Counter[tuple[int, int]] = Counter()
         for shard_id, shard in shards.items():
             with ShardReader(self.store / shard.path) as reader:
                 ids, versions = reader.keys()
-                made.update(zip(ids.tolist(), versions.tolist(), strict=True))
+                if shard.lease_id not in merged:
+                    made.update(zip(ids.tolist(), versions.tolist(), strict=True))
                 vectors, contents = reader.read("fc", np.arange(len(ids))), reader.contents()
             for image in images.values():
                 if image.shard_id == shard_id:
