@@ -100,13 +100,19 @@ path = $store
 shard_rows = 4096
 # or this many bytes,
 shard_bytes = 268_435_456
-# or when its first images have waited this many seconds, or nothing is left to do. After a crash, only images that
-# were not sealed yet are processed again.
+# or when its first images have waited this many seconds. After a crash, only images that were not sealed yet are
+# processed again.
 shard_seconds = 30.0
+# Where nothing is left to do, a shard stays open for this many seconds, for more images (in a drain: not at all).
+idle_seconds = 1.0
 # none, gzip, or zstd (readers then need the package hdf5plugin).
 compression = "none"
 # float32 or float16.
 dtype = "float32"
+# Small shards are merged. The files of merged ones stay this many seconds, for readers that have opened them.
+grace_seconds = 3600.0
+# Images that have been gone for so many days lose their vectors.
+keep_gone_days = 30.0
 # Shards that the catalog does not know (a worker died, the catalog was restored) are moved to `unknown` in the store.
 # They are removed after so many days.
 keep_unknown_days = 7.0

@@ -112,7 +112,9 @@ def points_of(*who: str) -> list[Any]:
 
 
 def test_every_point_is_tested() -> None:
-    tested = [points_of(*who) for who in (WORK, ("scan",), ("catalog",), ("backup",), ("restore",))]
+    tested = [
+        points_of(*who) for who in (WORK, ("scan",), ("catalog",), ("backup",), ("restore",), ("compaction",))
+    ]
     assert sum(map(len, tested)) == len(CrashPoint)
 
 
@@ -156,6 +158,25 @@ def test_a_kill_at_the_position_of_a_scan(
     crash(instance, point, "run", "--drain")
     drain(instance)
     check(instance, pictures)
+
+
+@pytest.mark.parametrize("point", points_of("compaction"))
+def test_a_kill_while_shards_are_merged(
+    tmp_path: Path, database_url: str, pictures: Pictures, point: CrashPoint
+) -> None:
+    instance = slow(tmp_path / "instance", pictures.folder, database_url)
+    instance.env["FEATD_STORE__SHARD_ROWS"] = "1"
+    drain(instance)
+    instance.env |= {"FEATD_STORE__SHARD_ROWS": "4096", "FEATD_STORE__GRACE_SECONDS": "0"}
+    if point is CrashPoint.COMPACTION_UNLINKED:
+        assert "merged 16 shards into 1" in instance.run("compact").stdout
+    crash(instance, point, "compact")
+    check_vectors(live_vectors(instance), pictures)
+    drain(instance)
+    for _ in range(2):
+        assert instance.run("compact").returncode == 0
+    check(instance, pictures)
+    assert instance.status()["shards"]["count"] == 1
 
 
 @pytest.mark.parametrize("point", points_of("catalog"))
