@@ -40,7 +40,8 @@ class Taken:
     """What was reported since the last call."""
 
     paths: dict[bytes, Hint] = field(default_factory=dict)
-    folders: set[bytes] = field(default_factory=set)
+    folders: dict[bytes, None] = field(default_factory=dict)
+    """In the order in which they were reported."""
     troubles: dict[Trouble, int] = field(default_factory=dict)
 
 
@@ -82,9 +83,9 @@ class Hints:
         folders = self._taken.folders
         if len(folders) >= self._max_folders or not folder:
             folders.clear()
-            folders.add(b"")
+            folders[b""] = None
         elif b"" not in folders:
-            folders.add(folder)
+            folders[folder] = None
 
     def take(self) -> Taken:
         with self._lock:

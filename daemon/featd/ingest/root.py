@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import sqlalchemy as sa
@@ -38,26 +38,27 @@ class Counts:
 
 @dataclass(slots=True)
 class Doubts:
-    """Folders that must be scanned soon; `everything`: the whole root."""
+    """Folders that must be scanned soon, in the order in which they were reported, so that where one was moved from
+    comes before where it was moved to; `everything`: the whole root."""
 
-    folders: set[bytes] = field(default_factory=set)
+    folders: dict[bytes, None] = field(default_factory=dict)
     everything: bool = True
 
-    def add(self, folders: set[bytes]) -> None:
-        if b"" in folders:
+    def add(self, folders: Iterable[bytes]) -> None:
+        self.folders |= dict.fromkeys(folders)
+        if b"" in self.folders:
+            del self.folders[b""]
             self.everything = True
-        self.folders |= folders - {b""}
         if len(self.folders) > MAX_FOLDERS:
             self.folders.clear()
             self.everything = True
 
     def take_folder(self) -> bytes | None:
-        """Take one of them, and with it all that are beneath it."""
-        if not self.folders:
-            return None
-        first = min(self.folders, key=lambda folder: folder.split(b"/"))
-        beneath = first + b"/"
-        self.folders = {one for one in self.folders if one != first and not one.startswith(beneath)}
+        """Take the first of them, and with it all that are beneath it."""
+        first = next(iter(self.folders), None)
+        if first is not None:
+            beneath = first + b"/"
+            self.folders = {one: None for one in self.folders if not (one + b"/").startswith(beneath)}
         return first
 
 

@@ -1,4 +1,4 @@
-"""A kind of failure for files that the catalog cannot hold: `catalog.refused`; and an index of the images that are gone,
+"""A kind of failure for files that the catalog cannot hold: `catalog.refused`; and an index of images that are gone,
 by their content.
 
 No row changes. All are read once, for the index and for PostgreSQL's check. On SQLite the constraints only get another
