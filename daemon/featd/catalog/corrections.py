@@ -70,6 +70,11 @@ def requeued(conn: sa.Connection) -> dict[str, int]:
     return values.get_value(conn, REQUEUED) or {}
 
 
+def lacked(conn: sa.Connection) -> dict[str, int]:
+    """Both together. A gone image is not requeued, so that its vector lacks them all."""
+    return requeued(conn) | {str(correction): newest for correction, newest in undecided(conn).items()}
+
+
 def count(conn: sa.Connection, lacked: Mapping[Correction, int], roots: Sequence[str]) -> Counter[Correction]:
     """How many done images of `roots` each correction may concern, by the ends of their names. Reads every row."""
     dialects.lift_limits(conn)
