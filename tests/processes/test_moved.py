@@ -192,6 +192,20 @@ def test_copies_of_a_file_that_is_gone_get_its_vector_and_other_content_does_not
     check_promise(instance)
 
 
+def test_a_root_under_another_path_keeps_its_vectors_once_the_old_one_is_removed(
+    instance: Instance, root: Path
+) -> None:
+    change_shards(instance, mark)
+    before = vectors(instance)
+    moved = root.rename(root.with_name("elsewhere"))
+    instance.config.write_text(instance.config.read_text().replace(str(root), str(moved)))
+    assert instance.run("roots", "remove", str(root)).returncode == 0
+    assert copied(drain(instance)) == PHOTOGRAPHS
+    found = live_vectors(instance)
+    assert found.keys() == {(str(moved), path) for path in before}
+    assert all(np.array_equal(found[str(moved), path], vector) for path, vector in before.items())
+
+
 def test_nothing_is_decoded_and_no_net_runs(
     instance: Instance, root: Path, link: ChildLink, monkeypatch: pytest.MonkeyPatch
 ) -> None:

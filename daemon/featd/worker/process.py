@@ -178,7 +178,7 @@ class Worker:
             held,
             self._beat,
         )
-        moved = Moved(
+        self._moved = Moved(
             catalog,
             plan.store.path,
             booted.identity.fingerprint,
@@ -197,7 +197,7 @@ class Worker:
             beat=self._beat,
             check_golden=self._check_golden,
             find_done=self._find_done,
-            find_moved=moved.find,
+            find_moved=self._moved.find,
         )
         # Threads come last, so that an error above leaves none running.
         self._threads = (self._claims, self._writer, self._renewal)
@@ -239,6 +239,7 @@ class Worker:
         with contextlib.suppress(Exception):
             self._writer.finish()
         self._renewal.stop()
+        self._moved.close()
         self._pool.close()
         with contextlib.suppress(CatalogUnavailableError):
             connect.transact(self._catalog, leases.end_lease, self._lease, reason, self._policy)
