@@ -170,6 +170,8 @@ def next_of(found: Explained, settings: Settings, fault: Fault | None = None) ->
         return "repair or replace the file, and a running featd tries it again; as it is, it would fail again"
     if found.error_kind == Kind.CATALOG_REFUSED:
         return "nothing: where the file is moved to a shorter path, it is another image"
+    if found.state == State.GONE and found.shard is not None and fault is None:
+        return f"{NEXT[State.GONE]}; another file that has its content gets this vector"
     if found.state != State.PENDING:
         return NEXT[State(found.state)]
     retry = settings.retry

@@ -120,6 +120,7 @@ class ClaimedImage:
     `known_content` is the hash of the bytes that the image's last vector was made from: where the file still
     has it, the vector is still right and no forward pass is needed. A `suspect` runs through the net alone.
     `lacks`: corrections that this vector may lack; it is still right only where none of them changes the picture.
+    `seeks`: the file may be one that was moved here, so that an image that is gone has its vector.
     """
 
     id: int
@@ -131,6 +132,7 @@ class ClaimedImage:
     priority: int = 0
     suspect: bool = False
     known_content: str | None = None
+    seeks: bool = False
     lacks: tuple[str, ...] = ()
 
 

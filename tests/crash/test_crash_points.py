@@ -140,6 +140,36 @@ def test_a_kill_on_the_way_of_an_image(
     check(instance, pictures)
 
 
+MOVING = (
+    CrashPoint.INGEST_ENQUEUED,
+    CrashPoint.CLAIMED,
+    CrashPoint.DECODED,
+    CrashPoint.ROWS_WRITTEN,
+    CrashPoint.SHARD_SEALED,
+    CrashPoint.SETTLING,
+    CrashPoint.SETTLED,
+)
+
+
+@pytest.mark.parametrize("point", MOVING)
+def test_a_kill_while_a_renamed_folder_takes_its_vectors(
+    tmp_path: Path, database_url: str, pictures: Pictures, point: CrashPoint
+) -> None:
+    images = tmp_path / "images"
+    shutil.copytree(pictures.folder, images)
+    instance = slow(tmp_path / "instance", images, database_url)
+    drain(instance)
+    folders = sorted(images.iterdir())
+    for folder in folders:
+        folder.rename(folder.with_name(f"new {folder.name}"))
+    crash(instance, point, "run", "--drain")
+    drain(instance)
+    count = len(pictures.vectors)
+    assert check_promise(instance) == {"done": count, "gone": count}
+    for (_, path), vector in live_vectors(instance).items():
+        assert np.array_equal(vector, pictures.vectors[str(pictures.folder), path.removeprefix("new ")])
+
+
 SAVES_AT_ONCE = """
 import sys
 from featd.ingest import scan

@@ -17,7 +17,7 @@ import pytest
 
 from featd.decoders import pool as pool_module
 from featd.decoders.pool import DecoderPool
-from featd.decoders.wire import Decoded, Result, RootOffline
+from featd.decoders.wire import Decoded, Hashed, Result, RootOffline
 from featd.errors import DecoderError
 from featd.images.decode import decode
 from featd.images.read import content_hash
@@ -27,7 +27,8 @@ from featd.preprocess.spec import PreprocessSpec
 from featd.processes import oom
 from featd.processes.hands import read_hands
 from featd.roots import RootState
-from featd.states import ClaimedImage, Failure, Kind, Unchanged
+from featd.states import ClaimedImage, Correction, Failure, Kind, Unchanged
+from pictures import bmp
 
 SPEC = PreprocessSpec("apply", "warp", (64, 64), "linear", "bgr", (104.0, 117.0, 123.0), 1.0, (56, 48), 10**6)
 DEADLINE = 30.0
@@ -195,6 +196,23 @@ def test_equal_bytes_are_not_decoded_again(tmp_path: Path, root: Path) -> None:
         assert results[1] == Unchanged(task(root, "a.png", 1, known), known)
         assert isinstance(results[2], Decoded)
         assert (pool.trays[0, 0] == 5).all()
+
+
+def test_what_may_have_moved_is_hashed_and_not_decoded(tmp_path: Path, root: Path) -> None:
+    content = content_hash(picture(root, "a.png").read_bytes())
+    data = bmp(32, (0xFF000000, 0xFF0000, 0xFF00), bytes(range(1, 241)) * 320)
+    (root / "old.bmp").write_bytes(data)
+    with make(tmp_path, root, decoders=1) as pool:
+        pool.trays[:] = 5
+        images = [task(root, "a.png", 1), task(root, "old.bmp", 2), task(root, "a.png", 3, content)]
+        seeking = [dataclasses.replace(image, seeks=True) for image in images]
+        for slot, image in enumerate(seeking):
+            pool.submit(slot, image)
+        results = collect(pool, 3)
+        assert results[1] == Hashed(seeking[0], content, [])
+        assert results[2] == Hashed(seeking[1], content_hash(data), [Correction.BMP_FIELDS])
+        assert results[3] == Unchanged(seeking[2], content)
+        assert (pool.trays == 5).all()
 
 
 def test_every_failure_has_its_kind(tmp_path: Path, root: Path) -> None:

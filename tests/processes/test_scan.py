@@ -313,6 +313,36 @@ def test_images_that_vanish_at_once_keep_their_state_until_it_is_confirmed(
     assert (report.gone, report.held) == (100, 0)
 
 
+@pytest.mark.parametrize("to", ["a", "z"])
+def test_a_renamed_folder_is_gone_before_its_new_name_is_pending_and_no_mass_that_vanished(
+    catalog: sa.Engine, tmp_path: Path, to: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scan, "BATCH_FILES", 40)
+    root = tmp_path / "pictures"
+    many(root / "old", 150)
+    look(catalog, root)
+    (root / "old").rename(root / to)
+    pending_with: list[int] = []
+
+    def on_batch(found: Any) -> None:
+        now = list(states(catalog).items())
+        pending_with.append(sum(state == "pending" for path, state in now if path.startswith("old/")))
+
+    one_scan = scan.Scan(catalog, RootConfig(path=root), on_batch=on_batch)
+    while not one_scan.step():
+        pass
+    report = one_scan.report
+    assert (report.gone, report.held, report.enqueued.new) == (150, 0, 150)
+    assert len(pending_with) > 2
+    assert not any(pending_with)
+    shutil.rmtree(root / to / "00")
+    shutil.rmtree(root / to / "01")
+    many(root / "other", 99)
+    assert look(catalog, root).gone == 100  # as many are there
+    shutil.rmtree(root / "other")
+    assert look(catalog, root).held == 99  # 50 are there
+
+
 def test_what_the_configuration_excludes_is_not_held_up(catalog: sa.Engine, tmp_path: Path) -> None:
     root = tmp_path / "pictures"
     many(root, 150)

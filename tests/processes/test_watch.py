@@ -8,7 +8,7 @@ import re
 import shutil
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ import sqlalchemy as sa
 from inotify_simple import INotify
 
 from featd import clock
-from featd.catalog import connect, counters, schema, values
+from featd.catalog import connect, counters, enqueue, schema, values
+from featd.catalog.enqueue import FoundFile
 from featd.config import RootConfig
 from featd.images.read import content_hash
 from featd.ingest.inotify import TreeEmitter
@@ -243,6 +244,39 @@ def test_a_folder_moves_in_within_and_out(watch: Callable[..., Watched], root: P
     watched.until(lambda: watched.states().get("album/deep/ghost.jpg") == "pending")
     write(root / "album" / "deep" / "4.jpg")
     watched.until(lambda: watched.states().get("album/deep/4.jpg") == "pending")
+    assert len([scan for scan in watched.scans if not scan.start]) == 1
+
+
+@pytest.mark.parametrize("to", ["a", "z"])
+@pytest.mark.parametrize("what", ["folder", "files", "one file"])
+def test_what_moved_is_gone_before_its_new_name_is_pending(
+    watch: Callable[..., Watched], root: Path, monkeypatch: pytest.MonkeyPatch, to: str, what: str
+) -> None:
+    """A worker looks for the vector of a new file among the images that are gone, and may do so at once."""
+    monkeypatch.setattr("featd.ingest.arrivals.BATCH_FILES", 2)
+    monkeypatch.setattr("featd.ingest.scan.BATCH_FILES", 2)
+    for number in range(7):
+        write(root / "old" / f"{number}.jpg")
+    (root / to).mkdir()
+    watched = watch(root)
+    real = enqueue.enqueue
+
+    def spied(conn: sa.Connection, name: str, found: Sequence[FoundFile], **options: Any) -> Any:
+        states = {row.path: row.state for row in conn.execute(sa.select(schema.images))}
+        for file in found:
+            if file.path.startswith(f"{to}/"):
+                assert states["old/" + file.path.rpartition("/")[2]] == "gone"
+        return real(conn, name, found, **options)
+
+    monkeypatch.setattr(enqueue, "enqueue", spied)
+    if what == "folder":
+        (root / "old").rename(root / to / "new")
+    else:
+        for number in range(7 if what == "files" else 1):
+            (root / "old" / f"{number}.jpg").rename(root / to / f"{number}.jpg")
+    moved = 1 if what == "one file" else 7
+    watched.until(lambda: sum(state == "gone" for state in watched.states().values()) == moved)
+    watched.until(lambda: sum(state == "pending" for state in watched.states().values()) == 8)
     assert len([scan for scan in watched.scans if not scan.start]) == 1
 
 

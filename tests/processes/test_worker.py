@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,18 +10,18 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from featd.catalog import connect, leases, pairing, schema
+from featd.catalog import connect, leases, schema
 from featd.errors import CatalogUnavailableError, EngineError, LeaseLostError
 from featd.processes.link import ChildLink, Heartbeat
 from featd.roots import RootState
 from featd.states import Lease, RetryPolicy
 from featd.worker import claims, golden, process, renewal
-from featd.worker.process import Worker, boot
+from featd.worker.process import Worker
 from photographs import write_photographs
 from running import Instance, check_promise, make_instance, wait_for
+from workers import LEASE_SECONDS, worker_of
 
 PHOTOGRAPHS = 12
-LEASE_SECONDS = 60.0
 
 
 @pytest.fixture
@@ -49,28 +48,11 @@ def catalog(instance: Instance) -> Iterator[sa.Engine]:
 
 
 @pytest.fixture
-def worker(
-    instance: Instance, link: ChildLink, catalog: sa.Engine, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Worker]:
+def worker(instance: Instance, link: ChildLink, monkeypatch: pytest.MonkeyPatch) -> Iterator[Worker]:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setattr(renewal, "EVERY_SECONDS", 0.05)
-    plan = instance.plan("worker-0")
-    plan.run_folder.mkdir(parents=True, exist_ok=True)
-    booted = boot(plan, catalog)
-    lease = connect.transact(
-        catalog,
-        leases.open_lease,
-        host="here",
-        pid=os.getpid(),
-        device="cpu:0",
-        engine=booted.model.engine.name,
-        lease_seconds=LEASE_SECONDS,
-    )
-    key = pairing.check_under_lease(catalog, plan.store.path)
-    made = Worker(link, plan, catalog, lease, booted, key)
-    yield made
-    made.close("test ended")
-    booted.model.engine.close()
+    with worker_of(instance, link) as made:
+        yield made
 
 
 def count(instance: Instance, state: str) -> int:

@@ -44,10 +44,10 @@ def test_too_many_paths_become_folders_and_too_many_folders_everything(hints: Hi
         hints.put(b"sub/deep/%d.jpg" % number, Hint.CLOSED)
     taken = hints.take()
     assert len(taken.paths) == 3
-    assert taken.folders == {b"sub/deep"}
+    assert taken.folders == {b"sub/deep": Hint.CLOSED}
     for number in range(9):
         hints.doubt(b"%d" % number)
-    assert hints.take().folders == {b""}
+    assert hints.take().folders == {b"": Hint.CREATED}
 
 
 def test_events_become_hints(hints: Hints) -> None:
@@ -60,8 +60,11 @@ def test_events_become_hints(hints: Hints) -> None:
     hear(events.DirMovedEvent("/images/old", "/images/thumbs"))
     taken = hints.take()
     assert taken.paths == {b"a.jpg": Hint.CREATED, b"b.jpg": Hint.CLOSED, b"c\xff.jpg": Hint.CLOSED}
-    assert taken.folders == {b"old"}
+    assert taken.folders == {b"old": Hint.GONE}
     assert taken.troubles == {}
+    hear(events.DirDeletedEvent("/images/new"))
+    hear(events.DirCreatedEvent("/images/new"))
+    assert hints.take().folders == {b"new": Hint.CREATED}
 
 
 def test_an_event_that_is_not_understood_is_told_and_ends_nothing(hints: Hints) -> None:
@@ -71,18 +74,19 @@ def test_an_event_that_is_not_understood_is_told_and_ends_nothing(hints: Hints) 
 
 def test_where_links_are_followed_everything_is_in_doubt(hints: Hints) -> None:
     handler(hints, follow_symlinks=True).dispatch(events.FileClosedEvent("/images/sub/a.jpg"))
-    assert hints.take().folders == {b""}
+    assert list(hints.take().folders) == [b""]
 
 
-def test_a_folder_is_scanned_with_all_beneath_it() -> None:
+def test_a_folder_is_scanned_with_all_beneath_it_and_what_went_before_what_came() -> None:
     doubts = Doubts()
-    doubts.add({b"b/c", b"a-b", b"a/x/y", b"a", b"a/x"})
+    doubts.add(dict.fromkeys([b"b/c", b"a-b", b"a/x/y", b"a", b"a/x"], Hint.CREATED))
+    doubts.add({b"z": Hint.GONE, b"a/z": Hint.GONE})
     taken = []
     while (folder := doubts.take_folder()) is not None:
         taken.append(folder)
-    assert taken == [b"a", b"a-b", b"b/c"]
+    assert taken == [b"a/z", b"z", b"a", b"a-b", b"b/c"]
     doubts.everything = False
-    doubts.add({b"%d" % number for number in range(5000)})
+    doubts.add({b"%d" % number: Hint.CREATED for number in range(5000)})
     assert doubts.everything
     assert not doubts.folders
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from featd.catalog import corrections, counters, dialects, leases
+from featd.catalog import corrections, counters, dialects, gone, leases
 from featd.catalog.counters import StateChanges
 from featd.catalog.schema import images, in_state
 from featd.states import PRIORITIES, ClaimedImage, Lease, State
@@ -32,7 +32,7 @@ def claim(
     """Claim up to `limit` due rows of `roots` (those online) under `lease`, oldest first within priority."""
     leases.hold(conn, lease)
     claimed: list[ClaimedImage] = []
-    lacked = corrections.requeued(conn)
+    lacked, seeks = corrections.requeued(conn), gone.any_kept(conn)
     values = {"state": State.CLAIMED, "lease_id": lease.id, "updated_at": dialects.now(conn)}
     # One walk of the claim index per priority and root, from its first due row to its last and no further.
     for priority in priorities:
@@ -41,18 +41,18 @@ def claim(
                 break
             queues = [_queue(conn, root, priority) for root in group]
             rows = dialects.claim_first(conn, queues, wanted, values, _CLAIMED)
-            claimed += sorted((_claimed(row, lacked) for row in rows), key=lambda image: image.id)
+            claimed += sorted((_claimed(row, lacked, seeks) for row in rows), key=lambda image: image.id)
     counters.apply(conn, StateChanges({State.PENDING: -len(claimed), State.CLAIMED: len(claimed)}))
     return claimed
 
 
-def _claimed(row: Sequence[Any], lacked: Mapping[str, int]) -> ClaimedImage:
+def _claimed(row: Sequence[Any], lacked: Mapping[str, int], seeks: bool) -> ClaimedImage:
     # Not in SQL: SQLite 3.40 can evaluate NULL as NOT NULL in the RETURNING of an UPDATE.
     image_id, root, path, size, mtime_ns, version, priority, suspect, content, shard_id = row
     known_content = None if shard_id is None else content
     lacks = tuple(name for name, newest in lacked.items() if shard_id is not None and shard_id <= newest)
     return ClaimedImage(
-        image_id, root, path, size, mtime_ns, version, priority, suspect, known_content, lacks
+        image_id, root, path, size, mtime_ns, version, priority, suspect, known_content, seeks, lacks
     )
 
 

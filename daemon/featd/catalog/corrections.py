@@ -78,6 +78,11 @@ def follow(conn: sa.Connection, old: Sequence[int], new: int) -> None:
         values.set_value(conn, REQUEUED, {**looked_at, **moved})
 
 
+def lacked(conn: sa.Connection) -> dict[str, int]:
+    """Both together. A gone image is not requeued, so that its vector lacks them all."""
+    return requeued(conn) | {str(correction): newest for correction, newest in undecided(conn).items()}
+
+
 def count(conn: sa.Connection, lacked: Mapping[Correction, int], roots: Sequence[str]) -> Counter[Correction]:
     """How many done images of `roots` each correction may concern, by the ends of their names. Reads every row."""
     dialects.lift_limits(conn)

@@ -29,6 +29,7 @@ from featd.crash_points import CrashPoint, crash_point
 from featd.decoders.wire import (
     PACKET_BYTES,
     Decoded,
+    Hashed,
     Result,
     RootOffline,
     Setup,
@@ -45,7 +46,7 @@ from featd.preprocess.apply import apply
 from featd.processes.hands import Hands
 from featd.processes.signals import die_with_parent
 from featd.roots import RootState, root_state
-from featd.states import ClaimedImage, Failure, Kind, Unchanged
+from featd.states import ClaimedImage, Correction, Failure, Kind, Unchanged
 
 _OOM_SCORE = "500"
 _IGNORED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -102,7 +103,7 @@ class Decoder:
         except Exception as error:
             return Failure(image, Kind.DECODE_CORRUPT, clean(f"{type(error).__name__}: {error}"))
 
-    def prepare(self, slot: int, image: ClaimedImage) -> Decoded | Unchanged:
+    def prepare(self, slot: int, image: ClaimedImage) -> Decoded | Hashed | Unchanged:
         """Read, decode and preprocess into `slot`. ImageError, and whatever libraries raise."""
         # Opened for each image (4 microseconds): an open descriptor would block an unmount, and still show the old
         # tree after the disk is back.
@@ -126,6 +127,8 @@ class Decoder:
             os.close(root_fd)
         if file.content == image.known_content and not corrections.change(file.data, image.lacks):
             return Unchanged(image, file.content)
+        if image.seeks:
+            return Hashed(image, file.content, corrections.changing(file.data, tuple(Correction)))
         spec = self.setup.spec
         pixels = decode(
             file.data,

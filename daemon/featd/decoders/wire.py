@@ -7,7 +7,7 @@ An image is sent with its task; an answer names the task's ticket, and the pool 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
 from typing import Any
 
@@ -28,14 +28,26 @@ class Decoded:
 
 
 @dataclass(frozen=True, slots=True)
+class Hashed:
+    """A file that was read and not decoded, because an image that is gone may have its vector. `corrected`: the
+    corrections that change its picture."""
+
+    image: ClaimedImage
+    content: str
+    corrected: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class RootOffline:
     """The whole root of `image` is offline, so nothing is known about its file."""
 
     image: ClaimedImage
 
 
-Result = Decoded | Unchanged | RootOffline | Failure
-_RESULTS: dict[str, type[Any]] = {kind.__name__: kind for kind in (Decoded, Unchanged, RootOffline, Failure)}
+Result = Decoded | Hashed | Unchanged | RootOffline | Failure
+_RESULTS: dict[str, type[Any]] = {
+    kind.__name__: kind for kind in (Decoded, Hashed, Unchanged, RootOffline, Failure)
+}
 
 
 def pack_task(ticket: int, slot: int, image: ClaimedImage) -> bytes:

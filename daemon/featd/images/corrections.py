@@ -1,7 +1,8 @@
-"""Whether a correction of what featd reads changes the picture of a file: see `Correction`."""
+"""Which corrections of what featd reads change the picture of a file: see `Correction`."""
 
 from __future__ import annotations
 
+import contextlib
 import struct
 from collections.abc import Callable, Collection
 
@@ -25,15 +26,20 @@ _CHANGES: dict[Correction, tuple[tuple[Format, ...], Callable[[bytes, Format], b
 
 
 def change(data: bytes, lacked: Collection[str]) -> bool:
-    """Whether one of the corrections `lacked` changes the picture of `data`. What cannot be told stays as it was."""
-    if not lacked:
-        return False
-    try:
+    """Whether one of the corrections `lacked` changes the picture of `data`."""
+    return bool(changing(data, lacked))
+
+
+def changing(data: bytes, among: Collection[str]) -> list[Correction]:
+    """Those corrections `among` these that change the picture of `data`. What cannot be told stays as it was."""
+    found: list[Correction] = []
+    if not among:
+        return found
+    with contextlib.suppress(
+        ImageError, EndsEarlyError, OutOfOrderError, UnsupportedError, struct.error, IndexError
+    ):
         form = probe(data).format
-        return any(
-            form in forms and changes(data, form)
-            for correction, (forms, changes) in _CHANGES.items()
-            if correction in lacked
-        )
-    except (ImageError, EndsEarlyError, OutOfOrderError, UnsupportedError, struct.error, IndexError):
-        return False
+        for correction, (forms, changes) in _CHANGES.items():
+            if correction in among and form in forms and changes(data, form):
+                found.append(correction)
+    return found

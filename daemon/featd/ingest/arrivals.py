@@ -82,12 +82,12 @@ class Arrivals:
             return
         try:
             found, missing, over = self._sort(root_fd, due, now)
+            if missing:  # first, so that a worker that meets a moved file finds its old name gone
+                arrived.gone = self._mark_gone(root_fd, missing)
             if found:
                 arrived.enqueued = enqueue_files(
                     self._catalog, self._root, found, PRIORITY_ARRIVAL, heard=True
                 )
-            if missing:
-                arrived.gone = self._mark_gone(root_fd, missing)
         finally:
             os.close(root_fd)
         for path in over:

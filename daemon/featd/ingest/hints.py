@@ -40,7 +40,7 @@ class Taken:
     """What was reported since the last call."""
 
     paths: dict[bytes, Hint] = field(default_factory=dict)
-    folders: set[bytes] = field(default_factory=set)
+    folders: dict[bytes, Hint] = field(default_factory=dict)
     troubles: dict[Trouble, int] = field(default_factory=dict)
 
 
@@ -62,15 +62,15 @@ class Hints:
             paths = self._taken.paths
             before = paths.get(path)
             if before is None and len(paths) >= self._max_paths:
-                self._add_folder(folder_of(path))
+                self._add_folder(folder_of(path), hint)
             elif hint is not Hint.ATTRIB or before not in (Hint.CREATED, Hint.CLOSED):
                 paths[path] = hint
         self._wake()
 
-    def doubt(self, folder: bytes) -> None:
+    def doubt(self, folder: bytes, hint: Hint = Hint.CREATED) -> None:
         """Check this folder and all beneath it. Where too many wait, check everything."""
         with self._lock:
-            self._add_folder(folder)
+            self._add_folder(folder, hint)
         self._wake()
 
     def trouble(self, trouble: Trouble) -> None:
@@ -78,13 +78,13 @@ class Hints:
             self._taken.troubles[trouble] = self._taken.troubles.get(trouble, 0) + 1
         self._wake()
 
-    def _add_folder(self, folder: bytes) -> None:
+    def _add_folder(self, folder: bytes, hint: Hint) -> None:
         folders = self._taken.folders
         if len(folders) >= self._max_folders or not folder:
             folders.clear()
-            folders.add(b"")
+            folders[b""] = hint
         elif b"" not in folders:
-            folders.add(folder)
+            folders[folder] = hint
 
     def take(self) -> Taken:
         with self._lock:

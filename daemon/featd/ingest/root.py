@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import sqlalchemy as sa
@@ -13,7 +13,7 @@ from featd.catalog.hosts import scan_of
 from featd.config import RootConfig
 from featd.ingest.arrivals import Arrivals
 from featd.ingest.contents import ContentChecks
-from featd.ingest.hints import MAX_FOLDERS, Hints, Taken, Trouble, folder_of
+from featd.ingest.hints import MAX_FOLDERS, Hint, Hints, Taken, Trouble, folder_of
 from featd.ingest.scan import Scan, ScanReport, told_unreadable
 from featd.ingest.watch import Watch
 from featd.roots import RootState, root_state
@@ -38,26 +38,29 @@ class Counts:
 
 @dataclass(slots=True)
 class Doubts:
-    """Folders that must be scanned soon; `everything`: the whole root."""
+    """Folders that must be scanned soon, with what was reported of them; `everything`: the whole root."""
 
-    folders: set[bytes] = field(default_factory=set)
+    folders: dict[bytes, Hint] = field(default_factory=dict)
     everything: bool = True
 
-    def add(self, folders: set[bytes]) -> None:
-        if b"" in folders:
+    def add(self, folders: Mapping[bytes, Hint]) -> None:
+        self.folders |= folders
+        if self.folders.pop(b"", None) is not None:
             self.everything = True
-        self.folders |= folders - {b""}
         if len(self.folders) > MAX_FOLDERS:
             self.folders.clear()
             self.everything = True
 
     def take_folder(self) -> bytes | None:
-        """Take one of them, and with it all that are beneath it."""
+        """Take one of them, and with it all that are beneath it. What went comes before what came, for it may have
+        moved there."""
         if not self.folders:
             return None
-        first = min(self.folders, key=lambda folder: folder.split(b"/"))
+        first = min(self.folders, key=lambda one: (self.folders[one] is not Hint.GONE, one.split(b"/")))
         beneath = first + b"/"
-        self.folders = {one for one in self.folders if one != first and not one.startswith(beneath)}
+        self.folders = {
+            one: hint for one, hint in self.folders.items() if one != first and not one.startswith(beneath)
+        }
         return first
 
 
@@ -266,7 +269,7 @@ class RootIngest:
     def _hear(self, taken: Taken, now: float) -> None:
         for path, hint in taken.paths.items():
             if not self._arrivals.hear(path, hint, now):
-                self._doubts.add({folder_of(path)})
+                self._doubts.add({folder_of(path): hint})
         self._doubts.add(taken.folders)
         for trouble, times in taken.troubles.items():
             self._hear_trouble(trouble, times)
@@ -314,7 +317,8 @@ class RootIngest:
                 self._scan = self._begin(b"")
             else:
                 self._scan_due = now + self.root.rescan_seconds
-        if self._scan is not None and self._go_on(self._scan):
+        # Meanwhile the scan of the whole root waits: it could find the new name of a folder before the old one is gone.
+        if self._scan is not None and self._folder_scan is None and self._go_on(self._scan):
             ended.append(self._scan)
             self._compare_unreadable(self._scan.report.unreadable)
             self.last, self._scan = self._scan.report, None
@@ -350,7 +354,7 @@ class RootIngest:
         try:
             return scan.step()
         except BaseException:
-            self._doubts.add({scan.start})
+            self._doubts.add({scan.start: Hint.GONE})  # before others, as it was
             if scan.start:
                 self._folder_scan = None
             else:

@@ -56,8 +56,8 @@ class ScanReport:
 class Scan:
     """One scan of a root, or of its folder `start`, in steps, so that arrivals need not wait for its end.
 
-    First new, changed and returned files are enqueued, then missing ones are marked gone. An offline root is skipped:
-    its rows keep their state.
+    First missing files are marked gone, then new, changed and returned ones are enqueued: so a worker that meets a
+    moved file finds its old name among those that are gone. An offline root is skipped: its rows keep their state.
 
     confirm_gone: what vanished becomes gone, however much it is, and former mount points are forgotten.
     durable: the scan's position is kept in the catalog (`scan.<root>`). The next scan begins there and goes round to
@@ -90,6 +90,7 @@ class Scan:
         self._confirm_gone = confirm_gone
         self._reread = reread
         self.take_young: Callable[[FoundFile], bool] = lambda file: False
+        self._stand_ins: dict[int, str] = {}
         self._steps = self._all_steps()
 
     def step(self) -> bool:
@@ -123,11 +124,12 @@ class Scan:
                 folders=self.report.away,
             )
         cursor = self._cursor()
-        if self._globs.takes_folder(to_catalog(self.start)):
-            yield from self._enqueue_found(cursor.get("folder"))
-        # A root that went offline during the walk looks empty: nothing may be marked gone then.
-        if root_state(self._root.path) is RootState.ONLINE:
-            yield from self._mark_gone(cursor.get("gone_after") or "")
+        parts = [self._mark_gone(cursor.get("gone_after") or ""), self._enqueue_found(cursor.get("folder"))]
+        if "folder" in cursor:  # else interruptions could keep the scan from ever finding anything
+            parts.reverse()
+        for part in parts:
+            yield from part
+        self._mark_stand_ins_gone()
         connect.transact(self._catalog, self._note)
 
     def _look_at_mounts(self) -> list[str]:
@@ -144,6 +146,8 @@ class Scan:
     # Files that exist
 
     def _enqueue_found(self, cursor: str | None) -> Iterator[bool]:
+        if not self._globs.takes_folder(to_catalog(self.start)):
+            return
         walk = Walk(os.fsencode(self._root.path), self._globs, self._root.follow_symlinks)
         at = None if cursor is None else from_catalog(cursor)
         spans = [(None, None)] if at is None else [(at, None), (None, at)]
@@ -212,6 +216,7 @@ class Scan:
                         missing[EXCLUDED].append(file.id)
                     elif not self.report.held and self._is_gone(root_fd, file.path):
                         missing[VANISHED].append(file.id)
+                # A root that goes offline looks empty.
                 if missing[VANISHED] and root_state(self._root.path) is not RootState.ONLINE:
                     return
                 for reason, ids in missing.items():
@@ -227,13 +232,20 @@ class Scan:
 
     def _is_gone(self, root_fd: int, path: str) -> bool:
         if is_stand_in(path):
-            return path not in self.report.enqueued.refused
+            return False  # the walk will tell
         away = any(path.startswith(f"{folder}/") for folder in self.report.away)
         return not away and is_missing(root_fd, from_catalog(path), self._root.follow_symlinks)
 
+    def _mark_stand_ins_gone(self) -> None:
+        """Files that the catalog refused once and that the walk has not found, or that it does not refuse any more."""
+        ids = [one for one, path in self._stand_ins.items() if path not in self.report.enqueued.refused]
+        if ids and not self.report.held and root_state(self._root.path) is RootState.ONLINE:
+            self.report.gone += connect.transact(self._catalog, enqueue.mark_gone, ids, VANISHED)
+
     def _look_for_missing(self, root_fd: int) -> Generator[bool, None, bool]:
         """Whether anything is missing. Where more than half of the images have vanished, not one by one as a watch
-        reports it, they keep their state for gone_after_seconds: a disk may be away in a way that nothing shows."""
+        reports it, they keep their state for gone_after_seconds: a disk may be away in a way that nothing shows. Not
+        where as many files are there, new ones included: a folder was renamed."""
         total = vanished = excluded = 0
         for known in self._known(""):
             for file in known:
@@ -245,6 +257,7 @@ class Scan:
             yield True
         name = f"vanished.{self.report.root}"
         mass = total >= MASS_IMAGES and vanished > total / 2 and not self._confirm_gone
+        mass = mass and not (yield from self._has_files(vanished))
         now = clock.utcnow().timestamp()
         with connect.reading(self._catalog) as conn:
             since = values.get_value(conn, name)
@@ -263,13 +276,27 @@ class Scan:
             connect.transact(self._catalog, values.set_value, name, now if mass else None)
         return bool(vanished or excluded)
 
+    def _has_files(self, count: int) -> Generator[bool, None, bool]:
+        walk = Walk(os.fsencode(self._root.path), self._globs, self._root.follow_symlinks)
+        until = clock.monotonic() + SLICE_SECONDS
+        for _ in walk.portions():
+            if walk.files >= count:
+                return True
+            if clock.monotonic() > until:
+                yield True
+                until = clock.monotonic() + SLICE_SECONDS
+        return False
+
     def _known(self, cursor: str) -> Iterator[Sequence[KnownFile]]:
         """The rows beneath `start` that are not gone, first those behind the cursor, then the others."""
 
         def rows(after: str) -> Iterator[Sequence[KnownFile]]:
-            return enqueue.walk_known(
-                self._catalog, self.report.root, BATCH_FILES, folder=to_catalog(self.start), after=after
-            )
+            folder = to_catalog(self.start)
+            for known in enqueue.walk_known(
+                self._catalog, self.report.root, BATCH_FILES, folder=folder, after=after
+            ):
+                self._stand_ins |= {file.id: file.path for file in known if is_stand_in(file.path)}
+                yield known
 
         yield from rows(cursor)
         if cursor:

@@ -53,7 +53,8 @@ class Settling:
         elif hint is Hint.ATTRIB:
             return  # it is checked anyway
         known.hint = hint
-        self._put_off(path, known, now)
+        # What went is checked before what came: a file may have moved.
+        self._put_off(path, known, 0.0 if hint is Hint.GONE else now)
 
     def take_young(self, path: bytes, size: int, mtime_ns: int, now: float) -> bool:
         """Take over a file that a scan found and that changed a moment ago. False where too many are waiting."""

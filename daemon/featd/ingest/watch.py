@@ -34,7 +34,7 @@ _HINTS = {
     events.EVENT_TYPE_DELETED: Hint.GONE,
     events.EVENT_TYPE_MOVED: Hint.GONE,
 }
-"""What an event says of the file that it names first."""
+"""What an event says of the file or folder that it names first."""
 
 
 class Watch:
@@ -130,9 +130,9 @@ class Handler(events.FileSystemEventHandler):
             # The same folder may be known under the name of a link: only a scan of the whole root finds out.
             self._hints.doubt(b"")
         elif event.is_directory:
-            for folder in (source, target):
+            for folder, what in ((source, _HINTS[event.event_type]), (target, Hint.CREATED)):
                 if folder is not None and self._globs.takes_folder(to_catalog(folder)):
-                    self._hints.doubt(folder)
+                    self._hints.doubt(folder, what)
         elif (hint := _HINTS.get(event.event_type)) is not None:
             self._put(source, hint)
             self._put(target, Hint.CLOSED)  # of a move

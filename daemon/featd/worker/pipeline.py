@@ -14,7 +14,7 @@ import numpy as np
 from featd import logs
 from featd.crash_points import CrashPoint, crash_point
 from featd.decoders.pool import DecoderPool
-from featd.decoders.wire import Decoded, Result, RootOffline
+from featd.decoders.wire import Decoded, Hashed, Result, RootOffline
 from featd.engines.base import Batch, Engine, Vectors
 from featd.errors import EngineError
 from featd.shards.write import fits
@@ -66,6 +66,7 @@ class Pipeline:
         beat: Callable[[], None],
         check_golden: Callable[[], None],
         find_done: Callable[[str], str | None],
+        find_moved: Callable[[Sequence[Hashed]], Sequence[VectorBatch]],
     ) -> None:
         self._engine = engine
         self._pool = pool
@@ -77,6 +78,7 @@ class Pipeline:
         self._beat = beat
         self._check_golden = check_golden
         self._read_errors = ReadErrors(self._put, find_done)
+        self._find_moved = find_moved
         trays, self._batch = pool.trays.shape[:2]
         self._trays = [
             Tray(index) for index in range(trays)
@@ -130,10 +132,13 @@ class Pipeline:
 
     def _take(self, results: Iterable[tuple[int, Result]]) -> None:
         """Sort the decoders' results: pictures into the trays, everything else to the writer."""
+        hashed: list[tuple[int, Hashed]] = []
         for slot, result in results:
-            index, place = divmod(slot, self._batch)
-            tray = next(tray for tray in self._trays if tray.index == index)
-            tray.waiting.remove(place)
+            if isinstance(result, Hashed):  # keeps its place until it is known whether it was moved
+                self._read_errors.read(result.image)
+                hashed.append((slot, result))
+                continue
+            tray, place = self._free(slot)
             match result:
                 case Decoded(image):
                     tray.decoded[place] = result
@@ -151,6 +156,31 @@ class Pipeline:
                     self._put(result)
             if not tray:
                 self._put_last(tray)
+        if hashed:
+            self._copy(hashed)
+
+    def _copy(self, hashed: Sequence[tuple[int, Hashed]]) -> None:
+        """Files that were moved get the vectors that they had; the others are decoded."""
+        with self._shares.spend("decode"):
+            batches = self._find_moved([one for _, one in hashed])
+        copied = {one.image.id for batch in batches for one in batch.files}
+        for slot, one in hashed:
+            if one.image.id not in copied:
+                self._pool.submit(slot, replace(one.image, seeks=False))
+                continue
+            tray, _ = self._free(slot)
+            if not tray:
+                self._put_last(tray)
+        for batch in batches:
+            self._shares.count(len(batch.files))
+            self._put(batch)
+
+    def _free(self, slot: int) -> tuple[Tray, int]:
+        """Its tray and place, which waits no more."""
+        index, place = divmod(slot, self._batch)
+        tray = next(tray for tray in self._trays if tray.index == index)
+        tray.waiting.remove(place)
+        return tray, place
 
     def _put_last(self, tray: Tray) -> None:
         """Move a tray that has become empty behind the others."""

@@ -25,6 +25,7 @@ from featd.worker import golden
 from featd.worker.claims import Claims, Held
 from featd.worker.golden import Golden
 from featd.worker.model import Model, differences, load_model
+from featd.worker.moved import Moved
 from featd.worker.pipeline import TRAYS, Pipeline, hang_limit
 from featd.worker.plan import WorkerPlan
 from featd.worker.renewal import Renewal
@@ -177,6 +178,14 @@ class Worker:
             held,
             self._beat,
         )
+        self._moved = Moved(
+            catalog,
+            plan.store.path,
+            booted.identity.fingerprint,
+            engine.blobs,
+            self._writer.verified,
+            self._beat,
+        )
         self._pipeline = Pipeline(
             engine,
             self._pool,
@@ -188,6 +197,7 @@ class Worker:
             beat=self._beat,
             check_golden=self._check_golden,
             find_done=self._find_done,
+            find_moved=self._moved.find,
         )
         # Threads come last, so that an error above leaves none running.
         self._threads = (self._claims, self._writer, self._renewal)
@@ -229,6 +239,7 @@ class Worker:
         with contextlib.suppress(Exception):
             self._writer.finish()
         self._renewal.stop()
+        self._moved.close()
         self._pool.close()
         with contextlib.suppress(CatalogUnavailableError):
             connect.transact(self._catalog, leases.end_lease, self._lease, reason, self._policy)

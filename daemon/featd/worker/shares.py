@@ -45,7 +45,7 @@ class Shares:
         self._forget()
 
     def count(self, images: int) -> None:
-        """Count images that went through the net."""
+        """Count images that went through the net, or whose vectors were copied."""
         self._done.append((clock.monotonic(), images))
 
     def report(self, state: str) -> dict[str, Any]:

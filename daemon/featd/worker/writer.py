@@ -25,7 +25,7 @@ from featd.catalog.connect import CommitUnknownError
 from featd.catalog.settle import Identity, Lost, Made, Settlement
 from featd.config import StoreConfig
 from featd.crash_points import CrashPoint, crash_point
-from featd.decoders.wire import Decoded
+from featd.decoders.wire import Decoded, Hashed
 from featd.errors import CatalogUnavailableError, StoreUnavailableError
 from featd.shards.layout import ShardName
 from featd.shards.store import OtherStoreError, StoreKey, check_store, unknown_folder
@@ -61,9 +61,9 @@ ON_TIME = 0.9
 
 @dataclass(frozen=True, slots=True)
 class VectorBatch:
-    """Vectors from the net: row i of each blob's (n, d) is of the picture `decoded[i]`."""
+    """Vectors from the net, or copied from a shard: row i of each blob's (n, d) is of the file `files[i]`."""
 
-    decoded: Sequence[Decoded]
+    files: Sequence[Decoded | Hashed]
     vectors: dict[str, npt.NDArray[np.float32]]
 
 
@@ -90,7 +90,8 @@ class ShardKind:
 
 
 class Writer(WorkerThread):
-    """Takes items from the pipeline. `failure`: the error that ended the thread."""
+    """Takes items from the pipeline. `failure`: the error that ended the thread; `verified`: the shards that this
+    worker has compared with their checksums."""
 
     def __init__(
         self,
@@ -112,7 +113,7 @@ class Writer(WorkerThread):
         self._policy = policy
         self._held = held
         self._beat = beat
-        self._verified = Verified()
+        self.verified = Verified()
         self._told_faulty: set[int] = set()
         self._settles = 0
         self._items: queue.Queue[Item] = queue.Queue(maxsize=QUEUED_BATCHES)
@@ -123,6 +124,7 @@ class Writer(WorkerThread):
         self._serial = 0
         self._abandoned = threading.Event()
         self._made: list[Made] = []
+        self._copied = 0
         self._unchanged: list[Unchanged] = []
         self._failures: list[Failure] = []
         self._settle_at = float("inf")
@@ -206,15 +208,16 @@ class Writer(WorkerThread):
     def _append(self, batch: VectorBatch) -> None:
         """Append to the open shard. A batch that goes beyond shard_rows continues in the next shard."""
         at = 0
-        while at < len(batch.decoded):
-            shard = self._shard or self._open([one.image for one in batch.decoded[at:]])
-            some = batch.decoded[at : at + self._store.shard_rows - shard.rows]
+        while at < len(batch.files):
+            shard = self._shard or self._open([one.image for one in batch.files[at:]])
+            some = batch.files[at : at + self._store.shard_rows - shard.rows]
             images, contents = [one.image for one in some], [one.content for one in some]
             vectors = {blob: values[at : at + len(some)] for blob, values in batch.vectors.items()}
             with _storing(self._store.path):
                 first = shard.append(images, contents, vectors)
             crash_point(CrashPoint.ROWS_WRITTEN)
             self._made += map(Made, images, range(first, first + len(some)), contents)
+            self._copied += sum(isinstance(one, Hashed) for one in some)
             at += len(some)
             if shard.rows >= self._store.shard_rows or shard.bytes >= self._store.shard_bytes:
                 self._seal()
@@ -278,6 +281,8 @@ class Writer(WorkerThread):
             self._held.drop(outcome.image.id for outcome in outcomes)
         fields = {state.value: count for state, count in settled.items() if count > 0}
         if shard is not None:
+            fields |= {"copied": self._copied} if self._copied else {}
+            self._copied = 0
             log.info("shard_sealed", "shard sealed and its images recorded", shard=shard.name, **fields)
         elif fields:
             log.info("images_recorded", "images recorded that need no shard", **fields)
@@ -346,7 +351,7 @@ class Writer(WorkerThread):
         for shard in set(named.values()):
             self.turn()  # a store of many small shards may take long
             path = self._store.path / shard.path
-            if (fault := self._verified.fault(path, shard.checksum)) is None:
+            if (fault := self.verified.fault(path, shard.checksum)) is None:
                 continue
             self._check_store()  # else it may only be unmounted
             aside = fault is Fault.MISSING and (unknown_folder(self._store.path) / path.name).exists()
