@@ -30,6 +30,7 @@ from featd_cli import (
     scan,
     service,
     status,
+    verify,
 )
 from featd_cli.console import complain, note
 
@@ -41,7 +42,8 @@ Exit codes:
   1   an error; no worker could start; a drain stopped early
   2   wrong usage of the command line
   3   nothing matched
-  4   drained, and failed images remain; a backup lacks shards
+  4   drained, and failed images remain; a backup lacks shards; `featd verify`
+      found faults
   75  catalog or store out of reach: try again later
   78  bad configuration, including a missing or unsupported model, a wrong
       blob, another fingerprint, schema or store
@@ -96,6 +98,7 @@ app.command("enqueue")(enqueue.enqueue)
 app.command("explain")(explain.explain)
 app.command("net")(net.net)
 app.command("export")(export.export)
+app.command("verify")(verify.verify)
 app.command("backup")(backup.backup)
 app.command("restore")(restore.restore)
 app.add_typer(db.app, name="db")

@@ -48,7 +48,7 @@ def run(settings: Settings, *, drain: bool, config: Path | None = None) -> int:
     logs.configure(settings.log.level, settings.log.format)
     logs.setup()
     faulthandler.enable(2)  # systemd's watchdog aborts a supervisor that hangs: leave its stack
-    _refuse_root(settings.store.path)
+    refuse_root(settings.store.path)
     notifier = Notifier()
     host = socket.gethostname()
     folder = run_folder(settings.store.path, host)
@@ -96,7 +96,7 @@ def run(settings: Settings, *, drain: bool, config: Path | None = None) -> int:
         return code
 
 
-def _refuse_root(store: Path) -> None:
+def refuse_root(store: Path) -> None:
     """ConfigError where root works on the store of another user, who could not write into the folders it makes."""
     with contextlib.suppress(FileNotFoundError):
         owner = store.stat().st_uid
@@ -137,7 +137,7 @@ def _locked(store: Path, host: str, undo: contextlib.ExitStack) -> list[int]:
 def hold_locks(store: Path) -> Iterator[None]:
     """For a command that must not run beside featd on this host. LockHeldError; StoreUnavailableError; ConfigError for
     root where the store belongs to another user."""
-    _refuse_root(store)
+    refuse_root(store)
     if not is_store(store):
         raise StoreUnavailableError(f"{store}: no store there: is the disk mounted?")
     with contextlib.ExitStack() as undo:

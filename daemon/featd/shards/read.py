@@ -110,6 +110,10 @@ class ShardReader:
             raise ShardError(f"{self.path}: no blob {blob!r}; it holds {', '.join(self.blobs)}")
         return self._take(self._file[f"{layout.BLOBS}/{blob}"], rows)
 
+    def dtype(self, blob: str) -> str:
+        """What the vectors of a blob are stored as: float32 or float16."""
+        return str(self._file[f"{layout.BLOBS}/{blob}"].dtype)
+
     def keys(
         self, rows: npt.NDArray[np.integer[Any]] | None = None
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
