@@ -165,6 +165,7 @@ def configured(settings: Settings, host: str, *, drain: bool) -> Configuration:
         store=settings.store.path,
         keep_unknown_days=settings.store.keep_unknown_days,
         min_free=settings.store.min_free,
+        verify_days=settings.store.verify_days,
         roots=tuple(root.path for root in settings.roots) if drain else (),
         draining=drain,
     )

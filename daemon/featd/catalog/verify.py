@@ -113,6 +113,13 @@ def _shards(conn: sa.Connection, which: sa.ColumnElement[bool], limit: int) -> l
     return [ShardRow(*row) for row in conn.execute(statement)]
 
 
+def checksums(conn: sa.Connection, paths: Sequence[str]) -> dict[str, str]:
+    """Path -> recorded checksum, of those of the shards that images name."""
+    given = dialects.rows_of(conn, "given", {"path": sa.Text()}, [(path,) for path in paths])
+    statement = sa.select(*shards.c["path", "checksum"]).join(given, given.c.path == shards.c.path)
+    return {row[0]: row[1] for row in conn.execute(statement.where(shards.c.live_rows > 0))}
+
+
 def totals(conn: sa.Connection) -> tuple[int, int]:
     """How many shards there are that are not retired, and their bytes."""
     count, size = sa.func.count(), sa.func.coalesce(sa.func.sum(shards.c.bytes), 0)

@@ -21,5 +21,7 @@ class JanitorPlan:
     keep_unknown_days: float
     min_free: int
     """Bytes of the store's disk that unknown shards leave free."""
+    verify_days: float
+    """Days in which every shard is compared with its checksum once; 0: never."""
     roots: tuple[Path, ...]
     draining: bool

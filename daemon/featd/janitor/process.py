@@ -15,6 +15,7 @@ from featd.janitor import drain
 from featd.janitor.leftovers import Leftovers
 from featd.janitor.plan import JanitorPlan
 from featd.janitor.rescue import Cause, Rescue
+from featd.janitor.slow_round import SlowRound
 from featd.processes.last_words import telling
 from featd.processes.link import ChildLink
 from featd.processes.records import Death, Ready, StatusLine, Why
@@ -29,6 +30,9 @@ DUTY_EVERY_SECONDS = 5.0
 STATUS_EVERY_SECONDS = 3.0
 MEND_EVERY_SECONDS = 60.0
 LEFTOVERS_EVERY_SECONDS = 600.0
+ROUND_EVERY_SECONDS = 10.0
+RESTS = 9
+"""After a step of the slow round, it rests for so many times as long: it takes a tenth of the disk's time."""
 DRAIN_EVERY_SECONDS = 0.2
 STEP_SECONDS = 1.0
 """A look for leftovers pauses after this time, so that other tasks go on."""
@@ -51,9 +55,12 @@ class Janitor:
         self._store = plan.store
         self._catalog = connect.open_catalog(plan.catalog_url, plan.lease_seconds)
         self._leftovers = Leftovers(self._catalog, plan.store, plan.keep_unknown_days, plan.min_free)
+        self._slow_round = SlowRound(self._catalog, plan.store, plan.verify_days)
+        self._comparing: Iterator[object] | None = None
+        """A look of the slow round that is not at its end."""
         self._marked = read_mark(plan.store)
         self._rescue = Rescue(self._catalog, plan.run_folder, plan.host, plan.retry)
-        self._due = dict.fromkeys(("status", "expired", "duty", "mend", "leftovers", "drain"), 0.0)
+        self._due = dict.fromkeys(("status", "expired", "duty", "mend", "leftovers", "round", "drain"), 0.0)
 
     def begin(self) -> None:
         """Before any worker claims."""
@@ -90,6 +97,8 @@ class Janitor:
                     break
             else:
                 self._looking = None
+        if self._tidies and self._is_due("round", now, ROUND_EVERY_SECONDS):
+            self._compare_some()
         if self._draining and self._scanned and self._is_due("drain", now, DRAIN_EVERY_SECONDS):
             end = drain.look(
                 self._catalog, self._host, [str(root) for root in self._plan.roots], self._drain_start
@@ -97,6 +106,17 @@ class Janitor:
             if end is not None:
                 self._link.report(end)
                 self._draining = False
+
+    def _compare_some(self) -> None:
+        """A step of the slow round."""
+        began = clock.monotonic()
+        self._comparing = self._comparing or self._slow_round.look()
+        ended = object()
+        while next(self._comparing, ended) is not ended:
+            if (spent := clock.monotonic() - began) > STEP_SECONDS:
+                self._due["round"] = clock.monotonic() + RESTS * spent
+                return
+        self._comparing = None
 
     def _keep_mark(self) -> None:
         """Note in the store how far the catalog has come, so that one that is restored later is noticed; and answer a
