@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import NamedTuple
 
 import sqlalchemy as sa
 
@@ -32,14 +32,12 @@ class ShardRow:
     retired: bool
 
 
-@dataclass(frozen=True, slots=True)
-class NamingRow:
+class NamingRow(NamedTuple):
     """An image's row, and where it says that its vector is."""
 
     id: int
     root: str
     path: str
-    state: State
     shard_id: int | None
     shard_row: int | None
     content: str | None
@@ -127,13 +125,16 @@ def totals(conn: sa.Connection) -> tuple[int, int]:
     return int(row[0]), int(row[1])
 
 
-_NAMING = images.c["id", "root", "path", "state", "shard_id", "shard_row", "content"]
+_NAMING = images.c["id", "root", "path", "shard_id", "shard_row", "content"]
 
 
 def naming(conn: sa.Connection, image_ids: Sequence[int]) -> list[NamingRow]:
     """Those of these images that name a shard, in order of id."""
     which = (dialects.has_id(conn, image_ids), images.c.shard_id.is_not(None))
-    return _naming(conn.execute(sa.select(*_NAMING).where(*which).order_by(images.c.id)))
+    # All at once: row by row takes twice as long.
+    return list(
+        map(NamingRow._make, conn.execute(sa.select(*_NAMING).where(*which).order_by(images.c.id)).all())
+    )
 
 
 def unfounded(conn: sa.Connection, first: int, last: int) -> list[NamingRow]:
@@ -149,7 +150,7 @@ def unfounded(conn: sa.Connection, first: int, last: int) -> list[NamingRow]:
     )
     joined = images.outerjoin(shards, shards.c.id == images.c.shard_id)
     statement = sa.select(*_NAMING).select_from(joined).where(images.c.id.between(first, last), wrong)
-    return _naming(conn.execute(statement.order_by(images.c.id)))
+    return list(map(NamingRow._make, conn.execute(statement.order_by(images.c.id)).all()))
 
 
 def last_image(conn: sa.Connection) -> int:
@@ -170,10 +171,6 @@ def walk_naming(
     for page in connect.walk(catalog, names_after, lambda row: row[0], 0, limit):
         if chosen := [(image, shard) for image, shard in page if shard is not None and shard in shard_ids]:
             yield chosen
-
-
-def _naming(rows: Any) -> list[NamingRow]:
-    return [NamingRow(r[0], r[1], r[2], State(r[3]), r[4], r[5], r[6]) for r in rows]
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,7 +54,8 @@ def checksum_of(fd: int) -> str:
 def hashing(fd: int) -> Generator[int, None, str]:
     """The same in steps, for who has other things to do: yields the bytes of each."""
     digest = xxhash.xxh3_128()
-    block = bytearray(_BLOCK)  # read into again and again: a new one each time costs more than the hash
+    # Read into again and again: a new one each time costs more than the hash.
+    block = bytearray(min(_BLOCK, os.fstat(fd).st_size + 1))
     view = memoryview(block)
     at = 0
     while count := os.preadv(fd, [block], at):

@@ -7,7 +7,6 @@ is not found is noticed by the number of images that name the shard, and then lo
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -61,11 +60,13 @@ class Read:
     def renames(self, image: NamingRow) -> bool:
         """Whether its row carries another name than the image has."""
         at = image.shard_row or 0
+        root, path = image.root.encode(errors="surrogateescape"), image.path.encode()
+        if (self.roots[at], self.names[at]) == (root, path):
+            return False
         try:
-            name = from_catalog(image.path)
+            return (self.roots[at], self.names[at]) != (root, from_catalog(image.path))
         except ValueError:
             return True
-        return (self.roots[at], self.names[at]) != (os.fsencode(image.root), name)
 
 
 def check(catalog: sa.Engine, store: Path, report: Report, advance: Advance) -> None:
