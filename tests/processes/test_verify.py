@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import sqlalchemy as sa
 from featd.catalog import connect, dump
 from featd.shards.store import unknown_folder
 from photographs import write_photographs
-from running import Instance, make_instance
+from running import Instance, kill_all, make_instance, wait_for
 
 PHOTOGRAPHS = 24
 Vectors = dict[str, np.ndarray[Any, Any]]
@@ -65,16 +66,6 @@ def verify(instance: Instance, *options: str, code: int = 4, **named: Any) -> di
     result = instance.run("verify", "--json", *options, **named)
     assert result.returncode == code, result.stdout + result.stderr
     return json.loads(result.stdout)  # type: ignore[no-any-return]
-
-
-def execute(instance: Instance, statement: str, **values: Any) -> list[Any]:
-    catalog = connect.open_catalog(instance.settings.catalog.url)
-    try:
-        with catalog.begin() as conn:
-            result = conn.execute(sa.text(statement), values)
-            return list(result) if result.returns_rows else []
-    finally:
-        catalog.dispose()
 
 
 def flip(path: Path, at: int = -1) -> None:
@@ -176,6 +167,31 @@ def test_what_was_made_after_a_backup_is_not_made_twice(instance: Instance, tmp_
     assert verify(instance, code=0)["sound"] is True
     assert same(exported(instance), before)
     assert len(shards(instance)) == len(known) + len(new), "one shard was made again, no other"
+
+
+def test_a_repair_beside_a_running_featd(instance: Instance) -> None:
+    before = exported(instance)
+    process = instance.start("run")
+    try:
+        wait_for(lambda: instance.live_workers(), 60, "a worker")
+        shards(instance)[2].unlink()
+        flip(shards(instance)[4])
+        assert verify(instance, "--repair", "--yes", code=0)["repaired"]["images"] == 4
+        wait_for(lambda: instance.count("done") == PHOTOGRAPHS, 60, "the vectors")
+        wait_for(lambda: not verify_faults(instance), 60, "a sound store")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+    finally:
+        kill_all(process)
+    drain(instance)
+    assert verify(instance, code=0)["sound"] is True
+    assert same(exported(instance), before)
+
+
+def verify_faults(instance: Instance) -> dict[str, Any]:
+    """What is found; the janitor moves what is left of a lost shard away at its next look."""
+    found = json.loads(instance.run("verify", "--json").stdout)["faults"]
+    return {kind: what for kind, what in found.items() if what and kind != "unknown"}
 
 
 def before_bytes(path: Path) -> bytes:
