@@ -1,6 +1,6 @@
 """Settling: the one transaction that records a sealed shard and makes its images done.
 
-The shard is on stable storage before this is called. Rows become done here and nowhere else.
+The shard is on stable storage before this is called. Rows become done here, and where a repair takes over a shard.
 """
 
 from __future__ import annotations

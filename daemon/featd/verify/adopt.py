@@ -121,7 +121,9 @@ def _check(reader: ShardReader, mine: Identity) -> None:
     said = {key: reader.attributes.get(key) for key in ("instance", "fingerprint")}
     if said["instance"] != mine.instance:
         raise NotOursError("it belongs to another instance")
-    if mine.fingerprint is None or said["fingerprint"] != mine.fingerprint:
+    if mine.fingerprint is None:
+        raise NotOursError("the catalog has no vector yet, and so no fingerprint to compare with")
+    if said["fingerprint"] != mine.fingerprint:
         raise NotOursError("its vectors are of another fingerprint")
     if json.loads(reader.attributes["blobs"]) != mine.blobs:
         raise NotOursError("it holds other blobs")
