@@ -188,6 +188,37 @@ def test_a_repair_beside_a_running_featd(instance: Instance) -> None:
     assert same(exported(instance), before)
 
 
+def test_a_running_featd_finds_a_damaged_shard_by_itself(tmp_path: Path) -> None:
+    write_photographs(tmp_path / "images", 6)
+    days = 2.0 / 86_400
+    instance = make_instance(
+        tmp_path / "instance",
+        tmp_path / "images",
+        workers__devices=["cpu"],
+        store__shard_rows=2,
+        store__verify_days=days,
+    )
+    drain(instance)
+    bad = shards(instance)[1]
+    flip(bad)
+    process = instance.start("run")
+    try:
+        wait_for(lambda: instance.status()["faulty_shards"], 60, "what the slow round finds")
+        place = str(bad.relative_to(instance.settings.store.path))
+        assert instance.status()["faulty_shards"] == {place: "damaged"}
+        assert any(
+            "featd verify --repair" in line and place in line for line in instance.status()["warnings"]
+        )
+        assert verify(instance, "--repair", "--yes", code=0)["repaired"]["images"] == 2
+        wait_for(lambda: instance.count("done") == 6, 60, "the vectors")
+        assert instance.status()["faulty_shards"] == {}
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+    finally:
+        kill_all(process)
+    assert "verify_fault" in (instance.folder / "stderr").read_text()
+
+
 def verify_faults(instance: Instance) -> dict[str, Any]:
     """What is found; the janitor moves what is left of a lost shard away at its next look."""
     found = json.loads(instance.run("verify", "--json").stdout)["faults"]

@@ -246,6 +246,34 @@ def test_many_lost_shards_want_yes(filled: Filled, check: Any) -> None:
     assert check("--yes").code == 2
 
 
+@pytest.mark.parametrize("where", ["mend_counts", "forget_shards"])
+def test_a_repair_that_was_interrupted_is_repeated(
+    filled: Filled, check: Any, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    first = paths(filled)[0]
+    first.write_bytes(first.read_bytes()[:-1])
+
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(repair, where, interrupted)
+        assert check("--repair").code == 130
+    assert row(filled, "a1.jpg").state == "pending"
+    assert check().code == 0, "no image names the damaged shard"
+    assert check("--repair").code == 0
+    assert first.exists()
+
+
+def test_a_damaged_shard_that_no_image_names_is_not_missed_in_a_backup(filled: Filled, check: Any) -> None:
+    last = paths(filled)[-1]  # the newest one keeps its row: it tells how far the catalog has come
+    last.write_bytes(last.read_bytes()[:-1])
+    backup = str(filled.folder.parent / "backup")
+    assert main(["--config", str(filled.config), "backup", backup]) == 4
+    assert check("--repair").code == 0
+    assert main(["--config", str(filled.config), "backup", backup]) == 0
+
+
 def test_what_the_catalog_does_not_know_and_what_was_left(filled: Filled, check: Any) -> None:
     day = paths(filled)[0].parent
     filled.enqueue(["late.jpg"])
