@@ -88,7 +88,8 @@ def verify(
         _show_repaired(done)
     left = _left(report, done)
     if not as_json or left:
-        note(shown(_next(report, done, left)))
+        for line in _next(report, done, left):
+            note(shown(line))
     if left:
         raise typer.Exit(EXIT_FAILED_ROWS)
 
@@ -113,19 +114,19 @@ def _plan(report: Report) -> Iterator[str]:
     """What a repair is about to do."""
     if report.lost:
         yield (
-            f"repair: {_images(sum(fault.images for fault in report.lost))} of {_count(len(report.lost), 'shard')}"
-            " become pending, and their vectors are made again"
+            f"repair: makes {_images(sum(fault.images for fault in report.lost))} of"
+            f" {_count(len(report.lost), 'lost shard')} pending, so that their vectors are made again"
         )
     if aside := [fault for fault in report.shard_faults if fault.aside]:
-        yield f"repair: {_count(len(aside), 'shard')} come back from `unknown` in the store"
+        yield f"repair: moves {_count(len(aside), 'shard')} back from `unknown` in the store"
     if report.row_faults:
-        yield f"repair: {_images(len(report.row_faults))} whose rows name no vector of theirs become pending"
+        yield f"repair: makes {_images(len(report.row_faults))} pending whose rows name no vector of theirs"
     if report.recount:
-        yield "repair: counters are set to what was counted"
-    if report.unknown or report.kept_aside:
+        yield "repair: sets the counters to what is there"
+    if unknown := len(report.unknown) + report.kept_aside:
         yield (
-            f"repair: {_count(len(report.unknown) + report.kept_aside, 'unknown shard')} are looked through for vectors"
-            " of pending images; the files of these images are read"
+            f"repair: looks through {_count(unknown, 'unknown shard')} for vectors of pending images, and reads the"
+            " files of these images"
         )
 
 
@@ -136,8 +137,8 @@ def _show(report: Report) -> None:
     _list(
         "shards",
         [
-            f"{one.path}: {one.fault}: {one.why}; {_images(one.images)}"
-            + ("; it is in `unknown`" if one.aside else "")
+            f"{one.path}: {one.fault}{', but in `unknown`' if one.aside else ''}; {_images(one.images)}"
+            + (f": {one.why}" if one.why else "")
             for one in report.shard_faults
         ],
     )
@@ -204,10 +205,10 @@ def _left(report: Report, done: Repaired | None) -> int:
     return unknown + unreadable + files
 
 
-def _next(report: Report, done: Repaired | None, left: int) -> str:
-    """What to do now."""
+def _next(report: Report, done: Repaired | None, left: int) -> list[str]:
+    """What to do now, line by line."""
     if not report.faults:
-        return "sound"
+        return ["sound"]
     ways = []
     if done is None and (report.lost or report.row_faults):
         ways.append(
@@ -237,8 +238,8 @@ def _next(report: Report, done: Repaired | None, left: int) -> str:
         ways.append("a running featd, or `featd scan`, takes up files that are missing or have changed")
     if report.offline:
         ways.append("check the roots that are offline")
-    head = f"{_count(left, 'fault')} left" if done is not None else _count(left, "fault")
-    return f"{head}: {'; '.join(ways)}" if ways else f"{head}: repaired"
+    head = f"{_count(left, 'fault')}{' left' if done is not None else ''}" if left else "repaired"
+    return [head, *(f"next: {way}" for way in ways)]
 
 
 def as_document(report: Report, done: Repaired | None) -> dict[str, Any]:

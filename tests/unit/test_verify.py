@@ -116,7 +116,7 @@ def test_wrong_counters_and_live_rows_are_recounted(filled: Filled, check: Any) 
     assert "40 recorded, 36 counted" in check().out
     done = check("--repair")
     assert done.code == 0, done.err
-    assert "repair: counters are set" in done.err
+    assert "repair: sets the counters" in done.err
     assert check("--json").document["sound"] is True
 
 
@@ -182,7 +182,7 @@ def test_a_row_that_does_not_name_its_vector(filled: Filled, check: Any, how: st
     assert found.faults.keys() <= {"images", "live_rows"}
     done = check("--repair")
     assert done.code == 0, done.err
-    assert "1 image whose rows" in done.err
+    assert "makes 1 image pending whose rows" in done.err
     after = row(filled, "a1.jpg")
     assert (after.state, after.shard_id, after.shard_row, after.shard_version, after.content) == (
         "pending",
@@ -236,7 +236,7 @@ def test_many_lost_shards_want_yes(filled: Filled, check: Any) -> None:
     refused = check("--repair")
     assert refused.code == 4
     assert "nothing was changed" in refused.err
-    assert "6 images of 2 shards become pending" in refused.err
+    assert "makes 6 images of 2 lost shards pending" in refused.err
     assert "verify --repair --yes" in refused.err
     assert [row(filled, path) for path in ("a1.jpg", "b1.jpg")] == before
     done = check("--repair", "--yes")
@@ -295,7 +295,9 @@ def test_what_the_catalog_does_not_know_and_what_was_left(filled: Filled, check:
     done = check("--repair", "--json")
     assert done.code == 4
     assert sorted(filled.store.rglob("*")) == files, "a repair deletes nothing"
-    assert done.document["repaired"]["not_adopted"] == {shard.path: "no image waits for one of its vectors"}
+    assert done.document["repaired"]["not_adopted"] == {
+        shard.path: "no pending image has the name, and its file the content, of one of its rows"
+    }
 
 
 def test_a_shard_that_was_moved_away_comes_back(filled: Filled, check: Any) -> None:

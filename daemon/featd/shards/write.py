@@ -30,11 +30,11 @@ from featd.shards.read import ALGORITHM, checksum_of, digest_of
 from featd.states import ClaimedImage, SealedShard
 
 # Rows that wait in memory before they are written, and the chunks they are written in. HDF5 compares the checksum of
-# a whole chunk to read one row of it: with chunks of 256 KiB a row costs what it cost in chunks of 1 MiB without
-# checksums, and smaller ones make a whole read slower.
+# a whole chunk to read one row of it: with chunks of 128 KiB a row costs no more than in chunks of 1 MiB without
+# checksums, and smaller ones make a whole read slower (benchmarks/chunks.py).
 _BLOCK_ROWS = 256
 _BLOCK_BYTES = 32 * 1024 * 1024
-_CHUNK_BYTES = 256 * 1024
+_CHUNK_BYTES = 128 * 1024
 _KEY_ROWS = 4096
 _TEXT = h5py.string_dtype("utf-8")
 

@@ -82,7 +82,9 @@ def adopt_all(
             done.adopted += count
             done.adopted_shards += 1
         else:
-            done.not_adopted[place] = "no image waits for one of its vectors"
+            done.not_adopted[place] = (
+                "no pending image has the name, and its file the content, of one of its rows"
+            )
 
 
 def _adopt(catalog: sa.Engine, store: Path, path: Path, mine: Identity, roots: dict[str, RootConfig]) -> int:

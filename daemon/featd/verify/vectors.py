@@ -101,7 +101,7 @@ def _hashed(catalog: sa.Engine, store: Path) -> Iterator[tuple[ShardRow, Fault |
         try:
             verified.check(store / shard.path, shard.checksum)
         except FileNotFoundError:
-            return Fault.MISSING, "its file is missing"
+            return Fault.MISSING, ""
         except ShardError:
             return Fault.DAMAGED, "its bytes differ from the recorded checksum"
         except OSError as error:
