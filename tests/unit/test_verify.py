@@ -15,7 +15,7 @@ import sqlalchemy as sa
 
 from featd import clock
 from featd.catalog import connect, repair, verify
-from featd.catalog.schema import images, settings, shards
+from featd.catalog.schema import images, leases, settings, shards
 from featd.shards.store import MARKER, unknown_folder
 from featd.verify import vectors
 from featd_cli.main import main
@@ -284,6 +284,10 @@ def test_what_the_catalog_does_not_know_and_what_was_left(filled: Filled, check:
     found = check("--json")
     assert found.code == 0, "a worker with a lease is making them"
     assert found.document["foreign"] == [f"shards/{day.name}/notes.txt"]
+    expired = sa.update(leases).where(leases.c.id == filled.lease.id).values(expires_at=0.0)
+    execute(filled, expired)  # its worker was killed, and featd does not run
+    assert check("--json").faults.keys() == {"unknown", "unfinished"}
+    assert "the lease of its worker is open" in check("--repair").out
     filled.end_lease()
     found = check("--json")
     assert (found.code, found.faults) == (

@@ -96,7 +96,7 @@ def _adopt(catalog: sa.Engine, store: Path, path: Path, mine: Identity, roots: d
         if stats.known_shards(conn, [path.name]):
             return 0
         if not leases.is_over(conn, Lease(name.lease_id, name.token)):
-            return 0  # its worker may be about to settle it
+            raise NotOursError("the lease of its worker is open: featd ends it when it runs")
     with ShardReader(path) as reader:
         _check(reader, mine)
         ids, _ = reader.keys()

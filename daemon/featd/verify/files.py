@@ -29,7 +29,7 @@ def check(catalog: sa.Engine, store: Path, report: Report, advance: Advance) -> 
         names = [(path, ShardName.parse(path.name) or ShardName.parse_part(path.name)) for path in some]
         with connect.reading(catalog) as conn:
             over = {
-                path: leases.is_over(conn, Lease(name.lease_id, name.token))
+                path: not leases.may_settle(conn, Lease(name.lease_id, name.token))
                 for path, name in names
                 if name is not None
             }
