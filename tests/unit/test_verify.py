@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,6 +45,15 @@ class Checked:
     def faults(self) -> dict[str, Any]:
         """The kinds that there are."""
         return {kind: found for kind, found in self.document["faults"].items() if found}
+
+
+@pytest.fixture(autouse=True)
+def _level_of_the_log() -> Iterator[None]:
+    """The command sets it for its process."""
+    before = logging.getLogger().level, logging.getLogger("featd").level
+    yield
+    for name, level in zip((None, "featd"), before, strict=True):
+        logging.getLogger(name).setLevel(level)
 
 
 @pytest.fixture
