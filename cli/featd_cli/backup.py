@@ -51,8 +51,8 @@ def backup(
     )
     if complain_of_shards(made.brought, "is not in the backup"):
         note(
-            "everything else is in the backup. Bring these shards back from another one, or make their vectors again"
-            " with `featd enqueue --force ROOT`"
+            "everything else is in the backup. Bring these shards back from another one, or have their vectors"
+            " made again: `featd verify --repair`"
         )
         raise typer.Exit(EXIT_FAILED_ROWS)
 

@@ -130,8 +130,8 @@ def restored(ctx: typer.Context, config: ConfigOption = None) -> None:
     )
     if lost:
         note(
-            f"the store lacks {lost:,} shards that the catalog names: bring them back, or make their vectors again with"
-            " `featd enqueue --force ROOT`"
+            f"the store lacks {lost:,} shards that the catalog names: bring them back, or have their vectors made"
+            " again: `featd verify --repair`"
         )
 
 

@@ -165,7 +165,7 @@ def moment(at: datetime) -> str:
 def next_of(found: Explained, settings: Settings, fault: Fault | None = None) -> str:
     """One sentence: what happens to the image next, and how many attempts it has left."""
     if fault is not None and fault.lost and found.state == State.DONE:
-        return "nothing until the file changes; `featd enqueue --force` makes the vector again"
+        return "nothing until the file changes; `featd verify --repair` has the vector made again"
     if found.state == State.FAILED and found.error_kind in OF_THE_FILE:
         return "repair or replace the file, and a running featd tries it again; as it is, it would fail again"
     if found.error_kind == Kind.CATALOG_REFUSED:

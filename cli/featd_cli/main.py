@@ -31,6 +31,7 @@ from featd_cli import (
     scan,
     service,
     status,
+    verify,
 )
 from featd_cli.console import complain, note
 
@@ -42,7 +43,8 @@ Exit codes:
   1   an error; no worker could start; a drain stopped early
   2   wrong usage of the command line
   3   nothing matched
-  4   drained, and failed images remain; a backup lacks shards
+  4   drained, and failed images remain; a backup lacks shards; `featd verify`
+      found faults
   75  catalog or store out of reach: try again later
   78  bad configuration, including a missing or unsupported model, a wrong
       blob, another fingerprint, schema or store
@@ -98,6 +100,7 @@ app.command("explain")(explain.explain)
 app.command("net")(net.net)
 app.command("export")(export.export)
 app.command("compact")(compact.compact)
+app.command("verify")(verify.verify)
 app.command("backup")(backup.backup)
 app.command("restore")(restore.restore)
 app.add_typer(db.app, name="db")

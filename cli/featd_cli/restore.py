@@ -50,7 +50,7 @@ def restore(
         f" `{next_command}`. featd does again what was done after the backup"
     )
     if complain_of_shards(made.brought, "was not restored"):
-        note("make the vectors of these shards again with `featd enqueue --force ROOT`")
+        note("have the vectors of these shards made again: `featd verify --repair`")
         raise typer.Exit(EXIT_FAILED_ROWS)
 
 

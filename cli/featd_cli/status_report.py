@@ -18,6 +18,8 @@ from featd_cli import status_daemon
 from featd_cli.status_daemon import Daemon
 
 if TYPE_CHECKING:
+    import sqlalchemy as sa
+
     from featd.catalog.stats import FailureLine, ShardTotals, WorkerLine
     from featd.config import Settings
     from featd_cli.instance import Instance
@@ -44,6 +46,8 @@ class Report:
     decoders: int
     unknown: dict[str, int] = field(default_factory=dict)
     """How many `files` and `bytes` of shards are in the store that the catalog does not know."""
+    faulty: dict[str, str] = field(default_factory=dict)
+    """Shards that images name and that were found missing, damaged or unreadable -> which."""
     roots: int = 1
     daemon: Daemon = field(default_factory=Daemon)
     """The featd of this host."""
@@ -106,6 +110,7 @@ def look(instance: Instance) -> Report:
             failures=stats.failures_by_kind(conn),
             ingest=hosts.ingest_of_all(conn, down),
             decoders=settings.workers.decoders,
+            faulty=_faulty(conn),
             unknown=values.get_value(conn, stats.UNKNOWN) or stats.NO_UNKNOWN,
             roots=len(settings.roots),
             daemon=daemon,
@@ -165,6 +170,15 @@ def _offline(settings: Settings) -> dict[str, str]:
     return {root: str(state) for root, state in states.items() if state is not RootState.ONLINE}
 
 
+def _faulty(conn: sa.Connection) -> dict[str, str]:
+    """What the slow round has found, of shards that images still name."""
+    from featd.catalog import stats, verify
+
+    told = stats.faulty_shards(conn)
+    named = verify.checksums(conn, list(told))
+    return {path: fault for path, fault in told.items() if path in named}
+
+
 def _is_owner(store: Path) -> bool:
     """Whether this user is the one that featd works as: what another may read and write, this user cannot tell."""
     try:
@@ -203,6 +217,8 @@ def _warnings(instance: Instance, report: Report) -> list[str]:
         found.append(f"store {error}")
     if report.store_fault:
         found.append(report.store_fault)
+    for path, fault in sorted(report.faulty.items()):
+        found.append(f"shard {path} is {fault}: bring it back from a backup, or run `featd verify --repair`")
     found.extend(status_daemon.troubles(report.daemon))
     notes = dict(report.ingest["notes"])
     for root, state in report.offline.items():
@@ -355,6 +371,7 @@ def as_json(report: Report) -> dict[str, Any]:
         "images": {"total": report.total, **report.counts},
         "shards": asdict(report.shards),
         "unknown": report.unknown,
+        "faulty_shards": report.faulty,
         "rate": {"images_per_second": report.images_per_second, "eta_seconds": report.eta_seconds},
         "workers": [
             {

@@ -118,6 +118,8 @@ keep_gone_days = 30.0
 keep_unknown_days = 7.0
 # They are removed at once while the store's disk has fewer free bytes than this.
 min_free = 1_073_741_824
+# Every shard is compared with its checksum once in so many days, in the background. 0: never.
+verify_days = 30.0
 
 $roots
 [model]

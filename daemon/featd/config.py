@@ -104,6 +104,7 @@ class StoreConfig(_Section):
     keep_gone_days: Annotated[float, Field(ge=0, le=1e6)] = 30.0
     keep_unknown_days: Annotated[float, Field(ge=0, le=1e6)] = 7.0
     min_free: Annotated[int, Field(ge=0)] = 1_073_741_824
+    verify_days: Annotated[float, Field(ge=0, le=1e6)] = 30.0
 
 
 class RootConfig(_Section):

@@ -147,6 +147,7 @@ def test_an_instance_of_an_earlier_version_is_upgraded_drained_and_exported(old:
         path: row["error_kind"] for path, row in old.images.items() if row["state"] == "failed"
     }
     check_promise(old.instance)
+    assert json.loads(old.run("verify", "--json"))["sound"]
 
     # Vectors that the old version made stay in their shards; only the others were extracted.
     done = {

@@ -232,7 +232,7 @@ def test_a_flipped_bit_is_named(filled: Filled, tmp_path: Path, monkeypatch: pyt
         whole = shard.read_bytes()
         for at in (len(whole) // 2, len(whole) - 1):
             shard.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
-            with pytest.raises(ShardError, match=f"{shard.name}: damaged.*featd enqueue --force"):
+            with pytest.raises(ShardError, match=f"{shard.name}: damaged.*featd verify --repair"):
                 export.to_hdf5(filled.catalog, filled.store, tmp_path / "out.h5")
         shard.write_bytes(whole)
     assert list(tmp_path.glob("out*")) == []

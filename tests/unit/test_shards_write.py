@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import h5py
@@ -21,7 +22,7 @@ from featd.errors import ConfigError
 from featd.paths import from_catalog, to_catalog
 from featd.shards import atomic
 from featd.shards import write as write_module
-from featd.shards.layout import ShardName
+from featd.shards.layout import ShardError, ShardName
 from featd.shards.read import ShardReader, checksum
 from featd.shards.write import ShardWriter, fits
 from featd.states import ClaimedImage
@@ -143,6 +144,61 @@ def test_names_are_the_raw_bytes(tmp_path: Path, raw: list[bytes]) -> None:
     path = tmp_path / shard.seal().path
     with h5py.File(path, "r") as file:
         assert file["names"][...].tolist() == raw
+
+
+@pytest.mark.parametrize("compression", ["none", "gzip"])
+def test_a_flipped_bit_in_a_number_of_a_large_shard_is_noticed(tmp_path: Path, compression: str) -> None:
+    blobs = {"x": 64, "y/z": 3}
+    shard = writer(tmp_path, blobs, compression=compression)
+    shard.append(*rows_of(600), {"x": vectors_of(600, 64), "y/z": vectors_of(600, 3, 1)})
+    path = tmp_path / shard.seal().path
+    whole = path.read_bytes()
+    with h5py.File(path, "r") as file:
+        places = {
+            name: (file[name].id.get_chunk_info(0).byte_offset, file[name].fletcher32)
+            for name in ("blobs/x", "blobs/y/z", "image_id", "version")
+        }
+    for name, (at, checked) in places.items():
+        assert checked
+        path.write_bytes(whole[: at + 40] + bytes([whole[at + 40] ^ 4]) + whole[at + 41 :])
+        with ShardReader(path) as reader:
+            reads = {"image_id": reader.keys, "version": reader.keys}
+            blob = name.removeprefix("blobs/")
+            read = reads.get(name, partial(reader.read, blob, np.arange(600)))
+            with pytest.raises(ShardError, match=r"damaged.*featd verify") as caught:
+                read()
+        assert str(path) in str(caught.value)
+
+
+def test_the_numbers_of_a_small_shard_are_contiguous(tmp_path: Path) -> None:
+    shard = writer(tmp_path)
+    shard.append(*rows_of(255), {"fc7": vectors_of(255, 8)})
+    sealed = shard.seal()
+    with h5py.File(tmp_path / sealed.path, "r") as file:
+        assert [file[name].chunks for name in ("feats", "image_id", "version")] == [None] * 3
+    assert sealed.bytes < 100_000
+
+
+@pytest.mark.parametrize("count", [3, 600])
+def test_digests_tell_any_value_that_is_not_as_it_was_sealed(tmp_path: Path, count: int) -> None:
+    blobs = {"x": 16, "y/z": 3}
+    shard = writer(tmp_path, blobs)
+    shard.append(*rows_of(count), {"x": vectors_of(count, 16), "y/z": vectors_of(count, 3, 1)})
+    path = tmp_path / shard.seal().path
+    whole = path.read_bytes()
+    with ShardReader(path) as reader:
+        reader.check_digests()
+    for name in ("blobs/x", "blobs/y/z", "image_id", "version", "names", "root", "content"):
+        path.write_bytes(whole)
+        with h5py.File(path, "r+") as file:
+            file[name][count // 2] = b"other" if file[name].dtype.kind == "O" else 77
+        with ShardReader(path) as reader, pytest.raises(ShardError, match=f"the values of {name} are not"):
+            reader.check_digests()
+    path.write_bytes(whole)
+    with h5py.File(path, "r+") as file:
+        del file.attrs["digests"]
+    with ShardReader(path) as reader, pytest.raises(ShardError, match="earlier featd"):
+        reader.check_digests()
 
 
 def test_a_part_is_no_shard_until_sealed(tmp_path: Path) -> None:

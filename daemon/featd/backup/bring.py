@@ -30,8 +30,8 @@ Advance = Callable[[int, int], None]
 
 @dataclass(slots=True)
 class Brought:
-    """`new`, `bytes`: shards that were brought. `faulty`: path -> why a shard could not be; `missing` are those of
-    them that are not there."""
+    """`new`, `bytes`: shards that were brought. `faulty`: path -> why a shard that images name could not be; `missing`
+    are those of them that are not there."""
 
     new: int = 0
     bytes: int = 0
@@ -60,10 +60,10 @@ def bring_all(shards: Sequence[CopiedShard], source: Path, target: Path, advance
             if shard.live:
                 brought.faulty[shard.path] = "missing"
                 brought.missing.append(shard.path)
-        except ShardError as error:
-            brought.faulty[shard.path] = str(error)
-        except OSError as error:
-            brought.faulty[shard.path] = f"cannot be read: {reason(error)}"
+        except (ShardError, OSError) as error:
+            if shard.live:
+                cannot = "" if isinstance(error, ShardError) else "cannot be read: "
+                brought.faulty[shard.path] = f"{cannot}{reason(error)}"
     advance(total, total)
     return brought
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import sqlalchemy as sa
 
-from featd.catalog import corrections, dialects, leases
+from featd.catalog import corrections, dialects, leases, settle
 from featd.catalog.schema import images, in_state, shards
 from featd.catalog.schema import leases as lease_table
 from featd.crash_points import CrashPoint, crash_point
@@ -150,18 +149,8 @@ def forget_gone_vectors(conn: sa.Connection, keep_days: float, limit: int) -> in
     ids = [row.id for row in found]
     again = sa.select(images.c.id, images.c.shard_id).where(dialects.has_id(conn, ids), *which)
     rows = conn.execute(dialects.lock_rows(conn, again.order_by(images.c.id))).all()
-    forgotten: dict[str, Any] = dict.fromkeys(("shard_id", "shard_row", "shard_version", "content"))
-    conn.execute(sa.update(images).where(dialects.has_id(conn, [row.id for row in rows])).values(**forgotten))
-    leave_shards(conn, [row.shard_id for row in rows])
+    conn.execute(
+        sa.update(images).where(dialects.has_id(conn, [row.id for row in rows])).values(**settle.FORGOTTEN)
+    )
+    settle.leave_shards(conn, [row.shard_id for row in rows])
     return len(rows)
-
-
-def leave_shards(conn: sa.Connection, shard_ids: Sequence[int | None]) -> None:
-    """Count down the live rows of shards that images name no more. Called after the images were locked."""
-    left = Counter(shard_id for shard_id in shard_ids if shard_id is not None)
-    for shard_id in sorted(left):
-        conn.execute(
-            sa.update(shards)
-            .where(shards.c.id == shard_id)
-            .values(live_rows=shards.c.live_rows - left[shard_id])
-        )

@@ -120,6 +120,14 @@ def keep(conn: sa.Connection, chosen: Sequence[Correction]) -> None:
     values.set_value(conn, LACKED, {**(values.get_value(conn, LACKED) or {}), **decided})
 
 
+def note_adopted(conn: sa.Connection, shard_id: int) -> None:
+    """The vectors of a shard that is new to this catalog were made before: they may lack what others lack."""
+    for name in (LACKED, REQUEUED):
+        noted = values.get_value(conn, name) or {}
+        if any(noted.values()):
+            values.set_value(conn, name, {one: shard_id if newest else 0 for one, newest in noted.items()})
+
+
 def _look_from_now_on(conn: sa.Connection, chosen: Mapping[Correction, int]) -> None:
     values.lock(conn, LACKED)
     values.set_value(conn, REQUEUED, {**requeued(conn), **chosen})

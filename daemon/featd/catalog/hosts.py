@@ -19,7 +19,7 @@ from featd.catalog import dialects, values
 from featd.catalog.schema import settings
 
 TIDY = "tidy"
-"""The duty to remove files that no row names, and to correct times that are wrong."""
+"""The duty to remove files that no row names, to correct times that are wrong, and to compare shards slowly."""
 FORGET_SECONDS = 24 * 3600.0
 """How long a report is kept for its counts after it has ended."""
 LAST_SCAN = "last_scan"

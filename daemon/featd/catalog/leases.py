@@ -169,6 +169,11 @@ def is_over(conn: sa.Connection, lease: Lease) -> bool:
     return row is None or row.ended_at is not None
 
 
+def may_settle(conn: sa.Connection, lease: Lease) -> bool:
+    """Whether its worker may still settle: the lease has neither ended nor expired."""
+    return conn.execute(sa.select(leases.c.id).where(*_mine(lease), is_live(conn))).first() is not None
+
+
 def _mine(lease: Lease) -> tuple[sa.ColumnElement[bool], ...]:
     return (leases.c.id == lease.id, leases.c.token == lease.token)
 

@@ -1,25 +1,27 @@
 """Settling: the one transaction that records a sealed shard and makes its images done.
 
-The shard is on stable storage before this is called. Rows become done here and nowhere else.
+The shard is on stable storage before this is called. Rows become done here, and where a repair takes over a shard.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import sqlalchemy as sa
 
 from featd.catalog import counters, dialects, instance, leases, verdicts
-from featd.catalog.compact import leave_shards
 from featd.catalog.counters import StateChanges
 from featd.catalog.schema import images, shards
 from featd.catalog.schema import leases as lease_table
 from featd.catalog.verdicts import Attempt, Budget
 from featd.crash_points import CrashPoint, crash_point
 from featd.states import ClaimedImage, Failure, Kind, Lease, RetryPolicy, SealedShard, State, Unchanged
+
+FORGOTTEN: dict[str, None] = dict.fromkeys(("shard_id", "shard_row", "shard_version", "content"))
+"""The fields of a row whose vector is lost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +164,17 @@ def _settle_made(
     leave_shards(conn, [rows[one.image.id].shard_id for one in mine])
 
 
+def leave_shards(conn: sa.Connection, shard_ids: Sequence[int | None]) -> None:
+    """Count down the live rows of shards whose rows name another shard now."""
+    left = Counter(shard_id for shard_id in shard_ids if shard_id is not None)
+    for shard_id in sorted(left):
+        conn.execute(
+            sa.update(shards)
+            .where(shards.c.id == shard_id)
+            .values(live_rows=shards.c.live_rows - left[shard_id])
+        )
+
+
 def _settle_unchanged(
     conn: sa.Connection,
     lease: Lease,
@@ -201,17 +214,21 @@ def _settle_lost(
     mine = [one for one in lost if one.image.id in rows and rows[one.image.id].shard_id == one.shard_id]
     if not mine:
         return
-    forgotten = dict.fromkeys(("shard_id", "shard_row", "shard_version", "content"))
     which = dialects.has_id(conn, sorted(one.image.id for one in mine))
-    conn.execute(sa.update(images).where(which).values(**_raised_values(conn), **forgotten))
+    conn.execute(sa.update(images).where(which).values(**_raised_values(conn), **FORGOTTEN))
     leave_shards(conn, [one.shard_id for one in mine])
-    # Nothing names it: what is left of its file is unknown from now on. Its worker may still look for its row.
+    remove_nameless(conn, {one.shard_id for one in mine})
+    changes.move(State.CLAIMED, State.PENDING, len(mine))
+
+
+def remove_nameless(conn: sa.Connection, shard_ids: Collection[int]) -> None:
+    """Remove the rows of those lost shards that no image names: what is left of their files is unknown from now on."""
+    # Its worker may still look for its row.
     over = sa.select(lease_table.c.id).where(lease_table.c.ended_at.is_not(None))
-    nameless = (shards.c.id.in_({one.shard_id for one in mine}), shards.c.live_rows == 0)
+    nameless = (shards.c.id.in_(sorted(shard_ids)), shards.c.live_rows == 0)
     # The newest row stays: it tells how far the catalog has come.
     older = shards.c.id < sa.select(sa.func.max(shards.c.id)).scalar_subquery()
     conn.execute(sa.delete(shards).where(*nameless, older, shards.c.lease_id.in_(over)))
-    changes.move(State.CLAIMED, State.PENDING, len(mine))
 
 
 def _settle_failure(

@@ -22,6 +22,10 @@ UNKNOWN = "unknown"
 NO_UNKNOWN = {"files": 0, "bytes": 0}
 
 
+FAULTY = "verify.faulty"
+"""The setting in which the janitor tells of shards that are missing, damaged or unreadable."""
+
+
 @dataclass(frozen=True, slots=True)
 class ShardTotals:
     """All shards together. `live_rows` are still named by an image; `bytes` are on disk. The `retired` ones, which are
@@ -165,3 +169,17 @@ def known_shards(conn: sa.Connection, names: Sequence[str]) -> set[str]:
     given = dialects.rows_of(conn, "given", {"name": sa.Text()}, [(name,) for name in names])
     statement = sa.select(shards.c.name).join(given, given.c.name == shards.c.name)
     return set(conn.execute(statement).scalars())
+
+
+def faulty_shards(conn: sa.Connection) -> dict[str, str]:
+    """The shards that were found faulty, and how: path -> a Fault."""
+    return dict(values.get_value(conn, FAULTY) or {})
+
+
+def tell_faulty(conn: sa.Connection, news: dict[str, str | None], most: int) -> None:
+    """Tell of shards that are faulty, at most `most` of them, or (None) are no more."""
+    values.add_values(conn, {FAULTY: {}})
+    values.lock(conn, FAULTY)
+    told = {**faulty_shards(conn), **news}
+    told = {path: fault for path, fault in told.items() if fault is not None}
+    values.set_value(conn, FAULTY, dict(list(told.items())[:most]))

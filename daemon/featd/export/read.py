@@ -27,7 +27,7 @@ CHUNK_BYTES = 32 * 1024 * 1024
 CATALOG_ROWS = 4096
 """Read from the catalog at a time."""
 
-AGAIN = "bring the file back from a backup, or make its vectors again with `featd enqueue --force ROOT`"
+AGAIN = "bring the file back from a backup, or have its vectors made again: `featd verify --repair`"
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +101,7 @@ class LiveReader:
                 if image.image_id != found_id:
                     raise ShardError(
                         f"{path}: row {image.shard_row} holds the vector of image {found_id}, the catalog says image"
-                        f" {image.image_id} ({image.path}): nothing was exported"
+                        f" {image.image_id} ({image.path}): nothing was exported; run `featd verify`"
                     )
             found = reader.read(self._blob, rows)
         if self._like is None:

@@ -129,7 +129,7 @@ class Merger:
             self._store.path,
             name,
             like.blobs,
-            dtype=like.dtype,
+            dtype=like.dtype(next(iter(like.blobs))),
             compression=self._store.compression,
             attributes=attributes,
         )

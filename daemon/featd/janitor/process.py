@@ -16,6 +16,7 @@ from featd.janitor.compaction import Compaction
 from featd.janitor.leftovers import Leftovers
 from featd.janitor.plan import JanitorPlan
 from featd.janitor.rescue import Cause, Rescue
+from featd.janitor.slow_round import SlowRound
 from featd.processes.last_words import telling
 from featd.processes.link import ChildLink
 from featd.processes.records import Death, Ready, StatusLine, Why
@@ -31,6 +32,9 @@ STATUS_EVERY_SECONDS = 3.0
 MEND_EVERY_SECONDS = 60.0
 LEFTOVERS_EVERY_SECONDS = 600.0
 COMPACT_EVERY_SECONDS = 60.0
+ROUND_EVERY_SECONDS = 10.0
+RESTS = 9
+"""After a step of the slow round, it rests for so many times as long: it takes a tenth of the disk's time."""
 DRAIN_EVERY_SECONDS = 0.2
 STEP_SECONDS = 1.0
 """A look for leftovers, and compaction, pause after this time, so that other tasks go on."""
@@ -58,9 +62,14 @@ class Janitor:
         self._compaction = Compaction(self._catalog, plan.store, plan.host, plan.lease_seconds)
         self._compacting: Generator[object] | None = None
         """Compaction that is not at its end."""
+        self._slow_round = SlowRound(self._catalog, plan.store.path, plan.store.verify_days)
+        self._comparing: Generator[object] | None = None
+        """A look of the slow round that is not at its end."""
         self._marked = read_mark(plan.store.path)
         self._rescue = Rescue(self._catalog, plan.run_folder, plan.host, plan.retry)
-        self._due = dict.fromkeys(("status", "expired", "duty", "mend", "leftovers", "compact", "drain"), 0.0)
+        self._due = dict.fromkeys(
+            ("status", "expired", "duty", "mend", "leftovers", "compact", "round", "drain"), 0.0
+        )
         self._due["compact"] = clock.monotonic() + COMPACT_EVERY_SECONDS
 
     def begin(self) -> None:
@@ -94,6 +103,8 @@ class Janitor:
         if self._looking is not None and _is_over(self._looking):
             self._looking = None
         self._compact(now)
+        if self._tidies and self._is_due("round", now, ROUND_EVERY_SECONDS):
+            self._compare_some()
         if self._draining and self._scanned and self._is_due("drain", now, DRAIN_EVERY_SECONDS):
             end = drain.look(
                 self._catalog, self._host, [str(root) for root in self._plan.roots], self._drain_start
@@ -118,6 +129,15 @@ class Janitor:
             )
         self._compacting.close()
         self._compacting = None
+
+    def _compare_some(self) -> None:
+        """A step of the slow round."""
+        began = clock.monotonic()
+        self._comparing = self._comparing or self._slow_round.look()
+        if _is_over(self._comparing):
+            self._comparing = None
+        else:
+            self._due["round"] = clock.monotonic() + RESTS * (clock.monotonic() - began)
 
     def _keep_mark(self) -> None:
         """Note in the store how far the catalog has come, so that one that is restored later is noticed; and answer a

@@ -21,6 +21,9 @@ ROOT = "root"
 CONTENT = "content"
 BLOBS = "blobs"
 
+DIGESTS = "digests"
+"""The attribute with a hash of each dataset's values: what tells whether a shard that no catalog knows is whole."""
+
 _MOMENT = "%Y%m%dT%H%M%S%f"
 _NAME = re.compile(r"(\d{8}T\d{12})-(0|[1-9]\d*)-([0-9A-Za-z_-]{1,128})-(0|[1-9]\d*)\.h5", re.ASCII)
 

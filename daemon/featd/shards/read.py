@@ -12,6 +12,7 @@ import itertools
 import json
 import math
 import os
+from collections.abc import Generator, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ import xxhash
 from featd.shards import layout
 from featd.shards.layout import ShardError
 
+ALGORITHM = "xxh3_128"
 _BLOCK = 1 << 20
 _ZSTD = 32015
 _FILTERS = frozenset({h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32, _ZSTD})
@@ -33,18 +35,43 @@ _MOST_RATIO = 20_000
 _MOST_CHUNK_BYTES = 64 * 1024 * 1024
 _DAMAGED = (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, OverflowError)
 """Whatever HDF5 and h5py raise on a damaged file."""
+_STRINGS = (layout.NAMES, layout.ROOT, layout.CONTENT)
+_VERIFY = "run `featd verify`"
 _GAP_ROWS = 16
 _SPAN_ROWS = 4096
 
 
 def checksum_of(fd: int) -> str:
     """`xxh3_128:<hex>` of the whole file behind a descriptor."""
+    steps = hashing(fd)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return str(end.value)
+
+
+def hashing(fd: int) -> Generator[int, None, str]:
+    """The same in steps, for who has other things to do: yields the bytes of each."""
     digest = xxhash.xxh3_128()
+    # Read into again and again: a new one each time costs more than the hash.
+    block = bytearray(min(_BLOCK, os.fstat(fd).st_size + 1))
+    view = memoryview(block)
     at = 0
-    while block := os.pread(fd, _BLOCK, at):
-        digest.update(block)
-        at += len(block)
-    return "xxh3_128:" + digest.hexdigest()
+    while count := os.preadv(fd, [block], at):
+        digest.update(view[:count])
+        at += count
+        yield count
+    return f"{ALGORITHM}:{digest.hexdigest()}"
+
+
+def digest_of(parts: Iterable[Any]) -> str:
+    """The hash, in hex, of the values of a dataset: numbers as their bytes, strings with a zero byte between them."""
+    digest = xxhash.xxh3_128()
+    for at, part in enumerate(parts):
+        digest.update(b"\0" if at else b"")
+        digest.update(part)
+    return str(digest.hexdigest())
 
 
 def checksum(path: Path) -> str:
@@ -75,7 +102,7 @@ class ShardReader:
             raise
         except _DAMAGED as error:
             self._file.close()
-            raise ShardError(f"{path}: damaged: {_one_line(error)}") from None
+            raise ShardError(f"{path}: damaged: {_one_line(error)}: {_VERIFY}") from None
 
     def read(self, blob: str, rows: npt.NDArray[np.integer[Any]]) -> npt.NDArray[Any]:
         """The vectors (k, d) of `rows`, a sorted array of row indices, in the stored dtype. ShardError where the
@@ -83,6 +110,10 @@ class ShardReader:
         if blob not in self.blobs:
             raise ShardError(f"{self.path}: no blob {blob!r}; it holds {', '.join(self.blobs)}")
         return self._take(self._file[f"{layout.BLOBS}/{blob}"], rows)
+
+    def dtype(self, blob: str) -> str:
+        """What the vectors of a blob are stored as: float32 or float16."""
+        return str(self._file[f"{layout.BLOBS}/{blob}"].dtype)
 
     def keys(
         self, rows: npt.NDArray[np.integer[Any]] | None = None
@@ -104,14 +135,31 @@ class ShardReader:
         return [value.decode("ascii", "replace") for value in self._strings(layout.CONTENT)]
 
     @property
-    def dtype(self) -> str:
-        """The type of all vectors."""
-        return str(self._file[layout.FEATS].dtype)
-
-    @property
     def row_bytes(self) -> int:
         """Of one row's vectors."""
         return sum(self.blobs.values()) * int(self._file[layout.FEATS].dtype.itemsize)
+
+    def check_digests(self) -> None:
+        """ShardError where a value is not what was sealed, or where an earlier featd sealed the shard: those have no
+        digests. Reads everything."""
+        try:
+            recorded = json.loads(self.attributes.get(layout.DIGESTS) or "{}")
+            found = {name: digest_of(self._strings(name)) for name in _STRINGS}
+            for name in (layout.IMAGE_ID, layout.VERSION, *(f"{layout.BLOBS}/{blob}" for blob in self.blobs)):
+                digest = xxhash.xxh3_128()
+                for at in range(0, self.rows, _SPAN_ROWS):
+                    rows = np.arange(at, min(at + _SPAN_ROWS, self.rows))
+                    digest.update(self._take(self._file[name], rows).data)
+                found[name] = digest.hexdigest()
+        except _DAMAGED as error:
+            raise ShardError(f"{self.path}: damaged: {_one_line(error)}") from None
+        if not recorded:
+            raise ShardError(f"{self.path}: sealed by an earlier featd, without digests of its values")
+        wrong = [name for name, digest in found.items() if recorded.get(name) != f"{ALGORITHM}:{digest}"]
+        if wrong:
+            raise ShardError(
+                f"{self.path}: damaged: the values of {', '.join(wrong)} are not those that were sealed"
+            )
 
     def close(self) -> None:
         self._file.close()
@@ -126,7 +174,7 @@ class ShardReader:
         try:
             return [bytes(value) for value in self._file[name][...]]
         except (OSError, RuntimeError) as error:
-            raise ShardError(f"{self.path}: /{name} is damaged: {_one_line(error)}") from None
+            raise ShardError(f"{self.path}: damaged: /{name}: {_one_line(error)}: {_VERIFY}") from None
 
     def _take(self, dataset: Any, rows: npt.NDArray[np.integer[Any]]) -> npt.NDArray[Any]:
         rows = np.asarray(rows, np.int64)
@@ -146,7 +194,7 @@ class ShardReader:
                     out[at:stop] = piece[rows[at:stop] - first]
                     at = stop
         except (OSError, RuntimeError) as error:
-            raise ShardError(f"{self.path}: {dataset.name} is damaged: {_one_line(error)}") from None
+            raise ShardError(f"{self.path}: damaged: {dataset.name}: {_one_line(error)}: {_VERIFY}") from None
         return out
 
     def _check(self) -> None:
@@ -159,7 +207,7 @@ class ShardReader:
         names = json.loads(self.attributes["blobs"])
         self.rows = int(self._dataset(layout.IMAGE_ID, 1, "i").shape[0])
         self._expect_rows(layout.VERSION, 1, "i")
-        for name in (layout.NAMES, layout.ROOT, layout.CONTENT):
+        for name in _STRINGS:
             self._expect_rows(name, 1, "O")
         self.blobs: dict[str, int] = {
             name: int(self._expect_rows(f"{layout.BLOBS}/{name}", 2, "f").shape[1]) for name in names

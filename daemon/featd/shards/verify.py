@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import os
 import stat
+from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
 
 from featd.shards.layout import ShardError
-from featd.shards.read import checksum
+from featd.shards.read import checksum, hashing
 
 
 class Fault(StrEnum):
@@ -35,21 +37,38 @@ class Verified:
         self._sound: set[Path] = set()
 
     def check(self, path: Path, recorded: str) -> None:
-        """ShardError where the file has other bytes, or is no file; FileNotFoundError; another OSError where it cannot
-        be read."""
+        """ShardError where the file has other bytes, or is no file; FileNotFoundError where it is not in its folder,
+        which can be read; another OSError where it, or the folder, cannot be read."""
+        if not self._is_known(path):
+            self._compare(path, checksum(path), recorded)
+
+    def checking(self, path: Path, recorded: str) -> Iterator[int]:
+        """The same in steps of a few milliseconds, for who has other things to do."""
+        if self._is_known(path):
+            return
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            self._compare(path, (yield from hashing(fd)), recorded)
+        finally:
+            os.close(fd)
+
+    def _is_known(self, path: Path) -> bool:
+        """Whether it is there and was compared before."""
         try:
             found = path.stat()
-        except NotADirectoryError as error:
-            raise FileNotFoundError(errno.ENOENT, "its folder is a file", str(path)) from error
+        except (FileNotFoundError, NotADirectoryError) as error:
+            _look_into_folder(path.parent)
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path)) from error
         except OSError as error:
             if error.errno == errno.ELOOP:
                 raise ShardError(f"{path}: damaged: a link to itself") from None
             raise
         if not stat.S_ISREG(found.st_mode):
             raise ShardError(f"{path}: damaged: not a regular file")
-        if path in self._sound:
-            return
-        if checksum(path) != recorded:
+        return path in self._sound
+
+    def _compare(self, path: Path, found: str, recorded: str) -> None:
+        if found != recorded:
             raise ShardError(f"{path}: damaged: its bytes differ from the recorded checksum")
         if len(self._sound) >= MOST:
             self._sound.clear()
@@ -66,3 +85,14 @@ class Verified:
         except OSError:
             return Fault.UNREADABLE
         return None
+
+
+def _look_into_folder(folder: Path) -> None:
+    """OSError where the folder cannot be read, or the first above it that is there: then nothing is known of a file
+    that seems to be missing."""
+    while True:
+        try:
+            os.scandir(folder).close()
+            return
+        except (FileNotFoundError, NotADirectoryError):
+            folder = folder.parent

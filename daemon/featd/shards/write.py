@@ -16,6 +16,7 @@ from typing import Any
 import h5py
 import numpy as np
 import numpy.typing as npt
+import xxhash
 
 import featd
 from featd.crash_points import CrashPoint, crash_point
@@ -25,14 +26,16 @@ from featd.shards import layout
 from featd.shards.atomic import create_part, publish_part, remove_part
 from featd.shards.layout import ShardName, check_blobs
 from featd.shards.part_file import PartFile
-from featd.shards.read import checksum_of
+from featd.shards.read import ALGORITHM, checksum_of, digest_of
 from featd.states import ClaimedImage, SealedShard
 
-# Rows that wait in memory before they are written, and the chunks they are written in: a chunk of about 1 MiB
-# is quick for both a whole read and a single row.
+# Rows that wait in memory before they are written, and the chunks they are written in. HDF5 compares the checksum of
+# a whole chunk to read one row of it: with chunks of 128 KiB a row costs no more than in chunks of 1 MiB without
+# checksums, and smaller ones make a whole read slower (benchmarks/chunks.py).
 _BLOCK_ROWS = 256
 _BLOCK_BYTES = 32 * 1024 * 1024
-_CHUNK_BYTES = 1024 * 1024
+_CHUNK_BYTES = 128 * 1024
+_KEY_ROWS = 4096
 _TEXT = h5py.string_dtype("utf-8")
 
 
@@ -81,6 +84,7 @@ class ShardWriter:
         self._block = {
             blob: np.empty((self._block_rows, width), self._dtype) for blob, width in self._blobs.items()
         }
+        self._digests = {blob: xxhash.xxh3_128() for blob in self._blobs}
         self._file: h5py.File | None = None
         self._datasets: dict[str, Any] = {}
         self._fd = create_part(self._path)
@@ -199,7 +203,13 @@ class ShardWriter:
             rows = _power_of_two(min(self._block_rows, _CHUNK_BYTES // max(width * self._dtype.itemsize, 1)))
             chunk = (rows, width)
         return group.create_dataset(
-            blob, (0, width), self._dtype, maxshape=(None, width), chunks=chunk, **self._filters
+            blob,
+            (0, width),
+            self._dtype,
+            maxshape=(None, width),
+            chunks=chunk,
+            fletcher32=True,
+            **self._filters,
         )
 
     def _write_block(self) -> None:
@@ -207,6 +217,7 @@ class ShardWriter:
             self._begin()
             for blob, dataset in self._datasets.items():
                 values = self._block[blob][: self._waiting]
+                self._digests[blob].update(values.data)
                 if dataset.maxshape[0] is None:
                     start = dataset.shape[0]
                     dataset.resize(start + self._waiting, axis=0)
@@ -222,16 +233,30 @@ class ShardWriter:
         images = self._images
         roots = [os.fsencode(image.root) for image in images]
         contents = [content.encode() for content in self._contents]
+        digests = {f"{layout.BLOBS}/{blob}": digest.hexdigest() for blob, digest in self._digests.items()}
         for name, values in ((layout.NAMES, self._names), (layout.ROOT, roots), (layout.CONTENT, contents)):
             file.create_dataset(name, data=_bytes_column(values), dtype=_TEXT)
-        file.create_dataset(layout.IMAGE_ID, data=np.array([image.id for image in images], np.int64))
-        file.create_dataset(layout.VERSION, data=np.array([image.version for image in images], np.int32))
+            digests[name] = digest_of(values)
+        keys: dict[str, npt.NDArray[Any]] = {
+            layout.IMAGE_ID: np.array([image.id for image in images], np.int64),
+            layout.VERSION: np.array([image.version for image in images], np.int32),
+        }
+        small = self.rows < self._block_rows
+        checked: dict[str, Any] = (
+            {} if small else {"fletcher32": True, "chunks": (min(self.rows, _KEY_ROWS),)}
+        )
+        for name, numbers in keys.items():
+            file.create_dataset(name, data=numbers, **checked)
+            digests[name] = digest_of([numbers.data])
         file.attrs.update(
             {
                 "featd_version": featd.__version__,
                 **self._attributes,
                 "format": layout.FORMAT,
                 "blobs": json.dumps(list(self._blobs)),
+                layout.DIGESTS: json.dumps(
+                    {name: f"{ALGORITHM}:{digest}" for name, digest in digests.items()}
+                ),
                 "created_at": self.name.created_at.isoformat(),
             }
         )

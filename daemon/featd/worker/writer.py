@@ -360,8 +360,8 @@ class Writer(WorkerThread):
             if shard.id not in self._told_faulty:
                 self._told_faulty.add(shard.id)
                 what = (
-                    "the vectors of images that are read again are made anew (`featd enqueue --force` reads all of a"
-                    " root)"
+                    "the vectors of images that are read again are made anew (`featd verify --repair` has all"
+                    " made)"
                     if shard.id in faulty
                     else "its images keep their vectors; check the disk and its owner"
                 )
