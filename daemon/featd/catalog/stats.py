@@ -35,8 +35,8 @@ class ShardTotals:
     rows: int
     live_rows: int
     bytes: int
-    retired: int
-    retired_bytes: int
+    retired: int = 0
+    retired_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
