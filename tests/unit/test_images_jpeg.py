@@ -73,6 +73,13 @@ def test_a_warning_hides_no_damage(what: str) -> None:
     assert kind_of(with_warning(lost, what)) in (Kind.DECODE_CORRUPT, Kind.DECODE_TRUNCATED)
 
 
+@pytest.mark.parametrize("text", [b"camera text, one two three four", b"\0" * 300, b"frame 17 "])
+def test_text_behind_a_warning_is_no_damage(text: bytes) -> None:
+    for whole in (JPEG, saved(photo().convert("L"), "JPEG", quality=85, optimize=True)):
+        data = with_warning(whole[:-2] + text + END, "junk")
+        assert np.array_equal(read(data), read(whole))
+
+
 def test_text_behind_two_scans_is_no_damage() -> None:
     data = saved(photo(), "JPEG", progressive=True)
     second = data.index(b"\xff\xda", data.index(b"\xff\xda") + 2)

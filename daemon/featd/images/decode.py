@@ -320,7 +320,7 @@ def _refuse_partial_jpeg(
         if again is None or not np.array_equal(again, pixels):
             _refuse_partial(mended, Format.JPEG, first_said, cut=cut)
             raise OutOfOrderError("restart markers are missing, or their numbers are out of order")
-        tidy = jpeg.without_filling(tidy, said) if said else None
+        tidy = jpeg.without_filling(tidy, said, rest=left_over) if said else None
         left_over = left_over or tidy is not None
     if said:
         _refuse_partial(mended, Format.JPEG, said, cut=cut)

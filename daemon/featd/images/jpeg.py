@@ -130,9 +130,10 @@ def tidied(data: bytes) -> bytes:
         scans += in_scan
 
 
-def without_filling(data: bytes, complaint: str) -> bytes | None:
+def without_filling(data: bytes, complaint: str, rest: bool) -> bytes | None:
     """The JPEG without the padding or text behind a scan of which libjpeg complains. None where it complains of
-    something else, or picture data is left over there, which means that the decoder has failed before."""
+    something else, or picture data is left over there, which means that the decoder has failed before. `rest`: most of
+    the filling was removed before, and what had been read ahead is left."""
     match = _LEFT_OVER.search(complaint)
     if not match:
         return None
@@ -141,7 +142,7 @@ def without_filling(data: bytes, complaint: str) -> bytes | None:
         return None
     at = _segments(data)[-1][1]
     while (at := data.find(bytes((0xFF, before)), at)) >= 0:
-        if _is_filling(data, at, count):
+        if _is_filling(data, at, count) or (rest and count <= 2 * _READ_AHEAD):
             return data[: at - count] + data[at:]
         at += 2
     return None
