@@ -38,6 +38,8 @@ PLAIN = {
     "tiff": tiff(8, PIXELS),
     "tiff with associated alpha": tiff(8, PIXELS, t262=2, t277=4, t338=1),
     "bmp": bmp(32, (0xFF0000, 0xFF00, 0xFF), PIXELS),
+    "bmp with masks of zero": bmp(32, (0, 0, 0), PIXELS),
+    "bmp with masks of zero and a later header": bmp(32, (0, 0, 0), PIXELS, header=124),
     "turned jpeg": saved(photo(), "JPEG", exif=exif(6)),
     "png": saved(photo(), "PNG"),
     "webp": saved(photo(), "WEBP"),

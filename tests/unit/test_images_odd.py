@@ -302,7 +302,7 @@ def framed(marker: int, bits: int = 8) -> bytes:
         (framed(0xC1, bits=12), "12 bits"),
         (framed(0xC3), "lossless"),
         (framed(0xC5), "hierarchical"),
-        (tiff(16, RGB.tobytes(), t262=2, t277=1, t339=3), "sample_format"),
+        (tiff(16, RGB.tobytes(), t262=2, t277=1, t339=3), "1 sample of 16 bits, floating"),
         (tiff(8, zlib.compress(RGB.tobytes()), t262=2, t277=3, t259=50000), "ompression"),  # zstd
         (tiff(8, zlib.compress(RGB.tobytes()), t262=2, t277=3, t259=34925), "LZMA"),
         (tiff(32, RGB.astype("<f4").tobytes(), t262=2, t277=3, t339=3, t284=2), "planes"),

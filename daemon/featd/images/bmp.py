@@ -7,16 +7,24 @@ import struct
 import numpy as np
 import numpy.typing as npt
 
-from featd.images.flaws import EndsEarlyError
+from featd.images.flaws import EndsEarlyError, UnsupportedError
 
 _OLD_HEADER, _FIRST_HEADER, _ALPHA_HEADER = 12, 40, 56
+_SHORT_OS2_HEADER, _OS2_HEADER = 16, 64
 _PLAIN, _FIELDS, _FIELDS_AND_ALPHA = 0, 3, 6
+_READ_BITS = {0: (1, 4, 8, 16, 24, 32), 1: (8,), 2: (4,), _FIELDS: (16, 32), _FIELDS_AND_ALPHA: (16, 32)}
+_CODINGS = {4: "an embedded JPEG", 5: "an embedded PNG"}
+_OS2_CODINGS = {3: "Huffman coding", 4: "run lengths of 24 bits"}
 _USUAL_32 = (0xFF0000, 0xFF00, 0xFF)
-_USUAL_16 = ((0xF800, 0x7E0, 0x1F), (0x7C00, 0x3E0, 0x1F))
+_BEHIND_MASKS = 66  # where pixels begin at the earliest, with the first header
+_NONE = (0, 0, 0)  # means the usual ones, to OpenCV, Pillow and the programs that write them
+_USUAL_16 = ((0x7C00, 0x3E0, 0x1F), (0xF800, 0x7E0, 0x1F))
 
 
 def size(data: bytes) -> tuple[int, int]:
-    """(width, height)."""
+    """(width, height). UnsupportedError where OpenCV does not read this kind."""
+    if why := _unsupported(data):
+        raise UnsupportedError(f"{why}, which OpenCV does not read")
     if _u32(data, 14) == _OLD_HEADER:
         width, height = struct.unpack_from("<HH", data, 18)
     else:
@@ -34,16 +42,40 @@ def is_complete(data: bytes) -> bool:
     return len(data) >= _u32(data, 10) + (width * bits + 31) // 32 * 4 * height
 
 
+def _unsupported(data: bytes) -> str:
+    header = _u32(data, 14)
+    if header == _SHORT_OS2_HEADER:
+        return "it is of OS/2, with a header of 16 bytes"
+    bits: int = struct.unpack_from("<H", data, 24 if header == _OLD_HEADER else 28)[0]
+    coding = _PLAIN if header == _OLD_HEADER else _u32(data, 30)
+    if name := (_OS2_CODINGS if header == _OS2_HEADER else _CODINGS).get(coding):
+        return f"it has {name}"
+    if bits not in _READ_BITS.get(coding, ()):
+        return f"it has {bits} bits a pixel and the compression {coding}"
+    return ""
+
+
 def unusual_fields(data: bytes) -> tuple[int, int, int] | None:
     """The masks of red, green and blue where OpenCV would not use them: with 32 bits it takes other masks for the
-    usual ones in the first header and cuts channels of more than 8 bits; with 16 bits it refuses them."""
+    usual ones in the first header and cuts channels of more than 8 bits; with 16 bits it refuses them, and with alpha
+    behind the first header."""
     header = _u32(data, 14)
-    if header == _OLD_HEADER or _u32(data, 30) not in (_FIELDS, _FIELDS_AND_ALPHA):
+    if header in (_OLD_HEADER, _OS2_HEADER) or _u32(data, 30) not in (_FIELDS, _FIELDS_AND_ALPHA):
         return None
     bits: int = struct.unpack_from("<H", data, 28)[0]
+    masks = _masks(data)
+    usual = masks in (_USUAL_32, _NONE) if bits == 32 else header == _FIRST_HEADER and masks in _USUAL_16
+    if (usual and _u32(data, 30) == _FIELDS) or bits not in (16, 32):
+        return None
+    return masks if masks != _NONE else _USUAL_32 if bits == 32 else _USUAL_16[0]
+
+
+def _masks(data: bytes) -> tuple[int, int, int]:
+    """The masks of red, green and blue; none where the pixels follow the first header at once."""
+    if _u32(data, 14) == _FIRST_HEADER and _u32(data, 10) < _BEHIND_MASKS:
+        return _NONE
     masks: tuple[int, int, int] = struct.unpack_from("<III", data, 54)
-    usual = masks == _USUAL_32 if bits == 32 else header == _FIRST_HEADER and masks in _USUAL_16
-    return None if usual or bits not in (16, 32) else masks
+    return masks
 
 
 def decode_fields(data: bytes, masks: tuple[int, int, int]) -> npt.NDArray[np.uint8]:
@@ -55,8 +87,11 @@ def decode_fields(data: bytes, masks: tuple[int, int, int]) -> npt.NDArray[np.ui
 def decode_alpha(data: bytes) -> npt.NDArray[np.uint8] | None:
     """uint8 (H, W), the alpha of a BMP with bit fields; None where it has none."""
     header = _u32(data, 14)
-    if header == _OLD_HEADER or _u32(data, 30) not in (_FIELDS, _FIELDS_AND_ALPHA):
+    if header in (_OLD_HEADER, _OS2_HEADER) or _u32(data, 30) not in (_FIELDS, _FIELDS_AND_ALPHA):
         return None
+    bits: int = struct.unpack_from("<H", data, 28)[0]
+    if bits == 32 and _masks(data) == _NONE:  # the usual masks leave these bits
+        return _channel(data, 0xFF000000)
     if header < _ALPHA_HEADER and _u32(data, 30) != _FIELDS_AND_ALPHA:
         return None
     mask = _u32(data, 66)
@@ -67,6 +102,7 @@ def _channel(data: bytes, mask: int) -> npt.NDArray[np.uint8]:
     """uint8 (H, W), the levels under a mask; zeros where it is 0."""
     width, height = size(data)
     bits: int = struct.unpack_from("<H", data, 28)[0]
+    mask &= (1 << bits) - 1
     row = (width * bits + 31) // 32 * 4
     start = _u32(data, 10)
     if start + row * height > len(data):

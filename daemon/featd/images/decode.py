@@ -6,7 +6,8 @@ changed first, or another reader is asked: each case is a function of the format
 Tests with OpenCV 5.0.0 and 4.11.0 (JPEG, PNG, GIF, BMP, TIFF and WebP, cut at 10 to 99 %, with holes and flipped bits)
 showed that `imdecode` returns None for every file that is cut short, but a partly grey JPEG or a partly black TIFF
 where the data stops and an end marker follows (a hole, a lost block, an appended tail). libjpeg and libtiff then only
-print a message to stderr, so stderr is read here. Pillow accepts such files without a message.
+print a message to stderr, so stderr is read here; libjpeg prints no more than the first one. Pillow accepts such files
+without a message.
 """
 
 from __future__ import annotations
@@ -43,8 +44,11 @@ _ENDED = re.compile(r"(?i)premature end|not enough (image )?data|unexpected end|
 _NO_MEMORY = re.compile(r"(?i)insufficient memory|failed to allocate|out of memory|bad_alloc")
 _UNSUPPORTED = re.compile(
     r"(?i)unsupported|can ?not handle|not supported|not (been )?(configured|implemented)|unimplemented"
-    r"|sample_?format|bitsperpixel"
+    r"|sample_?format|bitsperpixel|unhandled critical chunk"
 )
+_NO_CODEC = re.compile(r"decoding is not implemented|support is not configured")
+_EXPRESSION = re.compile(r"&&|\|\||[=!<>]=|::|->|\w\([^)]+\)|^(where|must be .*|'.*' is .*)$")
+"""A line that only the source of OpenCV explains."""
 _LOG = re.compile(
     r"^(\[ *\w+:\d+@[\d.]+\] global \S+ \S+ )?(im\w+_\('.*?'\): )?(can't read (header|data): )?"
     r"(OpenCV\([\d.]+\) \S+ error: \([^)]*\) )?(OpenCV TIFF(\(line \d+\))?: |TIFF_Error |> *)?"
@@ -52,6 +56,7 @@ _LOG = re.compile(
 )
 """What stands around the reason in a line of OpenCV's log."""
 _MOST_REASON = 300
+_MOST_COMPLAINTS = 16
 
 
 def decode(
@@ -115,6 +120,8 @@ def _decode(data: bytes, header: Header, gray: bool, upright: bool, stderr: int 
         return _decode_tiff(data, header, gray, upright, stderr)
     mended = _MENDED[form](data) if form in _MENDED else data
     flags = cv2.IMREAD_GRAYSCALE if gray else cv2.IMREAD_COLOR
+    if form is Format.JPEG and jpeg.is_lossless(data):
+        flags = cv2.IMREAD_ANYCOLOR
     if not upright:
         flags |= cv2.IMREAD_IGNORE_ORIENTATION
     white = pnm.unscaled_white(data) if form is Format.PNM else 0
@@ -123,15 +130,16 @@ def _decode(data: bytes, header: Header, gray: bool, upright: bool, stderr: int 
     pixels, said = _imdecode(mended, flags, stderr)
     if pixels is None:
         raise _why_not(data, header, said)
-    if said:
-        _refuse_partial(mended, form, said, cut=mended is not data)
+    if form is Format.JPEG:
+        _refuse_partial_jpeg(data, mended, pixels, said, lambda data: _imdecode(data, flags, stderr))
+    elif said:
+        _refuse_partial(mended, form, said)
     if white:
         pixels = pnm.grey_levels(pixels, white)
-    return (
-        exif.turn(pixels, exif.missed_orientation(data, EXIF_STARTS[form](data)))
-        if upright and form in EXIF_STARTS
-        else pixels
-    )
+    pixels = _as_asked(pixels, gray)
+    if upright and form in EXIF_STARTS:
+        return exif.turn(pixels, exif.missed_orientation(data, EXIF_STARTS[form](data)))
+    return pixels
 
 
 def _decode_avif(data: bytes, header: Header, upright: bool, stderr: int | None) -> Pixels:
@@ -164,6 +172,10 @@ def _tiff_pixels(plain: bytes, header: Header, flags: int, stderr: int | None) -
         decoded, said = _imread(plain, flags, stderr)
     if decoded is None:
         raise _why_not(plain, header, said)
+    if said and "JPEG" in said and (ended := tiff.with_jpeg_ends(plain, tiff.directory(plain))) != plain:
+        decoded, said = _imdecode(ended, flags, stderr)
+        if decoded is None:
+            raise _why_not(plain, header, said)
     if said:
         _refuse_partial(plain, Format.TIFF, said)
     return decoded
@@ -202,7 +214,7 @@ def _tiff_alpha(data: bytes, header: Header, found: tiff.Directory, stderr: int 
         return _alpha_of(_tiff_pixels(tiff.plain(data, found), header, cv2.IMREAD_UNCHANGED, stderr))
     try:
         plane = foreign.alpha(tiff.with_alpha(data, found))  # OpenCV gives the grey alone
-    except OutOfOrderError:
+    except (OutOfOrderError, UnsupportedError):
         plane = None
     if plane is None:
         raise UnsupportedError("a grey TIFF with alpha of another kind than 8 bits")
@@ -230,6 +242,7 @@ _MENDED: dict[Format, Callable[[bytes], bytes]] = {
     Format.JPEG: jpeg.with_end,
     Format.PNG: png.default_picture,
     Format.GIF: gif.first_picture,
+    Format.PNM: pnm.with_last_blank,
 }
 EXIF_STARTS: dict[Format, Callable[[bytes], int]] = {
     Format.JPEG: jpeg.exif_start,
@@ -240,8 +253,15 @@ EXIF_STARTS: dict[Format, Callable[[bytes], int]] = {
 
 
 def _by_pillow(data: bytes, upright: bool, stderr: int | None) -> Pixels:
-    with native_stderr(stderr) as heard:
-        pixels = foreign.decode(data, upright=upright)
+    try:
+        with native_stderr(stderr) as heard:
+            pixels = foreign.decode(data, upright=upright)
+    except OutOfOrderError as error:
+        # Pillow says "decoder error -2", its libraries say why.
+        told = "".join(heard).replace("tempfile.tif: ", "")
+        if _NO_CODEC.search(told):
+            raise UnsupportedError(str(tiff.directory(data))) from None
+        raise OutOfOrderError("; ".join(dict.fromkeys(told.splitlines())) or str(error)) from None
     if complaint := _PARTIAL_STRIP.search("".join(heard)):
         raise OutOfOrderError(complaint[0])
     return pixels
@@ -275,13 +295,40 @@ def _heard(read: Callable[[], _Decoded], stderr: int | None) -> tuple[_Decoded, 
 
 
 def _refuse_partial(data: bytes, form: Format, said: str, *, cut: bool = False) -> None:
-    harmless = {Format.JPEG: jpeg.is_harmless, Format.TIFF: tiff.is_harmless}.get(form)
     for match in _PARTIAL.finditer(said):
         complaint = match[0].strip()
-        if harmless and harmless(data, complaint):
+        if form is Format.TIFF and tiff.is_harmless(data, complaint):
             continue
-        kind = Kind.DECODE_TRUNCATED if cut or _ENDED.search(complaint) else Kind.DECODE_CORRUPT
+        if form is Format.TIFF and _NO_CODEC.search(complaint):
+            raise UnsupportedError(str(tiff.directory(data)))
+        cut = cut or _ENDED.search(complaint) is not None or not is_complete(data, form)
+        kind = Kind.DECODE_TRUNCATED if cut else Kind.DECODE_CORRUPT
         raise ImageError(kind, f"only part of the {form} could be decoded: {complaint}")
+
+
+def _refuse_partial_jpeg(
+    data: bytes, mended: bytes, pixels: Pixels, said: str, read: Callable[[bytes], tuple[_Decoded, str]]
+) -> None:
+    """`mended` is `data` with an end, `pixels` and `said` are what it gave. What libjpeg complains of is removed, until
+    it is silent: if the picture is still the same, it is all there."""
+    cut, left_over, first_said = mended is not data, False, said
+    tidy = jpeg.tidied(mended) if said else None
+    for _ in range(_MOST_COMPLAINTS):
+        if tidy is None:
+            break
+        again, said = read(tidy)
+        if again is None or not np.array_equal(again, pixels):
+            _refuse_partial(mended, Format.JPEG, first_said, cut=cut)
+            raise OutOfOrderError("restart markers are missing, or their numbers are out of order")
+        tidy = jpeg.without_filling(tidy, said, rest=left_over) if said else None
+        left_over = left_over or tidy is not None
+    if said:
+        _refuse_partial(mended, Format.JPEG, said, cut=cut)
+    if cut and not left_over and jpeg.is_doubtful(data):
+        try:
+            foreign.decode(data, upright=False)
+        except OutOfOrderError:
+            raise EndsEarlyError from None
 
 
 def _why_not(data: bytes, header: Header, said: str) -> ImageError:
@@ -301,15 +348,22 @@ def _why_not(data: bytes, header: Header, said: str) -> ImageError:
             Kind.DECODE_UNSUPPORTED, f"OpenCV {cv2.__version__} was built without GIF: install OpenCV 5"
         )
     if _UNSUPPORTED.search(said):
-        return ImageError(Kind.DECODE_UNSUPPORTED, f"a kind of {form} that OpenCV does not read{reason}")
+        which = tiff.directory(data) if form is Format.TIFF else f"a kind of {form}"
+        return ImageError(
+            Kind.DECODE_UNSUPPORTED, f"the {header} is {which}, which OpenCV does not read{reason}"
+        )
     if _ENDED.search(said):
         return ImageError(Kind.DECODE_TRUNCATED, f"the {header} ends early{reason}")
     return ImageError(Kind.DECODE_CORRUPT, f"the {header} cannot be decoded{reason}")
 
 
 def _reason(said: str) -> str:
-    """`: ` and what OpenCV and its libraries said, without what its log puts around it, each sentence once."""
-    lines = (_LOG.sub("", line.strip()).strip(" :") for line in said.splitlines())
+    """`: ` and what OpenCV and its libraries said, without what its log puts around it and without the expressions of
+    its source, each sentence once."""
+    lines = (
+        _LOG.sub("", line.strip()).strip(" :") for line in said.splitlines() if "Assertion failed" not in line
+    )
+    lines = (line for line in lines if not _EXPRESSION.search(line))
     text = "; ".join(dict.fromkeys(line for line in lines if any(map(str.isalpha, line))))
     if len(text) > _MOST_REASON:
         text = text[:_MOST_REASON] + " ..."

@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from featd.images import tiff
 from featd.images.exif import turn
 from featd.images.flaws import EndsEarlyError, OutOfOrderError, UnsupportedError
 
@@ -29,6 +30,8 @@ _WAYS_OUT = {
 }
 _AVIF_BRANDS = (b"avif", b"avis")
 _HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1")
+_CODECS = {"HEIF": (b"hvc1", b"hev1"), "AVIF": (b"av01",)}
+"""How the items of a file that the decoders read are named (ISO/IEC 23008-12, annex B; AV1 Image File Format, 2)."""
 _ORIENTATION = 274
 
 
@@ -107,7 +110,7 @@ def _opened(data: bytes) -> Image:
     from PIL import Image
 
     Image.MAX_IMAGE_PIXELS = None  # preprocess.max_pixels is the limit
-    form = "PNG" if data.startswith(b"\x89PNG") else "TIFF"
+    form = "PNG" if data.startswith(b"\x89PNG") else "JPEG" if data.startswith(b"\xff\xd8") else "TIFF"
     if data[4:8] == b"ftyp":
         form = "AVIF" if is_avif(data) else "HEIF"
         _load_plugin(form)
@@ -117,6 +120,10 @@ def _opened(data: bytes) -> Image:
     except (OSError, SyntaxError, ValueError, RuntimeError) as error:
         if _is_cut(data):
             raise EndsEarlyError from None
+        if form == "TIFF":  # its directory has been read before, so that only its kind is left
+            raise UnsupportedError(str(tiff.directory(data))) from None
+        if form in _CODECS and not any(codec in data for codec in _CODECS[form]):
+            raise UnsupportedError("no decoder here reads its codec") from None
         raise OutOfOrderError("Pillow cannot open it") from error
 
 

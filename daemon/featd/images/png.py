@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 import zlib
 
-from featd.images.flaws import EndsEarlyError, OutOfOrderError
+from featd.images.flaws import EndsEarlyError, OutOfOrderError, UnsupportedError
 
 _ANIMATION = (b"acTL", b"fcTL", b"fdAT")
 _END = b"\0\0\0\0IEND\xaeB`\x82"
@@ -13,6 +13,8 @@ _END = b"\0\0\0\0IEND\xaeB`\x82"
 
 def size(data: bytes) -> tuple[int, int]:
     """(width, height)."""
+    if data[12:16] == b"CgBI":
+        raise UnsupportedError("it is of Apple's own kind (CgBI), which other programs do not read")
     if len(data) >= 16 and data[12:16] != b"IHDR":
         raise OutOfOrderError("no IHDR")
     width, height = struct.unpack_from(">II", data, 16)

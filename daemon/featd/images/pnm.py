@@ -50,6 +50,11 @@ def highest(data: bytes) -> int:
     return value
 
 
+def with_last_blank(data: bytes) -> bytes:
+    """With a newline behind the last number: OpenCV refuses a picture whose last number ends with the file."""
+    return data + b"\n" if data[1:2] in b"123" else data
+
+
 def unscaled_white(data: bytes) -> int:
     """The value that stands for white where OpenCV does not scale by it, and gives a dark picture; else 0. It scales
     numbers written as text up to 255, and takes 65535 for 16 bits."""

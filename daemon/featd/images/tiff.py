@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,14 +16,35 @@ from featd.images.flaws import EndsEarlyError, OutOfOrderError
 _TYPES = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 16: "Q"}
 _BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 16: 8, 17: 8, 18: 8}
 _WIDTH, _HEIGHT, _STRIPS, _STRIP_BYTES, _TILES, _TILE_BYTES = 256, 257, 273, 279, 324, 325
-_BITS, _PHOTOMETRIC, _ORIENTATION, _SAMPLES, _PLANES, _EXTRA, _FORMAT = 258, 262, 274, 277, 284, 338, 339
+_BITS, _COMPRESSION, _PHOTOMETRIC, _ORIENTATION, _SAMPLES, _PLANES = 258, 259, 262, 274, 277, 284
+_EXTRA, _FORMAT = 338, 339
 _TAGS = frozenset(
     {_WIDTH, _HEIGHT, _STRIPS, _STRIP_BYTES, _TILES, _TILE_BYTES}
-    | {_BITS, _PHOTOMETRIC, _ORIENTATION, _SAMPLES, _PLANES, _EXTRA, _FORMAT}
+    | {_BITS, _COMPRESSION, _PHOTOMETRIC, _ORIENTATION, _SAMPLES, _PLANES, _EXTRA, _FORMAT}
 )
 _UNASSOCIATED, _ASSOCIATED = 2, 1
 _PALETTE = 3
 _FLOAT = 3
+_JPEG, _END_OF_JPEG = 7, b"\xff\xd9"
+_NAMES = (
+    {
+        6: "JPEG of before 1995",
+        32766: "NeXT",
+        32809: "ThunderScan",
+        32909: "PixarLog",
+        34661: "JBIG",
+        34887: "LERC",
+        34892: "lossy JPEG of DNG",
+        34925: "LZMA",
+        34933: "PNG",
+        34934: "JPEG XR",
+        50000: "Zstandard",
+        50001: "WebP",
+    }
+    | dict.fromkeys((33003, 33004, 33005, 34712), "JPEG 2000")
+    | dict.fromkeys((50002, 52546), "JPEG XL")
+)
+_HARMLESS = re.compile(r"TIFFAdvanceDirectory: |Too large (strip|tile) byte count")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +58,15 @@ class Directory:
 
     def first(self, tag: int, default: int) -> int:
         return self.values.get(tag, (default,))[0]
+
+    def __str__(self) -> str:
+        """What kind of TIFF this is, in the numbers of TIFF 6.0; names for the compressions that are not read."""
+        samples, bits, compression = (self.first(tag, 1) for tag in (_SAMPLES, _BITS, _COMPRESSION))
+        name = f" ({_NAMES[compression]})" if compression in _NAMES else ""
+        return (
+            f"a TIFF of {samples} sample{'s' * (samples > 1)} of {bits} bits{', floating' * self.is_float}, "
+            f"compression {compression}{name}, photometric interpretation {self.first(_PHOTOMETRIC, 0)}"
+        )
 
     @property
     def orientation(self) -> int:
@@ -132,8 +163,9 @@ def is_complete(data: bytes) -> bool:
 
 
 def is_harmless(_: bytes, complaint: str) -> bool:
-    """Whether the first picture is all there although libtiff complains: it has not found the next one."""
-    return "TIFFAdvanceDirectory: " in complaint
+    """Whether the first picture is all there although libtiff complains: it has not found the next one, or a strip has
+    far more bytes than it can need."""
+    return _HARMLESS.search(complaint) is not None
 
 
 def plain(data: bytes, found: Directory) -> bytes:
@@ -145,18 +177,38 @@ def plain(data: bytes, found: Directory) -> bytes:
         changes.append((*found.places[_ORIENTATION], 1))
     for number, value in enumerate(found.values.get(_EXTRA, ())):
         if value == _UNASSOCIATED:
-            changes.append((*_extra_sample(found, number), _ASSOCIATED))
+            changes.append((*_element(found, _EXTRA, number), _ASSOCIATED))
     return _changed(data, changes)
 
 
 def with_alpha(data: bytes, found: Directory) -> bytes:
     """The TIFF with every extra sample as an unassociated alpha, as which Pillow gives it."""
     extra = range(len(found.values.get(_EXTRA, ())))
-    return _changed(data, [(*_extra_sample(found, number), _UNASSOCIATED) for number in extra])
+    return _changed(data, [(*_element(found, _EXTRA, number), _UNASSOCIATED) for number in extra])
 
 
-def _extra_sample(found: Directory, number: int) -> tuple[int, str]:
-    at, form = found.places[_EXTRA]
+def with_jpeg_ends(data: bytes, found: Directory) -> bytes:
+    """The TIFF with an end marker behind each strip or tile of JPEG, in place of zeros: without one, libjpeg complains
+    of a strip that is all there. With one, it complains where rows are missing."""
+    if found.first(_COMPRESSION, 1) != _JPEG:
+        return data
+    starts, counts = (_STRIPS, _STRIP_BYTES) if _STRIPS in found.values else (_TILES, _TILE_BYTES)
+    ended = bytearray(data)
+    changes = []
+    for number, (start, count) in enumerate(
+        zip(found.values.get(starts, ()), found.values.get(counts, ()), strict=False)
+    ):
+        strip = data[start : start + count].rstrip(b"\0")
+        if not strip.endswith(_END_OF_JPEG):
+            strip += b"\0" + _END_OF_JPEG if strip.endswith(b"\xff") else _END_OF_JPEG
+            changes.append((*_element(found, starts, number), len(ended)))
+            changes.append((*_element(found, counts, number), len(strip)))
+            ended += strip
+    return _changed(bytes(ended), changes)
+
+
+def _element(found: Directory, tag: int, number: int) -> tuple[int, str]:
+    at, form = found.places[tag]
     return at + number * struct.calcsize(form), form
 
 
@@ -171,9 +223,9 @@ def _changed(data: bytes, changes: Sequence[tuple[int, str, int]]) -> bytes:
 
 def grey_levels(floats: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     """Floating pixels as uint8. Where none is above 1, they are shares of 255, as in scikit-image; else they are grey
-    levels, and what is outside 0 to 255 is clipped. What is no number is 0. `floats` is changed."""
-    np.nan_to_num(floats, copy=False, nan=0.0, posinf=255.0, neginf=0.0)
-    if floats.max() <= 1.0:
+    levels, and what is outside 0 to 255 is clipped, infinities too. What is no number is 0. `floats` is changed."""
+    if np.max(floats, initial=0.0, where=np.isfinite(floats)) <= 1.0:
         floats *= 255.0
+    np.nan_to_num(floats, copy=False, nan=0.0, posinf=255.0, neginf=0.0)
     np.clip(floats, 0.0, 255.0, out=floats)
     return np.asarray(np.rint(floats, out=floats), np.uint8)
