@@ -234,11 +234,11 @@ def test_an_unknown_shard_is_removed_after_its_days_or_when_the_disk_is_full(
     store.look()
     assert len(store.aside()) == 2
     free = iter([10, 20])
-    monkeypatch.setattr(leftovers, "_free_bytes", lambda folder: next(free))
+    monkeypatch.setattr(leftovers, "free_bytes", lambda folder: next(free))
     store.look(min_free=15)
     assert len(store.aside()) == 1, "then there is room"
     assert capfd.readouterr().err.count("unknown_removed_early") == 1
-    monkeypatch.setattr(leftovers, "_free_bytes", lambda folder: 1000)
+    monkeypatch.setattr(leftovers, "free_bytes", lambda folder: 1000)
     monkeypatch.setattr(clock, "utcnow", lambda: now + timedelta(days=7.1))
     assert store.look() == [store.known]
     assert store.aside() == []

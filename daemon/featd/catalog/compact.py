@@ -138,19 +138,23 @@ def forget_shards(conn: sa.Connection, ids: Sequence[int]) -> None:
     )
 
 
-def forget_gone_vectors(conn: sa.Connection, keep_days: float, limit: int) -> int:
-    """Images that vanished more than `keep_days` ago lose their vectors; returns how many."""
-    long_ago = dialects.later_once(conn, -keep_days * 86_400)
-    which = (in_state(State.GONE), images.c.content.is_not(None), images.c.updated_at < long_ago)
-    statement = sa.select(images.c.id, images.c.shard_id).where(*which)
-    found = conn.execute(statement.limit(limit)).all()
-    if not found:
-        return 0
-    ids = [row.id for row in found]
-    again = sa.select(images.c.id, images.c.shard_id).where(dialects.has_id(conn, ids), *which)
-    rows = conn.execute(dialects.lock_rows(conn, again.order_by(images.c.id))).all()
-    conn.execute(
-        sa.update(images).where(dialects.has_id(conn, [row.id for row in rows])).values(**settle.FORGOTTEN)
-    )
+def long_gone(conn: sa.Connection, keep_days: float, limit: int) -> list[int]:
+    """Some images that vanished more than `keep_days` ago and have vectors. Looks through all that are gone."""
+    dialects.lift_limits(conn)
+    return list(conn.scalars(sa.select(images.c.id).where(*_long_gone(conn, keep_days)).limit(limit)))
+
+
+def forget_vectors(conn: sa.Connection, ids: Sequence[int], keep_days: float) -> int:
+    """Those of `ids` that still are gone for so long lose their vectors; returns how many."""
+    which = (dialects.has_id(conn, sorted(ids)), *_long_gone(conn, keep_days))
+    statement = sa.select(images.c.id, images.c.shard_id).where(*which).order_by(images.c.id)
+    rows = conn.execute(dialects.lock_rows(conn, statement)).all()
+    these = dialects.has_id(conn, [row.id for row in rows])
+    conn.execute(sa.update(images).where(these).values(**settle.FORGOTTEN))
     settle.leave_shards(conn, [row.shard_id for row in rows])
     return len(rows)
+
+
+def _long_gone(conn: sa.Connection, keep_days: float) -> tuple[sa.ColumnElement[bool], ...]:
+    long_ago = dialects.later_once(conn, -keep_days * 86_400)
+    return in_state(State.GONE), images.c.content.is_not(None), images.c.updated_at < long_ago

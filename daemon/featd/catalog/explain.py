@@ -58,7 +58,7 @@ def explain(conn: sa.Connection, root: str, path: str) -> Explained | None:
     own = [images.c[field.name] for field in fields(Explained) if field.name in images.c]
     found = sa.select(*own, images.c.not_before, images.c.lease_id, dialects.now(conn).label("now"))
     found = found.add_columns(
-        shards.c.path.label("shard"), shards.c.checksum, shards.c.lease_id.label("maker")
+        shards.c.path.label("shard"), shards.c.checksum, shards.c.lease_id.label("maker"), shards.c.engine
     )
     found = found.outerjoin(shards, shards.c.id == images.c.shard_id)
     row = conn.execute(found.where(images.c.root == root, images.c.path == path)).one_or_none()
@@ -71,7 +71,7 @@ def explain(conn: sa.Connection, root: str, path: str) -> Explained | None:
         shard=row.shard,
         shard_checksum=row.checksum,
         worker=_worker(conn, row.lease_id),
-        made_by=_worker(conn, row.maker),
+        made_by=_worker(conn, row.maker) or (row.engine and f"engine {row.engine}, merged from other shards"),
         attempts=[
             PastAttempt(one.version, one.at, one.kind, one.message, _worker(conn, one.lease_id))
             for one in conn.execute(past).all()

@@ -212,6 +212,11 @@ def _settle_lost(
 ) -> None:
     """Pending, and without the vector that is lost, so that it is made again."""
     mine = [one for one in lost if one.image.id in rows and rows[one.image.id].shard_id == one.shard_id]
+    # Compaction has moved the others meanwhile, into a shard that was not looked at.
+    moved = sorted({one.image.id for one in lost if one.image.id in rows} - {one.image.id for one in mine})
+    if moved:
+        again = sa.update(images).where(dialects.has_id(conn, moved)).values(**_raised_values(conn))
+        changes.move(State.CLAIMED, State.PENDING, dialects.changed(conn, again))
     if not mine:
         return
     which = dialects.has_id(conn, sorted(one.image.id for one in mine))

@@ -22,8 +22,8 @@ from featd.catalog.compact import OldShard
 from featd.config import StoreConfig
 from featd.crash_points import CrashPoint, crash_point
 from featd.errors import CatalogUnavailableError, LeaseLostError
-from featd.shards.store import StoreKey
-from featd.states import Lease, RetryPolicy
+from featd.shards.store import StoreKey, free_bytes
+from featd.states import Lease
 
 if TYPE_CHECKING:
     from featd.janitor.merge import Merger
@@ -38,6 +38,7 @@ MOST_FILES = 512
 DEAD_BYTES = 1024 * 1024
 """A shard of which half or more is dead is rewritten by itself where that frees so much."""
 PAGE = 1000
+FORGET_EVERY_SECONDS = 86_400.0
 
 
 class Hold:
@@ -71,7 +72,7 @@ class Hold:
 
     def end(self) -> None:
         with contextlib.suppress(CatalogUnavailableError):  # then it expires
-            connect.transact(self._catalog, leases.end_lease, self.lease, "compaction ended", RetryPolicy())
+            connect.transact(self._catalog, leases.forget_lease, self.lease)
 
 
 class Compaction:
@@ -85,6 +86,7 @@ class Compaction:
         self._left: set[int] = set()
         """Shards that could not be merged or removed: this process leaves them alone from then on."""
         self._merger: Merger | None = None
+        self._forget_at = 0.0
         self.removed = 0
         self.forgotten = 0
         """Vectors of images that are gone for long."""
@@ -104,6 +106,13 @@ class Compaction:
         OSError; CatalogUnavailableError; StoreUnavailableError; OtherStoreError."""
         yield from self._remove_retired()
         yield from self._forget_gone()
+        if free_bytes(self._store.path) < self._store.min_free:
+            log.warning(
+                "compaction_waits_for_room",
+                "shards are not merged while the store's disk has less than min_free",
+                min_free=self._store.min_free,
+            )
+            return
         if not (chosen := self.choose()):
             return
         from featd.janitor.merge import Merger  # here: a janitor that has nothing to merge loads no HDF5
@@ -207,8 +216,16 @@ class Compaction:
             yield
 
     def _forget_gone(self) -> Iterator[None]:
-        while count := connect.transact(
-            self._catalog, compact.forget_gone_vectors, self._store.keep_gone_days, PAGE
-        ):
-            self.forgotten += count
+        """Once a day: all images that are gone are looked through."""
+        if clock.monotonic() < self._forget_at:
+            return
+        self._forget_at = clock.monotonic() + FORGET_EVERY_SECONDS
+        while True:
+            with connect.reading(self._catalog) as conn:
+                ids = compact.long_gone(conn, self._store.keep_gone_days, PAGE)
+            if not ids:
+                return
+            self.forgotten += connect.transact(
+                self._catalog, compact.forget_vectors, ids, self._store.keep_gone_days
+            )
             yield

@@ -20,7 +20,7 @@ from featd import clock, logs
 from featd.catalog import connect, leases, stats, values
 from featd.shards.atomic import move_file
 from featd.shards.layout import ShardName
-from featd.shards.store import shards_folder, unknown_folder
+from featd.shards.store import free_bytes, shards_folder, unknown_folder
 from featd.states import Lease
 
 log = logs.get("janitor")
@@ -129,7 +129,7 @@ class Leftovers:
             path.unlink()
             log.info("unknown_removed", "removed a shard that the catalog has not known for long", file=path)
             return True
-        if _free_bytes(self._store) < self._min_free:
+        if free_bytes(self._store) < self._min_free:
             path.unlink()
             log.warning(
                 "unknown_removed_early",
@@ -146,11 +146,6 @@ class Leftovers:
             before = values.get_value(conn, stats.UNKNOWN)
         if told != (before or stats.NO_UNKNOWN):
             connect.transact(self._catalog, values.set_value, stats.UNKNOWN, told)
-
-
-def _free_bytes(folder: Path) -> int:
-    found = os.statvfs(folder)
-    return found.f_bavail * found.f_frsize
 
 
 def _portions(folder: Path) -> Iterator[list[ShardName]]:

@@ -164,6 +164,12 @@ def unknown_folder(store: Path) -> Path:
     return store / "unknown"
 
 
+def free_bytes(store: Path) -> int:
+    """What is left on the store's disk. OSError."""
+    found = os.statvfs(store)
+    return found.f_bavail * found.f_frsize
+
+
 def run_folder(store: Path, host: str) -> Path:
     """`<store>/run/<host>`: what the processes of one host leave for each other."""
     if "/" in host or host in ("", ".", ".."):
