@@ -45,6 +45,15 @@ def test_wrong_blob_lists_the_right_ones_in_order(tmp_path: Path) -> None:
         load(saved(caffenet_prototxt(67), tmp_path, ("fc9",)))
 
 
+def test_global_pooling_of_a_large_blob(tmp_path: Path) -> None:
+    """512 x 512 x 512, half of what a blob may hold: nothing is padded."""
+    text = input_layer(3, 512, 512) + layer(
+        "c", "Convolution", "data", "convolution_param { num_output: 512 kernel_size: 1 }"
+    )
+    text += layer("p", "Pooling", "c", "pooling_param { pool: AVE global_pooling: true }")
+    assert load(saved(text, tmp_path, ("p",))).blobs == {"p": 512}
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
