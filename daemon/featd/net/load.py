@@ -12,7 +12,7 @@ from featd.net import gist, mapped
 from featd.net.batch import any_batch, one_by_one
 from featd.net.caffemodel import read_weights
 from featd.net.graph import CONSTANTS, INPUT, Graph, Layer, Shape, Step, clash, trace, varying
-from featd.net.layers.table import TYPES
+from featd.net.layers.table import TYPES, perhaps
 from featd.net.net import MOST_CHANNELS, Net, caffe_defaults, flattened
 from featd.net.prototxt import Definition, define, read
 from featd.net.resized import resized
@@ -115,6 +115,7 @@ def _load(net: str, weights: Path | None, blobs: Sequence[str], input_size: Call
         other_weights=matched.others,
         texts=definition.texts,
         blocks=definition.blocks,
+        precisions=definition.precisions,
         old_form=len(definition.message.layers) > 0,
         clash=clash(steps),
         one_by_one=one_by_one(steps, one, depends),
@@ -164,7 +165,7 @@ def require_lowered(net: Net) -> None:
 def not_lowered(layer: Layer, blocks: Mapping[int, str]) -> str | None:
     """Why the onnxruntime engine does not run a layer, or None. `blocks`: see Definition."""
     if layer.type not in TYPES:
-        return "the onnxruntime engine does not run this type"
+        return f"the onnxruntime engine does not run this type{perhaps(layer.type)}"
     if block := blocks.get(layer.index):
         return f"the onnxruntime engine does not know {block!r}, which may change the vectors"
     return None
