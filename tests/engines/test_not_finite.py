@@ -17,6 +17,11 @@ SOURCES = {
     "Log": layer("x", "Log", "data"),
     "BatchNorm": layer("x", "BatchNorm", "data"),
     "LRN": layer("x", "LRN", "data", "lrn_param { alpha: -0.001 beta: 0.5 }"),
+    "MVN": layer("x", "MVN", "flat", "mvn_param { eps: 0 }"),
+    "Normalize": layer("x", "Normalize", "flat", "norm_param { eps: 0 across_spatial: false }"),
+    "BatchNorm of this batch": layer(
+        "x", "BatchNorm", "flat", "batch_norm_param { use_global_stats: false eps: 0 }"
+    ),
 }
 POOLS = {
     "MAX": layer("out", "Pooling", "r", "pooling_param { kernel_size: 3 stride: 2 pad: 1 }"),
@@ -32,9 +37,11 @@ POOLS = {
 @pytest.mark.parametrize("source", SOURCES)
 def test_maxima_as_in_caffe(tmp_path: Path, source: str, how: str) -> None:
     zero = layer("zero", "Threshold", "data", "threshold_param { threshold: 60 }")
+    flat = layer("flat", "Threshold", "data", "threshold_param { threshold: 1000 }")  # zeros
     text = (
         input_layer(3, 9, 8)
         + zero
+        + flat
         + SOURCES[source]
         + layer("r", "ReLU", "x", "relu_param { negative_slope: 1 }")
     )
@@ -151,3 +158,16 @@ def test_unpooling_from_a_window_of_nan_is_nan(tmp_path: Path) -> None:
     made = OnnxRuntimeEngine(net, "cpu", 1).forward(batch)["out"]
     assert np.isfinite(made[0]).all()
     assert np.isnan(made[1]).any()
+
+
+def test_a_bn_without_a_deviation(tmp_path: Path) -> None:
+    """PSPNet's, with a variance below zero in one channel: NaN, which never wins in MAX pooling."""
+    text = input_layer(2, 4, 4) + layer("x", "BN", "data")
+    text += layer("out", "Pooling", "x", "pooling_param { global_pooling: true }")
+    model = saved(text, tmp_path, ("out",), engine="onnxruntime")
+    arrays = [np.ones(2), np.zeros(2), np.zeros(2), np.array([-1, 1])]
+    arrays = [one.astype(np.float32).reshape(1, 2, 1, 1) for one in arrays]
+    write_weights(tmp_path / "net.caffemodel", "", {"x": arrays})
+    made = OnnxRuntimeEngine(load(model), "cpu", 1).forward(np.ones((1, 2, 4, 4), np.float32))["out"]
+    assert made[0, 0] == np.finfo(np.float32).min
+    assert made[0, 1] == pytest.approx(1, abs=1e-4)
