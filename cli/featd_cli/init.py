@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 FILE = "featd.toml"
 _OPTIONS = {
     "roots": "--images",
-    "model": "--net",
+    "model": "--blob",
     "preprocess.preset": "--preset",
     "catalog.url": "--database",
 }

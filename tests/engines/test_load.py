@@ -65,7 +65,7 @@ def test_global_pooling_of_a_large_blob(tmp_path: Path) -> None:
         ("base_lr: 0.1", "line 1: unknown field 'base_lr' in a net: this is a solver"),
         (
             "layers {\n type: CONVOLUTOIN }",
-            "line 2: 'type' cannot be 'CONVOLUTOIN': it is perhaps CONVOLUTION",
+            "line 2: 'type' cannot be 'CONVOLUTOIN': did you mean CONVOLUTION?",
         ),
         ("inptu_dim: 3", "line 1: unknown field 'inptu_dim' in a net"),
         ('layer {\n name: "x"\n type: "ReLU"', "line 3"),

@@ -157,7 +157,7 @@ def require_lowered(net: Net) -> None:
     for step in net.layers:
         if why := not_lowered(step.layer, net.blocks):
             raise ModelError(
-                f"{net.source}: {step.layer}: {why}: "
+                f"{net.source}: {step.layer}: {why}{perhaps(step.layer.type)}: "
                 'set engine = "caffe" where a Caffe that has it is installed, or ask for blobs before it'
             )
 
@@ -165,7 +165,7 @@ def require_lowered(net: Net) -> None:
 def not_lowered(layer: Layer, blocks: Mapping[int, str]) -> str | None:
     """Why the onnxruntime engine does not run a layer, or None. `blocks`: see Definition."""
     if layer.type not in TYPES:
-        return f"the onnxruntime engine does not run this type{perhaps(layer.type)}"
+        return "the onnxruntime engine does not run this type"
     if block := blocks.get(layer.index):
         return f"the onnxruntime engine does not know {block!r}, which may change the vectors"
     return None

@@ -9,6 +9,7 @@ import difflib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
@@ -297,15 +298,11 @@ class _Reader:
 
     def _scalar(self, spec: schema.FieldSpec) -> bool | int | float | str:
         token = self._signed()
-        wrong_value = (
-            f"{spec.name!r} cannot be {token.text[:40]!r}: it is {_described(spec.type, token.text)}"
-        )
-        wrong = self._error(token.line, wrong_value)
         if token.kind in ("mark", "end"):
             raise self._error(token.line, f"expected a value of {spec.name!r}, found {token.text!r}")
         if spec.type == "string":
             if token.kind != "string":
-                raise wrong
+                raise self._error(token.line, _wrong(spec, token.text))
             text = _unquote(token.text)
             while self._tokens[self._at].kind == "string":
                 text += _unquote(self._take().text)
@@ -317,12 +314,12 @@ class _Reader:
             if token.text.isdecimal() and int(token.text) in names.values():
                 return int(token.text)
             if not (self._in_block or spec.name == "type") or token.kind not in ("word", "number"):
-                raise wrong
-            self._problem(token.line, wrong_value)
+                raise self._error(token.line, _wrong(spec, token.text))
+            self._problem(token.line, _wrong(spec, token.text))
             return next(iter(names.values()))
         if spec.type == "bool":
             if token.text not in _TRUE + _FALSE:
-                raise wrong
+                raise self._error(token.line, _wrong(spec, token.text))
             return token.text in _TRUE
         try:
             if spec.type in ("float", "double"):
@@ -330,10 +327,10 @@ class _Reader:
                 return float(token.text[:-1] if _SUFFIXED.fullmatch(token.text) else token.text)
             value = int(token.text, 16 if "x" in token.text.lower() else 8 if _octal(token.text) else 10)
         except ValueError:
-            raise wrong from None
+            raise self._error(token.line, _wrong(spec, token.text)) from None
         low, high = _RANGES[spec.type]
         if not low <= value <= high:
-            raise wrong
+            raise self._error(token.line, _wrong(spec, token.text))
         return value
 
 
@@ -342,13 +339,17 @@ def _octal(text: str) -> bool:
     return len(digits) > 1 and digits[0] == "0"
 
 
-def _described(type_name: str, found: str) -> str:
-    if type_name in schema.ENUMS:
-        if near := difflib.get_close_matches(found.upper(), schema.ENUMS[type_name], 1):
-            return f"perhaps {near[0]}"
-        return "one of " + ", ".join(schema.ENUMS[type_name])
-    words = {"string": "a string", "bool": "true or false", "float": "a number", "double": "a number"}
-    return words.get(type_name, f"a whole number ({type_name})")
+@lru_cache(maxsize=64)
+def _wrong(spec: schema.FieldSpec, found: str) -> str:
+    """What is said of a value that a field cannot have."""
+    found = found[:40]
+    if spec.type in schema.ENUMS:
+        near = difflib.get_close_matches(found.upper(), schema.ENUMS[spec.type], 1)
+        meant = f"did you mean {near[0]}?" if near else "it is one of " + ", ".join(schema.ENUMS[spec.type])
+    else:
+        words = {"string": "a string", "bool": "true or false", "float": "a number", "double": "a number"}
+        meant = f"it is {words.get(spec.type, f'a whole number ({spec.type})')}"
+    return f"{spec.name!r} cannot be {found!r}: {meant}"
 
 
 def _unquote(text: str) -> bytes:
