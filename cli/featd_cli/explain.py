@@ -14,7 +14,7 @@ from featd.errors import NothingMatchedError, reason
 from featd.paths import from_catalog, is_stand_in, stand_in, to_catalog
 from featd.states import MAX_KILLS, OF_THE_FILE, Kind, State
 from featd_cli.console import document, say, shown
-from featd_cli.files import locate
+from featd_cli.files import locate, spelled_out
 from featd_cli.instance import ConfigOption, JsonOption, open_instance
 from featd_cli.selection import full_path
 
@@ -35,7 +35,10 @@ NEXT = {
 
 def explain(
     ctx: typer.Context,
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="An image file under one of the roots.")],
+    path: Annotated[
+        Path,
+        typer.Argument(metavar="PATH", help="An image file under one of the roots, or its path in a root."),
+    ],
     as_json: JsonOption = False,
     config: ConfigOption = None,
 ) -> None:
@@ -52,6 +55,7 @@ def explain(
             param_hint="PATH",
         )
     with open_instance(ctx, config) as instance:
+        path = spelled_out(instance.settings.roots, path)
         root, raw = locate(instance.settings.roots, path)
         with instance.read() as conn:
             found = catalog_explain.explain(conn, str(root.path), stand_in(to_catalog(raw)))

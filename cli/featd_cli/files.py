@@ -32,3 +32,19 @@ def locate(roots: Sequence[RootConfig], path: Path) -> tuple[RootConfig, bytes]:
             return root, b"" if raw == b"." else raw
     names = ", ".join(str(root.path) for root in roots)
     raise NothingMatchedError(f"{path} is outside the configured roots: {names}")
+
+
+def spelled_out(roots: Sequence[RootConfig], path: Path) -> Path:
+    """`path` in full. A relative one is that of a file in this folder or, where this folder is in no root, in the one
+    root that has such a file.
+
+    NothingMatchedError where several roots have it.
+    """
+    absolute = Path(os.path.abspath(path))  # noqa: PTH100
+    real = absolute.parent.resolve()
+    if path.is_absolute() or any(one.is_relative_to(root.path) for root in roots for one in (absolute, real)):
+        return absolute
+    having = [root.path / path for root in roots if os.path.lexists(root.path / path)]
+    if len(having) > 1:
+        raise NothingMatchedError(f"several roots have {path}: name one of {', '.join(map(str, having))}")
+    return having[0] if having else absolute

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Mapping
 from functools import partial
@@ -22,6 +23,14 @@ if TYPE_CHECKING:
     from featd.config import Settings
 
 FILE = "featd.toml"
+_OPTIONS = {
+    "roots": "--images",
+    "model": "--blob",
+    "preprocess.preset": "--preset",
+    "catalog.url": "--database",
+}
+"""The options that give these keys."""
+_SOME_BLOBS = 5
 SYSTEM_FOLDER = Path("/var/lib/featd")
 """The place of catalog and store for a configuration under /etc, where no data belongs."""
 
@@ -146,12 +155,18 @@ def choose(
         raise typer.BadParameter("name at least one folder of images", param_hint="--images")
     roots = []
     for path in images:
+        if path.is_file():
+            raise ConfigError(f"--images {path}: a file, not a folder: name the folder that it is in")
         if not path.is_dir():
             raise ConfigError(f"--images {path}: no such folder")
         roots.append(_text(path))
     built_in = net in BUILT_IN_NETS
     if not built_in and not Path(net).is_file():
         raise ConfigError(f"--net {net}: neither a file nor a built-in net ({', '.join(BUILT_IN_NETS)})")
+    if built_in and weights is not None:
+        raise ConfigError(f"--weights: the built-in net {net} has its own weights: leave --weights out")
+    if not built_in and (weights is None or not blobs):
+        raise ConfigError(_what_else(net, weights, blobs))
     system = file.is_relative_to("/etc")
     state = SYSTEM_FOLDER if file.name == FILE else SYSTEM_FOLDER / file.stem
     return Choices(
@@ -163,6 +178,17 @@ def choose(
         url=database or (f"sqlite:///{state}/featd.db" if system else CATALOG_URL),
         store=f"{state}/features" if system else STORE,
     )
+
+
+def _what_else(net: str, weights: Path | None, blobs: list[str] | None) -> str:
+    """What a net from a file needs besides."""
+    from featd.net.describe import describe
+
+    options = [] if weights is not None else ["--weights FILE, its .caffemodel"]
+    if not blobs:
+        last = [blob.name for blob in describe(net).blobs][: -_SOME_BLOBS - 1 : -1]
+        options.append(f"--blob NAME, a blob to extract (its last ones, from the end: {', '.join(last)})")
+    return f"--net {net}: a net from a file also needs {' and '.join(options)}; `featd net {net}` lists its blobs"
 
 
 def _text(path: Path) -> str:
@@ -191,7 +217,11 @@ def _check(folder: Path, choices: Choices) -> Settings:
         try:
             settings = config.load(draft)
         except ConfigError as error:
-            raise ConfigError(str(error).removeprefix(f"{draft}: ")) from None
+            # The lines of a file that is not there yet help nobody.
+            told = re.sub(rf"{re.escape(str(draft))}: (line \d+: )?", "", str(error))
+            for key, option in _OPTIONS.items():
+                told = re.sub(rf"(^|; ){re.escape(key)}: ", rf"\1{option}: ", told)
+            raise ConfigError(told) from None
     model = settings.model
     net = load_net(model.net, model.weights, model.blobs, partial(input_size, settings.preprocess))
     require_engine(net, model.engine)

@@ -38,12 +38,12 @@ def net(
         _print(report)
     fit = report.weights
     if fit is not None and (fit.problem or fit.missing):
-        complain(fit.problem or f"the weights lack layers: {', '.join(fit.missing)}")
+        complain(fit.problem or f"{weights}: the weights lack layers: {', '.join(fit.missing)}")
         raise typer.Exit(EXIT_BAD_CONFIG)
     blobs, why = runnable(report)
     if why:
         can = f"blobs that can be extracted: {', '.join(blobs)}" if blobs else "no blob can be extracted"
-        complain(f"nothing installed here runs the net to its end: {why}; {can}")
+        complain(f"{file}: nothing installed here runs the net to its end: {why}; {can}")
         raise typer.Exit(EXIT_BAD_CONFIG)
 
 

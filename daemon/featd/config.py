@@ -6,6 +6,7 @@ Environment variables override single keys: FEATD_WORKERS__BATCH=8.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -156,6 +157,9 @@ class ModelConfig(_Section):
         return self
 
 
+_TWO_SIZES = re.compile(r"\s*(\d{1,6})\s*(?:[xX×,]\s*(\d{1,6})\s*)?")
+_NUMBER = r"-?\d{1,9}(?:\.\d{0,99})?"
+_NUMBERS = re.compile(rf"\s*[\[(]?\s*{_NUMBER}(?:[\s,;]+{_NUMBER}){{0,3}}\s*[\])]?\s*", re.ASCII)
 _Pixels = Annotated[int, Field(ge=1, le=16_384)]
 _Pixel = Annotated[float, Field(ge=-1e6, le=1e6)]
 
@@ -180,6 +184,12 @@ class PreprocessConfig(_Section):
     @field_validator("size", "crop", mode="before")
     @classmethod
     def _square(cls, size: object) -> object:
+        if isinstance(size, str) and (found := _TWO_SIZES.fullmatch(size)):
+            size = [int(found[1]), int(found[2] or found[1])]
+            if size[0] != size[1]:
+                raise ValueError(
+                    f"write a list, [height, width]: {size} for a height of {size[0]} and a width of {size[1]}"
+                )
         return (size, size) if isinstance(size, int) and not isinstance(size, bool) else size
 
     @field_validator("mean", mode="before")
@@ -187,6 +197,8 @@ class PreprocessConfig(_Section):
     def _listed(cls, mean: object) -> object:
         if isinstance(mean, int | float) and not isinstance(mean, bool):
             mean = [mean]
+        if isinstance(mean, str) and _NUMBERS.fullmatch(mean):  # "104,117,123" is no path
+            mean = [float(number) for number in re.findall(r"[-\d.]+", mean)]
         if mean is None or isinstance(mean, Path) or (isinstance(mean, str) and mean):
             return mean
         if not isinstance(mean, list | tuple) or not all(_is_pixel(value) for value in mean):

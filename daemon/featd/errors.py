@@ -5,6 +5,7 @@ Messages are for the operator: they name the thing and the way out.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -29,6 +30,11 @@ def reason(error: Exception) -> str:
 def first_line(error: BaseException | None) -> str:
     """The first line of what a library says."""
     return str(error).strip().partition("\n")[0]
+
+
+def where_to_look(error: OSError) -> str:
+    """What to do about a file that a person named and that is not there; empty for other errors."""
+    return ": check the path" if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR) else ""
 
 
 @contextmanager

@@ -5,6 +5,7 @@ Straight Caffe reads the same file, or the file without what it does not know.
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import h5py
@@ -174,6 +175,8 @@ def test_an_unneeded_type_of_the_old_form(tmp_path: Path) -> None:
         "inner_product_param { blob_filler { type: 'xavier' } other_filler < std: - 1 > }",
         "inner_product_param { engine: MKLDNN }",
         "relu_param { engine: CUDNN }",
+        "inner_product_param { cudnn_math_override: 0 conv_algos_override: '-1,-1,-1' }",
+        "forward_type: FLOAT backward_type: FLOAT16 backward_math: FLOAT16 forward_math: FLOAT16",
     ],
 )
 def test_settings_of_training_are_not_used(tmp_path: Path, setting: str) -> None:
@@ -185,8 +188,62 @@ def test_settings_of_training_are_not_used(tmp_path: Path, setting: str) -> None
     whole = text.replace("SETTING inner_product_param { num_output: 4 }", inside)
     if "inner_product_param" not in setting:
         whole = text.replace("SETTING", setting)
-    rewritten(model, ('engine: "MKLDNN" force_backward: true ' + whole).encode())
+    of_net = """engine: "MKLDNN" force_backward: true default_forward_type: FLOAT16 default_backward_math: FLOAT
+        global_grad_scale: 1000.0 global_grad_scale_adaptive: true reduce_buckets: 6 bn_stats_batch_size: 32
+        compile_net_state { bn_scale_remove: false } default_conv_algos_override: "-1,-1,-1" """
+    rewritten(model, (of_net + whole).encode())
     agrees_with_plain(model, TEXT.encode())
+
+
+@pytest.mark.parametrize(
+    ("of_net", "of_layer", "says"),
+    [
+        ("default_forward_math: FLOAT16", "", "default_forward_math: FLOAT16"),
+        ("", "forward_type: FLOAT16 backward_type: FLOAT", "forward_type: FLOAT16"),
+        ("default_forward_type: FLOAT", "forward_math: FLOAT backward_math: FLOAT16", ""),
+    ],
+)
+def test_another_precision_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, of_net: str, of_layer: str, says: str
+) -> None:
+    caplog.set_level(logging.WARNING, "featd.engine")
+    model = saved(TEXT, tmp_path, ("ip",))
+    unneeded = layer("x", "TanH", "ip").replace("type:", "forward_type: FLOAT16 type:")
+    rewritten(
+        model, (f"{of_net} " + TEXT.replace("inner_product", f"{of_layer} inner_product") + unneeded).encode()
+    )
+    agrees_with_plain(model, TEXT.encode())
+    found = {getattr(record, "fields", record.__dict__).get("setting") for record in caplog.records}
+    assert found == ({says} if says else set())
+
+
+@pytest.mark.parametrize(
+    "block", ["quantize: true", "default_backwards_gain: 2", "inptu: 'data'", "layr { }"]
+)
+def test_an_unknown_setting_of_the_net_is_an_error(tmp_path: Path, block: str) -> None:
+    model = rewritten(saved(TEXT, tmp_path, ("ip",)), (TEXT + block).encode())
+    with pytest.raises(ModelError, match=r"unknown field .* in a net"):
+        load(model)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "utf-16-be", "utf-32-be", "utf-8-sig"])
+def test_a_definition_in_another_encoding(tmp_path: Path, encoding: str) -> None:
+    """As Notepad saves "Unicode"; the mark at the start says which."""
+    model = saved(TEXT, tmp_path, ("ip",))
+    mark = "\ufeff" if encoding.endswith("-be") else ""
+    rewritten(model, (mark + TEXT + "# \u5199\u771f").encode(encoding))
+    agrees_with_plain(model, TEXT.encode())
+
+
+def test_a_definition_in_another_encoding_without_a_mark(tmp_path: Path) -> None:
+    model = rewritten(saved(TEXT, tmp_path, ("ip",)), TEXT.encode("utf-16-le"))
+    with pytest.raises(
+        ModelError, match=r"net\.prototxt: UTF-16LE without a byte order mark: save it as UTF-8"
+    ):
+        load(model)
+    rewritten(model, TEXT.encode("utf-16")[:-1])
+    with pytest.raises(ModelError, match="its byte order mark says UTF-16, but it is not"):
+        load(model)
 
 
 def test_an_unknown_block_of_a_known_type(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -136,3 +137,28 @@ def test_what_asks_for_another_size(tmp_path: Path) -> None:
     assert made(crop=(24, 20)).fingerprint == own.fingerprint
     with pytest.raises(ConfigError, match=r"preprocess\.size: .*smaller than the net's input"):
         made(crop=32, size=30)
+
+
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        ({"size": (20, 24)}, "size = [24, 20]"),
+        ({"crop": (20, 24)}, "crop = [24, 20]"),
+        ({"size": (24, 20)}, ""),
+        ({"size": (30, 24)}, ""),
+        ({"size": (20, 20)}, ""),
+        ({}, ""),
+    ],
+)
+def test_height_and_width_exchanged_are_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, keys: dict[str, Any], told: str
+) -> None:
+    caplog.set_level(logging.WARNING, "featd.preprocess")
+    at_size(saved(INPUTS["Input"] + TRUNK + HEADS["map"], tmp_path, ("x",)), **keys)
+    assert ("height and width exchanged" in caplog.text) == bool(told)
+    assert told in caplog.text
+
+
+def test_a_square_input_has_nothing_to_exchange(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    at_size(saved(input_layer(3, 24, 24) + TRUNK + HEADS["map"], tmp_path, ("x",)), size=(24, 24))
+    assert not caplog.records

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from featd.config import ModelConfig
 from featd.engines.onnxruntime import OnnxRuntimeEngine
-from featd.engines.select import load_engine
+from featd.engines.select import load_engine, runnable
 from featd.errors import ConfigError, ModelError
 from featd.net import caffemodel
+from featd.net.describe import describe
 from featd.preprocess.mean_file import read_mean
 from nets import caffenet_prototxt, input_layer, layer, load, random_weights, real_caffe, saved, write_weights
 
@@ -45,13 +46,28 @@ def test_wrong_blob_lists_the_right_ones_in_order(tmp_path: Path) -> None:
         load(saved(caffenet_prototxt(67), tmp_path, ("fc9",)))
 
 
+def test_global_pooling_of_a_large_blob(tmp_path: Path) -> None:
+    """512 x 512 x 512, half of what a blob may hold: nothing is padded."""
+    text = input_layer(3, 512, 512) + layer(
+        "c", "Convolution", "data", "convolution_param { num_output: 512 kernel_size: 1 }"
+    )
+    text += layer("p", "Pooling", "c", "pooling_param { pool: AVE global_pooling: true }")
+    assert load(saved(text, tmp_path, ("p",))).blobs == {"p": 512}
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
         ("garbage", "line 1"),
         ("\x00\x01\x02", "line 1: cannot read"),
         ("", "no layers"),
-        ('net: "train.prototxt"\nbase_lr: 0.1', "line 1: unknown field 'net'"),
+        ('net: "train.prototxt"\nbase_lr: 0.1', "line 1: unknown field 'net' in a net: this is a solver"),
+        ("base_lr: 0.1", "line 1: unknown field 'base_lr' in a net: this is a solver"),
+        (
+            "layers {\n type: CONVOLUTOIN }",
+            "line 2: 'type' cannot be 'CONVOLUTOIN': did you mean CONVOLUTION?",
+        ),
+        ("inptu_dim: 3", "line 1: unknown field 'inptu_dim' in a net"),
         ('layer {\n name: "x"\n type: "ReLU"', "line 3"),
         ('layer {\n name: "x"\n foo: 3 }', "line 3: unknown field 'foo'"),
         ("layer {\n convolution_param {\n knl: 3 } }", "line 3: unknown field 'knl' in ConvolutionParameter"),
@@ -72,16 +88,41 @@ def test_bad_definitions(tmp_path: Path, text: str, says: str) -> None:
     assert model.net in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("typo", "meant"),
+    [("InerProduct", "InnerProduct"), ("innerproduct", "InnerProduct"), ("Pyhton", "Python")],
+)
+def test_a_mistyped_type_gets_the_nearest_name(tmp_path: Path, typo: str, meant: str) -> None:
+    model = saved(SMALL, tmp_path, ("ip",))
+    Path(model.net).write_text(SMALL.replace("InnerProduct", typo))
+    for engine in ("caffe", "onnxruntime"):
+        with pytest.raises(ModelError, match=rf"layer 'ip' of type {typo}: .*did you mean {meant}\?"):
+            load_engine(load(model), engine, "cpu", 1)
+    assert f"did you mean {meant}?" in runnable(describe(model.net))[1]
+
+
+def test_a_type_of_its_own_is_no_typo(tmp_path: Path) -> None:
+    model = saved(SMALL, tmp_path, ("ip",))
+    Path(model.net).write_text(SMALL.replace("InnerProduct", "MyOwn"))
+    with pytest.raises(ModelError, match="does not run this type:"):
+        load_engine(load(model), "onnxruntime", "cpu", 1)
+
+
 def test_missing_files(tmp_path: Path) -> None:
     model = saved(SMALL, tmp_path, ("ip",))
-    with pytest.raises(ModelError, match=r"gone\.prototxt: cannot read.*No such file.*model\.net"):
+    with pytest.raises(ModelError, match=r"gone\.prototxt: cannot read.*No such file.*check the path"):
         load(model.model_copy(update={"net": str(tmp_path / "gone.prototxt")}))
-    with pytest.raises(ModelError, match=r"gone\.caffemodel: cannot read.*No such file.*model\.weights"):
+    with pytest.raises(ModelError, match=r"gone\.caffemodel: cannot read.*No such file.*check the path"):
         load(model.model_copy(update={"weights": tmp_path / "gone.caffemodel"}))
     with pytest.raises(ModelError, match="belongs to `weights`"):
         load(model.model_copy(update={"net": str(model.weights)}))
-    with pytest.raises(ModelError, match=r"net\.prototxt: not a whole \.caffemodel"):
-        load(model.model_copy(update={"weights": Path(model.net)}))
+    for start in ("", "# a comment\n", "\n", "name: 'net' "):
+        (tmp_path / "other.prototxt").write_text(start + SMALL)
+        with pytest.raises(ModelError, match=r"other\.prototxt: not weights but a net definition.*`net`"):
+            load(model.model_copy(update={"weights": tmp_path / "other.prototxt"}))
+    (tmp_path / "torn.caffemodel").write_bytes(model.weights.read_bytes()[:-9] if model.weights else b"")
+    with pytest.raises(ModelError, match=r"torn\.caffemodel: not a whole \.caffemodel"):
+        load(model.model_copy(update={"weights": tmp_path / "torn.caffemodel"}))
 
 
 def test_only_regular_files_are_read(tmp_path: Path) -> None:

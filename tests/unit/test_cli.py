@@ -24,7 +24,7 @@ from featd.states import Kind
 from featd_cli import selection
 from featd_cli.main import app, main
 from filled import Filled
-from nets import input_layer, layer
+from nets import input_layer, layer, random_weights
 from postgres import PostgreSQL
 
 Run = Callable[..., tuple[int, str, str]]
@@ -228,7 +228,15 @@ def test_a_typo_does_not_blind_status(filled: Filled, featd: Run) -> None:
     assert featd(*run, "retry-failed")[0] == 78
 
 
-@pytest.mark.parametrize("broken", ["[workers]\nbatch = \n", "[[roots]]\npath = '{root}/below'\n"])
+@pytest.mark.parametrize(
+    "broken",
+    [
+        "[workers]\nbatch = \n",
+        "[[roots]]\npath = '{root}/below'\n",
+        "[workers]\nbatch = 'x\ndecoders = 3\n",
+        "[retry]\n[workers\nbatch = 8\n",
+    ],
+)
 def test_a_broken_file_does_not_blind_status(filled: Filled, featd: Run, broken: str) -> None:
     fill(filled)
     text = filled.config.read_text()
@@ -533,11 +541,31 @@ def test_net_that_cannot_be_read(featd: Run, tmp_path: Path) -> None:
     assert featd("net", tmp_path / "bad.prototxt")[0] == 78
 
 
+def test_each_error_of_net_names_its_file(featd: Run, tmp_path: Path) -> None:
+    net, weights = tmp_path / "net.prototxt", tmp_path / "net.caffemodel"
+    ip = "inner_product_param { num_output: 2 }"
+    net.write_text(input_layer(3, 8, 8) + layer("ip", "InnerProduct", "data", ip))
+    random_weights(net, weights)
+    net.write_text(net.read_text() + layer("s", "InnerProduct", "ip", ip))
+    code, _, err = featd("net", net, "--weights", weights)
+    assert (code, err) == (78, f"featd: {weights}: the weights lack layers: s\n")
+    code, _, err = featd("net", net, "--weights", net)
+    assert code == 78
+    assert err.startswith(f"featd: {net}: not weights but a net definition")
+    code, _, err = featd("net", net, "--weights", tmp_path / "none")
+    assert (code, err) == (
+        78, f"featd: {tmp_path}/none: cannot read the weights: No such file or directory: check the path\n"
+    )  # fmt: skip
+    net.write_text('net: "train_val.prototxt"\nbase_lr: 0.01\n')
+    assert f"{net}, line 1: unknown field 'net' in a net: this is a solver" in featd("net", net)[2]
+
+
 def test_net_says_what_nothing_installed_runs(featd: Run, tmp_path: Path) -> None:
     text = input_layer(3, 8, 8) + layer("relu", "ReLU", "data") + layer("x", "FancyLayer", "relu")
     (tmp_path / "net.prototxt").write_text(text)
     code, _, err = featd("net", tmp_path / "net.prototxt")
     assert code == 78
+    assert err.startswith(f"featd: {tmp_path}/net.prototxt: nothing installed here runs the net to its end: ")
     assert "'x' of type FancyLayer is in no engine that is installed" in err
     assert "can be extracted: data, relu" in err
     # Another end of the net can be reached.
@@ -576,6 +604,36 @@ def test_explain_takes_a_name_as_featd_prints_it(filled: Filled, featd: Run) -> 
     filled.enqueue([to_catalog(b"evil\x1b[31m\xff.png")])
     printed = filled.roots[0] / r"evil\x1b[31m\xff.png"
     assert featd("--config", filled.config, "explain", printed)[0] == 0
+
+
+def test_explain_takes_a_path_in_a_root(
+    filled: Filled, featd: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(filled.folder)
+    filled.done(["below/a.jpg", "b.jpg"])
+    root, other = filled.roots[0], tmp_path / "other"
+    (root / "below").mkdir()
+    other.mkdir()
+    for name in ("below/a.jpg", "b.jpg", "new.jpg"):
+        (root / name).touch()
+    (other / "b.jpg").touch()
+    filled.config.write_text(filled.config.read_text() + f"[[roots]]\npath = '{other}'\n")
+    run = ("--config", filled.config, "explain")
+    code, out, _ = featd(*run, "below/a.jpg")
+    assert code == 0
+    assert out.startswith(f"path      {root}/below/a.jpg\n")
+    code, _, err = featd(*run, "new.jpg")
+    assert code == 3
+    assert f"{root}/new.jpg is not in the catalog yet" in err
+    code, _, err = featd(*run, "b.jpg")
+    assert (code, err) == (3, f"featd: several roots have b.jpg: name one of {root}/b.jpg, {other}/b.jpg\n")
+    code, _, err = featd(*run, "none.jpg")
+    assert code == 3
+    assert "none.jpg is outside the configured roots" in err
+    assert featd(*run, f"../{root.name}/../other.jpg")[0] == 3
+    # The working directory comes first.
+    monkeypatch.chdir(other)
+    assert f"{other}/b.jpg is not in the catalog yet" in featd(*run, "b.jpg")[2]
 
 
 def test_explain_tells_the_attempts_of_a_failed_one(filled: Filled, featd: Run) -> None:

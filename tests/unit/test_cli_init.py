@@ -99,10 +99,12 @@ def test_a_store_that_is_not_mounted_is_not_made_anew(tmp_path: Path, images: Pa
         (["--images", "images", "--images", "images/below"], 78, "must not be nested"),
         (["--images", "images", "--blob", "fc8"], 78, "gist"),
         (["--images", "images", "--net", "missing.prototxt"], 78, "neither a file"),
-        (["--images", "images", "--net", "net.prototxt"], 78, "weights"),
+        (["--images", "images/notes.txt"], 78, "images/notes.txt: a file, not a folder"),
+        (["--images", "images", "--weights", "w"], 78, "--weights: the built-in net gist has its own"),
+        (["--images", "images", "--net", "net.prototxt"], 78, "net.prototxt: holds no layers"),
         (["--images", "images", "--net", "net.prototxt", "--weights", "w", "--blob", "x"], 78, ""),
         (["--images", "images", "--database", "mysql://x"], 78, "not a supported database"),
-        (["--images", "images", "--preset", "caffe"], 78, "preprocess.preset: must be 'fast'"),
+        (["--images", "images", "--preset", "caffe"], 78, "featd: --preset: must be 'fast'"),
         (
             ["--images", "images", "--database", "postgresql+psycopg://featd@127.0.0.1:1/x"],
             75,
@@ -153,6 +155,23 @@ def test_the_file_may_have_another_name(tmp_path: Path) -> None:
     assert main(["init", str(tmp_path / "new/places.toml"), "--images", str(tmp_path)]) == 0
     assert config.load(tmp_path / "new/places.toml").roots[0].path == tmp_path
     assert (tmp_path / "new/featd.db").exists()
+
+
+@pytest.mark.parametrize("given", [[], ["--weights", "w"], ["--blob", "ip"]])
+def test_what_a_net_of_ones_own_also_needs(
+    tmp_path: Path, images: Path, capsys: pytest.CaptureFixture[str], given: list[str]
+) -> None:
+    text = nets.input_layer(3, 8, 8) + "".join(nets.layer(f"t{at}", "TanH", "data") for at in range(9))
+    (tmp_path / "net.prototxt").write_text(text)
+    own = ["--net", str(tmp_path / "net.prototxt"), *given]
+    assert main(["init", str(tmp_path / "new"), "--images", str(images), *own]) == 78
+    err = capsys.readouterr().err
+    assert ("--weights FILE" in err) == ("--weights" not in given)
+    assert ("--blob NAME, a blob to extract (its last ones, from the end: t8, t7, t6, t5, t4)" in err) == (
+        "--blob" not in given
+    )
+    assert "line " not in err
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize("preset", ["fast", "caffe-transform", "pycaffe"])

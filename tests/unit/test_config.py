@@ -98,6 +98,12 @@ def test_the_template_is_valid_toml_for_several_roots() -> None:
         ("[preprocess]\nmean = [nan, 1, 2]", "preprocess.mean: write a number, a list"),
         ("[preprocess]\nmean = [1e39, 1, 2]", "preprocess.mean: write a number, a list"),
         ('[preprocess]\nmean = ""', "preprocess.mean: write a number, a list"),
+        ("[preprocess]\nmean = '99999999,1,2'", "preprocess.mean: write a number, a list"),
+        (
+            "[preprocess]\nsize = '48x64'",
+            "preprocess.size: write a list, [height, width]: [48, 64] for a height of 48",
+        ),
+        ("[preprocess]\ncrop = '48,64'", "preprocess.crop: write a list, [height, width]"),
         ("[preprocess]\nscale = 0.0", "preprocess.scale: 0 would make all pictures the same"),
         ("[preprocess]\nsize = [100000, 100000]", "preprocess.size.0"),
         ("[workers]\nbatch = 'many'", "workers.batch: must be a whole number, not 'many'"),
@@ -129,12 +135,18 @@ def test_what_is_wrong_is_named_with_its_key(tmp_path: Path, text: str, words: s
     ("text", "words"),
     [
         ("[workers]\nbach = 8", "line 2: workers.bach: unknown key; did you mean workers.batch?"),
-        ("\n[worker]\nbatch = 8", "line 2: worker: unknown key; did you mean workers?"),
+        ("\n[worker]\nbatch = 8", "line 2: worker: unknown section; did you mean workers?"),
         ("batch = 8", "line 1: batch: unknown key; did you mean workers.batch?"),
         ("[store]\nbatch = 8", "line 2: store.batch: unknown key; did you mean workers.batch?"),
         ("workers.bach = 8", "line 1: workers.bach: unknown key; did you mean workers.batch?"),
         ("[[roots]]\npath = 'a'\n[[roots]]\npath = 'b'\nincludes = 1", "line 5: roots.1.includes: unknown key; did you mean roots.include"),  # noqa: E501
         ("[log]\n\nqwxz = 1", "line 3: log.qwxz: unknown key"),
+        ("[preprocess]\nimage_size = 9", "line 2: preprocess.image_size: unknown key; did you mean preprocess.size?"),
+        ("[model]\nimage_size = 9", "line 2: model.image_size: unknown key; did you mean preprocess.size?"),
+        ("[model]\nbatch_size = 8", "line 2: model.batch_size: unknown key; did you mean workers.batch?"),
+        ("[model]\nlayers = 'x'", "line 2: model.layers: unknown key; did you mean model.blobs?"),
+        ("[workers]\ngpus = 1", "line 2: workers.gpus: unknown key; did you mean workers.devices?"),
+        ("[[roots]]\nfolder = 'a'", "line 2: roots.0.folder: unknown key; did you mean roots.path?"),
         ("[log]\nlevel = 'info'\n[workers]\nbatch = 0", "line 4: workers.batch: must be"),
         ("[[roots]]\npath = 'a'\n[[roots]]\nwatch = true", "line 3: roots.1.path"),
     ],
@@ -150,6 +162,11 @@ def test_an_unknown_key_gets_its_line_and_the_nearest_key(tmp_path: Path, text: 
         ('[preprocess]\nchannels = "BGR"', "preprocess.channels", "bgr"),
         ('[preprocess]\nresize = "short-side"', "preprocess.resize", "short_side"),
         ("[preprocess]\nsize = 256", "preprocess.size", (256, 256)),
+        ("[preprocess]\nsize = '256'", "preprocess.size", (256, 256)),
+        ("[preprocess]\ncrop = '227 x 227'", "preprocess.crop", (227, 227)),
+        ("[preprocess]\nmean = '104,117, 123.5'", "preprocess.mean", (104.0, 117.0, 123.5)),
+        ("[preprocess]\nmean = '[104 -117 123]'", "preprocess.mean", (104.0, -117.0, 123.0)),
+        ("[preprocess]\nmean = '104'", "preprocess.mean", (104.0,)),
         ('[store]\ndtype = "Float16"', "store.dtype", "float16"),
         ('[log]\nlevel = "INFO"', "log.level", "info"),
         ('[workers]\ndevices = "cpu"', "workers.devices", ("cpu",)),
@@ -193,7 +210,15 @@ def test_a_look_goes_on_where_other_keys_are_wrong(tmp_path: Path) -> None:
         "[store]\npth = 'x'",
         "[database]\nurl = 'x'",
         "[catalog",
-        "[workers]\nbatch = \n[catalog\nurl = 'x'",
+        "[catalog\nur = 'x'",
+        "[catlog\nurl = 'x'",
+        "[[catalog\nurl = 'x'",
+        "[store\nshard_rows = 5",
+        "[catalog]\nurl = 'x",
+        "[store]\nfolder = 's'",
+        "[store]\nshard_rows = 'x\npath = 's'",
+        "[store]\npath = 's'\nshard_rows = 'x\npath = 't'",
+        '[log]\nlevel = """\n[catalog]\nurl = \'x\'\n"""\nx = ',
         "[workers]\nbatch = 8\n[store]\npath = ",
         "catalog.url = 'x'\nx = \n[workers]\nbatch = 8",
         "[catalog]\nurl = 'x'\n[catalog]\nurl = 'y'",
@@ -214,6 +239,10 @@ def test_a_look_does_not_guess_where_the_catalog_is(tmp_path: Path, text: str) -
             "[model]\nblobs = ['fc7'\n[workers]\nbatch = 8",
             "not valid TOML: Unclosed array (at line 5, column 1)",
         ),
+        ("[log\nlevel = 'info'", "the name of a section has no closing ] (at line 3, column 5)"),
+        ("[[roots]\npath = '/a'", "the name of a section has no closing ]] (at line 3, column 8)"),
+        ("shard_rows = 'x\n[workers]\nbatch = 8", "a text has no closing quote (at line 3, column 16)"),
+        ('[log]\nlevel = "info', "a text has no closing quote (at line 4, column 14)"),
         ("[log]\nlevel = 'info'\nlevel = 'debug'", "a key stands there twice"),
         ("[log]\nlevel = 'info'\n[log]\nformat = 'json'", "the section [log] stands there twice"),
         ("[[roots]]\npath = 'p'\n[[roots]]\npath = 'p/q'", "line 6: roots: must not be nested, but "),
@@ -228,9 +257,41 @@ def test_a_look_goes_on_where_the_file_is_wrong(tmp_path: Path, text: str, words
     settings = config.load(file, faults)
     assert (settings.store.path, settings.catalog.url) == (tmp_path / "s", f"sqlite:///{tmp_path}/c")
     assert settings.workers.batch == (8 if "batch = 8" in text else 32)
-    assert len(settings.roots) == text.count("[[roots]]")
+    assert len(settings.roots) == text.count("[[roots]")
     (fault,) = faults
     assert fault.startswith(f"{file}: ")
+    assert words in fault
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[catalog\nurl = 'sqlite:///c'\n[store]\npath = 's'", "no closing ] (at line 1, column 9)"),
+        ("[catalog]\nurl = 'sqlite:///c'\n[store\npath = 's'", "no closing ] (at line 3, column 7)"),
+        ("[catalog]\nurl = 'sqlite:///c'\nurll = 'x\n[store]\npath = 's'", "no closing quote (at line 3"),
+        (
+            "[catalog]\nurl = 'sqlite:///c'\nurll = 'x'\n[store]\npath = 's'",
+            "line 3: catalog.urll: unknown key",
+        ),
+        ("[catalog]\nurl = 'sqlite:///c'\n[store]\npath = 's'\npth = 'x'", "line 5: store.pth: unknown key"),
+        (
+            "[catalog]\nurl = 'sqlite:///c'\n[store]\npath = 's'\n[catalogue]\nurl = 1",
+            "line 5: catalogue: unknown",
+        ),
+        ("[catalog]\nurl = 'sqlite:///c'\n[store]\npath = 's'\n[wibble]\nurl = 1", "line 5: wibble: unknown"),
+    ],
+)
+def test_a_look_goes_on_where_catalog_and_store_are_known_all_the_same(
+    tmp_path: Path, text: str, words: str
+) -> None:
+    file = tmp_path / "featd.toml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        config.load(file)
+    faults: list[str] = []
+    settings = config.load(file, faults)
+    assert (settings.store.path, settings.catalog.url) == (tmp_path / "s", f"sqlite:///{tmp_path}/c")
+    (fault,) = faults
     assert words in fault
 
 
@@ -269,6 +330,19 @@ def test_a_look_does_not_guess_what_a_variable_says(
     monkeypatch.setenv(variable, "/x")
     with pytest.raises(ConfigError, match=variable):
         config.load(tmp_path / "featd.toml", [])
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("[log]\n\nlevel = 'info", 3),
+        ("[workers]\ndevices = [\n 'cpu',\n", 2),
+        ("[log]\nx = 1\n[retry]\na = ", 4),
+    ],
+)
+def test_a_value_without_an_end_gets_its_line(tmp_path: Path, text: str, line: int) -> None:
+    with pytest.raises(ConfigError, match=re.escape(f"a value has no end (it begins at line {line})")):
+        load(tmp_path, text)
 
 
 def test_a_mean_may_be_one_number(tmp_path: Path) -> None:

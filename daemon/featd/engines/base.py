@@ -99,6 +99,16 @@ def warn_of(net: Net, engine: str) -> None:
                 net=net.source,
                 layer=step.layer.name,
             )
+    needed = {-1, *(step.layer.index for step in net.layers)}
+    if asked := [setting for index, setting in net.precisions.items() if index in needed]:
+        _log.warning(
+            "precision_not_used",
+            "the definition asks NVIDIA's Caffe for another precision; computing in float32, as Caffe's other branches"
+            " do: vectors of that Caffe differ a little",
+            net=net.source,
+            engine=engine,
+            setting=asked[0],
+        )
     if net.filled:
         _log.warning(
             "weights_filled",

@@ -24,7 +24,7 @@ from featd.errors import EngineError, ModelError, first_line, naming
 from featd.net import mapped, schema
 from featd.net.caffemodel import StoredBlob
 from featd.net.graph import INPUT, Layer
-from featd.net.layers.table import TYPES
+from featd.net.layers.table import TYPES, perhaps
 from featd.net.net import Net
 
 NAME: Final = "caffe"
@@ -98,6 +98,7 @@ def check(net: Net, device: str) -> Any:
         if step.layer.type not in have:
             raise CaffeUnavailableError(
                 f"{net.source}: {step.layer}: this build of Caffe does not have the type"
+                f"{perhaps(step.layer.type, have)}"
             )
     with naming(net.source):
         message = _definition(net)

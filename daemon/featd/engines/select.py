@@ -8,6 +8,7 @@ from featd.engines import caffe, onnxruntime
 from featd.engines.base import Engine
 from featd.errors import ModelError
 from featd.net.describe import LayerReport, NetReport
+from featd.net.layers.table import perhaps
 from featd.net.load import require_lowered
 from featd.net.net import Net
 
@@ -66,7 +67,10 @@ def runnable(report: NetReport) -> tuple[list[str], str]:
     if any(blob in made and blob not in read for layer in report.layers for blob in layer.tops):
         return blobs, ""
     first = min(stopped, key=len)[0]
-    why = first.problem or f"layer {first.name!r} of type {first.type} is in no engine that is installed here"
+    why = first.problem or (
+        f"layer {first.name!r} of type {first.type} is in no engine that is installed here"
+        f"{perhaps(first.type, have)}"
+    )
     return blobs, why
 
 

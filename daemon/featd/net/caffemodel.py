@@ -7,6 +7,7 @@ the file's bytes, without a Python object per number and without protobuf's own 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from featd.errors import ModelError
+from featd.errors import ModelError, where_to_look
 from featd.net.mapped import copy_of
 
 Array: TypeAlias = npt.NDArray[np.float32]
@@ -29,6 +30,9 @@ _V0_LAYER: Final = 1
 _V0_NAMES: Final = (1, 50)
 """Field number of a V0 layer (of 2013) inside a V1 layer, and its field numbers of (name, blobs)."""
 _MAX_AXES: Final = 32
+_LOOKED_AT: Final = 1 << 16
+# A definition in text form.
+_DEFINITION: Final = re.compile(rb"(?:\xef\xbb\xbf)?[^\0-\x08]*?\b(?:layers?|input|input_shape)\s*[:{]")
 _HDF5: Final = b"\x89HDF\r\n\x1a\n"
 
 
@@ -76,16 +80,26 @@ def read_weights(path: Path) -> tuple[str, list[StoredLayer]]:
     try:
         raw, sha256 = copy_of(path)
     except OSError as error:
-        raise ModelError(f"{path}: cannot read the weights: {error.strerror}: check model.weights") from None
+        raise ModelError(f"{path}: cannot read the weights: {error.strerror}{where_to_look(error)}") from None
     if raw[: len(_HDF5)].tobytes() == _HDF5:
         return sha256, _hdf5(raw, path)
     try:
         layers = list(_layers(raw))
     except _WireError as error:
+        _refuse_definition(raw, path)
         raise ModelError(f"{path}: not a whole .caffemodel: {error}: copy or download it again") from None
     if not layers:
+        _refuse_definition(raw, path)
         raise ModelError(f"{path}: holds no layers: is this a .caffemodel?")
     return sha256, layers
+
+
+def _refuse_definition(raw: memoryview, path: Path) -> None:
+    if _DEFINITION.match(raw[:_LOOKED_AT]):
+        raise ModelError(
+            f"{path}: not weights but a net definition in text form (.prototxt), which belongs to `net`: `weights` is"
+            " the .caffemodel"
+        )
 
 
 def name_of(raw: bytes) -> str:

@@ -12,7 +12,7 @@ from featd.net import gist, mapped
 from featd.net.batch import any_batch, one_by_one
 from featd.net.caffemodel import read_weights
 from featd.net.graph import CONSTANTS, INPUT, Graph, Layer, Shape, Step, clash, trace, varying
-from featd.net.layers.table import TYPES
+from featd.net.layers.table import TYPES, perhaps
 from featd.net.net import MOST_CHANNELS, Net, caffe_defaults, flattened
 from featd.net.prototxt import Definition, define, read
 from featd.net.resized import resized
@@ -115,6 +115,7 @@ def _load(net: str, weights: Path | None, blobs: Sequence[str], input_size: Call
         other_weights=matched.others,
         texts=definition.texts,
         blocks=definition.blocks,
+        precisions=definition.precisions,
         old_form=len(definition.message.layers) > 0,
         clash=clash(steps),
         one_by_one=one_by_one(steps, one, depends),
@@ -156,7 +157,7 @@ def require_lowered(net: Net) -> None:
     for step in net.layers:
         if why := not_lowered(step.layer, net.blocks):
             raise ModelError(
-                f"{net.source}: {step.layer}: {why}: "
+                f"{net.source}: {step.layer}: {why}{perhaps(step.layer.type)}: "
                 'set engine = "caffe" where a Caffe that has it is installed, or ask for blobs before it'
             )
 

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 from featd.errors import ModelError
 from featd.net.fold import absorbed, fold
 from featd.net.graph import INPUT, Shape, Step
-from featd.net.layers.affine import statistics
+from featd.net.layers.affine import bn, statistics
 from featd.net.layers.registry import Lowered, Weights
 from featd.net.layers.table import TYPES
 from featd.net.load import require_lowered
@@ -42,11 +42,16 @@ def _makes_doubtful(net: Net, step: Step) -> bool:
         return bool(param.power_param.power < 0 or param.power_param.power % 1 != 0)
     if kind == "LRN":
         return bool(param.lrn_param.alpha < 0 or param.lrn_param.k <= 0)
+    if kind == "MVN":
+        return bool(param.mvn_param.normalize_variance and param.mvn_param.eps <= 0)
+    if kind == "Normalize":
+        return bool(param.norm_param.eps <= 0)
+    weights = [one.array() for one in net.weights.get(step.layer.key, ())]
     if kind == "BatchNorm":
-        _, deviation = statistics(
-            [one.array() for one in net.weights[step.layer.key]], param.batch_norm_param.eps
-        )
-        return not (deviation > 0).all()
+        _, deviation = statistics(weights, param.batch_norm_param.eps)
+        return not (deviation > 0).all() or param.batch_norm_param.eps <= 0
+    if kind == "BN":
+        return not np.isfinite(bn(step.layer, weights[0].size, weights).factor).all()
     return kind in ("Exp", "Log")
 
 

@@ -73,7 +73,8 @@ class Net:
     """The file's arrays for layers of types that featd does not know; by the layers' keys, unchecked."""
     texts: tuple[str, ...]
     blocks: Mapping[int, str]
-    """Both by the layers' index: see featd.net.prototxt.Definition."""
+    precisions: Mapping[int, str]
+    """All three by the layers' index: see featd.net.prototxt.Definition."""
     old_form: bool
     """Whether the layers in the file are `layers`."""
     clash: str | None

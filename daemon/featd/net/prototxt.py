@@ -5,16 +5,19 @@ Read as bytes, as Caffe does: comments and names may have any encoding. Every er
 
 from __future__ import annotations
 
-import codecs
+import difflib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
-from featd.errors import ModelError
+from featd.errors import ModelError, where_to_look
 from featd.net import schema
 from featd.net.caffemodel import name_of
+from featd.net.encoding import is_text, unmarked
+from featd.net.unused import LAYERS, PRECISIONS, SOLVERS, is_unused
 from featd.net.v0 import is_v0
 from featd.paths import read_regular
 
@@ -39,12 +42,6 @@ _FALSE: Final = ("false", "False", "f", "0")
 _RANGES: Final = {"int32": (-(2**31), 2**31 - 1), "int64": (-(2**63), 2**63 - 1), "uint32": (0, 2**32 - 1)}
 
 
-_UNUSED: Final = frozenset(
-    {"blobs_lr", "decay_mult", "engine", "force_backward", "frozen", "lr_mult", "momentum", "weight_decay"}
-)
-"""Settings of training in any block, of any branch of Caffe, and the choice of an implementation."""
-_TRAINING: Final = ("FillerParameter", "ParamSpec")
-"""Messages that are only about training in what this schema does not know of them."""
 _OTHERS: Final = frozenset(
     f"{name}_param"
     for name in (
@@ -56,7 +53,6 @@ _OTHERS: Final = frozenset(
 _HINTS: Final = {
     "scale_bias": ": a BatchNorm of NVIDIA's Caffe, which scales and shifts too: write a BatchNorm and a Scale layer"
 }
-_LAYERS: Final = ("LayerParameter", "V1LayerParameter")
 _CLOSING: Final = {"{": "}", "<": ">", "[": "]"}
 
 
@@ -72,6 +68,8 @@ class Definition:
     """Layer -> what cannot be read in it: an error if the layer is needed."""
     blocks: dict[int, str]
     """Layer -> its first `..._param` that neither this schema nor Caffe knows."""
+    precisions: dict[int, str]
+    """Layer, or -1 for the whole net, -> a setting of NVIDIA's Caffe that asks for other numbers than float32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +89,9 @@ def read(path: Path) -> tuple[bytes, Definition]:
         raw = read_regular(path)
     except OSError as error:
         raise ModelError(
-            f"{path}: cannot read the net definition: {error.strerror}: check model.net"
+            f"{path}: cannot read the net definition: {error.strerror}{where_to_look(error)}"
         ) from None
-    if b"\0" in raw and not _is_utf8(raw):
+    if b"\0" in raw and not is_text(raw):
         raise ModelError(
             f"{path}: not a net definition in text form (.prototxt): a .caffemodel belongs to `weights`"
         )
@@ -112,22 +110,14 @@ def define(raw: bytes, source: str) -> Definition:
     """What is in a definition's bytes. ModelError for what is not text format, or unknown outside the layers."""
     net = schema.new("NetParameter")
     # As Latin-1 each byte is one character.
-    reader = _Reader(raw.removeprefix(codecs.BOM_UTF8).decode("latin-1"), source)
+    reader = _Reader(unmarked(raw, source).decode("latin-1"), source)
     reader.fill(net, "NetParameter", None, 0)
     if not net.layer and not net.layers:
         raise ModelError(f"{source}: holds no layers: not a net definition (a solver?)")
     if reader.problems and is_v0(net):
         # Its padding layers vanish, and with them the count of the others.
         raise ModelError(next(iter(reader.problems.values())))
-    return Definition(net, tuple(reader.texts), reader.problems, reader.blocks)
-
-
-def _is_utf8(raw: bytes) -> bool:
-    try:
-        raw.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
+    return Definition(net, tuple(reader.texts), reader.problems, reader.blocks, reader.precisions)
 
 
 class _Reader:
@@ -140,6 +130,7 @@ class _Reader:
         self.texts: list[str] = []
         self.problems: dict[int, str] = {}
         self.blocks: dict[int, str] = {}
+        self.precisions: dict[int, str] = {}
 
     def _split(self, text: str) -> Iterator[_Token]:
         at, line = 0, 1
@@ -195,7 +186,7 @@ class _Reader:
             if token.kind != "word":
                 raise self._error(token.line, f"expected a field's name, found {token.text[:40]!r}")
             spec, start = fields.get(token.text), self._at - 1
-            unused = token.text in _UNUSED or token.text.endswith("filler") or type_name in _TRAINING
+            unused = is_unused(token.text, type_name)
             if spec is None:
                 self._unknown(token, type_name, depth, unused)
                 if unused:
@@ -205,9 +196,15 @@ class _Reader:
             self._took(";", ",")
 
     def _unknown(self, name: _Token, type_name: str, depth: int, unused: bool) -> None:
+        if type_name == "NetParameter" and name.text in SOLVERS:
+            raise self._error(
+                name.line,
+                f"unknown field {name.text!r} in a net: this is a solver, which says how a net is trained: take the"
+                " deploy.prototxt of its net",
+            )
         if unused:
-            pass
-        elif type_name in _LAYERS and name.text.endswith("_param"):
+            self._note_precision(name, type_name)
+        elif type_name in LAYERS and name.text.endswith("_param"):
             if name.text not in _OTHERS:
                 self.blocks.setdefault(len(self.texts), name.text)
         elif self._in_block:
@@ -227,6 +224,12 @@ class _Reader:
         else:
             while self._tokens[self._at].kind == "string":
                 self._take()
+
+    def _note_precision(self, name: _Token, type_name: str) -> None:
+        colon, value = self._tokens[self._at : self._at + 2] if name.text in PRECISIONS else (name, name)
+        if colon.text == ":" and value.text not in ("FLOAT", "0"):
+            layer = -1 if type_name == "NetParameter" else len(self.texts)
+            self.precisions.setdefault(layer, f"{name.text}: {value.text}")
 
     def _problem(self, line: int, problem: str) -> None:
         """Something in a block of a layer that is an error only if the layer is needed. Elsewhere it may be a misspelt
@@ -284,7 +287,7 @@ class _Reader:
             self._in_block |= spec.name.endswith("_param")
             self.fill(below, spec.type, _CLOSING[opening], depth + 1)
             self._in_block = outer
-            if spec.type in _LAYERS:
+            if spec.type in LAYERS:
                 self.texts.append(self._text(start, self._at - 1))
             return
         value = self._scalar(spec)
@@ -295,13 +298,11 @@ class _Reader:
 
     def _scalar(self, spec: schema.FieldSpec) -> bool | int | float | str:
         token = self._signed()
-        wrong_value = f"{spec.name!r} cannot be {token.text[:40]!r}: it is {_described(spec.type)}"
-        wrong = self._error(token.line, wrong_value)
         if token.kind in ("mark", "end"):
             raise self._error(token.line, f"expected a value of {spec.name!r}, found {token.text!r}")
         if spec.type == "string":
             if token.kind != "string":
-                raise wrong
+                raise self._error(token.line, _wrong(spec, token.text))
             text = _unquote(token.text)
             while self._tokens[self._at].kind == "string":
                 text += _unquote(self._take().text)
@@ -313,12 +314,12 @@ class _Reader:
             if token.text.isdecimal() and int(token.text) in names.values():
                 return int(token.text)
             if not (self._in_block or spec.name == "type") or token.kind not in ("word", "number"):
-                raise wrong
-            self._problem(token.line, wrong_value)
+                raise self._error(token.line, _wrong(spec, token.text))
+            self._problem(token.line, _wrong(spec, token.text))
             return next(iter(names.values()))
         if spec.type == "bool":
             if token.text not in _TRUE + _FALSE:
-                raise wrong
+                raise self._error(token.line, _wrong(spec, token.text))
             return token.text in _TRUE
         try:
             if spec.type in ("float", "double"):
@@ -326,10 +327,10 @@ class _Reader:
                 return float(token.text[:-1] if _SUFFIXED.fullmatch(token.text) else token.text)
             value = int(token.text, 16 if "x" in token.text.lower() else 8 if _octal(token.text) else 10)
         except ValueError:
-            raise wrong from None
+            raise self._error(token.line, _wrong(spec, token.text)) from None
         low, high = _RANGES[spec.type]
         if not low <= value <= high:
-            raise wrong
+            raise self._error(token.line, _wrong(spec, token.text))
         return value
 
 
@@ -338,11 +339,17 @@ def _octal(text: str) -> bool:
     return len(digits) > 1 and digits[0] == "0"
 
 
-def _described(type_name: str) -> str:
-    if type_name in schema.ENUMS:
-        return "one of " + ", ".join(schema.ENUMS[type_name])
-    words = {"string": "a string", "bool": "true or false", "float": "a number", "double": "a number"}
-    return words.get(type_name, f"a whole number ({type_name})")
+@lru_cache(maxsize=64)
+def _wrong(spec: schema.FieldSpec, found: str) -> str:
+    """What is said of a value that a field cannot have."""
+    found = found[:40]
+    if spec.type in schema.ENUMS:
+        near = difflib.get_close_matches(found.upper(), schema.ENUMS[spec.type], 1)
+        meant = f"did you mean {near[0]}?" if near else "it is one of " + ", ".join(schema.ENUMS[spec.type])
+    else:
+        words = {"string": "a string", "bool": "true or false", "float": "a number", "double": "a number"}
+        meant = f"it is {words.get(spec.type, f'a whole number ({spec.type})')}"
+    return f"{spec.name!r} cannot be {found!r}: {meant}"
 
 
 def _unquote(text: str) -> bytes:

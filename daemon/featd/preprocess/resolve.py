@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from featd import logs
 from featd.config import PreprocessConfig
 from featd.errors import ConfigError
 from featd.net.net import CAFFE_MEAN_BGR, PreprocessDefaults
@@ -16,10 +17,22 @@ from featd.preprocess.mean_file import read_mean
 from featd.preprocess.presets import ILSVRC_MEAN_BGR, PRESETS, Preset
 from featd.preprocess.spec import DEPTHS, PreprocessSpec
 
+_log = logs.get("preprocess")
+
 
 def input_size(config: PreprocessConfig, own: tuple[int, int]) -> tuple[int, int]:
     """The (height, width) that a net's input shall have, whose definition has `own`: `crop`; or `size` where that is
-    smaller, since nothing of `own` can be cut from it."""
+    smaller, since nothing of `own` can be cut from it. Warns where they are `own` with height and width exchanged."""
+    swapped = own[::-1]
+    for key in ("size", "crop"):
+        if own != swapped and getattr(config, key) == swapped:
+            _log.warning(
+                "size_swapped",
+                f"{key} is the definition's input with height and width exchanged: the net runs with another input than"
+                f" it was made for; unless that is meant, write {key} = [{own[0]}, {own[1]}] (height, width)",
+                key=f"preprocess.{key}",
+                value=f"[{swapped[0]}, {swapped[1]}]",
+            )
     if config.crop is not None:
         return config.crop
     if config.size is not None and (config.size[0] < own[0] or config.size[1] < own[1]):

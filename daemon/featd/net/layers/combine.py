@@ -118,7 +118,10 @@ def eltwise(onnx: Builder, at: Lowered) -> list[str]:
         return [onnx.node("Max", terms)]
     if operation == "SUM":
         for place, coeff in enumerate(param.coeff):
-            if coeff != 1:
+            if coeff == 0 and at.doubtful:
+                # BLAS does not read a term whose coefficient is 0, not even NaN.
+                terms[place] = onnx.node("Expand", [onnx.scalar(0.0), onnx.node("Shape", [terms[place]])])
+            elif coeff != 1:
                 terms[place] = onnx.node("Mul", [terms[place], onnx.scalar(coeff)])
     op = "Mul" if operation == "PROD" else "Add"
     return [reduce(lambda one, other: onnx.node(op, [one, other]), terms)]

@@ -141,7 +141,12 @@ def unpool(onnx: Builder, at: Lowered) -> str:
     (_, channels, height, width), top = at.shapes[0], at.tops[0]
     rows = (1, channels, height * width)
     values = onnx.reshape(at.bottoms[0], rows, at.fixed[0])
-    places = onnx.node("Cast", [onnx.reshape(at.bottoms[1], rows, at.fixed[1])], to=7)
+    mask = onnx.reshape(at.bottoms[1], rows, at.fixed[1])
+    places = onnx.node("Cast", [mask], to=7)
+    if at.doubtful:
+        # A window of only NaN has the place -1, and Caffe writes past the plane: NaN, so that the image has no vector.
+        nowhere = onnx.node("Less", [mask, onnx.scalar(0.0)])
+        values = onnx.node("Where", [nowhere, onnx.scalar(np.nan), values])
     most = onnx.node("ReduceMax", [values], axes=[2], keepdims=1)
     zeros = onnx.node("Cast", [onnx.node("Less", [most, most])], to=1)  # also where it is not finite
     plane = onnx.node("Expand", [zeros, onnx.constant(np.array([1, 1, top[2] * top[3]], np.int64))])

@@ -19,18 +19,25 @@ _DOUBLE: Final = 11
 
 @register("ReLU", in_place=True)
 def relu(onnx: Builder, at: Lowered) -> list[str]:
-    return [_relu(onnx, at.bottoms[0], at.layer.param.relu_param.negative_slope)]
+    return [_relu(onnx, at, at.layer.param.relu_param.negative_slope)]
 
 
-def _relu(onnx: Builder, bottom: str, slope: float) -> str:
-    return onnx.node("LeakyRelu", [bottom], alpha=slope) if slope else onnx.node("Relu", [bottom])
+def _relu(onnx: Builder, at: Lowered, slope: float) -> str:
+    if slope:
+        return onnx.node("LeakyRelu", [at.bottoms[0]], alpha=slope)
+    top = onnx.node("Relu", [at.bottoms[0]])
+    if at.doubtful:
+        # Caffe computes max(x, 0) + slope * min(x, 0), and 0 times minus infinity is NaN.
+        below = onnx.node("Min", [at.bottoms[0], onnx.scalar(0.0)])
+        top = onnx.node("Add", [top, onnx.node("Mul", [below, onnx.scalar(0.0)])])
+    return top
 
 
 @register("ReLU6", in_place=True)
 def relu6(onnx: Builder, at: Lowered) -> list[str]:
     """A ReLU with an upper limit, 6 by default."""
     param = at.layer.param.relu6_param
-    top = _relu(onnx, at.bottoms[0], param.negative_slope)
+    top = _relu(onnx, at, param.negative_slope)
     return [onnx.node("Min", [top, onnx.scalar(param.threshold)])]
 
 
@@ -59,8 +66,12 @@ def _clip_shapes(layer: Layer, bottoms: Sequence[Shape]) -> list[Shape]:
 def clip(onnx: Builder, at: Lowered) -> list[str]:
     """max(min, min(x, max)), in this order."""
     param = at.layer.param.clip_param
-    below = onnx.node("Min", [at.bottoms[0], onnx.scalar(param.max)])
-    return [onnx.node("Max", [below, onnx.scalar(param.min)])]
+    below, least = onnx.node("Min", [at.bottoms[0], onnx.scalar(param.max)]), onnx.scalar(param.min)
+    top = onnx.node("Max", [below, least])
+    if at.doubtful:
+        # std::max gives its first argument, here min, where the other one is NaN.
+        top = onnx.node("Where", [onnx.node("IsNaN", [below]), least, top])
+    return [top]
 
 
 @register("Threshold", in_place=True)
@@ -128,7 +139,7 @@ def power(onnx: Builder, at: Lowered) -> list[str]:
     top = _scaled(onnx, at.bottoms[0], param.scale, param.shift)
     if param.power == 2:
         return [onnx.node("Mul", [top, top])]
-    if param.power == 0.5:
+    if param.power == 0.5 and not at.doubtful:  # of minus infinity, the root is NaN and the power infinity
         return [onnx.node("Sqrt", [top])]
     if param.power != 1:
         top = onnx.node("Pow", [top, onnx.scalar(param.power)])

@@ -122,4 +122,9 @@ def normalize(onnx: Builder, at: Lowered) -> list[str]:
     total = onnx.node("ReduceSum", [squares, onnx.constant(np.array(axes, np.int64))], keepdims=1)
     length = onnx.node("Sqrt", [onnx.node("Add", [total, onnx.scalar(param.eps)])])
     scale = onnx.constant(at.weights[0].reshape((-1,) + (1,) * (rank - 2)))
-    return [onnx.node("Mul", [onnx.node("Div", [at.bottoms[0], length]), scale])]
+    top = onnx.node("Mul", [onnx.node("Div", [at.bottoms[0], length]), scale])
+    if at.doubtful and param.across_spatial:
+        # Where the sum is not finite, BLAS scales the image by 0, and makes even NaN 0.
+        finite = onnx.node("Less", [total, onnx.scalar(np.inf)])
+        top = onnx.node("Where", [finite, top, onnx.scalar(0.0)])
+    return [top]

@@ -109,8 +109,6 @@ def windows(layer: Layer, bottom: Shape, kernel: Pair, stride: Pair, pad: Pair, 
         raise ModelError(f"{layer}: kernel and stride must be at least 1")
     if pad != (0, 0) and (pad[0] >= kernel[0] or pad[1] >= kernel[1]):
         raise ModelError(f"{layer}: its pad {pad} must be smaller than its kernel {kernel}")
-    if bottom[1] * math.prod(s + 2 * p + k for s, p, k in zip(size, pad, kernel, strict=True)) > _MOST_PADDED:
-        raise ModelError(f"{layer}: its kernel {kernel} or pad {pad} is far larger than its bottom {bottom}")
     out, over, outside = [], [], []
     for axis in (0, 1):
         room = size[axis] + 2 * pad[axis] - kernel[axis]
@@ -124,6 +122,12 @@ def windows(layer: Layer, bottom: Shape, kernel: Pair, stride: Pair, pad: Pair, 
         outside.append(start >= size[axis])
         out.append(count)
         over.append(start + kernel[axis] - size[axis])
+    padded = bottom[1] * math.prod(s + p + max(o, 0) for s, p, o in zip(size, pad, over, strict=True))
+    if padded > max(_MOST_PADDED, 2 * math.prod(bottom[1:])):
+        raise ModelError(
+            f"{layer}: with its kernel {kernel} and pad {pad}, its bottom {bottom} would be padded to more than"
+            f" {_MOST_PADDED:,} numbers"
+        )
     return Windows(size, kernel, stride, pad, (out[0], out[1]), (over[0], over[1]), (outside[0], outside[1]))
 
 
@@ -194,7 +198,12 @@ def lower(onnx: Builder, at: Lowered) -> list[str]:
                 pads=windows.pad + end,
             )
             plane = onnx.constant(np.array(math.prod(windows.size), np.int64))
-            return [top, onnx.node("Cast", [onnx.node("Mod", [place, plane])], to=TensorProto.FLOAT)]
+            mask = onnx.node("Cast", [onnx.node("Mod", [place, plane])], to=TensorProto.FLOAT)
+            if at.doubtful:
+                # Caffe's mask says -1 where no number of the window has won.
+                won = onnx.node("Greater", [top, onnx.scalar(_LOWEST)])
+                mask = onnx.node("Where", [won, mask, onnx.scalar(-1.0)])
+            return [top, mask]
     return [_pooled(onnx, _comparable(onnx, at, method), _geometry(at.layer, at.shapes[0]), method)]
 
 

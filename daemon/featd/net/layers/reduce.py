@@ -59,9 +59,11 @@ def argmax(onnx: Builder, at: Lowered) -> list[str]:
     else:
         size = math.prod(bottom[1:])
         tensor = onnx.reshape(tensor, (bottom[0], size), at.fixed[0])
+    rank = len(bottom) if param.HasField("axis") else 2
+    compared = _after_nan(onnx, tensor, axis, size, rank) if at.doubtful and param.top_k == 1 else tensor
     # ONNX puts the lower index first, so the order is reversed.
     order = onnx.constant(np.arange(size - 1, -1, -1, dtype=np.int64))
-    mirrored = onnx.node("Gather", [tensor, order], axis=axis)
+    mirrored = onnx.node("Gather", [compared, order], axis=axis)
     values, mirrored_places = onnx.nodes(
         "TopK",
         [mirrored, onnx.constant(np.array([param.top_k], np.int64))],
@@ -70,8 +72,29 @@ def argmax(onnx: Builder, at: Lowered) -> list[str]:
         largest=1,
         sorted=1,
     )
-    places = onnx.node("Cast", [onnx.node("Sub", [onnx.constant(np.array(size - 1)), mirrored_places])], to=1)
+    found = onnx.node("Sub", [onnx.constant(np.array(size - 1)), mirrored_places])
+    places = onnx.node("Cast", [found], to=1)
+    if at.doubtful and param.top_k == 1:
+        values = onnx.node("GatherElements", [tensor, found], axis=axis)
+    elif at.doubtful:
+        # With NaN, what Caffe gives depends on how its library sorts: NaN, so that the image has no vector.
+        none = onnx.node("Cast", [onnx.node("IsNaN", [tensor])], to=1)
+        any_ = onnx.node("Cast", [onnx.node("ReduceMax", [none], axes=[axis], keepdims=1)], to=9)
+        values, places = (onnx.node("Where", [any_, onnx.scalar(np.nan), one]) for one in (values, places))
     if param.HasField("axis"):
         return [values if param.out_max_val else places]
     top = onnx.node("Concat", [places, values], axis=1) if param.out_max_val else places
     return [onnx.reshape(top, at.tops[0], at.fixed[0])]
+
+
+def _after_nan(onnx: Builder, tensor: str, axis: int, size: int, rank: int) -> str:
+    """A tensor with minus infinity up to the last NaN along an axis, for ArgMax: Caffe goes through the numbers in
+    order, and takes NaN in place of whatever it holds, and whatever comes next in place of NaN."""
+    numbered = np.arange(1, size + 1, dtype=np.float32).reshape([-1] + [1] * (rank - axis - 1))
+    none = onnx.node(
+        "Mul", [onnx.node("Cast", [onnx.node("IsNaN", [tensor])], to=1), onnx.constant(numbered)]
+    )
+    last = onnx.node("ReduceMax", [none], axes=[axis], keepdims=1)
+    return onnx.node(
+        "Where", [onnx.node("Greater", [onnx.constant(numbered), last]), tensor, onnx.scalar(-np.inf)]
+    )
