@@ -16,6 +16,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
+
 from featd import clock
 from featd.catalog import claim, connect, enqueue, instance, leases, migrate, settle, stats
 from featd.catalog.enqueue import FoundFile
