@@ -387,7 +387,7 @@ def test_a_bad_configuration_changes_nothing(running: tuple[Instance, subprocess
         "store.path: stop featd, move the store": text.replace("[catalog]", '[store]\npath = "x"\n[catalog]'),
         "preprocess.interpolation: a restart would be refused: this catalog holds": text
         + '\n[preprocess]\ninterpolation = "nearest"\n',
-        "Expected": text + "[[roots]",
+        "the name of a section has no closing": text + "[[roots]",
     }
     for reason, content in bad.items():
         instance.config.write_text(content)
