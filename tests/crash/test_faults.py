@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import pty
+import resource
 import shutil
 import signal
 import subprocess
 import tempfile
 import termios
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -189,29 +191,98 @@ def test_a_database_that_acknowledges_and_never_answers_holds_nothing_up(
         shutil.rmtree(folder)
 
 
-def test_a_full_disk_costs_nothing(
-    tmp_path: Path, images: Path, started: list[subprocess.Popen[str]]
-) -> None:
-    store = tmp_path / "small-disk"
-    store.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(store)]
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A small disk, in the place of a store's shards: its one folder in which no file is open all the time."""
+    folder = tmp_path / "store" / "shards"
+    folder.mkdir(parents=True)
+    mount = ["mount", "-t", "tmpfs", "-o", "size=100m,nr_inodes=1000", "tmpfs", str(folder)]
     if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("needs the right to mount a small disk")
-    try:
-        instance = slow(tmp_path / "instance", images, store__path=str(store), store__shard_rows=20)
-        process = instance.start("run", "--drain")
-        started.append(process)
-        log = instance.folder / "stderr"
-        wait_for(lambda: "No space left on device" in log.read_text(), 60, "a full disk")
-        assert process.poll() is None
-        subprocess.run(["mount", "-o", "remount,size=100m", str(store)], check=True)
-        assert process.wait(120) == 0
-        assert check_promise(instance) == {"done": PHOTOGRAPHS}
-        assert not list(store.rglob("*.part"))
-    finally:
-        for process in started:
-            kill_all(process)
-        subprocess.run(["umount", str(store)], check=False)
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def remount(disk: Path, options: str) -> None:
+    """Read-only is refused while a shard is being written: try until there is none."""
+    command = ["mount", "-o", f"remount,{options}", str(disk)]
+    wait_for(lambda: not subprocess.run(command, capture_output=True, check=False).returncode, 30, options)
+
+
+def use_up_inodes(disk: Path) -> None:
+    (disk / "ballast").mkdir()
+    with contextlib.suppress(OSError):
+        for n in range(1000):
+            (disk / "ballast" / str(n)).touch()
+
+
+FAULTS_OF_A_DISK: dict[str, tuple[str, Callable[[Path], None], Callable[[Path], None]]] = {
+    "full": (
+        "No space left on device",
+        lambda disk: remount(disk, "size=400k"),
+        lambda disk: remount(disk, "size=100m"),
+    ),
+    "no inodes": (
+        "No space left on device",
+        use_up_inodes,
+        lambda disk: shutil.rmtree(disk / "ballast"),
+    ),
+    "read-only": ("mounted read-only", lambda disk: remount(disk, "ro"), lambda disk: remount(disk, "rw")),
+}
+"""What is said of it, how it begins and how it ends."""
+
+
+@pytest.mark.parametrize("fault", FAULTS_OF_A_DISK)
+def test_a_disk_that_takes_nothing_costs_nothing(
+    tmp_path: Path, images: Path, disk: Path, started: list[subprocess.Popen[str]], fault: str
+) -> None:
+    said, begin, end = FAULTS_OF_A_DISK[fault]
+    instance = slow(tmp_path / "instance", images, store__path=str(disk.parent), store__shard_rows=20)
+    process = instance.start("run", "--drain")
+    started.append(process)
+    wait_for(lambda: instance.count("done") > 10, 60, "work")
+    begin(disk)
+    log = instance.folder / "stderr"
+    wait_for(lambda: said in log.read_text(), 60, said)
+    assert process.poll() is None
+    end(disk)
+    assert process.wait(120) == 0
+    assert check_promise(instance) == {"done": PHOTOGRAPHS}
+    assert not list(disk.rglob("*.part"))
+
+
+def test_a_full_disk_under_the_catalog_costs_nothing(
+    tmp_path: Path, images: Path, disk: Path, started: list[subprocess.Popen[str]]
+) -> None:
+    instance = slow(tmp_path / "instance", images, f"sqlite:///{disk / 'featd.db'}")
+    process = instance.start("run", "--drain")
+    started.append(process)
+    wait_for(lambda: instance.count("done") > 10, 60, "work")
+    ballast = disk / "ballast"
+    with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(1 << 20))
+    log = instance.folder / "stderr"
+    wait_for(lambda: "database or disk is full" in log.read_text(), 60, "a full disk")
+    ballast.unlink()
+    assert process.wait(120) == 0
+    assert check_promise(instance) == {"done": PHOTOGRAPHS}
+
+
+@pytest.mark.parametrize("limit", [resource.RLIMIT_NOFILE, resource.RLIMIT_AS], ids=["files", "memory"])
+def test_a_worker_at_a_limit_of_its_process_is_replaced(
+    tmp_path: Path, images: Path, started: list[subprocess.Popen[str]], limit: int
+) -> None:
+    """No more open files, no more memory: errors that no image is to blame for."""
+    instance = slow(tmp_path / "instance", images, store__shard_rows=20)
+    process = instance.start("run", "--drain")
+    started.append(process)
+    wait_for(lambda: instance.count("done") > 10, 60, "work")
+    (worker,) = instance.live_workers()
+    resource.prlimit(worker["pid"], limit, (3, 3))
+    assert process.wait(120) == 0
+    assert "child_died: worker-0 died; starting it again" in (instance.folder / "stderr").read_text()
+    assert check_promise(instance) == {"done": PHOTOGRAPHS}
 
 
 def test_a_second_sigterm_ends_everything_now(

@@ -206,7 +206,7 @@ def test_what_is_settled_during_a_merge_keeps_its_newer_vector(filled: Filled) -
         shard, made = filled.seal(filled.claim())
         filled.settle(Settlement(shard, made))
 
-    during_a_merge(filled, replace_some)
+    assert during_a_merge(filled, replace_some).merged == 10
     new = [image for image in rows(filled, schema.images) if image.version == 2]
     assert len(new) == 3
     assert {image.shard_version for image in new} == {2}

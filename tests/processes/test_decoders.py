@@ -60,7 +60,8 @@ def troubled(self, slot, image):
     if "raise" in name:
         raise RuntimeError("what nobody thought of \\udcff")
     if "hog" in name:
-        return prepare(self, slot, image) if not bytearray(1 << 40) else None
+        # More than a decoder may have here; where that is not limited, the kernel gives it.
+        return prepare(self, slot, image) if not bytearray(1 << 31) else None
     return prepare(self, slot, image)
 
 def lost(self, index, image_id, now, ticket=0):

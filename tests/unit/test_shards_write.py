@@ -244,8 +244,9 @@ def test_short_writes_are_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert (tmp_path / "x").read_bytes() == b"a longer text"
 
 
-def test_order_of_durability(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """File fsynced, then renamed, then its folder fsynced; a new day's folder in its parent, before all."""
+@pytest.fixture
+def done(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The fsyncs and renames so far, with the names of their files."""
     done: list[str] = []
     fsync, rename = os.fsync, Path.rename
 
@@ -259,6 +260,11 @@ def test_order_of_durability(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(os, "fsync", note_fsync)
     monkeypatch.setattr(Path, "rename", note_rename)
+    return done
+
+
+def test_order_of_durability(tmp_path: Path, done: list[str]) -> None:
+    """File fsynced, then renamed, then its folder fsynced; a new day's folder in its parent, before all."""
     shard = writer(tmp_path)
     shard.append(*rows_of(2), {"fc7": vectors_of(2, 8)})
     shard.seal()
@@ -270,6 +276,15 @@ def test_order_of_durability(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         f"rename {part}",
         "fsync 2026-11-24",
     ]
+
+
+def test_order_of_durability_of_small_and_of_moved_files(tmp_path: Path, done: list[str]) -> None:
+    (tmp_path / "from").mkdir()
+    atomic.write_atomically(tmp_path / "from" / "x", b"x")
+    assert done == ["fsync x.part", "rename x.part", "fsync from"]
+    done.clear()
+    atomic.move_file(tmp_path / "from" / "x", tmp_path / "to" / "x")
+    assert done == [f"fsync {tmp_path.name}", "rename x", "fsync to", "fsync from"]
 
 
 def test_an_fsync_that_failed_is_not_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
