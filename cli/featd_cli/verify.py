@@ -75,7 +75,7 @@ def verify(
             if many and not yes:
                 note(
                     shown(
-                        f"nothing was changed: {len(report.lost):,} shards are lost, more than 10 % of all. If no disk"
+                        "nothing was changed: more than 10 % of the shards are lost. If no disk"
                         " is away and no backup has them, say `featd verify --repair --yes`"
                     )
                 )

@@ -429,7 +429,7 @@ def test_decoders_die_with_their_parent(tmp_path: Path, root: Path, fake: list[s
     script = f"""
 import os, sys
 from pathlib import Path
-sys.path.insert(0, {str(Path(__file__).parent)!r})
+sys.path[:0] = {[str(folder) for folder in Path(__file__).parents[:2]]!r}
 import test_decoders as t
 pool = t.make(Path({str(tmp_path)!r}), Path({str(root)!r}), command={fake!r})
 pool.submit(0, t.{hanging!r})
