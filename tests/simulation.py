@@ -48,6 +48,8 @@ LEASE_SECONDS = 60.0
 POLICY = RetryPolicy(max_errors=1, max_crashes=1, backoff_seconds=5.0)
 IDENTITY = Identity("f" * 64, {"blobs": ["fc"], "dtype": "float32"}, {})
 NAMES = [f"{folder}/{n}.jpg" for folder in "ab" for n in range(4)]
+IN_TRANSACTION = (CrashPoint.SETTLING, CrashPoint.COMPACTION_SWAPPING)
+"""There nobody else may act: SQLite lets no other write."""
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
 
 
@@ -147,7 +149,7 @@ class World:
             self.tell(f"killed at {point}")
             self.dying = True
             raise KilledError
-        if point is not CrashPoint.SETTLING:  # there a transaction is open: SQLite lets no other write
+        if point not in IN_TRANSACTION:
             self.others()
 
     def check_catalog(self) -> None:
@@ -559,8 +561,9 @@ class Life:
             images = {row.path: row for row in conn.execute(sa.select(schema.images))}
             shards = {row.id: row for row in conn.execute(sa.select(schema.shards))}
             counted = {state: count for state, count in counters.counts(conn).items() if count}
-            merging = schema.leases.c.device == leases.COMPACTION
-            merged = set(conn.scalars(sa.select(schema.leases.c.id).where(merging)))
+            # Those of compaction leave no row, unless it was killed.
+            of_workers = schema.leases.c.device != leases.COMPACTION
+            workers = set(conn.scalars(sa.select(schema.leases.c.id).where(of_workers)))
         for path, file in self.world.files.items():
             image = images.get(path)
             assert image is not None, f"{path} has no row"
@@ -571,9 +574,9 @@ class Life:
         gone = {path for path, image in images.items() if image.state == State.GONE}
         assert gone == set(images) - set(self.world.files), "other rows are gone than files"
         assert counted == Counter(State(image.state) for image in images.values()), "counters are wrong"
-        self._check_shards(images, shards, merged)
+        self._check_shards(images, shards, workers)
 
-    def _check_shards(self, images: dict[str, Any], shards: dict[int, Any], merged: set[int]) -> None:
+    def _check_shards(self, images: dict[str, Any], shards: dict[int, Any], workers: set[int]) -> None:
         naming = Counter(image.shard_id for image in images.values() if image.shard_id is not None)
         assert {key: shard.live_rows for key, shard in shards.items() if shard.live_rows} == naming
         files = {path.name for path in shards_folder(self.store).rglob("*") if path.is_file()}
@@ -585,7 +588,7 @@ class Life:
         for shard_id, shard in shards.items():
             with ShardReader(self.store / shard.path) as reader:
                 ids, versions = reader.keys()
-                if shard.lease_id not in merged:
+                if shard.lease_id in workers:
                     made.update(zip(ids.tolist(), versions.tolist(), strict=True))
                 vectors, contents = reader.read("fc", np.arange(len(ids))), reader.contents()
             for image in images.values():
