@@ -204,6 +204,21 @@ def test_a_sealed_shard_that_the_catalog_does_not_know_is_kept_aside(
     assert "2 unknown, kept aside" in instance.run("status").stdout
 
 
+def test_files_of_a_live_lease_are_left_alone(store: Store, instance: Instance) -> None:
+    """A shard that is being written, and one that is sealed and not settled yet."""
+    lease = connect.transact(
+        store.catalog, leases.open_lease, host="h", pid=1, device="cpu", engine="x", lease_seconds=60
+    )
+    sealed, part = (f"20260101T000000000000-{lease.id}-{lease.token}-{end}" for end in ("0.h5", "1.h5.part"))
+    (store.day / sealed).touch()
+    (store.day / part).touch()
+    assert store.look() == sorted([store.known, sealed, part])
+    connect.transact(store.catalog, leases.end_lease, lease, "over", instance.settings.retry.policy)
+    assert store.look() == [store.known]
+    assert sealed in store.aside()
+    assert part not in store.aside()
+
+
 def test_a_shard_that_another_host_has_removed_meanwhile_costs_nothing(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
