@@ -118,17 +118,18 @@ def test_an_unchanged_file_whose_shard_is_lost_gets_a_new_vector(desk: Any) -> N
     shard = desk.row("x.jpg").shard_id
     lost = [Lost(claimed[0], shard), Lost(claimed[1], shard + 1)]  # the second was moved meanwhile
     settled = desk.do(settle.settle, lease, Settlement(lost=lost), desk.identity, desk.policy)
-    assert settled == {State.PENDING: 1}
+    assert settled == {State.PENDING: 2}
     row = desk.row("x.jpg")
     assert (row.state, row.shard_id, row.shard_row, row.shard_version, row.content) == (
         "pending",
         *[None] * 4,
     )
     assert desk.row("y.jpg").shard_id == shard
-    (again,) = desk.claim(lease)
+    again, kept = desk.claim(lease)
     assert (again.path, again.known_content) == ("x.jpg", None)
-    desk.settle(lease, [again])
-    assert desk.state("x.jpg") is State.DONE
+    assert (kept.path, kept.known_content) == ("y.jpg", "hash of y.jpg 1")
+    desk.settle(lease, [again], [Unchanged(kept, kept.known_content)])
+    assert (desk.state("x.jpg"), desk.state("y.jpg")) == (State.DONE, State.DONE)
     desk.end(lease)
 
 
