@@ -8,7 +8,7 @@ import re
 import shutil
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,15 +106,22 @@ def said(log: Path, point: CrashPoint) -> bool:
     return re.search(words, log.read_text()) is not None
 
 
-def points_of(*who: str) -> list[Any]:
-    found = [point for point in CrashPoint if point.partition(".")[0] in who]
-    return [pytest.param(point, id=str(point)) for point in found]
+def points_of(*who: str) -> list[CrashPoint]:
+    return [point for point in CrashPoint if point.partition(".")[0] in who]
+
+
+def kill_at(points: Sequence[CrashPoint]) -> pytest.MarkDecorator:
+    """At each of `points`, on both databases: on one of them, in turn, in a short run, on the other in a long one."""
+    given = [
+        pytest.param(database, point, id=f"{database}-{point}", marks=[pytest.mark.long] * ((at + other) % 2))
+        for at, point in enumerate(points)
+        for other, database in enumerate(("sqlite", "postgresql"))
+    ]
+    return pytest.mark.parametrize(("database_url", "point"), given, indirect=["database_url"])
 
 
 def test_every_point_is_tested() -> None:
-    tested = [
-        points_of(*who) for who in (WORK, ("scan",), ("catalog",), ("backup",), ("restore",), ("compaction",))
-    ]
+    tested = [WORK, *map(points_of, ("scan", "catalog", "backup", "restore", "compaction"))]
     assert sum(map(len, tested)) == len(CrashPoint)
 
 
@@ -127,10 +134,10 @@ def test_an_unknown_point_is_refused_at_the_start(tmp_path: Path, pictures: Pict
     assert instance.count("done") == 0
 
 
-WORK = ("ingest", "worker", "decoder", "file")
+WORK = points_of("ingest", "worker", "decoder", "file")
 
 
-@pytest.mark.parametrize("point", points_of(*WORK))
+@kill_at(WORK)
 def test_a_kill_on_the_way_of_an_image(
     tmp_path: Path, database_url: str, pictures: Pictures, point: CrashPoint
 ) -> None:
@@ -151,7 +158,7 @@ MOVING = (
 )
 
 
-@pytest.mark.parametrize("point", MOVING)
+@kill_at(MOVING)
 def test_a_kill_while_a_renamed_folder_takes_its_vectors(
     tmp_path: Path, database_url: str, pictures: Pictures, point: CrashPoint
 ) -> None:
@@ -179,7 +186,7 @@ sys.exit(main())
 """
 
 
-@pytest.mark.parametrize("point", points_of("scan"))
+@kill_at(points_of("scan"))
 def test_a_kill_at_the_position_of_a_scan(
     tmp_path: Path, database_url: str, pictures: Pictures, point: CrashPoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -190,7 +197,7 @@ def test_a_kill_at_the_position_of_a_scan(
     check(instance, pictures)
 
 
-@pytest.mark.parametrize("point", points_of("compaction"))
+@kill_at(points_of("compaction"))
 def test_a_kill_while_shards_are_merged(
     tmp_path: Path, database_url: str, pictures: Pictures, point: CrashPoint
 ) -> None:
@@ -209,7 +216,7 @@ def test_a_kill_while_shards_are_merged(
     assert instance.status()["shards"]["count"] == 1
 
 
-@pytest.mark.parametrize("point", points_of("catalog"))
+@kill_at(points_of("catalog"))
 def test_a_kill_while_the_catalog_is_made(
     tmp_path: Path, database_url: str, pictures: Pictures, point: CrashPoint
 ) -> None:
@@ -223,7 +230,7 @@ def test_a_kill_while_the_catalog_is_made(
     check(instance, pictures)
 
 
-@pytest.mark.parametrize("point", points_of("catalog"))
+@kill_at(points_of("catalog"))
 def test_a_kill_while_the_catalog_of_an_earlier_version_is_upgraded(
     tmp_path: Path, database_url: str, pictures: Pictures, point: CrashPoint
 ) -> None:
@@ -276,7 +283,7 @@ def stop_half_way(instance: Instance) -> None:
         kill_all(process)
 
 
-@pytest.mark.parametrize("point", points_of("backup"))
+@kill_at(points_of("backup"))
 def test_a_kill_while_a_backup_is_made(
     tmp_path: Path,
     database_url: str,
@@ -318,7 +325,7 @@ def test_a_kill_while_a_backup_is_made(
     check(after_the_next, pictures)
 
 
-@pytest.mark.parametrize("point", points_of("restore"))
+@kill_at(points_of("restore"))
 def test_a_kill_while_a_backup_is_restored(
     tmp_path: Path, database_url: str, another_url: Callable[[], str], pictures: Pictures, point: CrashPoint
 ) -> None:
