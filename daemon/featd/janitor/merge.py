@@ -8,13 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 import sqlalchemy as sa
 
-from featd import clock, logs
-from featd.catalog import compact, connect, settle
+from featd import clock
+from featd.catalog import compact, connect
 from featd.catalog.compact import Move, OldShard, SwapError
 from featd.catalog.connect import CommitUnknownError
 from featd.config import StoreConfig
 from featd.crash_points import CrashPoint, crash_point
-from featd.errors import CatalogUnavailableError
 from featd.janitor.compaction import Hold
 from featd.paths import to_catalog
 from featd.shards.layout import ShardError, ShardName
@@ -24,11 +23,8 @@ from featd.shards.verify import Verified
 from featd.shards.write import ShardWriter
 from featd.states import ClaimedImage, Lease, SealedShard
 
-log = logs.get("janitor")
-
 BLOCK_BYTES = 32 * 1024 * 1024
 """Vectors that are read at once."""
-RETRY_SECONDS = 1.0
 
 
 @dataclass(slots=True)
@@ -142,22 +138,7 @@ class Merger:
         except SwapError as error:
             self._leave_alone(error.shard_ids, str(error))
         except CommitUnknownError:
-            if sealed is None:
-                return False  # the next look tells
-            if self._was_committed(lease, sealed):
-                return True
+            return False  # the catalog names the old shards or the new one; what it does not name is put aside later
         if sealed is not None:  # the old shards have everything, and no row can name this one any more
             (self._store.path / sealed.path).unlink()
         return False
-
-    def _was_committed(self, lease: Lease, sealed: SealedShard) -> bool:
-        while True:
-            clock.sleep(RETRY_SECONDS)
-            try:
-                return connect.transact(self._catalog, settle.find_shard, lease, sealed.name)
-            except CatalogUnavailableError as error:
-                log.warning(
-                    "compaction_waits",
-                    "connection lost during COMMIT; checking whether it succeeded",
-                    error=str(error),
-                )
