@@ -229,11 +229,11 @@ def _settle_lost(
 def remove_nameless(conn: sa.Connection, shard_ids: Collection[int]) -> None:
     """Remove the rows of those lost shards that no image names: what is left of their files is unknown from now on."""
     # Its worker may still look for its row.
-    over = sa.select(lease_table.c.id).where(lease_table.c.ended_at.is_not(None))
+    at_work = sa.select(lease_table.c.id).where(lease_table.c.ended_at.is_(None))
     nameless = (shards.c.id.in_(sorted(shard_ids)), shards.c.live_rows == 0)
     # The newest row stays: it tells how far the catalog has come.
     older = shards.c.id < sa.select(sa.func.max(shards.c.id)).scalar_subquery()
-    conn.execute(sa.delete(shards).where(*nameless, older, shards.c.lease_id.in_(over)))
+    conn.execute(sa.delete(shards).where(*nameless, older, shards.c.lease_id.not_in(at_work)))
 
 
 def _settle_failure(
