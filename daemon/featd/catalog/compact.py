@@ -39,6 +39,15 @@ class Move:
     new_row: int
 
 
+@dataclass(frozen=True, slots=True)
+class GoneImage:
+    """An image that is gone and has a vector. `for_long`: for more days than were asked about."""
+
+    content: str
+    id: int
+    for_long: bool
+
+
 class SwapError(FeatdError):
     """Some shards cannot be replaced: somebody else has replaced them, or their counters are wrong. `shard_ids`."""
 
@@ -138,15 +147,20 @@ def forget_shards(conn: sa.Connection, ids: Sequence[int]) -> None:
     )
 
 
-def long_gone(conn: sa.Connection, keep_days: float, limit: int) -> list[int]:
-    """Some images that vanished more than `keep_days` ago and have vectors. Looks through all that are gone."""
-    dialects.lift_limits(conn)
-    return list(conn.scalars(sa.select(images.c.id).where(*_long_gone(conn, keep_days)).limit(limit)))
+def gone_images(conn: sa.Connection, after: tuple[str, int], keep_days: float, limit: int) -> list[GoneImage]:
+    """The next of them, behind `after` in the order of content and id, which their index has."""
+    content, image_id = after
+    behind = (images.c.content > content) | (images.c.id > image_id)
+    columns = (images.c.content, images.c.id, _vanished_before(conn, keep_days))
+    statement = sa.select(*columns).where(in_state(State.GONE), images.c.content >= content, behind)
+    ordered = statement.order_by(images.c.content, images.c.id).limit(limit)
+    return [GoneImage(row[0], row[1], bool(row[2])) for row in conn.execute(ordered)]
 
 
 def forget_vectors(conn: sa.Connection, ids: Sequence[int], keep_days: float) -> int:
     """Those of `ids` that still are gone for so long lose their vectors; returns how many."""
-    which = (dialects.has_id(conn, sorted(ids)), *_long_gone(conn, keep_days))
+    gone = (images.c.state == State.GONE, images.c.content.is_not(None))
+    which = (dialects.has_id(conn, sorted(ids)), *gone, _vanished_before(conn, keep_days))
     statement = sa.select(images.c.id, images.c.shard_id).where(*which).order_by(images.c.id)
     rows = conn.execute(dialects.lock_rows(conn, statement)).all()
     these = dialects.has_id(conn, [row.id for row in rows])
@@ -155,6 +169,5 @@ def forget_vectors(conn: sa.Connection, ids: Sequence[int], keep_days: float) ->
     return len(rows)
 
 
-def _long_gone(conn: sa.Connection, keep_days: float) -> tuple[sa.ColumnElement[bool], ...]:
-    long_ago = dialects.later_once(conn, -keep_days * 86_400)
-    return in_state(State.GONE), images.c.content.is_not(None), images.c.updated_at < long_ago
+def _vanished_before(conn: sa.Connection, days: float) -> sa.ColumnElement[bool]:
+    return images.c.updated_at < dialects.later_once(conn, -days * 86_400)

@@ -106,14 +106,14 @@ class Compaction:
         OSError; CatalogUnavailableError; StoreUnavailableError; OtherStoreError."""
         yield from self._remove_retired()
         yield from self._forget_gone()
+        if not (chosen := self.choose()):
+            return
         if free_bytes(self._store.path) < self._store.min_free:
             log.warning(
                 "compaction_waits_for_room",
                 "shards are not merged while the store's disk has less than min_free",
                 min_free=self._store.min_free,
             )
-            return
-        if not (chosen := self.choose()):
             return
         from featd.janitor.merge import Merger  # here: a janitor that has nothing to merge loads no HDF5
 
@@ -220,12 +220,11 @@ class Compaction:
         if clock.monotonic() < self._forget_at:
             return
         self._forget_at = clock.monotonic() + FORGET_EVERY_SECONDS
-        while True:
-            with connect.reading(self._catalog) as conn:
-                ids = compact.long_gone(conn, self._store.keep_gone_days, PAGE)
-            if not ids:
-                return
-            self.forgotten += connect.transact(
-                self._catalog, compact.forget_vectors, ids, self._store.keep_gone_days
-            )
+        days = self._store.keep_gone_days
+        pages = connect.walk(
+            self._catalog, compact.gone_images, lambda one: (one.content, one.id), ("", 0), days, PAGE
+        )
+        for page in pages:
+            if ids := [one.id for one in page if one.for_long]:
+                self.forgotten += connect.transact(self._catalog, compact.forget_vectors, ids, days)
             yield
