@@ -21,7 +21,7 @@ from featd.catalog.verify import ShardRow
 from featd.errors import ConfigError, StoreUnavailableError
 from featd.shards.layout import ShardError
 from featd.shards.store import unknown_folder
-from featd.shards.verify import Fault, Verified
+from featd.shards.verify import Fault, Verified, fault_of
 
 log = logs.get("janitor")
 
@@ -113,12 +113,8 @@ class SlowRound:
         try:
             for _ in Verified().checking(self._store / path, recorded):
                 yield
-        except FileNotFoundError:
-            return Fault.MISSING
-        except ShardError:
-            return Fault.DAMAGED
-        except OSError:
-            return Fault.UNREADABLE
+        except (ShardError, OSError) as error:
+            return fault_of(error)
         return None
 
     def _counts(self, path: str, fault: Fault) -> bool:

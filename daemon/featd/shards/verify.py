@@ -78,13 +78,16 @@ class Verified:
         """What is wrong with it; None where it is sound."""
         try:
             self.check(path, recorded)
-        except FileNotFoundError:
-            return Fault.MISSING
-        except ShardError:
-            return Fault.DAMAGED
-        except OSError:
-            return Fault.UNREADABLE
+        except (ShardError, OSError) as error:
+            return fault_of(error)
         return None
+
+
+def fault_of(error: ShardError | OSError) -> Fault:
+    """What an error of `Verified.check` says of the shard."""
+    if isinstance(error, ShardError):
+        return Fault.DAMAGED
+    return Fault.MISSING if isinstance(error, FileNotFoundError) else Fault.UNREADABLE
 
 
 def _look_into_folder(folder: Path) -> None:
