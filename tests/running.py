@@ -124,6 +124,12 @@ class Instance:
         return sum(row.state == state for row in self.rows())
 
 
+def drain(instance: Instance) -> None:
+    """Extract everything that is there; nothing may fail."""
+    result = instance.run("run", "--drain")
+    assert result.returncode == 0, result.stderr
+
+
 def make_instance(
     folder: Path,
     images: Path | Sequence[Path],

@@ -24,6 +24,7 @@ from photographs import write_photographs
 from running import (
     Instance,
     check_promise,
+    drain,
     forget_a_shard,
     kill_all,
     live_vectors,
@@ -65,11 +66,6 @@ def slow(folder: Path, images: Path, url: str = "sqlite:///featd.db") -> Instanc
         workers__decoders=1,
         store__shard_rows=3,
     )
-
-
-def drain(instance: Instance) -> None:
-    result = instance.run("run", "--drain")
-    assert result.returncode == 0, result.stderr
 
 
 def check(instance: Instance, pictures: Pictures) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from photographs import write_photographs
 from postgres import PostgreSQL
-from running import Instance, check_promise, kill_all, make_instance, wait_for
+from running import Instance, check_promise, drain, kill_all, make_instance, wait_for
 
 PHOTOGRAPHS = 60
 
@@ -48,11 +48,6 @@ def restore(instance: Instance, name: str) -> None:
 
 def shards(instance: Instance) -> set[str]:
     return {path.name for path in (instance.settings.store.path / "shards").rglob("*.h5")}
-
-
-def drain(instance: Instance) -> None:
-    result = instance.run("run", "--drain")
-    assert result.returncode == 0, result.stderr
 
 
 def stop(instance: Instance, done: int) -> None:

@@ -19,7 +19,7 @@ import sqlalchemy as sa
 from featd.catalog import connect, dump
 from featd.shards.store import unknown_folder
 from photographs import write_photographs
-from running import Instance, kill_all, make_instance, wait_for
+from running import Instance, drain, kill_all, make_instance, wait_for
 
 PHOTOGRAPHS = 24
 Vectors = dict[str, np.ndarray[Any, Any]]
@@ -39,11 +39,6 @@ def instance(tmp_path: Path, database_url: str) -> Instance:
     )
     drain(made)
     return made
-
-
-def drain(instance: Instance) -> None:
-    result = instance.run("run", "--drain")
-    assert result.returncode == 0, result.stderr
 
 
 def exported(instance: Instance) -> Vectors:
