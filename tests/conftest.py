@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import threading
@@ -44,6 +45,18 @@ def _no_leaks() -> Iterator[None]:
     assert not left, f"threads left behind: {left}"
     orphans = _children() - children
     assert not orphans, f"child processes left behind: {orphans}"
+
+
+@pytest.fixture(autouse=True)
+def _own_log() -> Iterator[None]:
+    """A command that runs in this process sends featd's records elsewhere: the next test sees its own again."""
+    yield
+    root = logging.getLogger("featd")
+    for handler in root.handlers[:]:
+        root.removeHandler(handler)
+        handler.close()
+    root.setLevel(logging.NOTSET)
+    root.propagate = True
 
 
 def _children() -> set[int]:

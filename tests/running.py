@@ -22,7 +22,8 @@ import sqlalchemy as sa
 
 from featd import config, daemon
 from featd.catalog import connect, schema
-from featd.shards.read import ShardReader, checksum
+from featd.shards.checksum import checksum
+from featd.shards.read import ShardReader
 
 FEATD = (sys.executable, "-m", "featd_cli.main")
 WITHOUT_ROOTS_POWER = (

@@ -490,7 +490,7 @@ class Life:
             case 0:
                 self.rescue.end_expired()
             case 1:
-                connect.transact(self.catalog, mend.mend_far_future)
+                self.mend()
             case 2:
                 self.looking = self.looking or self.leftovers.look()
                 if next(self.looking, None) is None:
@@ -499,6 +499,10 @@ class Life:
                 for _ in self.compaction():
                     for _ in range(self.world.random.randrange(12)):  # it takes its time
                         self.turn()
+
+    def mend(self) -> None:
+        connect.transact(self.catalog, mend.mend_retired)
+        connect.transact(self.catalog, mend.mend_far_future)
 
     def compaction(self) -> Generator[object]:
         """Of shards of up to 64 rows, removed after 30 s."""
@@ -518,7 +522,7 @@ class Life:
             self.scan()
             self.compare()
             self.rescue.end_expired()
-            connect.transact(self.catalog, mend.mend_far_future)
+            self.mend()
             self.work_off()
             world.elapsed += LEASE_SECONDS + 1
             with connect.reading(self.catalog) as conn:
@@ -580,9 +584,6 @@ class Life:
         naming = Counter(image.shard_id for image in images.values() if image.shard_id is not None)
         assert {key: shard.live_rows for key, shard in shards.items() if shard.live_rows} == naming
         files = {path.name for path in shards_folder(self.store).rglob("*") if path.is_file()}
-        newest = max(shards, default=0)
-        if newest and shards[newest].retired and shards[newest].name not in files:
-            del shards[newest]  # its row stays when its file is removed
         assert files == {shard.name for shard in shards.values()}, "other shards on disk than in the catalog"
         made: Counter[tuple[int, int]] = Counter()
         for shard_id, shard in shards.items():

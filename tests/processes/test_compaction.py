@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ import numpy as np
 import pytest
 import sqlalchemy as sa
 
-from featd.catalog import connect, corrections, enqueue, leases, live, schema, settle, values
+from featd import clock
+from featd.catalog import connect, corrections, enqueue, leases, live, mend, schema, settle, values
 from featd.catalog.enqueue import FoundFile
 from featd.catalog.settle import Settlement
 from featd.config import StoreConfig
@@ -128,6 +130,19 @@ def test_files_stay_for_the_time_of_grace_and_rows_with_them(filled: Filled) -> 
     assert len(vectors(filled)) == 20
 
 
+def test_a_clock_that_was_ahead_does_not_keep_files_for_longer(filled: Filled) -> None:
+    many_small(filled)
+    filled.end_lease()
+    work(compaction(filled))
+    with filled.catalog.begin() as conn:
+        these = sa.update(schema.shards).where(schema.shards.c.retired.is_not(None))
+        conn.execute(these.values(retired=clock.utcnow() + timedelta(days=3)))
+    assert work(compaction(filled, grace_seconds=0)).removed == 0
+    connect.transact(filled.catalog, mend.mend_retired)
+    assert work(compaction(filled)).removed == 0, "the time of grace begins now"
+    assert work(compaction(filled, grace_seconds=0)).removed == 10
+
+
 def test_the_last_shard_of_a_worker_that_lives_stays(filled: Filled) -> None:
     """It may look for it, after a COMMIT whose reply was lost."""
     many_small(filled)
@@ -181,6 +196,19 @@ def test_images_that_are_gone_for_long_lose_their_vectors(filled: Filled) -> Non
     assert [(image.shard_id, image.content) for image in gone] == [(None, None)] * 5
     check_counts(filled)
     assert len(vectors(filled)) == 15
+
+
+def test_the_newest_shard_stays_when_nothing_of_it_is_left(filled: Filled) -> None:
+    """Its row tells how far the catalog has come."""
+    many_small(filled)
+    filled.end_lease()
+    ids = [image.id for image in rows(filled, schema.images)]
+    connect.transact(filled.catalog, enqueue.mark_gone, ids, "the file is gone")
+    assert work(compaction(filled, keep_gone_days=0)).merged == 10
+    newest = shards(filled, retired=True)[-1].name
+    assert work(compaction(filled, grace_seconds=0)).removed == 9
+    assert work(compaction(filled, grace_seconds=0)).removed == 0
+    assert files(filled) == {newest} == {shard.name for shard in rows(filled, schema.shards)}
 
 
 def during_a_merge(filled: Filled, what: Callable[[], object]) -> Compaction:

@@ -20,7 +20,7 @@ from featd.catalog import connect, schema
 from featd.decoders.pool import DecoderPool
 from featd.processes.hands import Hands
 from featd.processes.link import ChildLink
-from featd.shards.read import checksum
+from featd.shards.checksum import checksum
 from featd.worker.moved import Moved
 from photographs import write_photographs
 from running import Instance, check_promise, kill_all, live_vectors, make_instance, wait_for

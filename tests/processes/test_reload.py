@@ -41,7 +41,7 @@ def load(folder: Path, text: str) -> reload.Configuration:
         ("[workers]\ndecoders = 3\n", {"worker"}),
         ("[workers]\nstop_seconds = 3\n", set()),
         ("[workers]\nlease_seconds = 3\n", {"worker", "ingest", "janitor"}),
-        ("[store]\nshard_rows = 3\n", {"worker"}),
+        ("[store]\nshard_rows = 3\n", {"worker", "janitor"}),
         ("[retry]\nmax_errors = 9\n", {"worker", "janitor"}),
         ('[log]\nlevel = "debug"\n', {"worker", "ingest", "janitor"}),
         ('[[roots]]\npath = "/elsewhere"\n', {"worker", "ingest"}),

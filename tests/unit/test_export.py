@@ -22,8 +22,8 @@ from featd.catalog.schema import images, shards
 from featd.catalog.settle import Settlement
 from featd.errors import FeatdError, ModelError, NothingMatchedError, StoreUnavailableError
 from featd.export import export, npy, read
+from featd.shards.checksum import checksum
 from featd.shards.layout import ShardError
-from featd.shards.read import checksum
 from filled import Filled
 
 

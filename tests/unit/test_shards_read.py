@@ -10,8 +10,9 @@ import h5py
 import numpy as np
 import pytest
 
+from featd.shards.checksum import checksum
 from featd.shards.layout import ShardError, ShardName
-from featd.shards.read import ShardReader, checksum
+from featd.shards.read import ShardReader
 from featd.shards.write import ShardWriter
 from featd.states import ClaimedImage
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from featd.shards import verify
+from featd.shards.checksum import checksum
 from featd.shards.layout import ShardError
-from featd.shards.read import checksum
 from featd.shards.verify import Fault, Verified
 
 

@@ -22,8 +22,9 @@ from featd.errors import ConfigError
 from featd.paths import from_catalog, to_catalog
 from featd.shards import atomic
 from featd.shards import write as write_module
+from featd.shards.checksum import checksum
 from featd.shards.layout import ShardError, ShardName
-from featd.shards.read import ShardReader, checksum
+from featd.shards.read import ShardReader
 from featd.shards.write import ShardWriter, fits
 from featd.states import ClaimedImage
 

@@ -15,7 +15,7 @@ from featd import clock
 from featd.catalog import connect, corrections, enqueue, gone, schema, values
 from featd.catalog.settle import Settlement
 from featd.decoders.wire import Hashed
-from featd.shards.read import checksum
+from featd.shards.checksum import checksum
 from featd.shards.verify import Verified
 from featd.states import Correction
 from featd.worker.moved import Moved

@@ -19,8 +19,8 @@ from featd.catalog.dump import CopiedShard
 from featd.crash_points import CrashPoint, crash_point
 from featd.errors import StoreUnavailableError, reason
 from featd.shards.atomic import create_part, link_part, part_of, publish_part, remove_part
+from featd.shards.checksum import checksum
 from featd.shards.layout import ShardError
-from featd.shards.read import checksum
 
 BLOCK = 1 << 20
 

@@ -123,7 +123,8 @@ def _retire(conn: sa.Connection, moved: Counter[int], old: Sequence[int]) -> Non
 
 def removable(conn: sa.Connection, grace_seconds: float, limit: int) -> list[tuple[int, str]]:
     """(id, path) of retired shards that nobody can need any more: their time of grace is over, and their worker cannot
-    look for them after an unknown COMMIT, since its lease has ended or it has settled another shard since."""
+    look for them after an unknown COMMIT, since its lease has ended or it has settled another shard since. The newest
+    shard of all stays: its row tells how far the catalog has come."""
     open_leases = sa.select(lease_table.c.id).where(lease_table.c.ended_at.is_(None))
     last = sa.select(sa.func.max(shards.c.id)).where(shards.c.lease_id.in_(open_leases))
     statement = (
@@ -131,6 +132,7 @@ def removable(conn: sa.Connection, grace_seconds: float, limit: int) -> list[tup
         .where(
             shards.c.retired < dialects.later_once(conn, -grace_seconds),
             shards.c.id.not_in(last.group_by(shards.c.lease_id)),
+            shards.c.id < sa.select(sa.func.max(shards.c.id)).scalar_subquery(),
         )
         .order_by(shards.c.id)
         .limit(limit)
@@ -139,12 +141,8 @@ def removable(conn: sa.Connection, grace_seconds: float, limit: int) -> list[tup
 
 
 def forget_shards(conn: sa.Connection, ids: Sequence[int]) -> None:
-    """Delete the rows of retired shards whose files are removed. The newest row of all stays: it tells how far the
-    catalog has come."""
-    newest = sa.select(sa.func.max(shards.c.id)).scalar_subquery()
-    conn.execute(
-        sa.delete(shards).where(shards.c.id.in_(ids), shards.c.retired.is_not(None), shards.c.id < newest)
-    )
+    """Delete the rows of retired shards whose files are removed."""
+    conn.execute(sa.delete(shards).where(shards.c.id.in_(ids), shards.c.retired.is_not(None)))
 
 
 def gone_images(conn: sa.Connection, after: tuple[str, int], keep_days: float, limit: int) -> list[GoneImage]:

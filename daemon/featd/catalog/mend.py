@@ -1,11 +1,11 @@
-"""Rows that a wrong wall clock left behind: the janitor makes them due again."""
+"""What a wrong wall clock left behind: the janitor puts it right."""
 
 from __future__ import annotations
 
 import sqlalchemy as sa
 
 from featd.catalog import dialects, stats
-from featd.catalog.schema import images, in_state
+from featd.catalog.schema import images, in_state, shards
 from featd.states import MAX_BACKOFF_SECONDS, PRIORITIES, State
 
 MEND_ROWS = 5000
@@ -34,3 +34,12 @@ def mend_far_future(conn: sa.Connection) -> int:
             if mended >= MEND_ROWS:
                 return mended
     return mended
+
+
+def mend_retired(conn: sa.Connection) -> None:
+    """Shards that were retired in the future count as retired now: else their files stay until that time has come.
+
+    Called by the janitor; needs no lease.
+    """
+    ahead = shards.c.retired > dialects.later_once(conn, 0.0)
+    conn.execute(sa.update(shards).where(ahead).values(retired=dialects.now(conn)))

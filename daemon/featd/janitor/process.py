@@ -96,6 +96,7 @@ class Janitor:
                 self._keep_mark()
         # The janitor of one host does these for all hosts.
         if self._tidies and self._is_due("mend", now, MEND_EVERY_SECONDS):
+            connect.transact(self._catalog, mend.mend_retired)
             mended = connect.transact(self._catalog, mend.mend_far_future)
             self._due["mend"] = 0.0 if mended == mend.MEND_ROWS else self._due["mend"]  # there may be more
         if self._tidies and self._looking is None and self._is_due("leftovers", now, LEFTOVERS_EVERY_SECONDS):

@@ -11,8 +11,7 @@ import importlib
 import itertools
 import json
 import math
-import os
-from collections.abc import Generator, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +21,9 @@ import numpy.typing as npt
 import xxhash
 
 from featd.shards import layout
+from featd.shards.checksum import ALGORITHM
 from featd.shards.layout import ShardError
 
-ALGORITHM = "xxh3_128"
-_BLOCK = 1 << 20
 _ZSTD = 32015
 _FILTERS = frozenset({h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32, _ZSTD})
 _MOST_OBJECTS = 4096
@@ -41,30 +39,6 @@ _GAP_ROWS = 16
 _SPAN_ROWS = 4096
 
 
-def checksum_of(fd: int) -> str:
-    """`xxh3_128:<hex>` of the whole file behind a descriptor."""
-    steps = hashing(fd)
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            return str(end.value)
-
-
-def hashing(fd: int) -> Generator[int, None, str]:
-    """The same in steps, for who has other things to do: yields the bytes of each."""
-    digest = xxhash.xxh3_128()
-    # Read into again and again: a new one each time costs more than the hash.
-    block = bytearray(min(_BLOCK, os.fstat(fd).st_size + 1))
-    view = memoryview(block)
-    at = 0
-    while count := os.preadv(fd, [block], at):
-        digest.update(view[:count])
-        at += count
-        yield count
-    return f"{ALGORITHM}:{digest.hexdigest()}"
-
-
 def digest_of(parts: Iterable[Any]) -> str:
     """The hash, in hex, of the values of a dataset: numbers as their bytes, strings with a zero byte between them."""
     digest = xxhash.xxh3_128()
@@ -72,15 +46,6 @@ def digest_of(parts: Iterable[Any]) -> str:
         digest.update(b"\0" if at else b"")
         digest.update(part)
     return str(digest.hexdigest())
-
-
-def checksum(path: Path) -> str:
-    """`xxh3_128:<hex>` of a whole file, as the catalog keeps it. OSError."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        return checksum_of(fd)
-    finally:
-        os.close(fd)
 
 
 class ShardReader:

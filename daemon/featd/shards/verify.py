@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
 
+from featd.shards.checksum import checksum, hashing
 from featd.shards.layout import ShardError
-from featd.shards.read import checksum, hashing
 
 
 class Fault(StrEnum):

@@ -24,9 +24,10 @@ from featd.errors import ConfigError
 from featd.paths import from_catalog
 from featd.shards import layout
 from featd.shards.atomic import create_part, publish_part, remove_part
+from featd.shards.checksum import ALGORITHM, checksum_of
 from featd.shards.layout import ShardName, check_blobs
 from featd.shards.part_file import PartFile
-from featd.shards.read import ALGORITHM, checksum_of, digest_of
+from featd.shards.read import digest_of
 from featd.states import ClaimedImage, SealedShard
 
 # Rows that wait in memory before they are written, and the chunks they are written in. HDF5 compares the checksum of

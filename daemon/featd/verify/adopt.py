@@ -27,8 +27,9 @@ from featd.images.read import read_image
 from featd.paths import from_catalog, to_catalog
 from featd.roots import RootState, root_state
 from featd.shards.atomic import move_file
+from featd.shards.checksum import checksum
 from featd.shards.layout import ShardError, ShardName
-from featd.shards.read import ShardReader, checksum
+from featd.shards.read import ShardReader
 from featd.states import Lease, SealedShard
 from featd.verify import files
 from featd.verify.report import Advance, Report

@@ -14,7 +14,7 @@ from featd.catalog import repair as catalog_repair
 from featd.catalog import verify as catalog_verify
 from featd.config import RootConfig
 from featd.shards.atomic import move_file
-from featd.shards.read import checksum
+from featd.shards.checksum import checksum
 from featd.shards.store import unknown_folder
 from featd.shards.verify import Verified
 from featd.verify import adopt
