@@ -167,8 +167,6 @@ def _show(report: Report) -> None:
         )
     if report.needless:
         note(f"{_count(report.needless, 'shard')} missing or damaged that no image needs")
-    if report.renamed:
-        note(f"{_images(report.renamed)} with a vector that carries an earlier name")
     if report.kept_aside:
         note(f"{_count(report.kept_aside, 'shard')} in `unknown` that the catalog does not know")
 
@@ -248,7 +246,7 @@ def as_document(report: Report, done: Repaired | None) -> dict[str, Any]:
     return {
         "sound": not report.faults,
         "shards": {"compared": report.shards, "bytes": report.bytes, "needless": report.needless},
-        "images": {"compared": report.images, "renamed": report.renamed, "files": report.files},
+        "images": {"compared": report.images, "files": report.files},
         "faults": {
             "shards": [
                 {"id": one.id, "path": one.path, "fault": one.fault, "images": one.images, "why": one.why}

@@ -33,11 +33,9 @@ class ShardRow:
 
 
 class NamingRow(NamedTuple):
-    """An image's row, and where it says that its vector is."""
+    """Where an image's row says that its vector is."""
 
     id: int
-    root: str
-    path: str
     shard_id: int | None
     shard_row: int | None
     content: str | None
@@ -125,16 +123,20 @@ def totals(conn: sa.Connection) -> tuple[int, int]:
     return int(row[0]), int(row[1])
 
 
-_NAMING = images.c["id", "root", "path", "shard_id", "shard_row", "content"]
+_NAMING = images.c["id", "shard_id", "shard_row", "content"]
 
 
-def naming(conn: sa.Connection, image_ids: Sequence[int]) -> list[NamingRow]:
-    """Those of these images that name a shard, in order of id."""
+def naming(conn: sa.Connection, image_ids: Sequence[int]) -> set[NamingRow]:
+    """Those of these images that name a shard."""
     which = (dialects.has_id(conn, image_ids), images.c.shard_id.is_not(None))
     # All at once: row by row takes twice as long.
-    return list(
-        map(NamingRow._make, conn.execute(sa.select(*_NAMING).where(*which).order_by(images.c.id)).all())
-    )
+    return set(map(NamingRow._make, conn.execute(sa.select(*_NAMING).where(*which)).all()))
+
+
+def paths_of(conn: sa.Connection, image_ids: Sequence[int]) -> dict[int, str]:
+    """Image id -> its root and path, for messages."""
+    statement = sa.select(*images.c["id", "root", "path"]).where(dialects.has_id(conn, image_ids))
+    return {row.id: f"{row.root}/{row.path}" for row in conn.execute(statement)}
 
 
 def unfounded(conn: sa.Connection, first: int, last: int) -> list[NamingRow]:

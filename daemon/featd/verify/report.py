@@ -56,8 +56,6 @@ class Report:
     shards: int = 0
     bytes: int = 0
     images: int = 0
-    renamed: int = 0
-    """Images whose vector carries another name than theirs."""
     needless: int = 0
     """Lost or unreadable shards that no image names."""
     shard_faults: list[ShardFault] = field(default_factory=list)
