@@ -20,7 +20,8 @@ PROGRAMS = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: in
 class PostgreSQL:
     """A server of its own, and databases in it."""
 
-    def __init__(self) -> None:
+    def __init__(self, network: str = "") -> None:
+        """`network`: from which it may be reached over TCP, on port 5432; none: only over its socket."""
         if not PROGRAMS:
             missing("PostgreSQL's server programs are not installed (Debian: postgresql)")
         self.home = Path(tempfile.mkdtemp(prefix="featd-pg-"))
@@ -34,6 +35,8 @@ class PostgreSQL:
         initdb = [*as_owner, str(PROGRAMS[-1] / "initdb"), "-D", data]
         initdb += ["-A", "trust", "-U", "featd", "-E", "UTF8", "--no-sync"]
         subprocess.run(initdb, check=True, capture_output=True, cwd="/")
+        with (self.home / "data" / "pg_hba.conf").open("a") as file:
+            file.write(f"host all all {network} trust\n" if network else "")
         self._control = [
             *as_owner,
             str(PROGRAMS[-1] / "pg_ctl"),
@@ -43,9 +46,8 @@ class PostgreSQL:
             str(self.home / "log"),
             "-w",
         ]
-        options = (
-            f"-c listen_addresses= -c unix_socket_directories={self.home} -c fsync=off -c max_connections=60"
-        )
+        options = f"-c listen_addresses={'*' if network else ''} -c unix_socket_directories={self.home}"
+        options += " -c fsync=off -c max_connections=60"
         self._run("-o", options, "start")
         self._admin = sa.create_engine(
             self.url("postgres"), isolation_level="AUTOCOMMIT", poolclass=sa.NullPool
@@ -53,6 +55,10 @@ class PostgreSQL:
 
     def url(self, database: str) -> str:
         return f"postgresql+psycopg://featd@/{database}?host={self.home}"
+
+    def url_from(self, address: str, database: str) -> str:
+        """The address of a database for a host that knows the server by `address`."""
+        return f"postgresql+psycopg://featd@{address}/{database}"
 
     def create(self) -> str:
         """A new, empty database; returns its name."""

@@ -44,6 +44,8 @@ class Instance:
     env: dict[str, str] = field(default_factory=dict)
     host: str = ""
     """The name of the host that its commands run on; empty: this one."""
+    network: str = ""
+    """The network namespace that they run in; empty: this one."""
 
     @property
     def config(self) -> Path:
@@ -55,7 +57,8 @@ class Instance:
 
     def command(self, *arguments: str) -> list[str]:
         host = [*ON_HOST, self.host] if self.host else []
-        return [*host, *FEATD, "--config", str(self.config), *arguments]
+        network = ["ip", "netns", "exec", self.network] if self.network else []
+        return [*network, *host, *FEATD, "--config", str(self.config), *arguments]
 
     def run(
         self, *arguments: str, timeout: float = 120, plain_user: bool = False
