@@ -8,6 +8,7 @@ import struct
 
 import cv2
 import numpy as np
+import pillow_heif
 from PIL import Image
 
 from featd.preprocess.golden_pictures import golden_pictures
@@ -56,3 +57,39 @@ def bmp(bits: int, masks: tuple[int, int, int], pixels: bytes, *, header: int = 
     info += struct.pack("<III", *masks) + bytes(max(header - 52, 0))
     start = 14 + len(info)
     return b"BM" + struct.pack("<IHHI", start + len(pixels), 0, 0, start) + info + pixels
+
+
+@functools.cache
+def formats() -> dict[str, bytes]:
+    """A picture of each format, and of its kinds that are read by different code."""
+    pillow_heif.register_heif_opener()
+    image, rgb = photo(), np.asarray(photo())
+    grey, palette, cmyk, alpha = (image.convert(form) for form in ("L", "P", "CMYK", "RGBA"))
+    deep = rgb.astype(np.uint16) * 257
+    found = {
+        "jpeg": saved(image, "JPEG", exif=exif(6)),
+        "jpeg, progressive": saved(image, "JPEG", progressive=True),
+        "jpeg, restarts": saved(image, "JPEG", restart_marker_rows=1),
+        "jpeg, grey": saved(grey, "JPEG"),
+        "jpeg, cmyk": saved(cmyk, "JPEG"),
+        "png": saved(image, "PNG"),
+        "png, alpha": saved(alpha, "PNG"),
+        "png, palette": saved(palette, "PNG", bits=8),
+        "png, 16 bits": by_cv2(".png", deep),
+        "gif": saved(palette, "GIF", save_all=True, append_images=[palette.rotate(180)]),
+        "bmp": saved(image, "BMP"),
+        "bmp, palette": saved(palette, "BMP"),
+        "bmp, bit fields": bmp(16, (0xF800, 0x7E0, 0x1F), bytes(160 * 120 * 2)),
+        "webp": saved(image, "WEBP"),
+        "webp, lossless alpha": saved(alpha, "WEBP", lossless=True),
+        "tiff": tiff(8, rgb.tobytes(), t262=2, t277=3),
+        "tiff, 16 bits": by_cv2(".tiff", deep),
+        "ppm": saved(image, "PPM"),
+        "pgm": saved(grey, "PPM"),
+        "avif": saved(image, "AVIF"),
+        "heif": saved(image, "HEIF"),
+    }
+    for compression in ("tiff_lzw", "tiff_adobe_deflate", "jpeg", "packbits"):
+        found[f"tiff, {compression}"] = saved(image, "TIFF", compression=compression)
+    found["tiff, group4"] = saved(image.convert("1"), "TIFF", compression="group4")
+    return found

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import random
 import re
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import h5py
@@ -24,6 +26,7 @@ from engines.test_nets import V1_TEXT
 from featd.config import ModelConfig
 from featd.engines.onnxruntime import OnnxRuntimeEngine
 from featd.errors import ModelError
+from mutated import mutated_bytes, seeds_for_a_while
 from nets import TOLERANCE, distance, input_layer, layer, load, pictures, random_weights, real_caffe, saved
 
 Array = npt.NDArray[np.float32]
@@ -110,26 +113,6 @@ def mutated_text(text: str, dice: random.Random) -> str:
     return text
 
 
-def mutated_bytes(raw: bytes, dice: random.Random) -> bytes:
-    """Flipped, cut, doubled, zeroed or moved bytes; the beginning, where the structure is, more often."""
-    data = bytearray(raw)
-    for _ in range(dice.choice([1, 1, 2, 4])):
-        at = dice.randrange(min(len(data), 400) if dice.random() < 0.5 else len(data))
-        end = min(len(data), at + dice.choice([1, 2, 8, 100]))
-        kind = dice.randrange(6)
-        if kind <= 1:
-            data[at] ^= 1 << dice.randrange(8)
-        elif kind == 2:
-            del data[at:end]
-        elif kind == 3:
-            data[at:at] = data[at:end]
-        elif kind == 4:
-            data[at:end] = bytes(end - at)
-        else:
-            return bytes(data[: at + 1])
-    return bytes(data)
-
-
 def vector(model: ModelConfig) -> Array | str:
     """What featd makes of the files: vectors of two pictures, or the error. Fails where it takes too long."""
     start = time.monotonic()
@@ -210,16 +193,16 @@ def judge(original: Array, made: Iterator[ModelConfig]) -> dict[str, int]:
     return seen
 
 
-def texts(text: str, model: ModelConfig, folder: Path, count: int) -> Iterator[ModelConfig]:
-    for seed in range(count):
+def texts(text: str, model: ModelConfig, folder: Path, seeds: Iterable[int]) -> Iterator[ModelConfig]:
+    for seed in seeds:
         path = folder / f"{seed}.prototxt"
         path.write_text(mutated_text(text, random.Random(seed)))
         yield model.model_copy(update={"net": str(path)})
 
 
-def weights(raw: bytes, model: ModelConfig, folder: Path, count: int) -> Iterator[ModelConfig]:
+def weights(raw: bytes, model: ModelConfig, folder: Path, seeds: Iterable[int]) -> Iterator[ModelConfig]:
     net = Path(model.net).read_text()
-    for seed in range(count):
+    for seed in seeds:
         path = folder / f"{seed}.prototxt"
         path.write_text(net)
         file = folder / f"{seed}{''.join(model.weights.suffixes)}"  # type: ignore[union-attr]
@@ -227,17 +210,19 @@ def weights(raw: bytes, model: ModelConfig, folder: Path, count: int) -> Iterato
         yield model.model_copy(update={"net": str(path), "weights": file})
 
 
+KINDS = [("current", TEXT, "prob"), ("V1", V1, "ip"), ("V0", V0_TEXT, "prob")]
+ROUND = 100
+
+
 @pytest.mark.parametrize(
-    ("text", "blob", "count"),
-    [(TEXT, "prob", 200), (V1, "ip", 60), (V0_TEXT, "prob", 60)],
-    ids=["current", "V1", "V0"],
+    ("text", "blob", "count"), [(*KINDS[0][1:], 200), (*KINDS[1][1:], 60), (*KINDS[2][1:], 60)]
 )
 def test_mutated_definitions(tmp_path: Path, text: str, blob: str, count: int) -> None:
     real_caffe()
     model = saved(text, tmp_path, (blob,), engine="onnxruntime")
     original = vector(model)
     assert isinstance(original, np.ndarray)
-    seen = judge(original, texts(text, model, tmp_path, count))
+    seen = judge(original, texts(text, model, tmp_path, range(count)))
     assert sum(seen.values()) == count
     assert seen["refused"] > count * 0.4, seen
 
@@ -248,23 +233,52 @@ def test_mutated_weights(tmp_path: Path) -> None:
     original = vector(model)
     assert model.weights is not None
     assert isinstance(original, np.ndarray)
-    seen = judge(original, weights(model.weights.read_bytes(), model, tmp_path, 200))
+    seen = judge(original, weights(model.weights.read_bytes(), model, tmp_path, range(200)))
     assert seen["refused"] > 100, seen
 
 
-def test_mutated_hdf5_weights(tmp_path: Path) -> None:
-    real_caffe()
+def hdf5_model(tmp_path: Path) -> ModelConfig:
     model = saved(TEXT, tmp_path, ("prob",), engine="onnxruntime")
     path = tmp_path / "net.caffemodel.h5"
     with h5py.File(path, "w") as file:
         for name, arrays in random_weights(TEXT, tmp_path / "net.caffemodel").items():
             for at, array in enumerate(arrays):
                 file[f"data/{name}/{at}"] = array
-    model = model.model_copy(update={"weights": path})
+    return model.model_copy(update={"weights": path})
+
+
+def test_mutated_hdf5_weights(tmp_path: Path) -> None:
+    real_caffe()
+    model = hdf5_model(tmp_path)
+    assert model.weights is not None
     original = vector(model)
     assert isinstance(original, np.ndarray)
-    seen = judge(original, weights(path.read_bytes(), model, tmp_path, 100))
+    seen = judge(original, weights(model.weights.read_bytes(), model, tmp_path, range(100)))
     assert seen["refused"] > 20, seen
+
+
+@pytest.mark.long
+@pytest.mark.timeout(0)
+def test_mutated_files_for_a_while(tmp_path: Path) -> None:
+    """FEATD_FUZZ_SECONDS of definitions and weights; the seeds begin with FEATD_SEED."""
+    real_caffe()
+    bases = [
+        (saved(text, tmp_path / name, (blob,), engine="onnxruntime"), text) for name, text, blob in KINDS
+    ]
+    binary, hdf5 = saved(TEXT, tmp_path, ("prob",), engine="onnxruntime"), hdf5_model(tmp_path / "hdf5")
+    total: Counter[str] = Counter()
+    for first in seeds_for_a_while(ROUND):
+        seeds, folder = range(first, first + ROUND), tmp_path / "round"
+        folder.mkdir()
+        made = [(model, texts(text, model, folder, seeds)) for model, text in bases]
+        for model in (binary, hdf5):
+            made.append((model, weights(model.weights.read_bytes(), model, folder, seeds)))  # type: ignore[union-attr]
+        for model, mutated in made:
+            original = vector(model)
+            assert isinstance(original, np.ndarray)
+            total.update(judge(original, mutated))
+        shutil.rmtree(folder)
+    print(dict(total))
 
 
 def test_an_input_of_any_size_is_bounded(tmp_path: Path) -> None:
