@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -56,6 +57,16 @@ def variants(picture: npt.NDArray[np.uint8], seed: int) -> Iterator[npt.NDArray[
         h, w = int(height * keep), int(width * keep)
         y, x = random.integers(0, height - h + 1), random.integers(0, width - w + 1)
         yield picture[y : y + h, x : x + w]
+
+
+def write_many(folder: Path, count: int, different: int = 1000) -> None:
+    """`count` files in sub-folders, `different` pictures among them: written once, then linked."""
+    first = write_photographs(folder / "0", different)
+    for at in range(different, count):
+        source = first[at % different]
+        new = folder / str(at // different) / source.parent.name / source.name
+        new.parent.mkdir(parents=True, exist_ok=True)
+        os.link(source, new)
 
 
 def write_photographs(folder: Path, count: int) -> list[Path]:

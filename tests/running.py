@@ -304,6 +304,15 @@ def check_promise(instance: Instance) -> Counter[str]:
     return states
 
 
+def check_no_vector_twice(instance: Instance) -> None:
+    """AssertionError where the store has two vectors of one content of one file."""
+    seen: Counter[tuple[bytes, bytes]] = Counter()
+    for shard in (instance.settings.store.path / "shards").rglob("*.h5"):
+        with h5py.File(shard) as file:
+            seen.update(zip(file["names"][:], file["content"][:], strict=True))
+    assert not [entry for entry, count in seen.items() if count > 1], "a vector was made twice"
+
+
 def forget_a_shard(instance: Instance) -> Path:
     """Make the images of one shard pending, and forget its row; its file, which nothing names from then on."""
     catalog = connect.open_catalog(instance.settings.catalog.url)

@@ -7,14 +7,12 @@ import os
 import random
 import signal
 import time
-from collections import Counter
 from pathlib import Path
 
-import h5py
 import pytest
 
 from life import Life, agrees
-from running import Instance, check_promise, kill_all, make_instance, wait_for
+from running import Instance, check_no_vector_twice, check_promise, kill_all, make_instance, wait_for
 
 
 def kill_a_worker(instance: Instance, dice: random.Random) -> None:
@@ -63,11 +61,3 @@ def test_an_hour_of_life(tmp_path: Path, seed: int, seconds: float) -> None:
     print(dict(life.deeds))
     check_promise(instance)
     check_no_vector_twice(instance)
-
-
-def check_no_vector_twice(instance: Instance) -> None:
-    seen: Counter[tuple[bytes, bytes]] = Counter()
-    for shard in (instance.settings.store.path / "shards").rglob("*.h5"):
-        with h5py.File(shard) as file:
-            seen.update(zip(file["names"][:], file["content"][:], strict=True))
-    assert not [entry for entry, count in seen.items() if count > 1], "a vector was made twice"

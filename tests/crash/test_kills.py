@@ -5,15 +5,25 @@ from __future__ import annotations
 import os
 import random
 import signal
+import time
 from pathlib import Path
 
 import pytest
 
-from photographs import write_photographs
-from running import Instance, check_promise, kill_all, make_instance, session_of, wait_for
+from photographs import write_many, write_photographs
+from running import (
+    Instance,
+    check_no_vector_twice,
+    check_promise,
+    kill_all,
+    make_instance,
+    session_of,
+    wait_for,
+)
 
 KILLS = 10
 PHOTOGRAPHS = 400
+MANY = 40_000
 
 
 def workers_of(instance: Instance) -> list[int]:
@@ -45,6 +55,29 @@ def test_random_kills(database_url: str, tmp_path: Path, seed: int) -> None:
     assert check_promise(instance) == {"done": PHOTOGRAPHS}
 
 
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+def test_many_full_kills_over_many_images(database_url: str, tmp_path: Path) -> None:
+    seed = time.time_ns() % 10**6
+    dice = random.Random(seed)
+    write_many(tmp_path / "images", MANY)
+    instance = make_instance(
+        tmp_path / "instance",
+        tmp_path / "images",
+        database_url,
+        workers__devices=["cpu", "cpu"],
+        store__shard_rows=500,
+    )
+    goals = sorted(dice.randrange(MANY) for _ in range(40))
+    print(f"seed {seed}, kills at {goals}")
+    for goal in goals:
+        run_and_kill(instance, "everything", goal, dice)
+    last = instance.run("run", "--drain", timeout=1200)
+    assert last.returncode == 0, last.stderr
+    assert check_promise(instance) == {"done": MANY}
+    check_no_vector_twice(instance)
+
+
 def run_and_kill(instance: Instance, victim: str, goal: int, dice: random.Random) -> None:
     """Start featd, wait until `goal` images are done (or it has ended), and kill `victim`."""
     process = instance.start("run", "--drain")
@@ -54,7 +87,7 @@ def run_and_kill(instance: Instance, victim: str, goal: int, dice: random.Random
 
     try:
         wait_for(lambda: workers_of(instance) or ended(), 60, "a worker")
-        wait_for(lambda: instance.count("done") >= goal or ended(), 60, "progress")
+        wait_for(lambda: instance.count("done") >= goal or ended(), 600, "progress")
         print(f"killing {victim} at {instance.count('done')} done")
         if victim == "worker" and (pids := workers_of(instance)):
             os.kill(dice.choice(pids), signal.SIGKILL)

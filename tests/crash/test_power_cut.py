@@ -5,18 +5,21 @@ from __future__ import annotations
 
 import fcntl
 import os
+import random
 import struct
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from photographs import write_photographs
-from running import check_promise, kill_all, make_instance, wait_for
+from running import check_no_vector_twice, check_promise, drain, kill_all, make_instance, wait_for
 
 PHOTOGRAPHS = 120
 CUTS = 4
+MANY_CUTS = 100
 EXT4_IOC_SHUTDOWN = 0x8004587D
 WITHOUT_JOURNAL = 2
 """Not even the journal is written out first."""
@@ -33,7 +36,7 @@ class Disk:
         """Whether that is possible here."""
         self.folder.mkdir()
         with self.image.open("wb") as file:
-            file.truncate(64 << 20)
+            file.truncate(256 << 20)
         made = subprocess.run(["mkfs.ext4", "-q", str(self.image)], capture_output=True, check=False)
         return not made.returncode and self.mount()
 
@@ -94,3 +97,45 @@ def test_what_is_done_survives_power_cuts(tmp_path: Path, disk: Disk) -> None:
     assert instance.run("run", "--drain").returncode == 0
     assert known.items() <= done().items()
     assert check_promise(instance) == {"done": PHOTOGRAPHS}
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+def test_many_power_cuts_at_any_moment(tmp_path: Path, disk: Disk) -> None:
+    """At any moment from the start on, and, more often, while images become done."""
+    seed = time.time_ns() % 10**6
+    dice = random.Random(seed)
+    (tmp_path / "images").mkdir()
+    instance = make_instance(
+        tmp_path / "instance",
+        tmp_path / "images",
+        f"sqlite:///{disk.folder / 'featd.db'}",
+        store__path=str(disk.folder / "features"),
+        store__shard_rows=64,
+        store__min_free=0,
+        workers__devices=["cpu", "cpu"],
+    )
+    images = amid_work = done = 0
+    for at in range(MANY_CUTS):
+        write_photographs(tmp_path / "images" / str(at), 400)
+        images += 400
+        process = instance.start("run")
+        try:
+            deadline = time.monotonic() + dice.choice([dice.uniform(0.1, 5.0), 120.0, 120.0, 120.0])
+            goal = done + dice.randrange(1, 400)
+            wait_for(lambda: time.monotonic() > deadline or instance.count("done") >= goal, 130)  # noqa: B023
+            known = {row.path for row in instance.rows() if row.state == "done"}
+            done = len(known)
+            amid_work += instance.count("claimed") > 0
+            disk.cut()
+        finally:
+            kill_all(process)
+        wait_for(disk.unmount, 30, "the end of the disk")
+        assert disk.mount()
+        lost = known - {row.path for row in instance.rows() if row.state == "done"}
+        assert not lost, f"seed {seed}, cut {at}: done rows are not done any more: {lost}"
+    print(f"seed {seed}: {amid_work} of {MANY_CUTS} cuts fell amid work")
+    drain(instance)
+    assert check_promise(instance) == {"done": images}
+    check_no_vector_twice(instance)
+    assert amid_work >= MANY_CUTS * 0.6
