@@ -34,7 +34,7 @@ from featd.config import StoreConfig
 from featd.crash_points import CrashPoint
 from featd.decoders.wire import Decoded
 from featd.errors import CatalogUnavailableError, LeaseLostError
-from featd.janitor import compaction
+from featd.janitor import choose
 from featd.janitor.compaction import Compaction
 from featd.janitor.leftovers import Leftovers
 from featd.janitor.rescue import Cause, Rescue
@@ -173,7 +173,7 @@ class Stage:
         patch.setattr(clock, "monotonic", lambda: self.world.elapsed)
         patch.setattr(clock, "boottime", lambda: self.world.elapsed)
         patch.setattr(clock, "sleep", lambda seconds: self.world.sleep(seconds))
-        patch.setattr(compaction, "FAN_IN", 2)
+        patch.setattr(choose, "FAN_IN", 2)
         patch.setattr(dialects, "connect_args", lambda *_: {"factory": self._connection()})
         importlib.import_module("featd.janitor.merge")  # it is imported late
         for name, module in list(sys.modules.items()):

@@ -21,9 +21,10 @@ def compact(
 ) -> None:
     """Merge small shards into larger ones.
 
-    featd does this by itself every minute while it runs, except in a drain; both may run at once. Vectors that no
-    image names are left out. The files of merged shards stay for store.grace_seconds, for readers that have opened
-    them. It can be interrupted at any time.
+    featd does this by itself every minute while it runs, except in a drain; both may run at once. featd waits until
+    there are enough small shards, so that each vector is copied only a few times; this command does not wait. Vectors
+    that no image names are left out. The files of merged shards stay for store.grace_seconds, for readers that have
+    opened them. It can be interrupted at any time.
     """
     from featd.catalog import pairing, stats
     from featd.daemon import refuse_root
@@ -35,11 +36,15 @@ def compact(
             refuse_root(store.path)
         pairing.check(instance.catalog, store.path, writable=not dry_run)
         compaction = Compaction(
-            instance.catalog, store, socket.gethostname(), instance.settings.workers.lease_seconds
+            instance.catalog,
+            store,
+            socket.gethostname(),
+            instance.settings.workers.lease_seconds,
+            eager=True,
         )
         if dry_run:
-            count, size = compaction.preview()
-            say(f"{count:,} shards ({megabytes(size)}) would be merged" if count else NOTHING)
+            count, made, size = compaction.preview()
+            say(f"{count:,} shards ({megabytes(size)}) would be merged into {made:,}" if count else NOTHING)
             return
         for _ in compaction.work():
             pass
@@ -59,4 +64,4 @@ def compact(
         )
 
 
-NOTHING = "nothing to merge: few shards are small, or half dead"
+NOTHING = "nothing to merge: no two small shards fit into one, and none is half dead"

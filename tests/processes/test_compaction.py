@@ -18,6 +18,7 @@ from featd.catalog import connect, corrections, enqueue, leases, live, mend, sch
 from featd.catalog.enqueue import FoundFile
 from featd.catalog.settle import Settlement
 from featd.config import StoreConfig
+from featd.janitor import choose
 from featd.janitor.compaction import Compaction
 from featd.shards.read import ShardReader
 from featd.shards.store import shards_folder
@@ -46,6 +47,10 @@ def work(one: Compaction) -> Compaction:
     for _ in one.work():
         pass
     return one
+
+
+def eager(filled: Filled) -> Compaction:
+    return Compaction(filled.catalog, StoreConfig(path=filled.store, shard_rows=64), "here", 60.0, eager=True)
 
 
 def many_small(filled: Filled, count: int = 10, each: int = 2) -> list[str]:
@@ -111,10 +116,38 @@ def test_few_or_full_shards_are_left_alone(filled: Filled) -> None:
     many_small(filled, count=7)
     filled.done([f"full-{n}.jpg" for n in range(40)])
     assert work(compaction(filled)).merged == 0
-    assert compaction(filled).preview() == (0, 0)
+    assert compaction(filled).preview()[:2] == (0, 0)
     filled.done(["eighth.jpg", "ninth.jpg"])
-    assert compaction(filled).preview()[0] == 8
+    assert compaction(filled).preview()[:2] == (8, 1)
     assert work(compaction(filled)).merged == 8
+
+
+def test_eager_compaction_does_not_wait_for_more(filled: Filled) -> None:
+    many_small(filled, count=3)
+    filled.done([f"large-{n}.jpg" for n in range(30)])
+    before = vectors(filled)
+    assert work(compaction(filled)).merged == 0
+    assert eager(filled).preview()[:2] == (4, 1)
+    assert work(eager(filled)).merged == 4
+    assert vectors(filled) == before
+    assert eager(filled).preview()[:2] == (0, 0)
+
+
+def test_a_preview_counts_each_shard_once(filled: Filled, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is merged twice, too; and a shard of which nothing is left becomes none."""
+    monkeypatch.setattr(choose, "MOST_FILES", 16)
+    many_small(filled, count=70, each=1)
+    paths = [f"replaced-{n}.jpg" for n in range(2)]
+    filled.done(paths)
+    connect.transact(
+        filled.catalog, enqueue.enqueue, str(filled.roots[0]), [FoundFile(path, 11, 2) for path in paths]
+    )
+    shard, made = filled.seal(filled.claim())
+    filled.settle(Settlement(shard, made))
+    assert compaction(filled).preview()[:2] == (65, 1)
+    done = work(compaction(filled))
+    assert (done.merged, done.made) == (1 + 64 + 4, 4 + 1)
+    assert sorted(shard.rows for shard in shards(filled)) == [1] * 6 + [2, 64]
 
 
 def test_files_stay_for_the_time_of_grace_and_rows_with_them(filled: Filled) -> None:

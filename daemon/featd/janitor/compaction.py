@@ -9,7 +9,6 @@ shards, or both, or the new one, each time with a catalog that names what is the
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 from collections.abc import Generator, Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -22,6 +21,7 @@ from featd.catalog.compact import OldShard
 from featd.config import StoreConfig
 from featd.crash_points import CrashPoint, crash_point
 from featd.errors import CatalogUnavailableError, LeaseLostError
+from featd.janitor.choose import FULL, choose, plan
 from featd.shards.store import StoreKey, free_bytes
 from featd.states import Lease
 
@@ -30,13 +30,6 @@ if TYPE_CHECKING:
 
 log = logs.get("janitor")
 
-FAN_IN = 8
-"""So many shards of a level make one of the next, so that each vector is copied only a few times."""
-FULL = 0.5
-"""Shards that have more than this part of shard_rows or shard_bytes are left alone."""
-MOST_FILES = 512
-DEAD_BYTES = 1024 * 1024
-"""A shard of which half or more is dead is rewritten by itself where that frees so much."""
 PAGE = 1000
 FORGET_EVERY_SECONDS = 86_400.0
 
@@ -78,11 +71,15 @@ class Hold:
 class Compaction:
     """Compacts one store. It works under a lease of its own, like a worker, and may be stopped at any step."""
 
-    def __init__(self, catalog: sa.Engine, store: StoreConfig, host: str, lease_seconds: float) -> None:
+    def __init__(
+        self, catalog: sa.Engine, store: StoreConfig, host: str, lease_seconds: float, *, eager: bool = False
+    ) -> None:
+        """eager: merge what can be merged, without waiting for more."""
         self._catalog = catalog
         self._store = store
         self._host = host
         self._lease_seconds = lease_seconds
+        self._eager = eager
         self._left: set[int] = set()
         """Shards that could not be merged or removed: this process leaves them alone from then on."""
         self._merger: Merger | None = None
@@ -106,7 +103,7 @@ class Compaction:
         OSError; CatalogUnavailableError; StoreUnavailableError; OtherStoreError."""
         yield from self._remove_retired()
         yield from self._forget_gone()
-        if not (chosen := self.choose()):
+        if not (chosen := self._choose()):
             return
         if free_bytes(self._store.path) < self._store.min_free:
             log.warning(
@@ -124,7 +121,7 @@ class Compaction:
                 yield
                 hold.renew()
                 yield from self._merger.merge(chosen, hold)
-                chosen = self.choose()
+                chosen = self._choose()
         except LeaseLostError:
             log.warning("compaction_lease_lost", "the lease of compaction has ended; it begins anew later")
         finally:
@@ -132,61 +129,23 @@ class Compaction:
 
     # What to merge
 
-    def choose(self) -> list[OldShard]:
-        """The shards to merge next; empty where nothing is worth it."""
-        levels: dict[tuple[str, int], list[OldShard]] = {}
-        for shard in self._candidates():
-            if self._is_worth_it_alone(shard):
-                return [shard]
-            level = levels.setdefault((shard.engine, self._level(shard)), [])
-            level.append(shard)
-            if len(level) == MOST_FILES:
-                break
-        # The smallest first: they are the most, and what becomes of them may be merged again.
-        for _, level in sorted(levels.items(), key=lambda item: -item[0][1]):
-            if len(level) >= FAN_IN and len(some := self._that_fit(level)) > 1:
-                return some
-        return []
+    def preview(self) -> tuple[int, int, int]:
+        """How many shards `work` would merge, into how many, and the bytes that it would read, at least. What is merged
+        more than once counts once among the shards."""
+        chosen = list(plan(self._candidates(), self._store, eager=self._eager))
+        there = [shard for some in chosen for shard in some if shard.id > 0]
+        again = sum(shard.id < 0 for some in chosen for shard in some)
+        made = sum(any(shard.live_rows for shard in some) for some in chosen)
+        return len(there), made - again, sum(shard.bytes for shard in there)
 
-    def preview(self) -> tuple[int, int]:
-        """How many shards `work` would merge at first, and their bytes. What becomes of them may be merged again."""
-        levels: dict[tuple[str, int], list[int]] = {}
-        alone: list[int] = []
-        for shard in self._candidates():
-            level = levels.setdefault((shard.engine, self._level(shard)), [])
-            (alone if self._is_worth_it_alone(shard) else level).append(shard.bytes)
-        sizes = [*alone, *(size for level in levels.values() if len(level) >= FAN_IN for size in level)]
-        return len(sizes), sum(sizes)
+    def _choose(self) -> list[OldShard]:
+        return choose(self._candidates(), self._store, eager=self._eager)
 
     def _candidates(self) -> Iterator[OldShard]:
         rows, size = int(self._store.shard_rows * FULL), int(self._store.shard_bytes * FULL)
         pages = connect.walk(self._catalog, compact.small_shards, lambda shard: shard.id, 0, PAGE, rows, size)
         for page in pages:
             yield from (shard for shard in page if shard.id not in self._left)
-
-    def _fill(self, shard: OldShard) -> float:
-        """How full a shard of what is left of this one would be."""
-        left = shard.bytes * shard.live_rows / max(shard.rows, 1)
-        return max(shard.live_rows / self._store.shard_rows, left / self._store.shard_bytes)
-
-    def _level(self, shard: OldShard) -> int:
-        return int(-math.log(max(self._fill(shard), 1e-9), FAN_IN))
-
-    def _is_worth_it_alone(self, shard: OldShard) -> bool:
-        dead = shard.rows - shard.live_rows
-        return shard.live_rows == 0 or (
-            dead * 2 >= shard.rows and shard.bytes * dead >= DEAD_BYTES * shard.rows
-        )
-
-    def _that_fit(self, level: Sequence[OldShard]) -> list[OldShard]:
-        some: list[OldShard] = []
-        fill = 0.0
-        for shard in level:
-            fill += self._fill(shard)
-            if fill > 1.0:
-                break
-            some.append(shard)
-        return some
 
     def _leave_alone(self, ids: Sequence[int], why: str) -> None:
         self._left.update(ids)
