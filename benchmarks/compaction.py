@@ -1,11 +1,12 @@
 """What compaction makes of a store that grows by single images: so many arrivals a second for some days of a simulated
-clock, each sealed in a shard of its own second, with real files and a real catalog.
+clock, with real files and a real catalog.
 
-    python benchmarks/compaction.py --folder /scratch --days 1 --per-second 1 [--numbers 4096]
+    python benchmarks/compaction.py --folder /scratch --days 1 [--per-second 1] [--together 1] [--numbers 4096]
 
-The arrivals of a minute are written by the functions that workers call, then compaction does what the janitor does each
-minute. Printed for each simulated hour or day: files in the store, those that are retired, bytes of files and catalog
-beside those of the vectors, and the part of the time that compaction takes.
+Arrivals are written by the functions that workers call, those of `together` seconds in one shard, and compaction does
+what the janitor does each minute. Printed for each simulated hour or day: files in the store, and those that are
+retired; bytes of files and catalog for each row, without vectors; how often each row was written; and the part of the
+time that compaction takes. A month takes an hour with small vectors and `--together 120`.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
+import sqlalchemy as sa
 
 from featd import clock
-from featd.catalog import claim, connect, enqueue, instance, leases, migrate, settle, stats
+from featd.catalog import claim, connect, enqueue, instance, leases, migrate, schema, settle, stats
 from featd.catalog.enqueue import FoundFile
 from featd.catalog.settle import Identity, Made, Settlement
 from featd.config import StoreConfig
@@ -87,47 +89,60 @@ class Store:
         sizes = [path.stat().st_size for path in shards_folder(self.store.path).rglob("*.h5")]
         return len(sizes), sum(sizes)
 
+    def written(self, after_id: int) -> tuple[int, int]:
+        """The newest shard, and the rows of those that are newer than `after_id`."""
+        with connect.reading(self.catalog) as conn:
+            which = schema.shards.c.id > after_id
+            found = sa.select(sa.func.max(schema.shards.c.id), sa.func.sum(schema.shards.c.rows)).where(which)
+            newest, rows = conn.execute(found).one()
+        return newest or after_id, int(rows or 0)
+
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--days", type=float, default=1.0)
     parser.add_argument("--per-second", type=int, default=1)
+    parser.add_argument("--together", type=int, default=1, help="seconds whose arrivals are in one shard")
     parser.add_argument("--numbers", type=int, default=4096)
     arguments = parser.parse_args()
     simulated = Simulated()
     store = Store(arguments.folder, arguments.numbers)
     compaction = Compaction(store.catalog, store.store, "bench", LEASE_SECONDS)
     minutes = round(arguments.days * 1440)
+    told_every = 60 if arguments.days <= 1 else 1440
     arriving = compacting = 0.0
+    newest = written = 0
     for minute in range(minutes + 61):
         began = time.monotonic()
-        if minute < minutes:
-            for _ in range(60):
-                simulated.seconds += 1
-                store.arrive(arguments.per_second)
-        else:
+        until = (minute + 1) * 60
+        while minute < minutes and simulated.seconds + arguments.together <= until:
+            simulated.seconds += arguments.together
+            store.arrive(arguments.per_second * arguments.together)
+        if minute >= minutes:
             simulated.seconds += 60  # the time of grace
         arrived = time.monotonic()
         for _ in compaction.work():
             pass
         arriving += arrived - began
         compacting += time.monotonic() - arrived
-        if (minute + 1) % 60 == 0 or minute == minutes + 60:
+        newest, rows = store.written(newest)
+        written += rows
+        if (minute + 1) % told_every == 0 or minute == minutes + 60:
             files, size = store.files()
             with connect.reading(store.catalog) as conn:
                 totals = stats.shard_totals(conn)
             vectors = store.images * arguments.numbers * 4
-            beside = (size + store.catalog_file.stat().st_size - vectors) / store.images
             print(
                 f"{(minute + 1) / 60:6.1f} h  {store.images:9,} images  {files:6,} files ({totals.retired:,} retired)"
-                f"  {beside:8.0f} bytes/row beside vectors"
-                f"  {size / vectors:5.2f} of the vectors on disk"
+                f"  bytes/row without vectors: {(size - vectors) / store.images:6.0f} in files,"
+                f" {store.catalog_file.stat().st_size / store.images:4.0f} in the catalog"
+                f"  each row written {written / store.images:4.2f} times"
                 f"  compaction {compacting / (arriving + compacting):5.1%} of the time,"
                 f" {compacting / (minute + 1):.2f} s a minute",
                 flush=True,
             )
-    print(f"full shards of 64 MiB: {store.images * arguments.numbers * 4 / 2**26:.1f}")
+    print(f"full shards: {store.images / store.store.shard_rows:.1f}")
 
 
 if __name__ == "__main__":

@@ -163,6 +163,7 @@ def configured(settings: Settings, host: str, *, drain: bool) -> Configuration:
         host=host,
         run_folder=folder,
         store=settings.store,
+        purge_gone_days=settings.catalog.purge_gone_days,
         roots=tuple(root.path for root in settings.roots) if drain else (),
         draining=drain,
     )

@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
 from featd import clock, logs
-from featd.catalog import connect, leases, schema, stats, values
+from featd.catalog import connect, enqueue, leases, schema, stats, values
+from featd.catalog.enqueue import FoundFile
 from featd.errors import CatalogUnavailableError
 from featd.janitor import leftovers, process
 from featd.janitor.leftovers import Leftovers
@@ -43,17 +46,17 @@ def ended_lease(instance: Instance) -> Lease:
 
 
 @pytest.fixture
-def make(instance: Instance) -> Iterator[Callable[[], tuple[Janitor, Channel, Channel]]]:
+def make(instance: Instance) -> Iterator[Callable[..., tuple[Janitor, Channel, Channel]]]:
     """A janitor in this process, its inbox, and what it reports."""
     made: list[tuple[Janitor, Channel, Channel, Heartbeat, int]] = []
 
-    def build() -> tuple[Janitor, Channel, Channel]:
+    def build(*, drain: bool = True, **changed: Any) -> tuple[Janitor, Channel, Channel]:
         inbox, reports, heartbeat = Channel(), Channel(), Heartbeat()
         wake = os.eventfd(0, os.EFD_NONBLOCK)
         link = ChildLink(
             "janitor", reports=reports, inbox=inbox, heartbeat=heartbeat, wake_fd=wake, wake_fds={}
         )
-        janitor = Janitor(instance.plan("janitor", drain=True), link)
+        janitor = Janitor(replace(instance.plan("janitor", drain=drain), **changed), link)
         made.append((janitor, inbox, reports, heartbeat, wake))
         return janitor, inbox, reports
 
@@ -67,7 +70,7 @@ def make(instance: Instance) -> Iterator[Callable[[], tuple[Janitor, Channel, Ch
 
 
 def test_an_outage_of_the_catalog_loses_no_record(
-    make: Callable[[], tuple[Janitor, Channel, Channel]], instance: Instance, monkeypatch: pytest.MonkeyPatch
+    make: Callable[..., tuple[Janitor, Channel, Channel]], instance: Instance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     janitor, inbox, reports = make()
     janitor.begin()
@@ -86,7 +89,7 @@ def test_an_outage_of_the_catalog_loses_no_record(
 
 
 def test_a_restarted_janitor_leaves_the_hands_file_of_a_worker_that_starts_meanwhile(
-    make: Callable[[], tuple[Janitor, Channel, Channel]], instance: Instance, monkeypatch: pytest.MonkeyPatch
+    make: Callable[..., tuple[Janitor, Channel, Channel]], instance: Instance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     janitor, _, _ = make()
     folder = instance.plan("janitor").run_folder
@@ -105,7 +108,7 @@ def test_a_restarted_janitor_leaves_the_hands_file_of_a_worker_that_starts_meanw
 
 
 def test_a_look_for_leftovers_goes_on_in_later_turns(
-    make: Callable[[], tuple[Janitor, Channel, Channel]], instance: Instance, monkeypatch: pytest.MonkeyPatch
+    make: Callable[..., tuple[Janitor, Channel, Channel]], instance: Instance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A store of millions of files must not keep the janitor from its other tasks, or from its heartbeat."""
     monkeypatch.setattr(process, "STEP_SECONDS", -1.0)
@@ -261,7 +264,7 @@ def test_an_unknown_shard_is_removed_after_its_days_or_when_the_disk_is_full(
 
 
 def test_the_mark_follows_the_catalog_and_is_never_set_back(
-    make: Callable[[], tuple[Janitor, Channel, Channel]], store: Store
+    make: Callable[..., tuple[Janitor, Channel, Channel]], store: Store
 ) -> None:
     janitor, _, _ = make()
     janitor.begin()
@@ -275,3 +278,35 @@ def test_the_mark_follows_the_catalog_and_is_never_set_back(
     connect.transact(store.catalog, lambda conn: conn.execute(sa.delete(schema.shards)))
     janitor.step(3e6)
     assert read_mark(store.path).newest_shard == 2
+
+
+def test_images_that_are_gone_for_long_are_purged_once_a_day_and_not_at_the_start(
+    make: Callable[..., tuple[Janitor, Channel, Channel]], instance: Instance
+) -> None:
+    janitor, _, _ = make(drain=False, purge_gone_days=30.0)
+    draining, _, _ = make(drain=True, purge_gone_days=30.0)
+    catalog = connect.open_catalog(instance.settings.catalog.url)
+
+    def go(path: str) -> None:
+        connect.transact(catalog, enqueue.enqueue, "/data", [FoundFile(path, 1, 1)])
+        (row,) = [row for row in instance.rows() if row.path == path]
+        connect.transact(catalog, enqueue.mark_gone, [row.id], "the file is gone")
+        with catalog.begin() as conn:
+            these = sa.update(schema.images).where(schema.images.c.id == row.id)
+            conn.execute(these.values(updated_at=clock.utcnow() - timedelta(days=31)))
+
+    def gone(now: float) -> list[str]:
+        janitor.step(now)
+        return [row.path for row in instance.rows()]
+
+    start = clock.monotonic()
+    janitor.begin()
+    go("first.jpg")
+    draining.step(start + 1e6)
+    draining.close()
+    assert gone(start + process.PURGE_FIRST_SECONDS - 60) == ["first.jpg"]
+    assert gone(start + process.PURGE_FIRST_SECONDS + 60) == []
+    go("second.jpg")
+    assert gone(start + process.PURGE_EVERY_SECONDS) == ["second.jpg"]
+    assert gone(start + process.PURGE_EVERY_SECONDS + process.PURGE_FIRST_SECONDS + 120) == []
+    catalog.dispose()

@@ -131,6 +131,8 @@ def enqueue(
             differ[image_id] = file
     result.new = _insert(conn, root, new, priority, delay_seconds)
     changes = _change(conn, differ, priority, delay_seconds, heard, reread, result)
+    # The rows of some may have been purged since they were read.
+    result.new += _insert(conn, root, list(differ.values()), priority, delay_seconds)
     changes.move(None, State.PENDING, result.new)
     counters.apply(conn, changes)
     return result
@@ -249,7 +251,7 @@ def _change(
     reread: Reread,
     result: Enqueued,
 ) -> StateChanges:
-    """Bring these rows up to their files, and count them in `result`."""
+    """Bring these rows up to their files, count them in `result`, and take them out of `differ`."""
     changes = StateChanges()
     if not differ:
         return changes
@@ -260,7 +262,7 @@ def _change(
     known: list[tuple[int, int | None]] = []
     sooner: list[int] = []
     for row in conn.execute(dialects.lock_rows(conn, statement)).all():
-        file = differ[row.id]
+        file = differ.pop(row.id)
         state = State(row.state)
         same = (row.size, row.mtime_ns) == (file.size, file.mtime_ns)
         next_version = (row.id, file.size, file.mtime_ns, file.ctime_ns, row.version + 1)

@@ -19,5 +19,6 @@ class JanitorPlan:
     host: str
     run_folder: Path
     store: StoreConfig
+    purge_gone_days: float | None
     roots: tuple[Path, ...]
     draining: bool

@@ -15,6 +15,7 @@ from featd.janitor import drain
 from featd.janitor.compaction import Compaction
 from featd.janitor.leftovers import Leftovers
 from featd.janitor.plan import JanitorPlan
+from featd.janitor.purge import purging
 from featd.janitor.rescue import Cause, Rescue
 from featd.janitor.slow_round import SlowRound
 from featd.processes.last_words import telling
@@ -32,12 +33,14 @@ STATUS_EVERY_SECONDS = 3.0
 MEND_EVERY_SECONDS = 60.0
 LEFTOVERS_EVERY_SECONDS = 600.0
 COMPACT_EVERY_SECONDS = 60.0
+PURGE_EVERY_SECONDS = 86_400.0
+PURGE_FIRST_SECONDS = 3600.0
 ROUND_EVERY_SECONDS = 10.0
 RESTS = 9
 """After a step of the slow round, it rests for so many times as long: it takes a tenth of the disk's time."""
 DRAIN_EVERY_SECONDS = 0.2
 STEP_SECONDS = 1.0
-"""A look for leftovers, and compaction, pause after this time, so that other tasks go on."""
+"""A look for leftovers, compaction and purging pause after this time, so that other tasks go on."""
 BEAT_SECONDS = 300.0
 
 
@@ -62,15 +65,18 @@ class Janitor:
         self._compaction = Compaction(self._catalog, plan.store, plan.host, plan.lease_seconds)
         self._compacting: Generator[object] | None = None
         """Compaction that is not at its end."""
+        self._purging: Generator[object] | None = None
+        """A look through the images that is not at its end."""
         self._slow_round = SlowRound(self._catalog, plan.store.path, plan.store.verify_days)
         self._comparing: Generator[object] | None = None
         """A look of the slow round that is not at its end."""
         self._marked = read_mark(plan.store.path)
         self._rescue = Rescue(self._catalog, plan.run_folder, plan.host, plan.retry)
         self._due = dict.fromkeys(
-            ("status", "expired", "duty", "mend", "leftovers", "compact", "round", "drain"), 0.0
+            ("status", "expired", "duty", "mend", "leftovers", "compact", "purge", "round", "drain"), 0.0
         )
         self._due["compact"] = clock.monotonic() + COMPACT_EVERY_SECONDS
+        self._due["purge"] = clock.monotonic() + PURGE_FIRST_SECONDS
 
     def begin(self) -> None:
         """Before any worker claims."""
@@ -104,6 +110,7 @@ class Janitor:
         if self._looking is not None and _is_over(self._looking):
             self._looking = None
         self._compact(now)
+        self._purge(now)
         if self._tidies and self._is_due("round", now, ROUND_EVERY_SECONDS):
             self._compare_some()
         if self._draining and self._scanned and self._is_due("drain", now, DRAIN_EVERY_SECONDS):
@@ -130,6 +137,14 @@ class Janitor:
             )
         self._compacting.close()
         self._compacting = None
+
+    def _purge(self, now: float) -> None:
+        if not self._tidies or self._plan.draining:
+            return
+        if self._purging is None and self._is_due("purge", now, PURGE_EVERY_SECONDS):
+            self._purging = purging(self._catalog, self._plan.purge_gone_days)
+        if self._purging is not None and _is_over(self._purging):
+            self._purging = None
 
     def _compare_some(self) -> None:
         """A step of the slow round."""
