@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,12 +11,14 @@ from featd_cli.backup import megabytes
 from featd_cli.console import say
 from featd_cli.instance import ConfigOption, open_instance
 
+if TYPE_CHECKING:
+    from featd.config import StoreConfig
+    from featd.janitor.compaction import Preview
+
 
 def compact(
     ctx: typer.Context,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only say how many shards would be merged.")
-    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
     config: ConfigOption = None,
 ) -> None:
     """Merge small shards into larger ones.
@@ -43,8 +45,7 @@ def compact(
             eager=True,
         )
         if dry_run:
-            count, made, size = compaction.preview()
-            say(f"{count:,} shards ({megabytes(size)}) would be merged into {made:,}" if count else NOTHING)
+            _tell(compaction.preview(), store, room=compaction.has_room())
             return
         for _ in compaction.work():
             pass
@@ -54,14 +55,37 @@ def compact(
         say(
             f"merged {compaction.merged:,} shards into {compaction.made:,}; the store has {totals.count:,} now"
         )
-    else:
+    elif compaction.has_room():
         say(NOTHING)
+    else:
+        say(NO_ROOM)
     if compaction.removed:
         say(f"removed {compaction.removed:,} files of shards that were merged earlier")
+    if compaction.forgotten:
+        say(f"forgot {compaction.forgotten:,} vectors of images that {_gone(store)}")
     if totals.retired:
         say(
             f"{totals.retired:,} files of merged shards ({megabytes(totals.retired_bytes)}) are removed later"
         )
 
 
+def _tell(preview: Preview, store: StoreConfig, *, room: bool) -> None:
+    if preview.merged:
+        size = megabytes(preview.bytes)
+        say(f"{preview.merged:,} shards ({size}) would be merged into {preview.made:,}")
+        if not room:
+            say(NO_ROOM)
+    else:
+        say(NOTHING)
+    if preview.removed:
+        say(f"{preview.removed:,} files of shards that were merged earlier would be removed")
+    if preview.forgotten:
+        say(f"{preview.forgotten:,} vectors of images that {_gone(store)} would be forgotten")
+
+
+def _gone(store: StoreConfig) -> str:
+    return f"have been gone for more than {store.keep_gone_days:g} days"
+
+
 NOTHING = "nothing to merge: no two small shards fit into one, and none is half dead"
+NO_ROOM = "nothing is merged while the store's disk has less than store.min_free"

@@ -13,10 +13,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import sqlalchemy as sa
 import typer
 
 from featd.catalog import connect, enqueue
 from featd.catalog.enqueue import FoundFile
+from featd.catalog.schema import images
 from featd.config import RootConfig
 from featd.ingest.scan import scan_root
 from featd.paths import to_catalog
@@ -732,3 +734,44 @@ def test_a_root_that_is_no_longer_configured_is_told_and_can_be_removed(
     (tmp_path / "other" / "x.jpg").write_bytes(b"x")
     scan_root(filled.catalog, RootConfig(path=Path(other)))  # it was configured again for a while
     assert len(json.loads(featd(*config, "status", "--json")[1])["warnings"]) == 1
+
+
+def test_compact_does_what_its_dry_run_said(
+    filled: Filled, featd: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for n in range(3):
+        filled.done([f"{n}.jpg"])
+    filled.end_lease()
+    monkeypatch.setenv("FEATD_STORE__KEEP_GONE_DAYS", "0")
+    monkeypatch.setenv("FEATD_STORE__GRACE_SECONDS", "0")
+    command = ("--config", filled.config, "compact")
+    before = files(filled.store)
+    code, said, _ = featd(*command, "--dry-run")
+    assert code == 0
+    assert re.fullmatch(r"3 shards \(0.0 MB\) would be merged into 1\n", said)
+    assert files(filled.store) == before
+    monkeypatch.setenv("FEATD_STORE__MIN_FREE", str(2**60))
+    assert (
+        "nothing is merged while the store's disk has less than store.min_free"
+        in featd(*command, "--dry-run")[1]
+    )
+    assert featd(*command)[1] == "nothing is merged while the store's disk has less than store.min_free\n"
+    monkeypatch.delenv("FEATD_STORE__MIN_FREE")
+    assert "merged 3 shards into 1; the store has 1 now\n" in featd(*command)[1]
+    with connect.reading(filled.catalog) as conn:
+        (image_id,) = conn.scalars(sa.select(images.c.id).where(images.c.path == "0.jpg"))
+    connect.transact(filled.catalog, enqueue.mark_gone, [image_id], "the file is gone")
+    nothing = "nothing to merge: no two small shards fit into one, and none is half dead\n"
+    assert featd(*command, "--dry-run")[1] == (
+        f"{nothing}3 files of shards that were merged earlier would be removed\n"
+        "1 vectors of images that have been gone for more than 0 days would be forgotten\n"
+    )
+    assert featd(*command)[1] == (
+        f"{nothing}removed 3 files of shards that were merged earlier\n"
+        "forgot 1 vectors of images that have been gone for more than 0 days\n"
+    )
+    assert len(files(filled.store)) == 1
+
+
+def files(store: Path) -> list[Path]:
+    return sorted(store.glob("shards/*/*.h5"))

@@ -11,13 +11,14 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
 from featd import clock, logs
 from featd.catalog import compact, connect, leases, pairing
-from featd.catalog.compact import OldShard
+from featd.catalog.compact import GoneImage, OldShard
 from featd.config import StoreConfig
 from featd.crash_points import CrashPoint, crash_point
 from featd.errors import CatalogUnavailableError, LeaseLostError
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 log = logs.get("janitor")
 
 PAGE = 1000
+MANY = 2**31
 FORGET_EVERY_SECONDS = 86_400.0
 
 
@@ -66,6 +68,18 @@ class Hold:
     def end(self) -> None:
         with contextlib.suppress(CatalogUnavailableError):  # then it expires
             connect.transact(self._catalog, leases.forget_lease, self.lease)
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """What compaction would do: merge `merged` shards of `bytes` into `made` ones, remove the files of `removed` shards
+    that were merged earlier, and forget the vectors of `forgotten` images that are gone for long."""
+
+    merged: int
+    made: int
+    bytes: int
+    removed: int
+    forgotten: int
 
 
 class Compaction:
@@ -105,7 +119,7 @@ class Compaction:
         yield from self._forget_gone()
         if not (chosen := self._choose()):
             return
-        if free_bytes(self._store.path) < self._store.min_free:
+        if not self.has_room():
             log.warning(
                 "compaction_waits_for_room",
                 "shards are not merged while the store's disk has less than min_free",
@@ -129,14 +143,17 @@ class Compaction:
 
     # What to merge
 
-    def preview(self) -> tuple[int, int, int]:
-        """How many shards `work` would merge, into how many, and the bytes that it would read, at least. What is merged
-        more than once counts once among the shards."""
-        chosen = list(plan(self._candidates(), self._store, eager=self._eager))
-        there = [shard for some in chosen for shard in some if shard.id > 0]
-        again = sum(shard.id < 0 for some in chosen for shard in some)
-        made = sum(any(shard.live_rows for shard in some) for some in chosen)
-        return len(there), made - again, sum(shard.bytes for shard in there)
+    def preview(self) -> Preview:
+        """What `work` would do now, if nothing else happened meanwhile. CatalogUnavailableError."""
+        merges = list(plan(self._candidates(), self._store, eager=self._eager))
+        there = [shard for chosen in merges for shard in chosen if shard.id > 0]
+        again = sum(shard.id < 0 for chosen in merges for shard in chosen)
+        made = sum(any(shard.live_rows for shard in chosen) for chosen in merges)
+        with connect.reading(self._catalog) as conn:
+            removed = compact.removable(conn, self._store.grace_seconds, MANY)
+        forgotten = sum(one.for_long for page in self._gone() for one in page)
+        size = sum(shard.bytes for shard in there)
+        return Preview(len(there), made - again, size, len(removed), forgotten)
 
     def _choose(self) -> list[OldShard]:
         return choose(self._candidates(), self._store, eager=self._eager)
@@ -150,6 +167,10 @@ class Compaction:
     def _leave_alone(self, ids: Sequence[int], why: str) -> None:
         self._left.update(ids)
         log.warning("shards_not_compacted", f"left {len(ids)} shards as they are: {why}")
+
+    def has_room(self) -> bool:
+        """Shards are merged only where the disk has min_free. StoreUnavailableError."""
+        return free_bytes(self._store.path) >= self._store.min_free
 
     # What is left behind
 
@@ -180,10 +201,14 @@ class Compaction:
             return
         self._forget_at = clock.monotonic() + FORGET_EVERY_SECONDS
         days = self._store.keep_gone_days
-        pages = connect.walk(
-            self._catalog, compact.gone_images, lambda one: (one.content, one.id), ("", 0), days, PAGE
-        )
-        for page in pages:
+        for page in self._gone():
             if ids := [one.id for one in page if one.for_long]:
                 self.forgotten += connect.transact(self._catalog, compact.forget_vectors, ids, days)
             yield
+
+    def _gone(self) -> Iterator[Sequence[GoneImage]]:
+        """All images that are gone and have a vector, page by page."""
+        days = self._store.keep_gone_days
+        return connect.walk(
+            self._catalog, compact.gone_images, lambda one: (one.content, one.id), ("", 0), days, PAGE
+        )
