@@ -142,11 +142,12 @@ def make_instance(
     extra: str = "",
     **keys: Any,
 ) -> Instance:
-    """An instance made by `featd init`'s own functions, its config written by hand. `keys`: section__key=value."""
+    """An instance made by `featd init`'s own functions, its config written by hand. `keys`: section__key=value.
+    It works however full the disk of the tests is."""
     folder.mkdir(parents=True, exist_ok=True)
     roots = [images] if isinstance(images, Path) else list(images)
     sections: dict[str, dict[str, Any]] = {"catalog": {"url": url}}
-    for name, value in keys.items():
+    for name, value in {"store__min_free": 0, **keys}.items():
         section, _, key = name.partition("__")
         sections.setdefault(section, {})[key] = value
     text = "\n".join(

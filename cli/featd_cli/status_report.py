@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from collections import Counter
@@ -9,6 +10,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
+
+from rich.filesize import decimal
 
 from featd import clock
 from featd.errors import ConfigError, StoreUnavailableError
@@ -21,7 +24,7 @@ if TYPE_CHECKING:
     import sqlalchemy as sa
 
     from featd.catalog.stats import FailureLine, ShardTotals, WorkerLine
-    from featd.config import Settings
+    from featd.config import Settings, StoreConfig
     from featd_cli.instance import Instance
 
 FULL_BYTES = 1024 * 1024
@@ -63,6 +66,9 @@ class Report:
     store_fault: str = ""
     """Why nothing can be written to the store; empty where it can, or where this user cannot tell."""
     store_unreadable: bool = False
+    room: dict[str, Any] = field(default_factory=dict)
+    """Of the store's disk, in bytes: `free` (None where unknown), `min_free`, and `needed` by the images that are to do
+    (None before the first shard). `lacking`: free is less than min_free, so that workers claim nothing."""
 
     @property
     def total(self) -> int:
@@ -105,7 +111,7 @@ def look(instance: Instance) -> Report:
             catalog=connect.shown_url(instance.catalog),
             fingerprint=identity.fingerprint(conn),
             counts=counts,
-            shards=stats.shard_totals(conn),
+            shards=(shards := stats.shard_totals(conn)),
             workers=workers,
             failures=stats.failures_by_kind(conn),
             ingest=hosts.ingest_of_all(conn, down),
@@ -120,6 +126,7 @@ def look(instance: Instance) -> Report:
             warnings=_foreign_roots(settings, stats.known_roots(conn)) if not instance.faults else [],
             faults=tuple(f"configuration: {fault}" for fault in instance.faults),
             store_fault=_store_fault(settings.store.path),
+            room=_room(settings.store, counts, shards),
             store_unreadable=not os.access(settings.store.path, os.R_OK | os.X_OK),
             waiting_roots=_waiting_roots(settings, stats.pending_roots(conn)) if stuck else {},
         )
@@ -205,6 +212,31 @@ def _store_fault(store: Path) -> str:
     return ""
 
 
+def _room(store: StoreConfig, counts: dict[State, int], shards: ShardTotals) -> dict[str, Any]:
+    """What the report says of the store's disk."""
+    from featd.catalog import stats
+    from featd.shards.store import free_bytes, lacks_room
+
+    free = None
+    with contextlib.suppress(OSError):
+        free = free_bytes(store.path)
+    return {
+        "free": free,
+        "min_free": store.min_free,
+        "needed": stats.bytes_needed(counts[State.PENDING] + counts[State.CLAIMED], shards),
+        "lacking": lacks_room(store.path, store.min_free),
+    }
+
+
+def _no_room(room: dict[str, Any]) -> str:
+    """That workers claim nothing, with the numbers."""
+    needed = f"; the images to do need about {decimal(room['needed'])}" if room["needed"] else ""
+    return (
+        f"the disk has {decimal(room['free'])} free, less than store.min_free ({decimal(room['min_free'])}), so workers"
+        f" claim nothing{needed}: make room, or lower min_free"
+    )
+
+
 def _warnings(instance: Instance, report: Report) -> list[str]:
     from featd.catalog import pairing
     from featd.roots import RootState
@@ -217,6 +249,8 @@ def _warnings(instance: Instance, report: Report) -> list[str]:
         found.append(f"store {error}")
     if report.store_fault:
         found.append(report.store_fault)
+    elif report.room["lacking"]:
+        found.append(f"store {settings.store.path}: {_no_room(report.room)}")
     for path, fault in sorted(report.faulty.items()):
         found.append(f"shard {path} is {fault}: bring it back from a backup, or run `featd verify --repair`")
     found.extend(status_daemon.troubles(report.daemon))
@@ -257,6 +291,8 @@ def holds_back(report: Report) -> str:
         return f"every image{' that was found' if partly else ''} is processed{_way_out(report)}"
     if not report.workers:
         return _no_worker(report)
+    if report.room.get("lacking"):
+        return f"images are waiting for room in the store: {_no_room(report.room)}"
     working = [worker for worker in report.workers if state_of(worker) == "working"]
     if working:
         return _limit(report, working)
@@ -370,6 +406,7 @@ def as_json(report: Report) -> dict[str, Any]:
         "fingerprint": report.fingerprint,
         "images": {"total": report.total, **report.counts},
         "shards": asdict(report.shards),
+        "room": report.room,
         "unknown": report.unknown,
         "faulty_shards": report.faulty,
         "rate": {"images_per_second": report.images_per_second, "eta_seconds": report.eta_seconds},

@@ -119,7 +119,8 @@ keep_gone_days = 30.0
 # Shards that the catalog does not know (a worker died, the catalog was restored) are moved to `unknown` in the store.
 # They are removed after so many days.
 keep_unknown_days = 7.0
-# They are removed at once while the store's disk has fewer free bytes than this.
+# While the store's disk has fewer free bytes than this, workers claim nothing, no shards are merged, and shards that
+# the catalog does not know are removed at once. 0: fill the disk.
 min_free = 1_073_741_824
 # Every shard is compared with its checksum once in so many days, in the background. 0: never.
 verify_days = 30.0

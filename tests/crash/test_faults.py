@@ -22,6 +22,7 @@ from postgres import PostgreSQL
 from running import (
     Instance,
     check_promise,
+    drain,
     kill_all,
     make_instance,
     session_of,
@@ -194,7 +195,17 @@ def test_a_database_that_acknowledges_and_never_answers_holds_nothing_up(
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
     """A small disk, in the place of a store's shards: its one folder in which no file is open all the time."""
-    folder = tmp_path / "store" / "shards"
+    yield from small_disk(tmp_path / "store" / "shards")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Path]:
+    """A small disk for a store."""
+    yield from small_disk(tmp_path / "store")
+
+
+def small_disk(folder: Path) -> Iterator[Path]:
+    """100 MB, until the end of the test."""
     folder.mkdir(parents=True)
     mount = ["mount", "-t", "tmpfs", "-o", "size=100m,nr_inodes=1000", "tmpfs", str(folder)]
     if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:
@@ -249,6 +260,59 @@ def test_a_disk_that_takes_nothing_costs_nothing(
     assert process.wait(120) == 0
     assert check_promise(instance) == {"done": PHOTOGRAPHS}
     assert not list(disk.rglob("*.part"))
+
+
+def leave(disk: Path, mebibytes: int) -> Path:
+    """Fill a small disk but for so much, by the file that is returned."""
+    ballast = disk / "ballast"
+    with ballast.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, (100 - mebibytes) << 20)
+    return ballast
+
+
+def test_workers_claim_nothing_while_the_disk_has_less_than_min_free(
+    tmp_path: Path, images: Path, store: Path, started: list[subprocess.Popen[str]]
+) -> None:
+    instance = slow(tmp_path / "instance", images, store__path=str(store), store__min_free=50 << 20)
+    process = instance.start("run")
+    started.append(process)
+    wait_for(lambda: instance.count("done") > 10, 60, "work")
+    ballast = leave(store, 30)
+    log = instance.folder / "stderr"
+    wait_for(lambda: " store_lacks_room: " in log.read_text(), 20, "the event")
+    wait_for(lambda: instance.count("claimed") == 0, 20, "the end of what is claimed")
+    left = instance.count("pending")
+    told = instance.status()
+    assert told["room"]["lacking"]
+    assert told["room"]["needed"] > 0
+    (warning,) = told["warnings"]
+    assert "less than store.min_free (52.4 MB), so workers claim nothing; the images to do need" in warning
+    assert told["holds_back"].startswith("images are waiting for room in the store")
+    assert 0 < instance.count("pending") == left
+    ballast.unlink()
+    wait_for(lambda: instance.count("done") == PHOTOGRAPHS, 60, "the rest")
+    process.terminate()
+    assert process.wait(60) == 0
+    assert check_promise(instance) == {"done": PHOTOGRAPHS}
+    text = log.read_text()
+    (line,) = [line for line in text.splitlines() if " store_lacks_room: " in line]
+    assert f"min_free={50 << 20}" in line
+    assert " free=" in line
+    assert " needed=" in line
+    assert text.count(" store_has_room: ") == 1
+    assert "child_died" not in text
+
+
+def test_a_drain_without_room_ends_and_says_so(tmp_path: Path, images: Path, store: Path) -> None:
+    instance = slow(tmp_path / "instance", images, store__path=str(store), store__min_free=50 << 20)
+    ballast = leave(store, 30)
+    result = instance.run("run", "--drain")
+    assert result.returncode == 75, result.stderr
+    assert f"not drained, {PHOTOGRAPHS} images left" in result.stderr
+    assert f"less than store.min_free ({50 << 20:,} bytes): make room" in result.stderr
+    assert check_promise(instance) == {"pending": PHOTOGRAPHS}
+    ballast.unlink()
+    drain(instance)
 
 
 def test_a_full_disk_under_the_catalog_costs_nothing(

@@ -192,7 +192,6 @@ def test_faults_of_every_kind(
         database_url,
         store__path=str(store),
         store__shard_rows=16,
-        store__min_free=0,  # unknown shards stay, however small the disk
         workers__devices=["cpu", "cpu"],
         workers__batch=4,
         workers__decoders=1,

@@ -384,7 +384,7 @@ def test_a_bad_configuration_changes_nothing(running: tuple[Instance, subprocess
     bad = {
         "workers.batch: must be a whole number": text.replace("batch = 4", 'batch = "x"'),
         "no such folder": text + '\n[[roots]]\npath = "/nowhere/at/all"\n',
-        "store.path: stop featd, move the store": text.replace("[catalog]", '[store]\npath = "x"\n[catalog]'),
+        "store.path: stop featd, move the store": text.replace("[store]", '[store]\npath = "x"'),
         "preprocess.interpolation: a restart would be refused: this catalog holds": text
         + '\n[preprocess]\ninterpolation = "nearest"\n',
         "the name of a section has no closing": text + "[[roots]",

@@ -153,7 +153,7 @@ def test_another_host_joins_with_the_same_store_and_not_with_a_complete_copy(
     text = first.config.read_text()
 
     def name_store(path: Path) -> None:
-        second.config.write_text(text.replace("[workers]", f'[store]\npath = "{path}"\n[workers]'))
+        second.config.write_text(text.replace("[store]", f'[store]\npath = "{path}"'))
 
     process = first.start("run")
     try:

@@ -72,6 +72,11 @@ def shard_totals(conn: sa.Connection) -> ShardTotals:
     return ShardTotals(*(int(value) for value in row))
 
 
+def bytes_needed(images_to_do: int, made: ShardTotals) -> int | None:
+    """About how many bytes the vectors of so many images take in the store; None while there is no shard to go by."""
+    return round(images_to_do * made.bytes / made.rows) if made.rows else None
+
+
 def workers(conn: sa.Connection) -> list[WorkerLine]:
     """The live leases of workers, in order of host and device."""
     left = (leases.c.expires_at - dialects.lease_now(conn)).label("left")

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from featd import clock
 from featd.catalog import connect, counters, hosts, stats
-from featd.errors import EXIT_ERROR, EXIT_FAILED_ROWS, EXIT_OK
+from featd.errors import EXIT_ERROR, EXIT_FAILED_ROWS, EXIT_OK, EXIT_OUT_OF_REACH
 from featd.processes.records import StopRequest
 from featd.roots import RootState, root_state
 from featd.states import State
@@ -34,8 +34,11 @@ def begin(catalog: sa.Engine) -> Start:
         return Start(clock.monotonic(), counters.counts(conn)[State.DONE])
 
 
-def look(catalog: sa.Engine, host: str, roots: Sequence[str], start: Start) -> StopRequest | None:
-    """How the drain ended; None while there is work that this host's workers can do, now or after a back-off."""
+def look(
+    catalog: sa.Engine, host: str, roots: Sequence[str], start: Start, no_room: str = ""
+) -> StopRequest | None:
+    """How the drain ended; None while there is work that this host's workers can do, now or after a back-off. `no_room`
+    says why they have not claimed for a while."""
     with connect.reading(catalog) as conn:
         counts = counters.counts(conn)
         open_rows = counts[State.PENDING] + counts[State.CLAIMED]
@@ -54,8 +57,12 @@ def look(catalog: sa.Engine, host: str, roots: Sequence[str], start: Start) -> S
         root for root, state in offline.items() if state is not RootState.ONLINE or root not in roots
     }
     doubted = {root for rounds in told for root, count in rounds.items() if count >= DOUBTED_ROUNDS}
-    if counts[State.CLAIMED] or waiting - unreachable - doubted:
+    if counts[State.CLAIMED]:
         return None
+    if waiting - unreachable - doubted:
+        left = f"not drained, {_images(counts[State.PENDING])} left"
+        again = "then `featd run --drain` again"
+        return StopRequest(EXIT_OUT_OF_REACH, f"{left}: {no_room}, {again}") if no_room else None
     names = ", ".join(
         f"{root} ({offline[root] if root in roots else 'not in the configuration'})"
         for root in sorted(unreachable)

@@ -17,6 +17,7 @@ from featd.janitor.leftovers import Leftovers
 from featd.janitor.plan import JanitorPlan
 from featd.janitor.purge import purging
 from featd.janitor.rescue import Cause, Rescue
+from featd.janitor.room import Room
 from featd.janitor.slow_round import SlowRound
 from featd.processes.last_words import telling
 from featd.processes.link import ChildLink
@@ -29,6 +30,7 @@ log = logs.get("janitor")
 
 EXPIRED_EVERY_SECONDS = 5.0
 DUTY_EVERY_SECONDS = 5.0
+ROOM_EVERY_SECONDS = 1.0
 STATUS_EVERY_SECONDS = 3.0
 MEND_EVERY_SECONDS = 60.0
 LEFTOVERS_EVERY_SECONDS = 600.0
@@ -71,9 +73,11 @@ class Janitor:
         self._comparing: Generator[object] | None = None
         """A look of the slow round that is not at its end."""
         self._marked = read_mark(plan.store.path)
+        self._room = Room(self._catalog, plan.store.path, plan.store.min_free)
         self._rescue = Rescue(self._catalog, plan.run_folder, plan.host, plan.retry)
         self._due = dict.fromkeys(
-            ("status", "expired", "duty", "mend", "leftovers", "compact", "purge", "round", "drain"), 0.0
+            ("room", "status", "expired", "duty", "mend", "leftovers", "compact", "purge", "round", "drain"),
+            0.0,
         )
         self._due["compact"] = clock.monotonic() + COMPACT_EVERY_SECONDS
         self._due["purge"] = clock.monotonic() + PURGE_FIRST_SECONDS
@@ -90,6 +94,8 @@ class Janitor:
         while self._heard:
             self._hear(self._heard[0])
             self._heard.popleft()
+        if self._is_due("room", now, ROOM_EVERY_SECONDS):
+            self._room.look(now)
         if self._is_due("status", now, STATUS_EVERY_SECONDS):
             self._link.report(StatusLine(self._status()))
         if self._is_due("expired", now, EXPIRED_EVERY_SECONDS):
@@ -115,7 +121,11 @@ class Janitor:
             self._compare_some()
         if self._draining and self._scanned and self._is_due("drain", now, DRAIN_EVERY_SECONDS):
             end = drain.look(
-                self._catalog, self._host, [str(root) for root in self._plan.roots], self._drain_start
+                self._catalog,
+                self._host,
+                [str(root) for root in self._plan.roots],
+                self._drain_start,
+                self._room.ends_drain(now),
             )
             if end is not None:
                 self._link.report(end)
@@ -196,10 +206,11 @@ class Janitor:
             counts = counters.counts(conn)
             workers = stats.workers(conn)
         open_rows = counts[State.PENDING] + counts[State.CLAIMED]
+        waits = "; the store's disk has less than min_free: nothing is claimed" if self._room.lacking else ""
         rate = sum(float(worker.shares.get("images_per_second", 0.0)) for worker in workers)
         return (
             f"{counts[State.DONE]:,} images done, {open_rows:,} to do, {counts[State.FAILED]:,} failed;"
-            f" {rate:,.1f} images/s by {len(workers)} {'worker' if len(workers) == 1 else 'workers'}"
+            f" {rate:,.1f} images/s by {len(workers)} {'worker' if len(workers) == 1 else 'workers'}{waits}"
         )
 
     def close(self) -> None:

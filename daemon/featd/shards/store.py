@@ -170,6 +170,15 @@ def free_bytes(store: Path) -> int:
     return found.f_bavail * found.f_frsize
 
 
+def lacks_room(store: Path, min_free: int) -> bool:
+    """Whether the store's disk has fewer than `min_free` free bytes. False where that cannot be told: whoever writes
+    there gets the reason."""
+    try:
+        return free_bytes(store) < min_free
+    except OSError:
+        return False
+
+
 def run_folder(store: Path, host: str) -> Path:
     """`<store>/run/<host>`: what the processes of one host leave for each other."""
     if "/" in host or host in ("", ".", ".."):

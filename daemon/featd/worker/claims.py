@@ -5,7 +5,7 @@ from __future__ import annotations
 import select
 import threading
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -23,8 +23,8 @@ log = logs.get("worker")
 
 POLL_SECONDS = 0.5
 """Between two claims while nothing can be claimed; ingest wakes the worker earlier."""
-ROOTS_SECONDS = 2.0
-"""Between two checks of which roots are online."""
+PLACES_SECONDS = 2.0
+"""Between two checks of which roots are online, and of whether the store's disk has room."""
 
 
 class Held:
@@ -58,7 +58,8 @@ class Held:
 class Claims(WorkerThread):
     """Keeps up to `ahead` claimed images ready for the pipeline, arrivals first.
 
-    `exhausted`: the last claim got fewer rows than it asked for, so nothing more can be claimed now.
+    `exhausted`: the last claim got fewer rows than it asked for, so nothing more can be claimed now. Nothing is claimed
+    while `lacks_room` says that the store has no room for more vectors.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class Claims(WorkerThread):
         *,
         ahead: int,
         lease_seconds: float,
+        lacks_room: Callable[[], bool] = lambda: False,
     ) -> None:
         super().__init__("claims")
         self.exhausted = False
@@ -79,7 +81,8 @@ class Claims(WorkerThread):
         self._link = link
         self._roots = roots
         self._online: list[str] = []
-        self._roots_due = 0.0
+        self._places_due = 0.0
+        self._lacks_room = lacks_room
         self._held = held
         self._ahead = ahead
         self._arrived: deque[ClaimedImage] = deque()
@@ -154,9 +157,10 @@ class Claims(WorkerThread):
             want, priorities = want + self._ahead // 2, (PRIORITY_ASKED, PRIORITY_ARRIVAL)
             if not self._woken or want <= 0:
                 return 0
-        if now >= self._roots_due:
-            self._online = [root for root in self._roots if root_state(Path(root)) is RootState.ONLINE]
-            self._roots_due = now + ROOTS_SECONDS
+        if now >= self._places_due:
+            roots = () if self._lacks_room() else self._roots
+            self._online = [root for root in roots if root_state(Path(root)) is RootState.ONLINE]
+            self._places_due = now + PLACES_SECONDS
         claimed: list[ClaimedImage] = []
         if self._online:
             claimed = connect.transact(
@@ -178,7 +182,7 @@ class Claims(WorkerThread):
         for _ in ids:
             self._returned.popleft()
         self._held.drop(ids)
-        self._roots_due = 0.0  # a root was found missing: check all again
+        self._places_due = 0.0  # a root was found missing: check all again
 
     def _wait(self) -> None:
         """Wait until the pipeline has taken half, ingest has something new, or POLL_SECONDS have passed."""

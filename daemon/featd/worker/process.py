@@ -19,7 +19,7 @@ from featd.processes import devices
 from featd.processes.link import ChildLink
 from featd.processes.records import LeaseOpened, Ready
 from featd.processes.signals import StopFlag
-from featd.shards.store import StoreKey
+from featd.shards.store import StoreKey, lacks_room
 from featd.states import Lease
 from featd.worker import golden
 from featd.worker.claims import Claims, Held
@@ -166,6 +166,7 @@ class Worker:
             held,
             ahead=TRAYS * booted.golden.batch,
             lease_seconds=plan.lease_seconds,
+            lacks_room=functools.partial(lacks_room, plan.store.path, plan.store.min_free),
         )
         kind = ShardKind(engine.blobs, engine.name, plan.host, key)
         self._writer = Writer(
