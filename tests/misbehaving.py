@@ -14,6 +14,7 @@ import time
 from typing import Any
 
 import numpy as np
+from setproctitle import getproctitle
 
 from featd.engines.base import Batch, Vectors
 from featd.worker import golden, model, pipeline
@@ -21,17 +22,20 @@ from featd.worker import golden, model, pipeline
 
 class Misbehaving:
     """The real engine, until it sees the mark; `sick` is wrong by one percent from the beginning, `drift` from the
-    mark on."""
+    mark on; `lost` fails from the first batch of images on, whatever is in it, and so does `lost-1` in one worker."""
 
     def __init__(self, engine: Any, mode: str) -> None:
         self._engine = engine
         self._mode = mode
         self._error = 1.01 if mode == "sick" else 1.0
+        self.lost = False
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)
 
     def forward(self, batch: Batch) -> dict[str, Vectors]:
+        if self.lost:
+            raise RuntimeError("the device has fallen off the bus")
         marked = marks(batch)
         if marked.any():
             match self._mode:
@@ -62,12 +66,25 @@ def marks(batch: Batch) -> Any:
     return one_colour & (flat[:, 0, 0] - flat[:, 1, 0] > 0.5) & (abs(flat[:, 0, 0] - flat[:, 2, 0]) < 30)
 
 
+def lose_the_device(everywhere: bool) -> None:
+    """Once the pipeline runs its first batch; or only in the worker of the second device."""
+    run = pipeline.Pipeline._run  # noqa: SLF001
+
+    def lost(self: Any, tray: Any) -> None:
+        self._engine.lost = everywhere or getproctitle().endswith("worker-1")
+        run(self, tray)
+
+    pipeline.Pipeline._run = lost  # type: ignore[method-assign]  # noqa: SLF001
+
+
 def main() -> None:
     mode = sys.argv.pop(1)
     real = model.load_engine
     model.load_engine = lambda *args, **options: Misbehaving(real(*args, **options), mode)  # type: ignore[assignment]
     if mode == "hang":
         pipeline.MIN_HANG_SECONDS = pipeline.HANG_FACTOR = 1.5  # type: ignore[misc]
+    if mode.startswith("lost"):
+        lose_the_device(everywhere=mode == "lost")
     if mode == "drift":
         golden.EVERY_SECONDS = golden.FIRST_SECONDS = 0.5
     from featd_cli.main import main as featd

@@ -176,6 +176,9 @@ decoders = 2
 lease_seconds = 60.0
 # Seconds that a worker has at a stop to seal what it has in hand.
 stop_seconds = 90.0
+# A device whose workers have died so many times in a row, without recording a vector, is not used until the next reload
+# or restart. 0: it is tried again for ever.
+set_aside_after = 5
 
 [retry]
 # After this many read errors an image has failed.

@@ -227,6 +227,7 @@ class WorkersConfig(_Section):
     decoders: Annotated[int, Field(ge=1, le=256)] = 2
     lease_seconds: Annotated[float, Field(ge=2, le=86_400)] = 60.0
     stop_seconds: _Seconds = 90.0
+    set_aside_after: Annotated[int, Field(ge=0, le=1_000_000)] = 5
 
     @field_validator("devices", mode="before")
     @classmethod

@@ -37,7 +37,8 @@ log = logs.get("daemon")
 LOCK_SECONDS = 2.0
 """A start waits this long for the lock, which children of an old supervisor hold until they are dead."""
 MAX_BOOT_FAILURES = 5
-"""How often a worker may fail to start in a drain. Without --drain it is tried again for ever, ever more slowly."""
+"""How often a process may fail to start in a drain, also where the catalog or the store is out of reach. Without
+--drain it is then tried again for ever, ever more slowly."""
 
 
 def run(settings: Settings, *, drain: bool, config: Path | None = None) -> int:
@@ -83,6 +84,7 @@ def run(settings: Settings, *, drain: bool, config: Path | None = None) -> int:
             stop_seconds=configuration.stop_seconds,
             deaths_to="janitor",
             max_boot_failures=MAX_BOOT_FAILURES if drain else None,
+            set_aside_after=settings.workers.set_aside_after,
             on_escalate=lambda lease: mark_escalated(folder / f"{lease.token}.hands"),
             close_in_children=locks,
             notifier=notifier,
@@ -199,7 +201,7 @@ def configured(settings: Settings, host: str, *, drain: bool) -> Configuration:
         ChildSpec("janitor", _janitor, janitor, last=True),
         ChildSpec("ingest", _ingest, ingest, after=("janitor",), once=drain),
         *(
-            ChildSpec(f"worker-{index}", _worker, plan, after=("janitor",), essential=True)
+            ChildSpec(f"worker-{index}", _worker, plan, after=("janitor",), essential=True, device=plan.label)
             for index, plan in enumerate(workers)
         ),
     ]

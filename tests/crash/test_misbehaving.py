@@ -115,3 +115,58 @@ def test_an_engine_that_becomes_wrong_while_it_works_is_found_at_the_next_look(i
     (died,) = [line for line in lines if " child_died: " in line]
     assert "8 of 8 built-in pictures give other vectors" in died
     check_promise(instance)
+
+
+def set_aside_soon(instance: Instance) -> None:
+    text = instance.config.read_text()
+    instance.config.write_text(text.replace("[workers]", "[workers]\nset_aside_after = 2"))
+
+
+@pytest.mark.parametrize("instance", ["lost-1"], indirect=True)
+def test_a_device_that_only_fails_is_set_aside_until_a_reload_and_the_others_go_on(
+    instance: Instance, tmp_path: Path
+) -> None:
+    set_aside_soon(instance)
+    text = instance.config.read_text()
+    instance.config.write_text(text.replace('devices = ["cpu"]', 'devices = ["cpu", "cpu"]'))
+    picture = (tmp_path / "images" / "part-1" / "marked.png").read_bytes()
+    log = instance.folder / "stderr"
+    added = 0
+
+    def is_set_aside() -> bool:
+        """Both devices get something to do until then."""
+        nonlocal added
+        added += 1
+        (tmp_path / "images" / f"more-{added}.png").write_bytes(picture)
+        return " device_set_aside: " in log.read_text()
+
+    daemon = instance.start("run")
+    try:
+        wait_for(is_set_aside, 60, "the second device")
+        (line,) = [line for line in log.read_text().splitlines() if " device_set_aside: " in line]
+        assert ' device="cpu:1" ' in line
+        assert " deaths=2 " in line
+        assert "fallen off the bus" in line
+        wait_for(lambda: instance.count("done") == PHOTOGRAPHS + 1 + added, 60, "all images")
+        warnings = instance.status()["warnings"]
+        assert any("cpu:1 is set aside after 2 deaths in a row" in warning for warning in warnings), warnings
+        daemon.send_signal(signal.SIGHUP)
+        wait_for(lambda: log.read_text().count("worker-1 is ready") == 3, 60, "another chance")
+    finally:
+        daemon.send_signal(signal.SIGTERM)
+        assert daemon.wait(60) == 0
+    assert check_promise(instance) == {"done": PHOTOGRAPHS + 1 + added}
+
+
+@pytest.mark.parametrize("instance", ["lost"], indirect=True)
+@pytest.mark.parametrize("options", [(), ("--drain",)])
+def test_where_every_device_is_set_aside_featd_ends(instance: Instance, options: tuple[str, ...]) -> None:
+    set_aside_soon(instance)
+    result = instance.run("run", *options)
+    assert result.returncode == 1, result.stderr
+    assert "device_set_aside" in result.stderr
+    assert check_promise(instance) == {"pending": PHOTOGRAPHS + 1}
+    assert all((row.errors, row.crashes, row.kills) == (0, 0, 0) for row in instance.rows())
+    (warning,) = instance.status()["warnings"]
+    assert "cpu:0 is set aside after 2 deaths in a row, the last: exit code 1" in warning
+    assert "the engine also fails on the built-in pictures" in warning

@@ -64,6 +64,7 @@ def test_a_key_concerns_certain_children(tmp_path: Path, more: str, kinds: set[s
         ('[model]\nengine = "onnxruntime"\n', "model.engine"),
         ('[preprocess]\nchannels = "rgb"\n', "preprocess.channels"),
         ('[workers]\ndevices = ["cpu"]\n', "workers.devices"),
+        ("[workers]\nset_aside_after = 0\n", "workers.set_aside_after"),
     ],
 )
 def test_what_decides_the_vectors_needs_a_restart(tmp_path: Path, more: str, key: str) -> None:
@@ -154,9 +155,9 @@ Make = Callable[..., tuple[Supervisor, Answers]]
 def make(tmp_path: Path) -> Iterator[Make]:
     made = []
 
-    def build(*specs: ChildSpec) -> tuple[Supervisor, Answers]:
+    def build(*specs: ChildSpec, **options: Any) -> tuple[Supervisor, Answers]:
         answers = Answers()
-        supervisor = Supervisor(specs, run_folder=tmp_path, stop_seconds=5.0, reload=answers)
+        supervisor = Supervisor(specs, run_folder=tmp_path, stop_seconds=5.0, reload=answers, **options)
         supervisor.__enter__()
         made.append(supervisor)
         return supervisor, answers
@@ -328,6 +329,22 @@ def test_what_was_down_has_another_chance(make: Make) -> None:
     turn_until(supervisor, lambda: bad.given_up == 78)
     hang_up(supervisor, answers, Change([ChildSpec("bad", works, essential=True)], 5.0, ["workers.batch"]))
     turn_until(supervisor, lambda: bad.ready)
+
+
+def test_what_was_down_has_another_chance_with_the_configuration_as_it_was(
+    make: Make, tmp_path: Path
+) -> None:
+    supervisor, answers = make(
+        ChildSpec("worker-0", works_the_second_time, tmp_path / "flag", essential=True),
+        ChildSpec("worker-1", works, essential=True),
+        set_aside_after=1,
+    )
+    first, second = supervisor.children.values()
+    turn_until(supervisor, lambda: first.given_up == 1 and second.ready)
+    before = second.pid
+    hang_up(supervisor, answers, Change([], 5.0, []))
+    turn_until(supervisor, lambda: first.ready)
+    assert second.pid == before
 
 
 def test_children_come_and_go(make: Make) -> None:

@@ -15,8 +15,9 @@ import pytest
 
 from featd.processes.child import ChildSpec
 from featd.processes.link import ChildLink
-from featd.processes.records import Death, LeaseOpened, Ready, StopRequest
+from featd.processes.records import Death, Fruitful, LeaseOpened, Ready, StopRequest, Why
 from featd.states import Lease
+from featd.supervisor.deaths import is_of_the_device
 from featd.supervisor.supervisor import MIN_BACKOFF_SECONDS, Supervisor
 from running import wait_for
 
@@ -75,6 +76,17 @@ def dies_after_its_start(link: ChildLink, _: object) -> int:
 
 def fails(link: ChildLink, _: object) -> int:
     return 1
+
+
+def makes_some_and_fails(link: ChildLink, _: object) -> int:
+    link.report(Ready())
+    link.report(Fruitful())
+    time.sleep(0.1)  # so that the supervisor has heard it
+    return 1
+
+
+def is_out_of_reach(link: ChildLink, _: object) -> int:
+    return 75
 
 
 def floods(link: ChildLink, _: object) -> int:
@@ -232,6 +244,39 @@ def test_a_drain_whose_workers_never_start_ends_with_an_error(make: Make) -> Non
         max_boot_failures=2,
     )
     assert wait_for(lambda: supervisor.step(time.monotonic()), 15, "the end") == 1
+
+
+@pytest.mark.parametrize("target", [makes_some_and_fails, is_out_of_reach])
+def test_a_device_that_works_or_waits_is_never_set_aside(make: Make, target: Callable[..., int]) -> None:
+    supervisor = make(ChildSpec("worker", target, essential=True), set_aside_after=2)
+    worker = supervisor.children["worker"]
+    for deaths in range(1, 5):
+        worker.start_at = 0.0
+        turn_until(supervisor, lambda deaths=deaths: worker.deaths == deaths)
+    assert worker.given_up is None
+
+
+def test_others_go_on_where_a_device_is_set_aside(make: Make) -> None:
+    supervisor = make(
+        ChildSpec("worker-0", sleeps, essential=True),
+        ChildSpec("worker-1", fails, essential=True, device="cuda:1"),
+        set_aside_after=2,
+    )
+    sound, lost = supervisor.children.values()
+    turn_until(supervisor, lambda: lost.given_up == 1 and sound.ready)
+    assert lost.why == "cuda:1 is set aside after 2 deaths in a row, the last: exit code 1"
+    assert lost.over
+
+
+def test_what_counts_against_a_device() -> None:
+    counts = {
+        (Why.EXITED, 1, True), (Why.EXITED, 1, False), (Why.CRASH, -6, False),
+    }  # fmt: skip
+    others = {
+        (Why.EXITED, 75, False), (Why.EXITED, 75, True), (Why.EXITED, -15, False), (Why.CRASH, -6, True),
+        (Why.KILLED, -9, False), (Why.STOPPED, -9, True), (Why.FINISHED, 0, True),
+    }  # fmt: skip
+    assert {death for death in counts | others if is_of_the_device(*death)} == counts
 
 
 def test_a_janitor_that_cannot_start_ends_the_whole_with_its_code(make: Make) -> None:

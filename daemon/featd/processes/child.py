@@ -30,7 +30,7 @@ class ChildSpec:
     """A child to run: `target` with its `plan`. `after` names the children that must be ready before it starts.
 
     once: its exit with code 0 is its end. essential: featd stops when none of these can run.
-    last: stopped after all others.
+    last: stopped after all others. device: what people call the device that it works on.
     """
 
     name: str
@@ -40,6 +40,7 @@ class ChildSpec:
     once: bool = False
     essential: bool = False
     last: bool = False
+    device: str = ""
 
 
 @dataclass(slots=True)
@@ -56,6 +57,7 @@ class Child:
     start_at: float = 0.0
     boot_failures: int = 0
     deaths: int = 0
+    fruitless: int = 0
     restarting: bool = False
     why: str = ""
     last_words: str = ""
@@ -101,7 +103,7 @@ class Child:
         """Start anew with `spec`: its process ends when it has finished what it has in hand, its history is void."""
         self.spec = spec
         self.finished, self.given_up = False, None
-        self.deaths = self.boot_failures = 0
+        self.deaths = self.boot_failures = self.fruitless = 0
         self.start_at = now
         self.restarting = self.pid is not None
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from featd import clock
-from featd.processes.records import LeaseOpened, Ready, Record, Report, StatusLine, StopRequest, pack, unpack
+from featd.processes.records import News, Record, Report, pack, unpack
 
 MAX_RECORD = select.PIPE_BUF
 """Bytes of one record: what a pipe takes as a whole or not at all."""
@@ -114,7 +114,7 @@ class ChildLink:
         self._heartbeat = heartbeat
         self._wake_fds = dict(wake_fds)
 
-    def report(self, news: Ready | LeaseOpened | StatusLine | StopRequest) -> None:
+    def report(self, news: News) -> None:
         """Tell the supervisor."""
         self._reports.send(Report(self.name, os.getpid(), news))
 

@@ -35,6 +35,11 @@ class LeaseOpened:
 
 
 @dataclass(frozen=True, slots=True)
+class Fruitful:
+    """A worker has recorded its first vectors."""
+
+
+@dataclass(frozen=True, slots=True)
 class StatusLine:
     """One line for `systemctl status` and `featd status`."""
 
@@ -49,13 +54,16 @@ class StopRequest:
     message: str
 
 
+News = Ready | LeaseOpened | Fruitful | StatusLine | StopRequest
+
+
 @dataclass(frozen=True, slots=True)
 class Report:
     """What a child tells the supervisor."""
 
     child: str
     pid: int
-    news: Ready | LeaseOpened | StatusLine | StopRequest
+    news: News
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +82,7 @@ class Death:
 
 Record = Report | Death
 _CLASSES: dict[str, type[Any]] = {
-    one.__name__: one for one in (Lease, Ready, LeaseOpened, StatusLine, StopRequest, Report, Death)
+    one.__name__: one for one in (Lease, Ready, LeaseOpened, Fruitful, StatusLine, StopRequest, Report, Death)
 }
 
 

@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import signal
 
+from featd.errors import EXIT_OUT_OF_REACH
 from featd.processes.child import Child
 from featd.processes.oom import OomWatch
 from featd.processes.records import Why
 from featd.processes.signals import OWN, name_of
+
+
+def is_of_the_device(why: Why, code: int, was_ready: bool) -> bool:
+    """Whether a worker's death may be its device's fault. Not where catalog or store were out of reach, where it was
+    stopped or killed from outside, or where it crashed at work: then its images are suspected first."""
+    if why is Why.CRASH:
+        return not was_ready
+    return why is Why.EXITED and code > 0 and code != EXIT_OUT_OF_REACH
 
 
 def explain(child: Child, code: int, stop_seconds: float, oom: OomWatch) -> tuple[Why, str]:

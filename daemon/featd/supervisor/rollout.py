@@ -131,6 +131,9 @@ class Rollout:
                 child.replace(spec, now)
                 if not spec.essential or spec.name in self._under_way:
                     self._under_way.add(spec.name)
+        for child in self._children.values():
+            if child.given_up is not None:  # what was wrong may have been put right
+                child.replace(child.spec, now)
         for name in change.without:
             self._waiting.pop(name, None)
             self._under_way.discard(name)

@@ -21,10 +21,10 @@ from featd.processes.child import Child, ChildSpec
 from featd.processes.last_words import telling
 from featd.processes.link import Channel, ChildLink
 from featd.processes.oom import OomWatch
-from featd.processes.records import Death, LeaseOpened, Ready, Report, StatusLine, StopRequest, Why
+from featd.processes.records import Death, Fruitful, LeaseOpened, Ready, Report, StatusLine, StopRequest, Why
 from featd.processes.signals import HANDLED, SignalQueue, has_terminal, name_of
 from featd.states import Lease
-from featd.supervisor.deaths import explain
+from featd.supervisor.deaths import explain, is_of_the_device
 from featd.supervisor.rollout import Reload, Rollout
 from featd.supervisor.state_file import StateFile, trouble
 from featd.supervisor.systemd import Notifier
@@ -55,6 +55,7 @@ class Supervisor:
         stop_seconds: float,
         deaths_to: str | None = None,
         max_boot_failures: int | None = None,
+        set_aside_after: int = 0,
         on_escalate: Callable[[Lease], None] = lambda lease: None,
         close_in_children: Sequence[int] = (),
         notifier: Notifier | None = None,
@@ -67,6 +68,7 @@ class Supervisor:
         self._run_folder = run_folder
         self._deaths_to = deaths_to
         self._max_boot_failures = max_boot_failures
+        self._set_aside_after = set_aside_after
         self._on_escalate = on_escalate
         self._close_in_children = tuple(close_in_children)
         self._notifier = notifier or Notifier()
@@ -234,6 +236,8 @@ class Supervisor:
                 log.info("child_ready", f"{child.spec.name} is ready", child=child.spec.name, pid=child.pid)
             case LeaseOpened(lease):
                 child.lease = lease
+            case Fruitful():
+                child.fruitless = 0
             case StatusLine(text):
                 self._status_line = text
             case StopRequest(code, message) if self._stopping_since is None:
@@ -302,9 +306,24 @@ class Supervisor:
             )
             return
         if was_ready and lived > STEADY_SECONDS:
-            child.deaths = 0
+            child.deaths = child.fruitless = 0
         child.deaths += 1
         child.boot_failures += not was_ready
+        child.fruitless += child.spec.essential and is_of_the_device(why, code, was_ready)
+        if 0 < self._set_aside_after <= child.fruitless:
+            child.given_up = code if code > 0 else EXIT_ERROR
+            child.why = (
+                f"{child.spec.device} is set aside after {child.fruitless} deaths in a row, the last: {what}"
+            )
+            log.error(
+                "device_set_aside",
+                f"{name} died again and again without a result; not starting it again: repair the device, then reload"
+                " or restart featd",
+                device=child.spec.device,
+                deaths=child.fruitless,
+                **fields,
+            )
+            return
         limit = self._max_boot_failures if child.spec.essential or child.spec.once else None
         starts = child.deaths if child.spec.once else child.boot_failures
         if limit is not None and starts >= limit:

@@ -17,7 +17,7 @@ from featd.decoders.pool import DecoderPool
 from featd.errors import CatalogUnavailableError, EngineError
 from featd.processes import devices
 from featd.processes.link import ChildLink
-from featd.processes.records import LeaseOpened, Ready
+from featd.processes.records import Fruitful, LeaseOpened, Ready
 from featd.processes.signals import StopFlag
 from featd.shards.store import StoreKey, lacks_room
 from featd.states import Lease
@@ -138,6 +138,8 @@ class Worker:
         self._booted = booted
         self._hands_path = plan.run_folder / f"{lease.token}.hands"
         self._state = "idle"
+        self._link = link
+        self._told_fruitful = False
         self._promise = functools.partial(link.beat, hang_limit(booted.batch_seconds))
         booted.golden.beat = self._beat
         self._golden_agreed(booted.compared)
@@ -220,6 +222,9 @@ class Worker:
             self._check_golden()
         self._pipeline.step()
         self._state = "idle" if self._pipeline.idle else "working"
+        if self._writer.fruitful and not self._told_fruitful:
+            self._link.report(Fruitful())
+            self._told_fruitful = True
         for thread in self._threads:
             if thread.failure is not None:
                 raise thread.failure

@@ -91,7 +91,7 @@ class ShardKind:
 
 class Writer(WorkerThread):
     """Takes items from the pipeline. `failure`: the error that ended the thread; `verified`: the shards that this
-    worker has compared with their checksums."""
+    worker has compared with their checksums; `fruitful`: whether it has recorded vectors."""
 
     def __init__(
         self,
@@ -114,6 +114,7 @@ class Writer(WorkerThread):
         self._held = held
         self._beat = beat
         self.verified = Verified()
+        self.fruitful = False
         self._told_faulty: set[int] = set()
         self._settles = 0
         self._items: queue.Queue[Item] = queue.Queue(maxsize=QUEUED_BATCHES)
@@ -277,6 +278,7 @@ class Writer(WorkerThread):
         settlement = Settlement(shard, made, self._unchanged, self._failures)
         self._unchanged, self._failures, self._settle_at = [], [], float("inf")
         settled = self._commit(settlement)
+        self.fruitful |= shard is not None
         for outcomes in (settlement.made, settlement.unchanged, settlement.failures):
             self._held.drop(outcome.image.id for outcome in outcomes)
         fields = {state.value: count for state, count in settled.items() if count > 0}
