@@ -37,6 +37,8 @@ class Filled:
     blobs: Mapping[str, int] = field(default_factory=lambda: dict(BLOBS))
     shares: Mapping[str, Any] = field(default_factory=dict)
     serial: int = 0
+    distinct: bool = False
+    """Whether each version of each image has a content of its own; else all have the same."""
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -96,14 +98,19 @@ class Filled:
             "engine": "onnxruntime",
         }
         writer = ShardWriter(self.store, name, dict(self.blobs), attributes=attributes)
-        contents = ["xxh3_128:0"] * len(images)
+        contents = [
+            f"xxh3_128:{image.id}-{image.version}" if self.distinct else "xxh3_128:0" for image in images
+        ]
         writer.append(
             images,
             contents,
             {blob: self.vectors([i.id for i in images], size) for blob, size in self.blobs.items()},
         )
         shard = writer.seal()
-        made = [Made(image, row, "xxh3_128:0") for row, image in enumerate(images)]
+        made = [
+            Made(image, row, content)
+            for row, (image, content) in enumerate(zip(images, contents, strict=True))
+        ]
         return shard, made
 
     def done(self, paths: Sequence[str], root: Path | None = None) -> None:

@@ -22,6 +22,7 @@ from featd_cli import (
     explain,
     export,
     failures,
+    forget,
     init,
     net,
     restore,
@@ -101,6 +102,7 @@ app.command("net")(net.net)
 app.command("export")(export.export)
 app.command("compact")(compact.compact)
 app.command("verify")(verify.verify)
+app.command("forget")(forget.forget)
 app.command("backup")(backup.backup)
 app.command("restore")(restore.restore)
 app.add_typer(db.app, name="db")

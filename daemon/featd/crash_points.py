@@ -41,6 +41,10 @@ class CrashPoint(StrEnum):
     COMPACTION_SWAPPING = "compaction.swapping"  # in the transaction that moves images, before COMMIT
     COMPACTION_SWAPPED = "compaction.swapped"  # the images name it; the old files are there
     COMPACTION_UNLINKED = "compaction.unlinked"  # a retired shard's file is removed, and its row is there
+    FORGET_NOTED = "forget.noted"  # the note is committed; nothing is forgotten yet
+    FORGET_ERASED = "forget.erased"  # the rows of the images are deleted; shards have their vectors
+    FORGET_REWRITTEN = "forget.rewritten"  # a shard is replaced by one without them; its file is there
+    FORGET_REMOVED = "forget.removed"  # a file is removed; the note is there
     FILE_RENAMED = "file.renamed"  # any other file has its name; its folder was not fsynced
     CATALOG_CREATED = "catalog.created"  # SQLite's file is there, and empty
     MIGRATING = "catalog.migrating"  # the schema is upgraded, with COMMIT still to be sent

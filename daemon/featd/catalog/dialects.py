@@ -261,6 +261,12 @@ def has_id(conn: sa.Connection, ids: Sequence[int]) -> sa.ColumnElement[bool]:
     )
 
 
+def overwrite_deleted(conn: sa.Connection) -> None:
+    """What this connection deletes is overwritten in SQLite's file from now on, and not only marked as free."""
+    if is_sqlite(conn):
+        conn.exec_driver_sql("PRAGMA secure_delete = ON")
+
+
 def lock_rows(conn: sa.Connection, statement: sa.Select[Any]) -> sa.Select[Any]:
     """Lock what `statement` selects until the transaction ends. SQLite's writer holds everything already."""
     if is_sqlite(conn):

@@ -117,14 +117,19 @@ def pending_roots(conn: sa.Connection) -> set[str]:
 
 
 def known_roots(conn: sa.Connection) -> list[str]:
-    """The roots that have rows and were not removed: one look-up in the index of paths for each."""
+    """The roots that have rows and were not removed."""
+    return [root for root in all_roots(conn) if not values.get_value(conn, REMOVED + root)]
+
+
+def all_roots(conn: sa.Connection) -> list[str]:
+    """The roots that have rows: one look-up in the index of paths for each."""
     roots: list[str] = []
     first = sa.select(images.c.root).order_by(images.c.root, images.c.path).limit(1)
     statement = first
     while (root := conn.scalar(statement)) is not None:
         roots.append(root)
         statement = first.where(images.c.root > root)
-    return [root for root in roots if not values.get_value(conn, REMOVED + root)]
+    return roots
 
 
 def images_of_roots(conn: sa.Connection) -> dict[str, dict[State, int]]:

@@ -33,6 +33,11 @@ def add_values(conn: sa.Connection, values: dict[str, Any]) -> None:
     conn.execute(dialects.insert_if_new(conn, settings, ["name"]), rows)
 
 
+def remove(conn: sa.Connection, name: str) -> None:
+    """Delete the row of `name`."""
+    conn.execute(sa.delete(settings).where(settings.c.name == name))
+
+
 def _row(name: str, value: Any) -> dict[str, Any]:
     text = None if value is None else json.dumps(value, sort_keys=True)
     return {"name": name, "value": text, "number": 0}

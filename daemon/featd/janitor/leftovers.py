@@ -43,7 +43,7 @@ class Leftovers:
         """One look, in steps. Yields what a step has taken out of the store's shards."""
         yield from self._look_at_unknown()
         over: dict[Lease, bool] = {}
-        files = _files(shards_folder(self._store))
+        files = shard_files(shards_folder(self._store))
         while some := list(islice(files, BATCH_FILES)):
             with connect.reading(self._catalog) as conn:
                 for _, name in some:
@@ -93,7 +93,7 @@ class Leftovers:
         """Bring back what the catalog knows by now; remove what is old, or any while the disk is nearly full. Then tell
         how many are left."""
         files = size = 0
-        for some in _portions(self._unknown):
+        for some in shards_in(self._unknown):
             with connect.reading(self._catalog) as conn:
                 known = stats.known_shards(conn, [name.file_name for name in some])
             yield []
@@ -148,7 +148,7 @@ class Leftovers:
             connect.transact(self._catalog, values.set_value, stats.UNKNOWN, told)
 
 
-def _portions(folder: Path) -> Iterator[list[ShardName]]:
+def shards_in(folder: Path) -> Iterator[list[ShardName]]:
     """The shards of one folder, some at a time, oldest first among these."""
     with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
         while some := list(islice(entries, BATCH_FILES)):
@@ -156,7 +156,7 @@ def _portions(folder: Path) -> Iterator[list[ShardName]]:
             yield sorted(name for name in names if name is not None)
 
 
-def _files(folder: Path) -> Iterator[tuple[Path, ShardName]]:
+def shard_files(folder: Path) -> Iterator[tuple[Path, ShardName]]:
     """Every file that has a shard's name, sealed or not."""
     for day in _entries(folder):
         if not day.is_dir(follow_symlinks=False):

@@ -7,9 +7,10 @@ import select
 from collections import deque
 from collections.abc import Generator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from featd import clock, logs
-from featd.catalog import connect, counters, hosts, mend, pairing, stats
+from featd.catalog import connect, counters, forget, hosts, mend, pairing, stats
 from featd.errors import CatalogUnavailableError, StoreUnavailableError, first_line
 from featd.janitor import drain
 from featd.janitor.compaction import Compaction
@@ -25,6 +26,9 @@ from featd.processes.records import Death, Ready, StatusLine, Why
 from featd.processes.signals import StopFlag
 from featd.shards.store import OtherStoreError, read_mark, write_mark
 from featd.states import Kind, State
+
+if TYPE_CHECKING:
+    from featd.janitor.forgetting import Forgetting
 
 log = logs.get("janitor")
 
@@ -65,8 +69,9 @@ class Janitor:
             self._catalog, plan.store.path, plan.store.keep_unknown_days, plan.store.min_free
         )
         self._compaction = Compaction(self._catalog, plan.store, plan.host, plan.lease_seconds)
+        self._forgetting: Forgetting | None = None
         self._compacting: Generator[object] | None = None
-        """Compaction that is not at its end."""
+        """Forgetting and compaction that are not at their end."""
         self._purging: Generator[object] | None = None
         """A look through the images that is not at its end."""
         self._slow_round = SlowRound(self._catalog, plan.store.path, plan.store.verify_days)
@@ -135,7 +140,7 @@ class Janitor:
         if self._compacting is None and self._tidies and not self._plan.draining:
             if not self._is_due("compact", now, COMPACT_EVERY_SECONDS):
                 return
-            self._compacting = self._compaction.work()
+            self._compacting = self._forget_and_compact()
         if self._compacting is None:
             return
         try:
@@ -143,7 +148,9 @@ class Janitor:
                 return
         except (OSError, StoreUnavailableError, OtherStoreError) as error:
             log.warning(
-                "compaction_failed", "cannot merge small shards; trying again later", error=first_line(error)
+                "compaction_failed",
+                "cannot merge or rewrite shards; trying again later",
+                error=first_line(error),
             )
         self._compacting.close()
         self._compacting = None
@@ -155,6 +162,19 @@ class Janitor:
             self._purging = purging(self._catalog, self._plan.purge_gone_days)
         if self._purging is not None and _is_over(self._purging):
             self._purging = None
+
+    def _forget_and_compact(self) -> Generator[None]:
+        """What `featd forget` has begun and not finished comes first."""
+        with connect.reading(self._catalog) as conn:
+            noted = forget.read(conn) is not None
+        if noted:
+            from featd.janitor.forgetting import Forgetting  # here: it loads HDF5
+
+            self._forgetting = self._forgetting or Forgetting(
+                self._catalog, self._plan.store, self._host, self._plan.lease_seconds
+            )
+            yield from self._forgetting.work()
+        yield from self._compaction.work()
 
     def _compare_some(self) -> None:
         """A step of the slow round."""

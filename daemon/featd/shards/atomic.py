@@ -61,6 +61,12 @@ def move_file(path: Path, target: Path) -> None:
     _fsync_folder(path.parent)
 
 
+def remove_file(path: Path) -> None:
+    """Remove a file, if it is there, so that it does not come back after a power cut. OSError."""
+    path.unlink(missing_ok=True)
+    _fsync_folder(path.parent)
+
+
 def make_folder(path: Path, mode: int = FOLDER_MODE) -> None:
     """Make a folder and those above it, each durable in its parent."""
     if path.is_dir():
