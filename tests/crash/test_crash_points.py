@@ -117,7 +117,7 @@ def kill_at(points: Sequence[CrashPoint]) -> pytest.MarkDecorator:
 
 
 def test_every_point_is_tested() -> None:
-    tested = [WORK, *map(points_of, ("scan", "catalog", "backup", "restore", "compaction"))]
+    tested = [WORK, *map(points_of, ("scan", "catalog", "backup", "restore", "compaction", "forget"))]
     assert sum(map(len, tested)) == len(CrashPoint)
 
 
@@ -210,6 +210,35 @@ def test_a_kill_while_shards_are_merged(
         assert instance.run("compact").returncode == 0
     check(instance, pictures)
     assert instance.status()["shards"]["count"] == 1
+
+
+@kill_at(points_of("forget"))
+def test_a_kill_while_an_image_is_forgotten(
+    tmp_path: Path, database_url: str, pictures: Pictures, point: CrashPoint
+) -> None:
+    images = tmp_path / "images"
+    shutil.copytree(pictures.folder, images)
+    instance = slow(tmp_path / "instance", images, database_url)
+    drain(instance)
+    others = live_vectors(instance)
+    secret = min(others)
+    vector = others.pop(secret).tobytes()
+    Path(*secret).unlink()
+    command = ("forget", str(Path(*secret)), "--yes")
+    instance.env["FEATD_WORKERS__LEASE_SECONDS"] = "2"  # that of a process that was killed must end
+    crash(instance, point, *command)
+    again = instance.run(*command)
+    assert again.returncode == 0, again.stderr
+    store = instance.settings.store.path
+    assert not [file for file in store.rglob("*") if file.is_file() and vector in file.read_bytes()]
+    del instance.env["FEATD_WORKERS__LEASE_SECONDS"]
+    instance.env["FEATD_STORE__GRACE_SECONDS"] = "0"
+    drain(instance)
+    assert instance.run("compact").returncode == 0
+    assert check_promise(instance) == {"done": len(others)}
+    found = live_vectors(instance)
+    assert found.keys() == others.keys()
+    assert all(np.array_equal(found[key], others[key]) for key in others)
 
 
 @kill_at(points_of("catalog"))

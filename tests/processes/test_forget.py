@@ -173,14 +173,17 @@ def test_no_byte_of_a_vector_is_left_in_any_file(filled: Filled, say: Any) -> No
     if filled.url.startswith("sqlite"):
         filled.catalog.dispose()
         assert files_with(filled.folder, f"xxh3_128:{secret}-2".encode()) == []
+        assert files_with(filled.folder, b"a/secret.jpg") == []
 
 
 def test_a_folder_is_forgotten_and_its_neighbours_are_not(filled: Filled, say: Any) -> None:
     known = ids(filled)
+    filled.failed("a/bad.jpg", Kind.DECODE_CORRUPT)
     code, out, _ = say("a", "--yes", "--json")
     assert code == 0
+    assert rows(filled, schema.attempts) == []
     assert json.loads(out) == {
-        "complete": True, "images": 3, "shards": 2, "files": 2, "left": {}, "waits_for": "",
+        "complete": True, "images": 4, "shards": 2, "files": 2, "left": {}, "waits_for": "",
     }  # fmt: skip
     assert set(vectors(filled)) == {"other.jpg", "a.jpg", "a0.jpg", "a-b.jpg", "last.jpg"}
     forgotten = {path for path, image in known.items() if not traces(filled, image)}
