@@ -17,7 +17,7 @@ from featd import clock, logs
 from featd.catalog import connect, enqueue, leases, schema, stats, values
 from featd.catalog.enqueue import FoundFile
 from featd.errors import CatalogUnavailableError
-from featd.janitor import leftovers, process
+from featd.janitor import leftovers, process, task
 from featd.janitor.leftovers import Leftovers
 from featd.janitor.process import Janitor
 from featd.processes.link import Channel, ChildLink, Heartbeat
@@ -111,7 +111,7 @@ def test_a_look_for_leftovers_goes_on_in_later_turns(
     make: Callable[..., tuple[Janitor, Channel, Channel]], instance: Instance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A store of millions of files must not keep the janitor from its other tasks, or from its heartbeat."""
-    monkeypatch.setattr(process, "STEP_SECONDS", -1.0)
+    monkeypatch.setattr(task, "STEP_SECONDS", -1.0)
     monkeypatch.setattr(leftovers, "BATCH_FILES", 2)
     janitor, _, _ = make()
     lease = ended_lease(instance)
@@ -228,8 +228,8 @@ def test_a_shard_that_another_host_has_removed_meanwhile_costs_nothing(
     store.look()
     (store.path / "unknown" / store.ended).unlink()
     gone = ShardName.parse(store.ended)
-    real = leftovers._portions  # noqa: SLF001
-    monkeypatch.setattr(leftovers, "_portions", lambda folder: [[gone, *some] for some in real(folder)])
+    real = leftovers.shards_in
+    monkeypatch.setattr(leftovers, "shards_in", lambda folder: [[gone, *some] for some in real(folder)])
     assert store.look() == [store.known]
     assert store.told() == {"files": 1, "bytes": len(store.foreign)}
 

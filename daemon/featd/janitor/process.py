@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from featd import clock, logs
 from featd.catalog import connect, counters, forget, hosts, mend, pairing, stats
-from featd.errors import CatalogUnavailableError, StoreUnavailableError, first_line
+from featd.errors import CatalogUnavailableError
 from featd.janitor import drain
 from featd.janitor.compaction import Compaction
 from featd.janitor.leftovers import Leftovers
@@ -20,11 +20,12 @@ from featd.janitor.purge import purging
 from featd.janitor.rescue import Cause, Rescue
 from featd.janitor.room import Room
 from featd.janitor.slow_round import SlowRound
+from featd.janitor.task import Task
 from featd.processes.last_words import telling
 from featd.processes.link import ChildLink
 from featd.processes.records import Death, Ready, StatusLine, Why
 from featd.processes.signals import StopFlag
-from featd.shards.store import OtherStoreError, read_mark, write_mark
+from featd.shards.store import read_mark, write_mark
 from featd.states import Kind, State
 
 if TYPE_CHECKING:
@@ -42,11 +43,9 @@ COMPACT_EVERY_SECONDS = 60.0
 PURGE_EVERY_SECONDS = 86_400.0
 PURGE_FIRST_SECONDS = 3600.0
 ROUND_EVERY_SECONDS = 10.0
-RESTS = 9
-"""After a step of the slow round, it rests for so many times as long: it takes a tenth of the disk's time."""
+ROUND_RESTS = 9
+"""The slow round takes a tenth of the disk's time."""
 DRAIN_EVERY_SECONDS = 0.2
-STEP_SECONDS = 1.0
-"""A look for leftovers, compaction and purging pause after this time, so that other tasks go on."""
 BEAT_SECONDS = 300.0
 
 
@@ -61,31 +60,38 @@ class Janitor:
         self._draining = plan.draining
         self._scanned = False
         self._heard: deque[Death] = deque()
-        self._looking: Generator[object] | None = None
-        """A look for leftovers that is not at its end."""
         self._store = plan.store.path
         self._catalog = connect.open_catalog(plan.catalog_url, plan.lease_seconds)
-        self._leftovers = Leftovers(
+        leftovers = Leftovers(
             self._catalog, plan.store.path, plan.store.keep_unknown_days, plan.store.min_free
         )
+        self._leftovers = Task("the look for leftovers", leftovers.look, LEFTOVERS_EVERY_SECONDS)
+        slow_round = SlowRound(self._catalog, plan.store.path, plan.store.verify_days)
         self._compaction = Compaction(self._catalog, plan.store, plan.host, plan.lease_seconds)
         self._forgetting: Forgetting | None = None
-        self._compacting: Generator[object] | None = None
-        """Forgetting and compaction that are not at their end."""
-        self._purging: Generator[object] | None = None
-        """A look through the images that is not at its end."""
-        self._slow_round = SlowRound(self._catalog, plan.store.path, plan.store.verify_days)
-        self._comparing: Generator[object] | None = None
-        """A look of the slow round that is not at its end."""
+        self._tasks = [
+            self._leftovers,
+            Task("the comparison of shards", slow_round.look, ROUND_EVERY_SECONDS, rests=ROUND_RESTS),
+        ]
+        if not plan.draining:
+            self._tasks += [
+                Task(
+                    "the merging of shards",
+                    self._forget_and_compact,
+                    COMPACT_EVERY_SECONDS,
+                    first_seconds=COMPACT_EVERY_SECONDS,
+                ),
+                Task(
+                    "the purge of rows",
+                    lambda: purging(self._catalog, plan.purge_gone_days),
+                    PURGE_EVERY_SECONDS,
+                    first_seconds=PURGE_FIRST_SECONDS,
+                ),
+            ]
         self._marked = read_mark(plan.store.path)
         self._room = Room(self._catalog, plan.store.path, plan.store.min_free)
         self._rescue = Rescue(self._catalog, plan.run_folder, plan.host, plan.retry)
-        self._due = dict.fromkeys(
-            ("room", "status", "expired", "duty", "mend", "leftovers", "compact", "purge", "round", "drain"),
-            0.0,
-        )
-        self._due["compact"] = clock.monotonic() + COMPACT_EVERY_SECONDS
-        self._due["purge"] = clock.monotonic() + PURGE_FIRST_SECONDS
+        self._due = dict.fromkeys(("room", "status", "expired", "duty", "mend", "drain"), 0.0)
 
     def begin(self) -> None:
         """Before any worker claims."""
@@ -116,14 +122,11 @@ class Janitor:
             connect.transact(self._catalog, mend.mend_retired)
             mended = connect.transact(self._catalog, mend.mend_far_future)
             self._due["mend"] = 0.0 if mended == mend.MEND_ROWS else self._due["mend"]  # there may be more
-        if self._tidies and self._looking is None and self._is_due("leftovers", now, LEFTOVERS_EVERY_SECONDS):
-            self._looking = self._leftovers.look()
-        if self._looking is not None and _is_over(self._looking):
-            self._looking = None
-        self._compact(now)
-        self._purge(now)
-        if self._tidies and self._is_due("round", now, ROUND_EVERY_SECONDS):
-            self._compare_some()
+        for task in self._tasks:
+            if self._tidies:
+                task.step(now)
+            else:
+                task.stop()
         if self._draining and self._scanned and self._is_due("drain", now, DRAIN_EVERY_SECONDS):
             end = drain.look(
                 self._catalog,
@@ -135,33 +138,6 @@ class Janitor:
             if end is not None:
                 self._link.report(end)
                 self._draining = False
-
-    def _compact(self, now: float) -> None:
-        if self._compacting is None and self._tidies and not self._plan.draining:
-            if not self._is_due("compact", now, COMPACT_EVERY_SECONDS):
-                return
-            self._compacting = self._forget_and_compact()
-        if self._compacting is None:
-            return
-        try:
-            if self._tidies and not _is_over(self._compacting):
-                return
-        except (OSError, StoreUnavailableError, OtherStoreError) as error:
-            log.warning(
-                "compaction_failed",
-                "cannot merge or rewrite shards; trying again later",
-                error=first_line(error),
-            )
-        self._compacting.close()
-        self._compacting = None
-
-    def _purge(self, now: float) -> None:
-        if not self._tidies or self._plan.draining:
-            return
-        if self._purging is None and self._is_due("purge", now, PURGE_EVERY_SECONDS):
-            self._purging = purging(self._catalog, self._plan.purge_gone_days)
-        if self._purging is not None and _is_over(self._purging):
-            self._purging = None
 
     def _forget_and_compact(self) -> Generator[None]:
         """What `featd forget` has begun and not finished comes first."""
@@ -175,15 +151,6 @@ class Janitor:
             )
             yield from self._forgetting.work()
         yield from self._compaction.work()
-
-    def _compare_some(self) -> None:
-        """A step of the slow round."""
-        began = clock.monotonic()
-        self._comparing = self._comparing or self._slow_round.look()
-        if _is_over(self._comparing):
-            self._comparing = None
-        else:
-            self._due["round"] = clock.monotonic() + RESTS * (clock.monotonic() - began)
 
     def _keep_mark(self) -> None:
         """Note in the store how far the catalog has come, so that one that is restored later is noticed; and answer a
@@ -217,7 +184,7 @@ class Janitor:
         self._rescue.end(death.lease, cause_of(death))
         # The worker may have left an unfinished shard. Where another host tidies, that host finds it at its next look;
         # until then the leftover only takes room on the disk.
-        self._due["leftovers"] = 0.0
+        self._leftovers.hurry()
         self._link.wake_others()
 
     def _status(self) -> str:
@@ -234,19 +201,13 @@ class Janitor:
         )
 
     def close(self) -> None:
-        if self._compacting is not None:
-            self._compacting.close()
+        for task in self._tasks:
+            task.stop()
         with contextlib.suppress(CatalogUnavailableError):
             if self._tidies:
                 self._keep_mark()
             connect.transact(self._catalog, hosts.leave_duties, [hosts.TIDY], self._host)
         self._catalog.dispose()
-
-
-def _is_over(steps: Generator[object]) -> bool:
-    """Whether these are at their end, after at most STEP_SECONDS of them."""
-    until = clock.monotonic() + STEP_SECONDS
-    return all(clock.monotonic() < until for _ in steps)
 
 
 def cause_of(death: Death) -> Cause:
