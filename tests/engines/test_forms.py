@@ -273,6 +273,9 @@ def test_the_crop_of_the_old_form_works_out_its_offset(tmp_path: Path, size: int
     )
     with pytest.raises(ModelError, match=r"'crop' of type Crop: its bottoms lie in no whole distance"):
         load(model)
+    Path(model.net).write_text(net(old, "").replace("kernel_size: 2 stride: 2", "kernel_size: 2 stride: 0"))
+    with pytest.raises(ModelError, match="stride"):
+        load(model)
 
 
 def test_the_offset_of_fcn_32s() -> None:

@@ -262,6 +262,8 @@ def test_mutated_hdf5_weights(tmp_path: Path) -> None:
 def test_mutated_files_for_a_while(tmp_path: Path) -> None:
     """FEATD_FUZZ_SECONDS of definitions and weights; the seeds begin with FEATD_SEED."""
     real_caffe()
+    for name in ("hdf5", *(name for name, _, _ in KINDS)):
+        (tmp_path / name).mkdir()
     bases = [
         (saved(text, tmp_path / name, (blob,), engine="onnxruntime"), text) for name, text, blob in KINDS
     ]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,6 +34,19 @@ _HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b
 _CODECS = {"HEIF": (b"hvc1", b"hev1"), "AVIF": (b"av01",)}
 """How the items of a file that the decoders read are named (ISO/IEC 23008-12, annex B; AV1 Image File Format, 2)."""
 _ORIENTATION = 274
+_RAISED = (
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    struct.error,
+)
+"""Whatever Pillow and its plugins raise on a damaged file."""
 
 
 def is_avif(data: bytes) -> bool:
@@ -60,7 +74,7 @@ def size(data: bytes) -> tuple[int, int]:
 
 def orientation(data: bytes) -> int:
     """As in EXIF, 1 to 8; Pillow finds that of an AVIF's own header, too."""
-    with _opened(data) as image:
+    with _opened(data) as image, _told(data):
         return int(image.getexif().get(_ORIENTATION, 1))
 
 
@@ -96,8 +110,8 @@ def _told(data: bytes) -> Iterator[None]:
     """Pillow's errors while it decodes, in the words of these modules."""
     try:
         yield
-    except (OSError, SyntaxError, ValueError, RuntimeError) as error:
-        if _is_cut(data) or "truncated" in str(error):
+    except _RAISED as error:
+        if _is_cut(data) or isinstance(error, EOFError) or "truncated" in str(error):
             raise EndsEarlyError from None
         raise OutOfOrderError(str(error)) from None
 
@@ -117,8 +131,8 @@ def _opened(data: bytes) -> Image:
     try:
         with warnings.catch_warnings(action="ignore"):  # they tell of tags that are not needed
             return Image.open(io.BytesIO(data), formats=[form])
-    except (OSError, SyntaxError, ValueError, RuntimeError) as error:
-        if _is_cut(data):
+    except _RAISED as error:
+        if _is_cut(data) or isinstance(error, EOFError):
             raise EndsEarlyError from None
         if form == "TIFF":  # its directory has been read before, so that only its kind is left
             raise UnsupportedError(str(tiff.directory(data))) from None

@@ -62,20 +62,20 @@ def _map(layer: Layer) -> _Map | None:
     if layer.type in ("Convolution", "Deconvolution"):
         at = window(layer, 2)
         kernel = tuple(one * (size - 1) + 1 for one, size in zip(at.dilation, at.kernel, strict=True))
-        lines = [_line(*one) for one in zip(kernel, at.stride, at.pad, strict=True)]
+        windows = list(zip(kernel, at.stride, at.pad, strict=True))
     elif layer.type == "Pooling" and not layer.param.pooling_param.global_pooling:
         param = layer.param.pooling_param
-        lines = [
-            _line(
-                *(
-                    getattr(param, name + end) or getattr(param, whole)
-                    for name, whole in (("kernel", "kernel_size"), ("stride", "stride"), ("pad", "pad"))
-                )
-            )
+        names = (("kernel", "kernel_size"), ("stride", "stride"), ("pad", "pad"))
+        high, wide = (
+            tuple(getattr(param, name + end) or getattr(param, whole) for name, whole in names)
             for end in ("_h", "_w")
-        ]
+        )
+        windows = [high, wide]
     else:
         return None
+    if any(stride == 0 for _, stride, _ in windows):
+        return None  # it is refused when its shape is inferred
+    lines = [_line(*one) for one in windows]
     if layer.type == "Deconvolution":
         lines = [(1 / a, -b / a) for a, b in lines]
     return (lines[0], lines[1])

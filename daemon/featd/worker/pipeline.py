@@ -84,6 +84,8 @@ class Pipeline:
             Tray(index) for index in range(trays)
         ]  # in order of their first image; empty ones last
         self._flushed = True
+        self._hashed: list[tuple[int, Hashed]] = []
+        """Files that were read, and whose content an image may have had that is gone. Each has its place in a tray."""
 
     @property
     def idle(self) -> bool:
@@ -132,11 +134,10 @@ class Pipeline:
 
     def _take(self, results: Iterable[tuple[int, Result]]) -> None:
         """Sort the decoders' results: pictures into the trays, everything else to the writer."""
-        hashed: list[tuple[int, Hashed]] = []
         for slot, result in results:
-            if isinstance(result, Hashed):  # keeps its place until it is known whether it was moved
+            if isinstance(result, Hashed):
                 self._read_errors.read(result.image)
-                hashed.append((slot, result))
+                self._hashed.append((slot, result))
                 continue
             tray, place = self._free(slot)
             match result:
@@ -156,11 +157,15 @@ class Pipeline:
                     self._put(result)
             if not tray:
                 self._put_last(tray)
-        if hashed:
-            self._copy(hashed)
+        # Many at once: to ask the catalog takes longer than to read a small file.
+        if len(self._hashed) >= self._batch or not self._pool.pending:
+            self._copy()
 
-    def _copy(self, hashed: Sequence[tuple[int, Hashed]]) -> None:
+    def _copy(self) -> None:
         """Files that were moved get the vectors that they had; the others are decoded."""
+        if not self._hashed:
+            return
+        hashed, self._hashed = self._hashed, []
         with self._shares.spend("decode"):
             batches = self._find_moved([one for _, one in hashed])
         copied = {one.image.id for batch in batches for one in batch.files}
