@@ -274,6 +274,40 @@ def test_a_root_that_is_offline_is_refused_and_one_that_is_not_configured_is_not
     assert "other.jpg" not in ids(filled)
 
 
+def test_the_next_backup_forgets_it_too(filled: Filled, say: Any) -> None:
+    secret = ids(filled)["a/secret.jpg"]
+    backup = filled.folder / "backup"
+    assert main(["--config", str(filled.config), "backup", str(backup)]) == 0
+    assert say("a/secret.jpg", "--yes")[0] == 0
+    needle = filled.vectors([secret], 3).tobytes()
+    assert len(files_with(backup, needle)) == 1
+    assert main(["--config", str(filled.config), "backup", str(backup)]) == 0
+    assert files_with(backup, needle) == []
+    assert len(files_with(backup, filled.vectors([secret + 1], 3).tobytes())) == 1
+
+
+def test_a_path_in_several_roots_is_refused(filled: Filled, say: Any) -> None:
+    another = filled.folder / "another"
+    another.mkdir()
+    (another / "notes.txt").touch()
+    filled.enqueue(["other.jpg"], another)
+    assert say("other.jpg", "--yes")[0] == 3
+    assert say("a/secret.jpg", "--yes")[0] == 0
+    assert say(str(another / "other.jpg"), "--yes")[0] == 0, "its root is not configured"
+    assert "other.jpg" in vectors(filled)
+
+
+def test_it_does_not_wait_for_ever(filled: Filled, say: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    new_version(filled, "a/secret.jpg")
+    filled.claim()
+    monkeypatch.setattr("featd_cli.forget.WAIT_SECONDS", -1e6)
+    code, out, err = say("a/secret.jpg", "--yes", "--json")
+    assert code == 4
+    assert json.loads(out)["complete"] is False
+    assert "not finished: waiting for 1 of these images, which workers have in hand" in err
+    assert is_noted(filled)
+
+
 @pytest.mark.parametrize("how", ["missing", "made"])
 def test_an_image_in_the_hands_of_a_worker_is_waited_for(filled: Filled, how: str) -> None:
     """The vector that it has just made goes, too."""

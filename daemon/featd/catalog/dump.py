@@ -119,9 +119,10 @@ def _sqlite_files(catalog: sa.Engine) -> list[Path]:
 
 
 def read_shards(conn: sa.Connection) -> list[CopiedShard]:
-    """All shards of a catalog, in order of path."""
+    """The shards of a catalog, in order of path. Without the retired ones: no image names them, and what was forgotten
+    may be in them."""
     columns = (*shards.c["path", "checksum", "bytes"], shards.c.live_rows > 0)
-    found = [CopiedShard(*row) for row in conn.execute(sa.select(*columns))]
+    found = [CopiedShard(*row) for row in conn.execute(sa.select(*columns).where(shards.c.retired.is_(None)))]
     return sorted(found, key=lambda shard: shard.path)
 
 

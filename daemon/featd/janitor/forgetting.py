@@ -110,6 +110,7 @@ class Forgetting:
                 if path not in self._stuck:
                     done = True
                     self._remove(path)
+                    hold.renew()
                     yield
             for shard in found.rewrite:
                 if shard.id not in self._stuck:
@@ -146,7 +147,8 @@ class Forgetting:
             log.warning(
                 "vectors_not_forgotten",
                 "some files may still have vectors of images that are to be forgotten; trying again in an hour",
-                files=self.left,
+                files=len(self.left),
+                such_as=next(iter(self.left)),
             )
         elif connect.transact(self._catalog, forget.end, note):
             log.info(

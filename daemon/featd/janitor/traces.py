@@ -165,8 +165,11 @@ class Traces:
         return dict(zip(rows, ids.tolist(), strict=True))
 
     def _is_target(self, root: bytes, name: bytes) -> bool:
-        paths = self._paths.get(root)
-        if not paths:
-            return False
-        folders = (name[:at] for at, letter in enumerate(name) if letter == ord("/"))
-        return name in paths or b"" in paths or any(folder in paths for folder in folders)
+        """Whether the file, a folder above it, or its root is a target."""
+        paths = self._paths.get(root, ())
+        end = len(name)
+        while end > 0:
+            if name[:end] in paths:
+                return True
+            end = name.rfind(b"/", 0, end)
+        return b"" in paths
