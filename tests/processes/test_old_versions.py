@@ -8,6 +8,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -164,6 +167,96 @@ def test_an_instance_of_an_earlier_version_is_upgraded_drained_and_exported(old:
             assert np.array_equal(exported[path], expected[path]), path
         for path in made:
             assert distance(exported[path], expected[path]) < TOLERANCE, path
+
+
+KILLED = """
+import os, signal, sys
+import sqlalchemy as sa
+from featd.catalog import connect, migrate
+
+def upgrade(left):
+    engine = connect.open_catalog(sys.argv[1])
+
+    @sa.event.listens_for(engine, "before_cursor_execute")
+    def before(conn, cursor, statement, *rest):
+        nonlocal left
+        word = statement.split()[0].upper()
+        if word not in ("SELECT", "BEGIN") and not (word == "PRAGMA" and "=" not in statement):
+            left -= 1
+            if left < 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    migrate.upgrade(engine)
+    os._exit(0)
+
+migrate.head()  # loads what the forks need
+for number in range(1000):
+    pid = os.fork()
+    if pid == 0:
+        upgrade(number)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    print(number, code, flush=True)
+    if code != -signal.SIGKILL:
+        break
+    sys.stdin.readline()
+"""
+"""Upgrades a catalog again and again: the first one is killed before its first statement that writes, the next one
+before the second. Prints the number and the exit code, and waits for a line after each."""
+
+
+def rows_of(url: str) -> dict[str, list[tuple[Any, ...]]]:
+    """All rows, in the columns of the first version."""
+    engine = sa.create_engine(url)
+    tables = {
+        "images": "id, root, path, size, mtime_ns, version, state, priority, not_before, lease_id, suspect, errors,"
+        " crashes, kills, error_kind, error, content, shard_id, shard_row, shard_version, updated_at",
+        "shards": "id, name, path, rows, live_rows, bytes, checksum, lease_id, engine, created_at",
+        "leases": "id, token, host, pid, device, ended_at, done, failed, settles",
+        "attempts": "id, image_id, version, lease_id, at, kind, message",
+    }
+    try:
+        with engine.connect() as conn:
+            return {
+                table: [
+                    tuple(row) for row in conn.execute(sa.text(f"SELECT {columns} FROM {table} ORDER BY id"))
+                ]
+                for table, columns in tables.items()
+            }
+    finally:
+        engine.dispose()
+
+
+def revision_of(url: str) -> str:
+    engine = sa.create_engine(url)
+    try:
+        with engine.connect() as conn:
+            return str(conn.scalar(sa.text("SELECT version_num FROM alembic_version")))
+    finally:
+        engine.dispose()
+
+
+def test_an_upgrade_that_is_killed_at_any_statement_is_done_by_the_next(old: Old, database_url: str) -> None:
+    before = rows_of(database_url)
+    assert before["images"]
+    assert before["shards"]
+    command = [sys.executable, "-c", KILLED, database_url]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as upgrades:
+        assert upgrades.stdin is not None
+        assert upgrades.stdout is not None
+        for line in upgrades.stdout:
+            number, code = map(int, line.split())
+            assert rows_of(database_url) == before
+            if code == 0:
+                break
+            assert code == -signal.SIGKILL
+            assert revision_of(database_url) == old.recorded["schema"]
+            upgrades.stdin.write("\n")
+            upgrades.stdin.flush()
+    assert (code, number > 10) == (0, True), "the statements of two revisions"
+    assert json.loads(old.run("db", "current", "--json"))["up_to_date"]
+    assert old.shards() == shards_in(old.kept)
+    assert json.loads(old.run("verify", "--json"))["sound"]
+    assert old.counts() == Counter(row["state"] for row in old.images.values())
 
 
 def test_gone_and_failed_images_of_an_earlier_version_come_back(old: Old) -> None:
