@@ -158,7 +158,7 @@ class Pipeline:
             if not tray:
                 self._put_last(tray)
         # Many at once: to ask the catalog takes longer than to read a small file.
-        if len(self._hashed) >= self._batch or not self._pool.pending:
+        if len(self._hashed) >= 2 * self._batch or not self._pool.pending:
             self._copy()
 
     def _copy(self) -> None:
