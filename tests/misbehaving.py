@@ -22,13 +22,16 @@ from featd.worker import golden, model, pipeline
 
 class Misbehaving:
     """The real engine, until it sees the mark; `sick` is wrong by one percent from the beginning, `drift` from the
-    mark on; `lost` fails from the first batch of images on, whatever is in it, and so does `lost-1` in one worker."""
+    mark on; `lost` fails from the first batch of images on, whatever is in it, and so does `lost-1` in one worker;
+    `memory` is short of it for more than three images, also from there on, and `memory-abort` dies of it. Where that is
+    `memory-abort-at-start`, it does so from the beginning."""
 
     def __init__(self, engine: Any, mode: str) -> None:
         self._engine = engine
         self._mode = mode
         self._error = 1.01 if mode == "sick" else 1.0
         self.lost = False
+        self.short_of_memory = mode == "memory-abort-at-start"
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)
@@ -36,6 +39,15 @@ class Misbehaving:
     def forward(self, batch: Batch) -> dict[str, Vectors]:
         if self.lost:
             raise RuntimeError("the device has fallen off the bus")
+        if self.short_of_memory and len(batch) > 3:
+            if self._mode == "memory":
+                raise RuntimeError(
+                    "BFCArena::AllocateRawInternal Failed to allocate memory for requested buffer"
+                )
+            os.write(
+                2, b"F1124 syncedmem.hpp:71] Check failed: error == cudaSuccess (2 vs. 0)  out of memory\n"
+            )
+            os.abort()
         marked = marks(batch)
         if marked.any():
             match self._mode:
@@ -66,15 +78,16 @@ def marks(batch: Batch) -> Any:
     return one_colour & (flat[:, 0, 0] - flat[:, 1, 0] > 0.5) & (abs(flat[:, 0, 0] - flat[:, 2, 0]) < 30)
 
 
-def lose_the_device(everywhere: bool) -> None:
-    """Once the pipeline runs its first batch; or only in the worker of the second device."""
+def fail_with_images(mode: str) -> None:
+    """Once the pipeline runs its first batch: lose the device (or, with `lost-1`, the second one), or memory."""
     run = pipeline.Pipeline._run  # noqa: SLF001
 
-    def lost(self: Any, tray: Any) -> None:
-        self._engine.lost = everywhere or getproctitle().endswith("worker-1")
+    def failing(self: Any, tray: Any) -> None:
+        self._engine.lost = mode == "lost" or (mode == "lost-1" and getproctitle().endswith("worker-1"))
+        self._engine.short_of_memory = mode.startswith("memory")
         run(self, tray)
 
-    pipeline.Pipeline._run = lost  # type: ignore[method-assign]  # noqa: SLF001
+    pipeline.Pipeline._run = failing  # type: ignore[method-assign]  # noqa: SLF001
 
 
 def main() -> None:
@@ -83,8 +96,8 @@ def main() -> None:
     model.load_engine = lambda *args, **options: Misbehaving(real(*args, **options), mode)  # type: ignore[assignment]
     if mode == "hang":
         pipeline.MIN_HANG_SECONDS = pipeline.HANG_FACTOR = 1.5  # type: ignore[misc]
-    if mode.startswith("lost"):
-        lose_the_device(everywhere=mode == "lost")
+    if mode.startswith(("lost", "memory")):
+        fail_with_images(mode)
     if mode == "drift":
         golden.EVERY_SECONDS = golden.FIRST_SECONDS = 0.5
     from featd_cli.main import main as featd

@@ -168,7 +168,7 @@ max_pixels = 100_000_000
 [workers]
 # auto: every GPU, or one CPU worker if there is none. Or a list: ["cuda:0", "cuda:1"], ["cpu", "cpu"].
 devices = "auto"
-# Images per pass through the net.
+# Images per pass through the net. Halved by itself where memory is short.
 batch = 32
 # Decoding processes per worker.
 decoders = 2

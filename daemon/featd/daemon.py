@@ -201,7 +201,15 @@ def configured(settings: Settings, host: str, *, drain: bool) -> Configuration:
         ChildSpec("janitor", _janitor, janitor, last=True),
         ChildSpec("ingest", _ingest, ingest, after=("janitor",), once=drain),
         *(
-            ChildSpec(f"worker-{index}", _worker, plan, after=("janitor",), essential=True, device=plan.label)
+            ChildSpec(
+                f"worker-{index}",
+                _worker,
+                plan,
+                after=("janitor",),
+                essential=True,
+                device=plan.label,
+                most_halvings=plan.batch.bit_length() - 1,
+            )
             for index, plan in enumerate(workers)
         ),
     ]

@@ -170,3 +170,40 @@ def test_where_every_device_is_set_aside_featd_ends(instance: Instance, options:
     (warning,) = instance.status()["warnings"]
     assert "cpu:0 is set aside after 2 deaths in a row, the last: exit code 1" in warning
     assert "the engine also fails on the built-in pictures" in warning
+
+
+def check_nothing_was_charged(instance: Instance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All images are done, with the vectors that an engine gives which always has memory."""
+    assert check_promise(instance) == {"done": PHOTOGRAPHS + 1}
+    monkeypatch.setattr(running, "FEATD", SOUND)
+    sound = make_instance(tmp_path / "sound", tmp_path / "images", workers__devices=["cpu"])
+    running.drain(sound)
+    expected = running.live_vectors(sound)
+    for name, vector in running.live_vectors(instance).items():
+        np.testing.assert_allclose(vector, expected[name], rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("instance", ["memory"], indirect=True)
+def test_where_memory_is_short_a_worker_goes_on_with_smaller_batches(
+    instance: Instance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = instance.run("run", "--drain")
+    assert result.returncode == 0, result.stderr
+    halved = [line for line in result.stderr.splitlines() if " memory_short: " in line]
+    assert [f" batch={batch} " in line for batch, line in zip((4, 2), halved, strict=True)] == [True, True]
+    assert "batch_failed" not in result.stderr
+    assert "child_died" not in result.stderr
+    check_nothing_was_charged(instance, tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize("instance", ["memory-abort", "memory-abort-at-start"], indirect=True)
+def test_a_worker_that_memory_was_too_short_for_starts_again_with_half_the_batch(
+    instance: Instance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor is the device set aside for it, after its two deaths."""
+    set_aside_soon(instance)
+    result = instance.run("run", "--drain")
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count(" memory_short: worker-0 ") == 2
+    assert result.stderr.count(" child_died: ") == 2
+    check_nothing_was_charged(instance, tmp_path, monkeypatch)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -15,6 +16,7 @@ import pytest
 
 from featd.engines.onnxruntime import OnnxRuntimeEngine
 from featd.net import mapped
+from featd.processes.oom import says_out_of_memory
 from loading import measure
 from nets import agree, input_layer, layer, load, pictures, random_weights, real_caffe, saved
 
@@ -131,3 +133,42 @@ def test_folders_of_killed_processes_are_removed(tmp_path: Path, monkeypatch: py
             with mapped.temporary_folder() as mine:
                 assert [*tmp_path.iterdir()] == [mine]
     assert not [*tmp_path.iterdir()]
+
+
+WIDE = input_layer(3, 64, 64) + layer(
+    "x", "Convolution", "data", "convolution_param { num_output: 256 kernel_size: 3 }"
+)
+"""4 MB of numbers for each picture."""
+LITTLE_MEMORY = """
+import resource, sys
+from pathlib import Path
+from featd.config import ModelConfig, PreprocessConfig
+from featd.worker.golden import Golden
+from featd.worker.model import load_model
+engine, net, weights = sys.argv[1:]
+config = ModelConfig(engine=engine, net=net, weights=Path(weights), blobs=("x",))
+golden = Golden(load_model(config, PreprocessConfig(), "float32", "cpu", 1), 1)
+golden.fit_batch(3600.0)
+room = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + (100 << 20)
+resource.setrlimit(resource.RLIMIT_AS, (room, room))
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+golden.batch = 64
+golden.fit_batch(3600.0)
+print(golden.batch)
+"""
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "caffe"])
+def test_an_engine_that_is_short_of_memory_is_understood(tmp_path: Path, engine: str) -> None:
+    """ONNX Runtime raises an error, and the batch is halved; Caffe aborts, and the supervisor understands its words."""
+    if engine == "caffe":
+        real_caffe()
+    model = saved(WIDE, tmp_path, ("x",))
+    command = [sys.executable, "-c", LITTLE_MEMORY, engine, model.net, str(model.weights)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if engine == "caffe":
+        assert done.returncode == -signal.SIGABRT, done.stderr
+        assert says_out_of_memory(done.stderr)
+    else:
+        assert done.returncode == 0, done.stderr
+        assert 1 <= int(done.stdout) < 64

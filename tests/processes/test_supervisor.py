@@ -15,7 +15,7 @@ import pytest
 
 from featd.processes.child import ChildSpec
 from featd.processes.link import ChildLink
-from featd.processes.records import Death, Fruitful, LeaseOpened, Ready, StopRequest, Why
+from featd.processes.records import Death, Fruitful, LeaseOpened, MemoryShort, Ready, StopRequest, Why
 from featd.states import Lease
 from featd.supervisor.deaths import is_of_the_device
 from featd.supervisor.supervisor import MIN_BACKOFF_SECONDS, Supervisor
@@ -87,6 +87,23 @@ def makes_some_and_fails(link: ChildLink, _: object) -> int:
 
 def is_out_of_reach(link: ChildLink, _: object) -> int:
     return 75
+
+
+def was_short_of_memory(link: ChildLink, told: Path) -> int:
+    """Says it of itself the first time, and is killed the second time."""
+    with told.open("a") as file:
+        file.write(f"{link.halvings} ")
+    link.report(MemoryShort())
+    time.sleep(0.1)  # so that the supervisor has heard it
+    if link.halvings == 0:
+        return 1
+    os.kill(os.getpid(), signal.SIGKILL)
+    return 1
+
+
+def is_always_short_of_memory(link: ChildLink, _: object) -> int:
+    os.write(2, b"F1124 syncedmem.hpp:25] Check failed: *ptr host allocation of size 47775744 failed\n")
+    os.abort()
 
 
 def floods(link: ChildLink, _: object) -> int:
@@ -266,6 +283,33 @@ def test_others_go_on_where_a_device_is_set_aside(make: Make) -> None:
     turn_until(supervisor, lambda: lost.given_up == 1 and sound.ready)
     assert lost.why == "cuda:1 is set aside after 2 deaths in a row, the last: exit code 1"
     assert lost.over
+
+
+def test_the_next_process_knows_how_often_memory_was_short(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("featd.processes.oom.OomWatch.has_killed", lambda _: True)
+    told = tmp_path / "told"
+    spec = ChildSpec("worker", was_short_of_memory, told, essential=True, most_halvings=5)
+    supervisor = make(spec)
+    worker = supervisor.children["worker"]
+    for deaths in range(1, 4):
+        worker.start_at = 0.0
+        turn_until(supervisor, lambda deaths=deaths: worker.deaths == deaths)
+    assert told.read_text().split() == ["0", "1", "3"]
+    assert worker.why == "killed by the kernel: out of memory"
+    worker.replace(spec, 0.0)  # another configuration
+    assert worker.halvings == 0
+
+
+def test_a_device_is_set_aside_where_the_smallest_batch_is_too_large(make: Make) -> None:
+    spec = ChildSpec("worker", is_always_short_of_memory, essential=True, most_halvings=2)
+    supervisor = make(spec, ChildSpec("other", sleeps, essential=True), set_aside_after=1)
+    worker = supervisor.children["worker"]
+    for deaths in (1, 2, 3):
+        worker.start_at = 0.0
+        turn_until(supervisor, lambda deaths=deaths: worker.deaths == deaths)
+        assert (worker.given_up is not None) == (deaths == 3)
 
 
 def test_what_counts_against_a_device() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any, Final
 
@@ -10,6 +11,7 @@ from featd.errors import EngineError, ModelError, first_line, naming
 from featd.net import mapped
 from featd.net.lower import output_name, to_onnx
 from featd.net.net import Net
+from featd.processes.oom import is_out_of_memory
 
 NAME: Final = "onnxruntime"
 _LOG_ERRORS: Final = 3
@@ -41,11 +43,24 @@ class OnnxRuntimeEngine:
                 lambda images: self._session.run(self._outputs, {self._input: images}), batch, self._alone
             )
         except Exception as error:  # the runtime's exception classes are not a stable interface
+            if is_out_of_memory(error):
+                self._give_memory_back(batch)
             raise EngineError(f"ONNX Runtime failed on {self.device}: {first_line(error)}") from error
         return {
             blob: as_vectors(blob, array, len(batch), size)
             for (blob, size), array in zip(self.blobs.items(), arrays, strict=True)
         }
+
+    def _give_memory_back(self, batch: Batch) -> None:
+        """Run a batch that memory is too short for once more. ONNX Runtime keeps what it took for it, so that smaller
+        batches, and everything else in this process, would find none; but not at the end of a run with this option."""
+        from onnxruntime import RunOptions
+
+        options = RunOptions()
+        arena = "cpu:0" if (index := cuda_index(self.device)) is None else f"gpu:{index}"
+        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", arena)
+        with contextlib.suppress(Exception):
+            self._session.run(self._outputs, {self._input: batch}, options)
 
     def close(self) -> None:
         """Release the session and its threads."""

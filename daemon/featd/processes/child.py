@@ -31,6 +31,7 @@ class ChildSpec:
 
     once: its exit with code 0 is its end. essential: featd stops when none of these can run.
     last: stopped after all others. device: what people call the device that it works on.
+    most_halvings: how often its batch can be halved.
     """
 
     name: str
@@ -41,6 +42,7 @@ class ChildSpec:
     essential: bool = False
     last: bool = False
     device: str = ""
+    most_halvings: int = 0
 
 
 @dataclass(slots=True)
@@ -58,6 +60,7 @@ class Child:
     boot_failures: int = 0
     deaths: int = 0
     fruitless: int = 0
+    halvings: int = 0
     restarting: bool = False
     why: str = ""
     last_words: str = ""
@@ -103,7 +106,7 @@ class Child:
         """Start anew with `spec`: its process ends when it has finished what it has in hand, its history is void."""
         self.spec = spec
         self.finished, self.given_up = False, None
-        self.deaths = self.boot_failures = self.fruitless = 0
+        self.deaths = self.boot_failures = self.fruitless = self.halvings = 0
         self.start_at = now
         self.restarting = self.pid is not None
 

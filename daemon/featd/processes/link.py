@@ -95,7 +95,8 @@ class Heartbeat:
 
 
 class ChildLink:
-    """The child's side: reports, heartbeat, inbox and wake-ups."""
+    """The child's side: reports, heartbeat, inbox and wake-ups. `halvings`: how often its batch was halved before,
+    because memory was short."""
 
     def __init__(
         self,
@@ -106,8 +107,10 @@ class ChildLink:
         heartbeat: Heartbeat,
         wake_fd: int,
         wake_fds: Mapping[str, int],
+        halvings: int = 0,
     ) -> None:
         self.name = name
+        self.halvings = halvings
         self.inbox = inbox
         self.wake_fd = wake_fd
         self._reports = reports

@@ -1,13 +1,30 @@
-"""How often the kernel has killed for lack of memory: a rise of the count explains a SIGKILL."""
+"""Lack of memory: what engines say of it, and how often the kernel has killed for it, which explains a SIGKILL."""
 
 from __future__ import annotations
 
 import contextlib
+import re
 from pathlib import Path
 
 from featd import clock
 
 _CGROUPS = Path("/sys/fs/cgroup")
+_SAID = re.compile(
+    r"out.of.memory|bad.alloc|failed to allocate memory|cannot allocate memory|alloc_failed|host allocation of size"
+    r"|MemoryError",
+    re.IGNORECASE,
+)
+"""What Caffe, ONNX Runtime, CUDA with its libraries, C++, the C library and Python say."""
+
+
+def says_out_of_memory(text: str) -> bool:
+    """Whether an engine's message means that memory was short, the device's or the machine's."""
+    return _SAID.search(text) is not None
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """The same of an error that was raised."""
+    return isinstance(error, MemoryError) or says_out_of_memory(str(error))
 
 
 def oom_kills() -> int:

@@ -40,6 +40,11 @@ class Fruitful:
 
 
 @dataclass(frozen=True, slots=True)
+class MemoryShort:
+    """A worker has halved its batch because memory was short; its next process is to begin with as much."""
+
+
+@dataclass(frozen=True, slots=True)
 class StatusLine:
     """One line for `systemctl status` and `featd status`."""
 
@@ -54,7 +59,7 @@ class StopRequest:
     message: str
 
 
-News = Ready | LeaseOpened | Fruitful | StatusLine | StopRequest
+News = Ready | LeaseOpened | Fruitful | MemoryShort | StatusLine | StopRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +87,8 @@ class Death:
 
 Record = Report | Death
 _CLASSES: dict[str, type[Any]] = {
-    one.__name__: one for one in (Lease, Ready, LeaseOpened, Fruitful, StatusLine, StopRequest, Report, Death)
+    one.__name__: one
+    for one in (Lease, Ready, LeaseOpened, Fruitful, MemoryShort, StatusLine, StopRequest, Report, Death)
 }
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 from collections.abc import Sequence
+from dataclasses import replace
 
 from featd import clock
 from featd.errors import ConfigError, FeatdError
-from featd.processes.throwaway import Throwaway
+from featd.processes.oom import says_out_of_memory
+from featd.processes.throwaway import Answer, Throwaway
 from featd.roots import check_apart
 from featd.supervisor.systemd import Notifier
 from featd.worker.plan import WorkerPlan
@@ -25,6 +28,15 @@ def check_beforehand(plan: WorkerPlan, notifier: Notifier, close: Sequence[int] 
     """
     if not plan.roots:
         raise ConfigError("roots: name at least one folder of images in a [[roots]] section")
+    answer = _tried(plan, notifier, close)
+    if answer.code == -signal.SIGKILL or (answer.code and says_out_of_memory(answer.last_words)):
+        # Perhaps memory is short for a batch only: then a worker finds out how large its batches may be.
+        answer = _tried(replace(plan, batch=1), notifier, close)
+    answer.raise_error()
+
+
+def _tried(plan: WorkerPlan, notifier: Notifier, close: Sequence[int]) -> Answer:
+    """How the check ends. FeatdError where it hangs."""
 
     def try_everything() -> str:
         from featd.catalog import connect, migrate, pairing
@@ -52,4 +64,4 @@ def check_beforehand(plan: WorkerPlan, notifier: Notifier, close: Sequence[int] 
     finally:
         os.close(end)
         check.end()
-    answer.raise_error()
+    return answer

@@ -6,7 +6,7 @@ import signal
 
 from featd.errors import EXIT_OUT_OF_REACH
 from featd.processes.child import Child
-from featd.processes.oom import OomWatch
+from featd.processes.oom import OomWatch, says_out_of_memory
 from featd.processes.records import Why
 from featd.processes.signals import OWN, name_of
 
@@ -17,6 +17,11 @@ def is_of_the_device(why: Why, code: int, was_ready: bool) -> bool:
     if why is Why.CRASH:
         return not was_ready
     return why is Why.EXITED and code > 0 and code != EXIT_OUT_OF_REACH
+
+
+def is_of_memory(why: Why, what: str, words: str) -> bool:
+    """Whether memory was short: the kernel killed the process, or the last that it said was so."""
+    return why in (Why.CRASH, Why.EXITED) and says_out_of_memory(f"{what}\n{words}")
 
 
 def explain(child: Child, code: int, stop_seconds: float, oom: OomWatch) -> tuple[Why, str]:

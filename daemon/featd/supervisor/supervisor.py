@@ -21,10 +21,20 @@ from featd.processes.child import Child, ChildSpec
 from featd.processes.last_words import telling
 from featd.processes.link import Channel, ChildLink
 from featd.processes.oom import OomWatch
-from featd.processes.records import Death, Fruitful, LeaseOpened, Ready, Report, StatusLine, StopRequest, Why
+from featd.processes.records import (
+    Death,
+    Fruitful,
+    LeaseOpened,
+    MemoryShort,
+    Ready,
+    Report,
+    StatusLine,
+    StopRequest,
+    Why,
+)
 from featd.processes.signals import HANDLED, SignalQueue, has_terminal, name_of
 from featd.states import Lease
-from featd.supervisor.deaths import explain, is_of_the_device
+from featd.supervisor.deaths import explain, is_of_memory, is_of_the_device
 from featd.supervisor.rollout import Reload, Rollout
 from featd.supervisor.state_file import StateFile, trouble
 from featd.supervisor.systemd import Notifier
@@ -238,6 +248,8 @@ class Supervisor:
                 child.lease = lease
             case Fruitful():
                 child.fruitless = 0
+            case MemoryShort():
+                child.halvings += 1
             case StatusLine(text):
                 self._status_line = text
             case StopRequest(code, message) if self._stopping_since is None:
@@ -308,8 +320,12 @@ class Supervisor:
         if was_ready and lived > STEADY_SECONDS:
             child.deaths = child.fruitless = 0
         child.deaths += 1
-        child.boot_failures += not was_ready
-        child.fruitless += child.spec.essential and is_of_the_device(why, code, was_ready)
+        if child.halvings < child.spec.most_halvings and is_of_memory(why, what, words):
+            child.halvings += 1
+            log.warning("memory_short", f"{name} ran out of memory; its batch is halved", child=name)
+        else:
+            child.boot_failures += not was_ready
+            child.fruitless += child.spec.essential and is_of_the_device(why, code, was_ready)
         if 0 < self._set_aside_after <= child.fruitless:
             child.given_up = code if code > 0 else EXIT_ERROR
             child.why = (
@@ -426,6 +442,7 @@ class Supervisor:
             inbox=child.inbox,
             heartbeat=child.heartbeat,
             wake_fd=child.wake_fd,
+            halvings=child.halvings,
             wake_fds={name: other.wake_fd for name, other in self.children.items() if other.spec.essential},
         )
 

@@ -8,21 +8,24 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from featd import clock, logs
 from featd.engines.base import Batch, Vectors
-from featd.errors import ConfigError, EngineError
+from featd.errors import ConfigError, EngineError, first_line
 from featd.preprocess.apply import apply
 from featd.preprocess.golden_pictures import golden_pictures
 from featd.preprocess.spec import PreprocessSpec
 from featd.preprocess.variants import variants
+from featd.processes.oom import is_out_of_memory
 from featd.worker.model import Model, prepared_as
 
 log = logs.get("worker")
+
+T = TypeVar("T")
 
 TOLERANCE = 1e-3
 """Relative L2 distance. Engines agree within 3e-4 on the deepest published nets; a mistake gives about 1e-1."""
@@ -37,7 +40,8 @@ LEASE_BATCHES = 4.0
 
 
 class Golden:
-    """Runs the golden pictures through one model, `batch` at a time. `beat` is called before each forward."""
+    """Runs the golden pictures through one model, `batch` at a time. `beat` is called before each forward. Where memory
+    is short, `batch` is halved."""
 
     def __init__(self, model: Model, batch: int) -> None:
         self.batch = batch
@@ -47,12 +51,7 @@ class Golden:
     def fit_batch(self, lease_seconds: float) -> float:
         """Make `batch` small enough that LEASE_BATCHES fit into a lease; returns the seconds that a batch takes."""
         while True:
-            spec = self._model.preprocess
-            pictures = np.resize(_inputs(spec), (self.batch, *spec.shape))
-            self._model.engine.forward(pictures)  # warms the engine up
-            began = clock.monotonic()
-            self._model.engine.forward(pictures)
-            seconds = clock.monotonic() - began
+            seconds = self._fitted(self._timed)
             if seconds * LEASE_BATCHES <= lease_seconds:
                 return seconds
             if self.batch == 1:
@@ -67,10 +66,39 @@ class Golden:
                 batch=self.batch,
             )
 
+    def _timed(self) -> float:
+        """The seconds that a batch takes."""
+        spec = self._model.preprocess
+        pictures = np.resize(_inputs(spec), (self.batch, *spec.shape))
+        self._model.engine.forward(pictures)  # warms the engine up
+        began = clock.monotonic()
+        self._model.engine.forward(pictures)
+        return clock.monotonic() - began
+
+    def halve(self, error: Exception) -> None:
+        """Use half the batch from now on: memory was short for it."""
+        self.batch = max(1, self.batch // 2)
+        log.warning(
+            "memory_short",
+            "the engine ran out of memory; going on with half the batch (a smaller workers.batch avoids this)",
+            batch=self.batch,
+            error=first_line(error),
+        )
+
+    def _fitted(self, run: Callable[[], T]) -> T:
+        """What `run` returns, with a batch that memory is enough for."""
+        while True:
+            try:
+                return run()
+            except Exception as error:
+                if self.batch == 1 or not is_out_of_memory(error):
+                    raise
+                self.halve(error)
+
     def run(self) -> dict[str, Vectors]:
         """The golden vectors as the model makes them now: blob -> float32 (8, at most SAMPLED). EngineError where they
         are not finite."""
-        vectors = self._run(self._model)
+        vectors = self._fitted(lambda: self._run(self._model))
         for blob, values in vectors.items():
             if not np.isfinite(values).all():
                 raise EngineError(

@@ -17,6 +17,7 @@ from featd.decoders.pool import DecoderPool
 from featd.decoders.wire import Decoded, Hashed, Result, RootOffline
 from featd.engines.base import Batch, Engine, Vectors
 from featd.errors import EngineError
+from featd.processes.oom import is_out_of_memory
 from featd.shards.write import fits
 from featd.states import Failure, Kind
 from featd.worker.claims import Claims
@@ -67,6 +68,7 @@ class Pipeline:
         check_golden: Callable[[], None],
         find_done: Callable[[str], str | None],
         find_moved: Callable[[Sequence[Hashed]], Sequence[VectorBatch]],
+        halve: Callable[[Exception], int],
     ) -> None:
         self._engine = engine
         self._pool = pool
@@ -79,7 +81,10 @@ class Pipeline:
         self._check_golden = check_golden
         self._read_errors = ReadErrors(self._put, find_done)
         self._find_moved = find_moved
+        self._halve = halve
         trays, self._batch = pool.trays.shape[:2]
+        self._at_once = self._batch
+        """Images that go through the net at once: fewer than a tray where memory is short."""
         self._trays = [
             Tray(index) for index in range(trays)
         ]  # in order of their first image; empty ones last
@@ -220,15 +225,27 @@ class Pipeline:
             self._forward([tray.decoded[place] for place in group], batch)
 
     def _forward(self, decoded: Sequence[Decoded], batch: Batch) -> None:
+        at = 0
+        while at < len(decoded):
+            part = slice(at, at + self._at_once)
+            if self._forward_part(decoded[part], batch[part]):
+                at = part.stop
+
+    def _forward_part(self, decoded: Sequence[Decoded], batch: Batch) -> bool:
+        """False where memory was short: then fewer images are to be tried."""
         try:
             vectors = self._engine_forward(decoded, batch)
         except Exception as error:
+            if len(decoded) > 1 and is_out_of_memory(error):
+                self._at_once = self._halve(error)
+                return False
             log.warning("batch_failed", "batch failed; running its images one by one", error=str(error))
             self._one_by_one(decoded, batch, error)
-            return
+            return True
         crash_point(CrashPoint.FORWARDED)
         self._doubt_zeros(batch, vectors)
         self._emit(decoded, vectors)
+        return True
 
     def _engine_forward(self, decoded: Sequence[Decoded], batch: Batch) -> dict[str, Vectors]:
         self._beat()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import sqlalchemy as sa
 
@@ -17,7 +17,7 @@ from featd.decoders.pool import DecoderPool
 from featd.errors import CatalogUnavailableError, EngineError
 from featd.processes import devices
 from featd.processes.link import ChildLink
-from featd.processes.records import Fruitful, LeaseOpened, Ready
+from featd.processes.records import Fruitful, LeaseOpened, MemoryShort, Ready
 from featd.processes.signals import StopFlag
 from featd.shards.store import StoreKey, lacks_room
 from featd.states import Lease
@@ -75,6 +75,7 @@ def run(link: ChildLink, plan: WorkerPlan) -> int:
     """Load the model, work until told to stop, seal and settle, release the rest. Returns the exit code."""
     stop = StopFlag()
     link.beat(BOOT_SECONDS)
+    plan = replace(plan, batch=max(1, plan.batch >> link.halvings))
     catalog = connect.open_catalog(plan.catalog_url, plan.lease_seconds)
     booted = boot(plan, catalog)
     engine = booted.model.engine
@@ -201,6 +202,7 @@ class Worker:
             check_golden=self._check_golden,
             find_done=self._find_done,
             find_moved=self._moved.find,
+            halve=self._halve,
         )
         # Threads come last, so that an error above leaves none running.
         self._threads = (self._claims, self._writer, self._renewal)
@@ -251,6 +253,12 @@ class Worker:
             connect.transact(self._catalog, leases.end_lease, self._lease, reason, self._policy)
             crash_point(CrashPoint.LEASE_ENDED)
             self._hands_path.unlink(missing_ok=True)
+
+    def _halve(self, error: Exception) -> int:
+        """Memory was short for a batch: how many images go through the net at once from now on."""
+        self._booted.golden.halve(error)
+        self._link.report(MemoryShort())
+        return self._booted.golden.batch
 
     def _find_done(self, root: str) -> str | None:
         with contextlib.suppress(CatalogUnavailableError), connect.reading(self._catalog) as conn:
