@@ -306,7 +306,7 @@ def test_workers_claim_nothing_while_the_disk_has_less_than_min_free(
 def test_a_drain_without_room_ends_and_says_so(tmp_path: Path, images: Path, store: Path) -> None:
     instance = slow(tmp_path / "instance", images, store__path=str(store), store__min_free=50 << 20)
     ballast = leave(store, 30)
-    result = instance.run("run", "--drain")
+    result = instance.run("run", "--drain", timeout=60)
     assert result.returncode == 75, result.stderr
     assert f"not drained, {PHOTOGRAPHS} images left" in result.stderr
     assert f"less than store.min_free ({50 << 20:,} bytes): make room" in result.stderr

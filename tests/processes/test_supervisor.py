@@ -17,7 +17,7 @@ from featd.processes.child import ChildSpec
 from featd.processes.link import ChildLink
 from featd.processes.records import Death, Fruitful, LeaseOpened, MemoryShort, Ready, StopRequest, Why
 from featd.states import Lease
-from featd.supervisor.deaths import is_of_the_device
+from featd.supervisor.deaths import is_of_memory, is_of_the_device
 from featd.supervisor.supervisor import MIN_BACKOFF_SECONDS, Supervisor
 from running import wait_for
 
@@ -310,6 +310,21 @@ def test_a_device_is_set_aside_where_the_smallest_batch_is_too_large(make: Make)
         worker.start_at = 0.0
         turn_until(supervisor, lambda deaths=deaths: worker.deaths == deaths)
         assert (worker.given_up is not None) == (deaths == 3)
+
+
+@pytest.mark.parametrize(
+    ("why", "what", "words", "short"),
+    [
+        (Why.CRASH, "killed by the kernel: out of memory", "", True),
+        (Why.CRASH, "died of SIGABRT", "F1124 net.cpp:42] out of memory\nstack", True),
+        (Why.CRASH, "died of SIGABRT", "F1124 net.cpp:42] nothing fits", False),
+        (Why.EXITED, "exit code 1", "Traceback:\nMemoryError", True),
+        (Why.EXITED, "exit code 1", "Failed to allocate memory\nthe golden vectors differ", False),
+        (Why.KILLED, "killed by SIGKILL from outside featd", "out of memory", False),
+    ],
+)
+def test_what_counts_as_a_lack_of_memory(why: Why, what: str, words: str, short: bool) -> None:
+    assert is_of_memory(why, what, words) is short
 
 
 def test_what_counts_against_a_device() -> None:

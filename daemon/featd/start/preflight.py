@@ -29,7 +29,9 @@ def check_beforehand(plan: WorkerPlan, notifier: Notifier, close: Sequence[int] 
     if not plan.roots:
         raise ConfigError("roots: name at least one folder of images in a [[roots]] section")
     answer = _tried(plan, notifier, close)
-    if answer.code == -signal.SIGKILL or (answer.code and says_out_of_memory(answer.last_words)):
+    if answer.code == -signal.SIGKILL or (
+        answer.code and says_out_of_memory(answer.text + answer.last_words)
+    ):
         # Perhaps memory is short for a batch only: then a worker finds out how large its batches may be.
         answer = _tried(replace(plan, batch=1), notifier, close)
     answer.raise_error()

@@ -20,8 +20,11 @@ def is_of_the_device(why: Why, code: int, was_ready: bool) -> bool:
 
 
 def is_of_memory(why: Why, what: str, words: str) -> bool:
-    """Whether memory was short: the kernel killed the process, or the last that it said was so."""
-    return why in (Why.CRASH, Why.EXITED) and says_out_of_memory(f"{what}\n{words}")
+    """Whether memory was short: the kernel killed the process, its engine aborted it and said so, or its last error was
+    this."""
+    if why is Why.CRASH:
+        return says_out_of_memory(f"{what}\n{words}")
+    return why is Why.EXITED and says_out_of_memory(words.rpartition("\n")[2])
 
 
 def explain(child: Child, code: int, stop_seconds: float, oom: OomWatch) -> tuple[Why, str]:
