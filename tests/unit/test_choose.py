@@ -79,14 +79,18 @@ def test_a_large_merge_waits_for_a_full_shard() -> None:
 def test_those_that_make_no_full_shard_are_merged_as_they_fit() -> None:
     assert chosen_rows(shards(*[1400] * 7)) == []
     assert chosen_rows(shards(*[1400] * 8)) == [1400] * 2
-    assert chosen_rows(shards(*[3000] * 20)) == []
+
+
+def test_shards_that_are_more_than_half_full_hide_no_small_ones() -> None:
+    """They are left alone, however many there are."""
+    assert chosen_rows(shards(*[3000] * 1000)) == []
+    assert chosen_rows(shards(*[3000] * 1000, *[1] * 8)) == [1] * 8
 
 
 def test_eager_merges_whatever_fits() -> None:
     assert chosen_rows(shards(1, 2), eager=True) == [2, 1]
-    assert chosen_rows(shards(3500, 3000, 1000, 1), eager=True) == [3500, 1]
-    assert chosen_rows(shards(3500, 3000, 1400, 700), eager=True) == [3000, 700]
-    assert chosen_rows(shards(3000, 1400), eager=True) == []
+    assert chosen_rows(shards(2000, 1, 1500, 1400, 700), eager=True) == [2000, 1500, 1]
+    assert chosen_rows(shards(3000, 1), eager=True) == []
     assert chosen_rows(shards(1), eager=True) == []
 
 
@@ -106,8 +110,8 @@ def test_engines_are_kept_apart() -> None:
 
 
 def test_large_vectors_fill_a_shard_by_bytes() -> None:
-    many = [shard(at, 1, size=STORE.shard_bytes // 20) for at in range(1, 41)]
-    assert [len(some) for some in plan(many, STORE)] == [20, 20]
+    many = [shard(at, 1, size=STORE.shard_bytes // 16) for at in range(1, 33)]
+    assert [len(some) for some in plan(many, STORE)] == [16, 16]
 
 
 @given(

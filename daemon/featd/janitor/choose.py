@@ -1,8 +1,8 @@
 """What compaction merges next: a function of the shards that may be merged, and nothing else.
 
 Shards of about the same size are merged, FAN_IN at least, so that each vector is copied only a few times. Merges that
-would make more than HALF a shard wait until there is enough for a full one: then a store has hardly more shards than
-its vectors fill.
+would make more than HALF a shard, which is left alone from then on, wait until there is enough for a full one: then a
+store has hardly more shards than its vectors fill.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from featd.config import StoreConfig
 
 FAN_IN = 8
 """So many shards of a level make one of the next."""
-FULL = 0.9
-"""Shards that have this part of shard_rows or shard_bytes are left alone."""
 HALF = 0.5
+"""Shards that have more than this part of shard_rows or shard_bytes are left alone."""
+FULL = 0.9
+"""A large merge is worth it where it makes a shard that is as full as this."""
 MOST_FILES = 512
 """That are merged at once."""
 DEAD_BYTES = 1024 * 1024
@@ -42,6 +43,8 @@ def choose(candidates: Iterable[OldShard], store: StoreConfig, *, eager: bool = 
         if _is_worth_it_alone(shard):
             return [shard]
         one = _Sized(_fill(shard, store), shard)
+        if one.fill > HALF:
+            continue
         level = engines.setdefault(shard.engine, {}).setdefault(_level(one.fill), [])
         level.append(one)
         if len(level) == MOST_FILES:
@@ -79,8 +82,8 @@ def _of_one_engine(levels: dict[int, list[_Sized]], eager: bool) -> list[_Sized]
     every = sorted((one for level in levels.values() for one in level), key=lambda one: one.fill)
     enough = sum(one.fill for one in every) >= 1
     if eager or enough:
-        packed = _packed(every)
-        if eager or sum(one.fill for one in packed) >= FULL:
+        packed = _that_fit(reversed(every), 1.0)  # the largest first: the small ones fill what is left
+        if len(packed) > 1 and (eager or sum(one.fill for one in packed) >= FULL):
             return packed
     # Where there is enough for a full shard and none can be made, those are merged that fit.
     room, least = (1.0, 2) if enough else (HALF, FAN_IN)
@@ -91,16 +94,6 @@ def _of_one_engine(levels: dict[int, list[_Sized]], eager: bool) -> list[_Sized]
             if len(some) >= least:
                 return some
     return []
-
-
-def _packed(every: Sequence[_Sized]) -> list[_Sized]:
-    """The largest that fits with another, and the largest that fit beside these: a shard as full as it gets. `every` is
-    in order of fill. Empty where no two fit."""
-    end = len(every)
-    while end > 1 and every[end - 1].fill + every[0].fill > 1:
-        end -= 1
-    some = _that_fit(every[:end][::-1], 1.0)
-    return some if len(some) > 1 else []
 
 
 def _that_fit(ordered: Iterable[_Sized], room: float) -> list[_Sized]:

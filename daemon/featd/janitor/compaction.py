@@ -22,7 +22,7 @@ from featd.catalog.compact import GoneImage, OldShard
 from featd.config import StoreConfig
 from featd.crash_points import CrashPoint, crash_point
 from featd.errors import CatalogUnavailableError, LeaseLostError
-from featd.janitor.choose import FULL, choose, plan
+from featd.janitor.choose import HALF, choose, plan
 from featd.shards.store import StoreKey, free_bytes
 from featd.states import Lease
 
@@ -159,7 +159,7 @@ class Compaction:
         return choose(self._candidates(), self._store, eager=self._eager)
 
     def _candidates(self) -> Iterator[OldShard]:
-        rows, size = int(self._store.shard_rows * FULL), int(self._store.shard_bytes * FULL)
+        rows, size = (int(most * HALF) + 1 for most in (self._store.shard_rows, self._store.shard_bytes))
         pages = connect.walk(self._catalog, compact.small_shards, lambda shard: shard.id, 0, PAGE, rows, size)
         for page in pages:
             yield from (shard for shard in page if shard.id not in self._left)
