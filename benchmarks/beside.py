@@ -3,8 +3,8 @@
     python benchmarks/beside.py --folder /scratch [--per-second 50] [--slice 15] [--rounds 16] [--numbers 4096]
 
 One process runs CaffeNet on as many threads as there are cores. Another makes a shard of each second's arrivals, by the
-functions that workers call. In every second slice, a third does once what the janitor does each minute: more often than
-the janitor, and with what has gathered in both slices. Printed: the images per second of the net, with and without
+functions that workers call. A third does once what the janitor does each minute: within every second slice, and after
+the others, so that each has its own arrivals to merge. Printed: the images per second of the net, with and without
 compaction, and their ratio; the processor's time that compaction takes; and how long arrivals took from the end of
 their second until they were done.
 """
@@ -61,6 +61,11 @@ def arrive(store: Store, per_second: int, over: Event, seconds: Any) -> None:
     seconds.put(took)
 
 
+def finish(compaction: Compaction) -> None:
+    for _ in compaction.work():
+        pass
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--folder", type=Path, required=True)
@@ -91,15 +96,16 @@ def main() -> None:
             compacts = turn % 2 == 1
             began, before, used = time.monotonic(), images.value, time.process_time()
             if compacts:
-                for _ in compaction.work():
-                    pass
-            processor += time.process_time() - used
+                finish(compaction)
             time.sleep(max(0.0, began + options.slice - time.monotonic()))
             rates[compacts].append((images.value - before) / (time.monotonic() - began))
             print(
                 f"{'with' if compacts else 'without':>8} compaction {rates[compacts][-1]:6.1f} images/s",
                 flush=True,
             )
+            if not compacts:
+                finish(compaction)
+            processor += time.process_time() - used
         over.set()
         took = seconds.get()
         for process in processes:
@@ -110,14 +116,12 @@ def main() -> None:
     print(
         f"median of the rounds' ratios: {statistics.median(ratios):.3f} ({min(ratios):.2f} to {max(ratios):.2f})"
     )
-    total = 2 * options.rounds * options.slice
     print(
-        f"compaction: {processor:.1f} s of a processor in {total:.0f} s, {processor / total:.1%};"
+        f"compaction: {processor:.1f} s of a processor in {len(took)} s, {processor / len(took):.1%};"
         f" {compaction.merged} shards became {compaction.made}"
     )
-    took.sort()
     print(
-        f"arrivals: done {statistics.median(took):.2f} s after the end of their second, at most {took[-1]:.2f} s;"
+        f"arrivals: done {statistics.median(took):.2f} s after the end of their second, at most {max(took):.2f} s;"
         f" {sum(one <= 1 for one in took) / len(took):.1%} within 1 s"
     )
 

@@ -87,5 +87,5 @@ def _gone(store: StoreConfig) -> str:
     return f"have been gone for more than {store.keep_gone_days:g} days"
 
 
-NOTHING = "nothing to merge: fewer than two shards are at most half full, and none is half dead"
+NOTHING = "nothing to merge: no two shards are less than half full, and none is half dead"
 NO_ROOM = "nothing is merged while the store's disk has less than store.min_free"

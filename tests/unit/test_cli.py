@@ -761,7 +761,7 @@ def test_compact_does_what_its_dry_run_said(
     with connect.reading(filled.catalog) as conn:
         (image_id,) = conn.scalars(sa.select(images.c.id).where(images.c.path == "0.jpg"))
     connect.transact(filled.catalog, enqueue.mark_gone, [image_id], "the file is gone")
-    nothing = "nothing to merge: fewer than two shards are at most half full, and none is half dead\n"
+    nothing = "nothing to merge: no two shards are less than half full, and none is half dead\n"
     assert featd(*command, "--dry-run")[1] == (
         f"{nothing}3 files of shards that were merged earlier would be removed\n"
         "1 vectors of images that have been gone for more than 0 days would be forgotten\n"
