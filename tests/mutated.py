@@ -28,11 +28,16 @@ def mutated_bytes(raw: bytes, dice: random.Random) -> bytes:
     return bytes(data)
 
 
+# Read now: a test's environment has none of featd's variables.
+SECONDS = float(os.environ.get("FEATD_FUZZ_SECONDS", "300"))
+SEED = os.environ.get("FEATD_SEED")
+
+
 def seeds_for_a_while(step: int) -> Iterator[int]:
     """Seeds from FEATD_SEED on (standard: the time), until FEATD_FUZZ_SECONDS (standard: 300) are over. By hand, for
     hours: `FEATD_FUZZ_SECONDS=7200 script/test -m long -s FILE`."""
-    until = time.monotonic() + float(os.environ.get("FEATD_FUZZ_SECONDS", "300"))
-    seed = int(os.environ.get("FEATD_SEED", time.time_ns() // 10**9 * 1000))
+    until = time.monotonic() + SECONDS
+    seed = int(SEED or time.time_ns() // 10**9 * 1000)
     print(f"from seed {seed}")
     while time.monotonic() < until:
         yield seed

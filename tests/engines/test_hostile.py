@@ -26,6 +26,9 @@ from engines.test_nets import V1_TEXT
 from featd.config import ModelConfig
 from featd.engines.onnxruntime import OnnxRuntimeEngine
 from featd.errors import ModelError
+from featd.net.graph import clash
+from featd.net.load import trace_whole
+from featd.net.prototxt import read
 from mutated import mutated_bytes, seeds_for_a_while
 from nets import TOLERANCE, distance, input_layer, layer, load, pictures, random_weights, real_caffe, saved
 
@@ -187,10 +190,18 @@ def judge(original: Array, made: Iterator[ModelConfig]) -> dict[str, int]:
             others.append((model, found))
     for (model, found), theirs in zip(others, ask_caffe([model for model, _ in others]), strict=True):
         where = f"{model.net} {model.weights}"
-        assert theirs is not None, f"{where}: Caffe aborts, featd gives another vector"
+        if theirs is None:
+            assert caffe_cannot(model), f"{where}: Caffe aborts, featd gives another vector"
+            continue
         assert distance(found, theirs) < TOLERANCE, where
         seen["as Caffe"] += 1
     return seen
+
+
+def caffe_cannot(model: ModelConfig) -> bool:
+    """Whether featd says that real Caffe aborts on this net, although its meaning is clear."""
+    _, definition = read(Path(model.net))
+    return clash(trace_whole(definition, model.net).steps) is not None
 
 
 def texts(text: str, model: ModelConfig, folder: Path, seeds: Iterable[int]) -> Iterator[ModelConfig]:
