@@ -26,7 +26,7 @@ import pytest
 import sqlalchemy as sa
 
 from featd import clock
-from featd.catalog import connect, counters, dialects, enqueue, leases, mend, migrate, pairing, schema
+from featd.catalog import connect, counters, dialects, enqueue, feed, leases, mend, migrate, pairing, schema
 from featd.catalog.connect import CommitUnknownError
 from featd.catalog.enqueue import FoundFile
 from featd.catalog.settle import Identity
@@ -337,6 +337,10 @@ class Life:
         self.looking: Iterator[object] | None = None
         self.config = StoreConfig(path=self.store, shard_rows=1, shard_seconds=20.0, idle_seconds=0.0)
         self.doubted: dict[str, FoundFile] = {}
+        self.index: dict[int, tuple[str, int]] = {}
+        """Of one who follows the feed: image -> path and version."""
+        with connect.reading(self.catalog) as conn:
+            self.token = feed.now(conn)
         self.acting: set[str] = set()
         world.others = self.interrupt
 
@@ -363,7 +367,7 @@ class Life:
     def turn(self) -> None:
         world = self.world
         world.elapsed += world.random.choice((0.01, 0.1, 1.0, 5.0))
-        match world.random.randrange(12):
+        match world.random.randrange(13):
             case 0 | 1:
                 world.change_a_file()
             case 2:
@@ -372,6 +376,8 @@ class Life:
                 self.as_("ingest", self.ingest)
             case 5:
                 self.as_("janitor", self.tidy)
+            case 6:
+                self.as_("reader", self.follow)
             case _:
                 name = world.random.choice(list(self.workers))
                 self.as_(name, lambda: self.work(name))
@@ -486,7 +492,9 @@ class Life:
 
     def tidy(self) -> None:
         """A step of the janitor."""
-        match self.world.random.randrange(5):
+        match self.world.random.randrange(6):
+            case 5:
+                connect.transact(self.catalog, feed.number)
             case 0:
                 self.rescue.end_expired()
             case 1:
@@ -508,6 +516,16 @@ class Life:
         """Of shards of up to 64 rows, removed after 30 s."""
         store = self.config.model_copy(update={"shard_rows": 64, "grace_seconds": 30.0})
         return Compaction(self.catalog, store, "here", LEASE_SECONDS).work()
+
+    def follow(self) -> bool:
+        """Bring the index up to date by a few changes; whether there were any."""
+        with connect.reading(self.catalog) as conn:
+            found = feed.changes(conn, self.token, 2)
+        self.index.update({one.image_id: (one.path, one.version) for one in found.upserts})
+        for gone in found.deleted:
+            self.index.pop(gone.image_id, None)
+        moved, self.token = found.token != self.token, found.token
+        return moved
 
     # The end
 
@@ -579,6 +597,15 @@ class Life:
         assert gone == set(images) - set(self.world.files), "other rows are gone than files"
         assert counted == Counter(State(image.state) for image in images.values()), "counters are wrong"
         self._check_shards(images, shards, workers)
+        connect.transact(self.catalog, feed.number)
+        while self.follow():
+            pass
+        live = {
+            image.id: (image.path, image.shard_version)
+            for image in images.values()
+            if image.state == State.DONE
+        }
+        assert self.index == live, "who follows the feed has other vectors than are live"
 
     def _check_shards(self, images: dict[str, Any], shards: dict[int, Any], workers: set[int]) -> None:
         naming = Counter(image.shard_id for image in images.values() if image.shard_id is not None)

@@ -38,6 +38,11 @@ def document(value: Any) -> None:
     typer.echo(_json(value, indent=2))
 
 
+def line(value: Any) -> None:
+    """Print a JSON value on one line."""
+    typer.echo(_json(value))
+
+
 def array(items: Iterable[Any]) -> int:
     """Print a JSON array, item by item; returns how many."""
     count = 0

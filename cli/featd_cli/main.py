@@ -16,6 +16,7 @@ from featd.crash_points import check_variable
 from featd.errors import EXIT_ERROR, EXIT_OK, EXIT_OUT_OF_REACH, FeatdError, first_line, reason
 from featd_cli import (
     backup,
+    changes,
     compact,
     db,
     enqueue,
@@ -100,6 +101,7 @@ app.command("enqueue")(enqueue.enqueue)
 app.command("explain")(explain.explain)
 app.command("net")(net.net)
 app.command("export")(export.export)
+app.command("changes")(changes.changes)
 app.command("compact")(compact.compact)
 app.command("verify")(verify.verify)
 app.command("forget")(forget.forget)

@@ -92,6 +92,8 @@ _FILE = Template("""\
 [catalog]
 # sqlite:///FILE, or, for several hosts, postgresql+psycopg://user@host/db (with the password in PGPASSFILE).
 url = $url
+# For so many days a reader can go on from a token of `featd changes`.
+feed_days = 30.0
 # Rows of images that have been gone for so many days are deleted. 0: never. If this is not set: after 365 days, in
 # catalogs of 10 million rows and more.
 # purge_gone_days = 365.0

@@ -91,6 +91,7 @@ def _understood(value: object, field: FieldInfo | None) -> object:
 
 class CatalogConfig(_Section):
     url: str = "sqlite:///featd.db"
+    feed_days: Annotated[float, Field(ge=0, le=1e6)] = 30.0
     purge_gone_days: Annotated[float, Field(ge=0, le=1e6)] | None = None
     """0: never. None: 365 where the catalog has many rows (featd.janitor.purge), else never."""
 

@@ -165,6 +165,7 @@ def configured(settings: Settings, host: str, *, drain: bool) -> Configuration:
         host=host,
         run_folder=folder,
         store=settings.store,
+        feed_days=settings.catalog.feed_days,
         purge_gone_days=settings.catalog.purge_gone_days,
         roots=tuple(root.path for root in settings.roots) if drain else (),
         draining=drain,

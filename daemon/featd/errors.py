@@ -105,6 +105,10 @@ class LeaseLostError(FeatdError):
     """This worker's lease has ended: its images belong to other workers now."""
 
 
+class TokenError(FeatdError):
+    """A token does not name a place in the feed of this catalog: whoever follows it begins anew."""
+
+
 class EngineError(FeatdError):
     """The engine fails for a reason that is not an image's fault, such as a faulty device or changed vectors."""
 

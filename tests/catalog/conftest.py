@@ -16,15 +16,19 @@ import pytest
 import sqlalchemy as sa
 
 from featd import clock
-from featd.catalog import claim, connect, counters, enqueue, leases, settle
+from featd.catalog import claim, connect, counters, enqueue, feed, leases, live, settle
 from featd.catalog.enqueue import Enqueued, FoundFile
+from featd.catalog.feed import Token
 from featd.catalog.leases import InHand
+from featd.catalog.live import LiveVector
 from featd.catalog.schema import attempts, images, shards
 from featd.catalog.schema import leases as lease_table
 from featd.catalog.settle import Identity, Made, Settlement
 from featd.states import ClaimedImage, Failure, Kind, Lease, RetryPolicy, SealedShard, State, Unchanged
 
 T = TypeVar("T")
+Index = dict[int, LiveVector]
+"""What who follows the feed has: image -> its live vector."""
 
 ROOT = "/data/a"
 OTHER = "/data/b"
@@ -167,12 +171,44 @@ class Desk:
         assert {shard: n for shard, n in live.items() if n} == named, "live_rows"
         assert lost == 0, "rows are claimed exactly while they have a lease"
 
+    # The feed
+
+    def number(self) -> None:
+        """As the janitor does."""
+        while self.do(feed.number):
+            pass
+
+    def live(self) -> Index:
+        """What is live."""
+        with connect.reading(self.engine) as conn:
+            return {one.image_id: one for one in live.live_vectors(conn, 0, 10_000)}
+
+    def follow(self, index: Index, token: Token, limit: int = 3) -> Token:
+        """Bring `index` up to date by one portion of changes; the token behind it."""
+        with connect.reading(self.engine) as conn:
+            found = feed.changes(conn, token, limit)
+        index.update({one.image_id: one for one in found.upserts})
+        for gone in found.deleted:
+            index.pop(gone.image_id, None)
+        return found.token
+
+    def check_feed(self) -> None:
+        """Who follows the feed from its beginning has exactly what is live."""
+        self.number()
+        with connect.reading(self.engine) as conn:
+            token = Token(feed.now(conn).history, 0)
+        index: Index = {}
+        while (later := self.follow(index, token)) != token:
+            token = later
+        assert index == self.live()
+
 
 @pytest.fixture
 def desk(catalog: sa.Engine) -> Iterator[Desk]:
     desk = Desk(catalog)
     yield desk
     desk.recount()
+    desk.check_feed()
 
 
 @pytest.fixture

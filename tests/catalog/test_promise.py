@@ -18,7 +18,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from featd.catalog import claim, connect, enqueue, leases, retry, settle
+from featd.catalog import claim, connect, enqueue, feed, leases, retry, settle
 from featd.catalog.enqueue import FoundFile
 from featd.catalog.leases import InHand
 from featd.catalog.schema import images, shards
@@ -37,6 +37,7 @@ EVENTS = [
     *["write", "claim", "commit unknown", "die", "lose lease", "remove", "release"],
     *["lost lease", "come back"] * 2,
     *["release_unheld", "rescue", "time_passes", "retry_failed"],
+    *["follow"] * 3,
 ]
 """What can happen, each as often as it stands here."""
 
@@ -72,12 +73,16 @@ class Promise(RuleBasedStateMachine):
         ] = {}  # shard -> (image, version, content) of each row
         self.before: dict[int, Any] = {}
         self.done: Counter[tuple[int, int]] = Counter()
+        self.index: dict[int, Any] = {}
 
     @initialize()
     def begin(self) -> None:
+        self.desk.number()
         for table in ("images", "leases", "shards", "attempts"):
             self.desk.execute(sa.text(f"DELETE FROM {table}"))
         self.desk.execute(sa.text("UPDATE settings SET number = 0"))
+        with connect.reading(self.desk.engine) as conn:
+            self.token = feed.now(conn)
         for path in PATHS:
             self.change_and_watch(path, touched=False)
 
@@ -296,6 +301,9 @@ class Promise(RuleBasedStateMachine):
             case "come back":
                 self.come_back(path)
                 self.scan()
+            case "follow":
+                self.desk.do(feed.number)
+                self.token = self.desk.follow(self.index, self.token, 1 + chance)
             case "release" | "release_unheld":
                 getattr(self, event)(at)
             case "scan" | "rescue" | "time_passes" | "retry_failed":
@@ -361,6 +369,10 @@ class Promise(RuleBasedStateMachine):
                 crashed = row.error_kind == "crash"
                 assert row.state == ("failed" if content == BAD or crashed else "done"), row
         assert set(self.disk) <= {row.path for row in self.desk.rows(images)}
+        self.desk.number()
+        while (token := self.desk.follow(self.index, self.token)) != self.token:
+            self.token = token
+        assert self.index == self.desk.live()
 
 
 def test_the_promise_holds_whatever_happens(desk: Any, unknown_commit: Any) -> None:

@@ -14,7 +14,7 @@ import pytest
 import sqlalchemy as sa
 
 from featd import clock, logs
-from featd.catalog import connect, enqueue, leases, schema, stats, values
+from featd.catalog import connect, enqueue, feed, leases, schema, stats, values
 from featd.catalog.enqueue import FoundFile
 from featd.errors import CatalogUnavailableError
 from featd.janitor import leftovers, process, task
@@ -309,4 +309,26 @@ def test_images_that_are_gone_for_long_are_purged_once_a_day_and_not_at_the_star
     go("second.jpg")
     assert gone(start + process.PURGE_EVERY_SECONDS) == ["second.jpg"]
     assert gone(start + process.PURGE_EVERY_SECONDS + process.PURGE_FIRST_SECONDS + 120) == []
+    catalog.dispose()
+
+
+def test_changes_are_numbered_in_time_and_at_the_end(
+    make: Callable[..., tuple[Janitor, Channel, Channel]], instance: Instance
+) -> None:
+    janitor, _, _ = make()
+    catalog = connect.open_catalog(instance.settings.catalog.url)
+
+    def is_numbered() -> bool:
+        with connect.reading(catalog) as conn:
+            return feed.is_numbered(conn)
+
+    janitor.begin()
+    janitor.step(1e6)
+    connect.transact(catalog, feed.note, [1])
+    assert not is_numbered()
+    janitor.step(1e6 + process.FEED_EVERY_SECONDS)
+    assert is_numbered()
+    connect.transact(catalog, feed.note, [1])
+    janitor.close()
+    assert is_numbered()
     catalog.dispose()

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import sqlalchemy as sa
 
-from featd.catalog import connect, counters, dialects, instance, values, verdicts
+from featd.catalog import connect, counters, dialects, feed, instance, values, verdicts
 from featd.catalog.counters import StateChanges
 from featd.catalog.schema import images, shards
 from featd.states import PRIORITY_BACKLOG, Correction, State
@@ -179,6 +179,7 @@ def _to_pending(conn: sa.Connection, ids: Sequence[int]) -> int:
     raised = sa.update(images).values(version=images.c.version + 1)
     conn.execute(raised.where(dialects.has_id(conn, [row.id for row in rows if row.state == State.CLAIMED])))
     conn.execute(raised.where(dialects.has_id(conn, done)).values(**fresh))
+    feed.note(conn, done)
     counters.apply(conn, StateChanges({State.DONE: -len(done), State.PENDING: len(done)}))
     return len(done)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from featd.catalog import connect, counters, dialects, verdicts
+from featd.catalog import connect, counters, dialects, feed, verdicts
 from featd.catalog.counters import StateChanges
 from featd.catalog.schema import images
 from featd.paths import stand_in
@@ -214,6 +214,7 @@ def mark_gone(conn: sa.Connection, ids: Sequence[int], reason: str) -> int:
     changes = StateChanges()
     for row in rows:
         changes.move(State(row.state), State.GONE)
+    feed.note(conn, [row.id for row in rows if row.state == State.DONE])
     counters.apply(conn, changes)
     return len(rows)
 
@@ -261,6 +262,7 @@ def _change(
     again: list[tuple[Any, ...]] = []
     known: list[tuple[int, int | None]] = []
     sooner: list[int] = []
+    live_no_more: list[int] = []
     for row in conn.execute(dialects.lock_rows(conn, statement)).all():
         file = differ.pop(row.id)
         state = State(row.state)
@@ -278,6 +280,7 @@ def _change(
             result.changed += state is not State.GONE
             again.append(next_version)
             changes.move(state, State.PENDING)
+            live_no_more += [row.id] if state is State.DONE else []
         elif state is State.PENDING:
             sooner.append(row.id)
             known.append((row.id, file.ctime_ns))
@@ -288,6 +291,7 @@ def _change(
             result.reread += reread is not Reread.NONE
             again.append(next_version)
             changes.move(state, State.PENDING)
+            live_no_more += [row.id] if state is State.DONE else []
         elif moved and state is State.DONE:
             result.doubted.append(file)
         else:
@@ -303,6 +307,7 @@ def _change(
     }
     dialects.update_each(conn, sa.true(), per_row, claimed, {})
     dialects.update_each(conn, sa.true(), per_row, again, fresh)
+    feed.note(conn, live_no_more)
     dialects.update_each(conn, sa.true(), ("ctime_ns",), [one for one in known if one[1] is not None], {})
     if sooner:
         asked = (dialects.has_id(conn, sooner), images.c.priority < priority)
@@ -352,5 +357,6 @@ def compare(
     }
     dialects.update_each(conn, sa.true(), ("ctime_ns", "version"), same, {})
     dialects.update_each(conn, sa.true(), ("ctime_ns", "version"), other, fresh)
+    feed.note(conn, [image_id for image_id, *_ in other])
     counters.apply(conn, StateChanges({State.DONE: -len(other), State.PENDING: len(other)}))
     return len(other), claimed

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import sqlalchemy as sa
 
-from featd.catalog import counters, dialects, leases, settle, values
+from featd.catalog import counters, dialects, feed, leases, settle, values
 from featd.catalog.compact import OldShard
 from featd.catalog.counters import StateChanges
 from featd.catalog.schema import attempts, images, in_state, shards
@@ -111,6 +111,7 @@ def erase(conn: sa.Connection, target: Target, newest: int, limit: int) -> int:
     conn.execute(sa.delete(attempts).where(attempts.c.image_id.in_(sa.select(images.c.id).where(these))))
     conn.execute(sa.delete(images).where(these))
     settle.leave_shards(conn, [row.shard_id for row in rows])
+    feed.note(conn, [row.id for row in rows if row.state == State.DONE])
     changes = StateChanges()
     for row in rows:
         changes[State(row.state)] -= 1

@@ -55,10 +55,14 @@ def live_vectors(conn: sa.Connection, after_id: int, limit: int) -> list[LiveVec
     return [LiveVector(*row) for row in conn.execute(statement)]
 
 
+def live_of(conn: sa.Connection, image_ids: Sequence[int]) -> list[LiveVector]:
+    """The live vectors of these images, in order of id."""
+    return [LiveVector(*row) for row in conn.execute(_LIVE.where(dialects.has_id(conn, image_ids)))]
+
+
 def still_live(conn: sa.Connection, before: Sequence[LiveVector]) -> list[LiveVector]:
     """Where the vectors of these images are now, in order of id; without those that are not live any more."""
-    statement = _LIVE.where(dialects.has_id(conn, [image.image_id for image in before]))
-    return [LiveVector(*row) for row in conn.execute(statement)]
+    return live_of(conn, [image.image_id for image in before])
 
 
 def walk_live(catalog: sa.Engine, limit: int) -> Iterator[Sequence[LiveVector]]:

@@ -20,6 +20,7 @@ import sqlalchemy as sa
 
 from featd import clock
 from featd.catalog import connect, hosts, instance, leases, stats, values
+from featd.catalog.feed import HISTORY
 from featd.catalog.schema import shards
 from featd.errors import FeatdError, StoreUnavailableError, reason
 from featd.shards.store import (
@@ -40,8 +41,6 @@ from featd.states import RetryPolicy
 
 NONCES = "store.nonces"
 """The setting: the nonce that marker and catalog share, and behind it the next one until it is confirmed."""
-HISTORY = "history"
-"""The setting that a restored catalog gets anew: what readers noted of an earlier history is void."""
 PLACE = "store.place"
 """The setting: the path of the store that was given the present nonce."""
 LOOKED_THROUGH = 1000

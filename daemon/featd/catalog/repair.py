@@ -14,6 +14,7 @@ from featd.catalog import (
     corrections,
     counters,
     dialects,
+    feed,
     instance,
     settle,
     stats,
@@ -44,6 +45,7 @@ def forget_vectors(conn: sa.Connection, named: Mapping[int, int | None]) -> int:
     again = {**verdicts.CLEAN, "state": State.PENDING, "not_before": moment, "updated_at": moment}
     conn.execute(forgetting.where(dialects.has_id(conn, done)).values(**again))
     settle.leave_shards(conn, [row.shard_id for row in rows])
+    feed.note(conn, done)
     counters.apply(conn, StateChanges({State.DONE: -len(done), State.PENDING: len(done)}))
     return len(done)
 
@@ -99,6 +101,7 @@ def adopt(
     done = {**verdicts.CLEAN, "state": State.DONE, "shard_id": shard_id, "updated_at": dialects.now(conn)}
     dialects.update_each(conn, sa.true(), ("shard_row", "shard_version", "content"), given, done)
     corrections.note_adopted(conn, shard_id)
+    feed.note(conn, [one.id for one in mine])
     counters.apply(conn, StateChanges({State.PENDING: -len(mine), State.DONE: len(mine)}))
     return len(mine)
 

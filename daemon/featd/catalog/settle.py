@@ -12,7 +12,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from featd.catalog import counters, dialects, instance, leases, verdicts
+from featd.catalog import counters, dialects, feed, instance, leases, verdicts
 from featd.catalog.counters import StateChanges
 from featd.catalog.schema import images, shards
 from featd.catalog.schema import leases as lease_table
@@ -71,11 +71,12 @@ def settle(
     leases.hold(conn, lease)
     instance.check_fingerprint(instance.fingerprint(conn), identity.fingerprint)
     changes = StateChanges()
+    live: list[int] = []
     rows = _lock(conn, lease, settlement)
     if settlement.shard is not None:
         instance.fix_fingerprint(conn, identity.fingerprint, identity.spec, identity.golden)
-        _settle_made(conn, lease, settlement.shard, settlement.made, rows, changes)
-    _settle_unchanged(conn, lease, settlement.unchanged, rows, changes)
+        _settle_made(conn, lease, settlement.shard, settlement.made, rows, changes, live)
+    _settle_unchanged(conn, lease, settlement.unchanged, rows, changes, live)
     _settle_lost(conn, lease, settlement.lost, rows, changes)
     for failure in settlement.failures:
         if failure.image.id in rows:
@@ -90,6 +91,7 @@ def settle(
             settles=lease_table.c.settles + 1,
         )
     )
+    feed.note(conn, live)
     counters.apply(conn, changes)
     crash_point(CrashPoint.SETTLING)
     return settled
@@ -143,6 +145,7 @@ def _settle_made(
     made: Sequence[Made],
     rows: dict[int, sa.Row[Any]],
     changes: StateChanges,
+    live: list[int],
 ) -> None:
     mine = [one for one in made if one.image.id in rows]
     shard_id = conn.execute(
@@ -161,6 +164,7 @@ def _settle_made(
         ]
         updated = dialects.update_each(conn, claimed, per_row, chosen, {**values, "shard_id": shard_id})
         changes.move(State.CLAIMED, state, updated)
+        live += [chosen_id for chosen_id, *_ in chosen] if state is State.DONE else []
     leave_shards(conn, [rows[one.image.id].shard_id for one in mine])
 
 
@@ -181,6 +185,7 @@ def _settle_unchanged(
     unchanged: Sequence[Unchanged],
     rows: dict[int, sa.Row[Any]],
     changes: StateChanges,
+    live: list[int],
 ) -> None:
     """Done again with the existing vector. Never writes shard_id or shard_row, which compaction may have changed."""
     claimed = (images.c.lease_id == lease.id) & (images.c.state == State.CLAIMED)
@@ -199,6 +204,7 @@ def _settle_unchanged(
         conn.execute(
             sa.update(images).where(dialects.has_id(conn, again), claimed).values(**_raised_values(conn))
         )
+    live += [one.image.id for one in same]
     changes.move(State.CLAIMED, State.DONE, done)
     changes.move(State.CLAIMED, State.PENDING, len(again))
 

@@ -19,6 +19,7 @@ class JanitorPlan:
     host: str
     run_folder: Path
     store: StoreConfig
+    feed_days: float
     purge_gone_days: float | None
     roots: tuple[Path, ...]
     draining: bool

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from featd import clock, logs
-from featd.catalog import connect, counters, forget, hosts, mend, pairing, stats
+from featd.catalog import connect, counters, feed, forget, hosts, mend, pairing, stats
 from featd.errors import CatalogUnavailableError
 from featd.janitor import drain
 from featd.janitor.compaction import Compaction
@@ -36,6 +36,8 @@ log = logs.get("janitor")
 EXPIRED_EVERY_SECONDS = 5.0
 DUTY_EVERY_SECONDS = 5.0
 ROOM_EVERY_SECONDS = 1.0
+FEED_EVERY_SECONDS = 0.5
+FEED_FORGET_SECONDS = 3600.0
 STATUS_EVERY_SECONDS = 3.0
 MEND_EVERY_SECONDS = 60.0
 LEFTOVERS_EVERY_SECONDS = 600.0
@@ -71,6 +73,7 @@ class Janitor:
         self._forgetting: Forgetting | None = None
         self._tasks = [
             self._leftovers,
+            Task("the oldest changes", self._forget_changes, FEED_FORGET_SECONDS),
             Task("the comparison of shards", slow_round.look, ROUND_EVERY_SECONDS, rests=ROUND_RESTS),
         ]
         if not plan.draining:
@@ -91,7 +94,7 @@ class Janitor:
         self._marked = read_mark(plan.store.path)
         self._room = Room(self._catalog, plan.store.path, plan.store.min_free)
         self._rescue = Rescue(self._catalog, plan.run_folder, plan.host, plan.retry)
-        self._due = dict.fromkeys(("room", "status", "expired", "duty", "mend", "drain"), 0.0)
+        self._due = dict.fromkeys(("room", "feed", "status", "expired", "duty", "mend", "drain"), 0.0)
 
     def begin(self) -> None:
         """Before any worker claims."""
@@ -118,6 +121,8 @@ class Janitor:
             if self._tidies:
                 self._keep_mark()
         # The janitor of one host does these for all hosts.
+        if self._tidies and self._is_due("feed", now, FEED_EVERY_SECONDS):
+            self._number_changes()
         if self._tidies and self._is_due("mend", now, MEND_EVERY_SECONDS):
             connect.transact(self._catalog, mend.mend_retired)
             mended = connect.transact(self._catalog, mend.mend_far_future)
@@ -151,6 +156,17 @@ class Janitor:
             )
             yield from self._forgetting.work()
         yield from self._compaction.work()
+
+    def _number_changes(self) -> None:
+        """Number what was committed, so that readers of the feed see it."""
+        with connect.reading(self._catalog) as conn:
+            numbered = feed.is_numbered(conn)
+        while not numbered:
+            numbered = connect.transact(self._catalog, feed.number) < feed.NUMBERED
+
+    def _forget_changes(self) -> Generator[None]:
+        while connect.transact(self._catalog, feed.forget_old, self._plan.feed_days) == feed.NUMBERED:
+            yield
 
     def _keep_mark(self) -> None:
         """Note in the store how far the catalog has come, so that one that is restored later is noticed; and answer a
@@ -205,6 +221,7 @@ class Janitor:
             task.stop()
         with contextlib.suppress(CatalogUnavailableError):
             if self._tidies:
+                self._number_changes()
                 self._keep_mark()
             connect.transact(self._catalog, hosts.leave_duties, [hosts.TIDY], self._host)
         self._catalog.dispose()
