@@ -204,6 +204,6 @@ def test_a_worker_that_memory_was_too_short_for_starts_again_with_half_the_batch
     set_aside_soon(instance)
     result = instance.run("run", "--drain")
     assert result.returncode == 0, result.stderr
-    assert result.stderr.count(" memory_short: worker-0 ") == 2
+    assert result.stderr.count(" child_lacked_memory: worker-0 ") == 2
     assert result.stderr.count(" child_died: ") == 2
     check_nothing_was_charged(instance, tmp_path, monkeypatch)

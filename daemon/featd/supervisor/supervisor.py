@@ -322,7 +322,7 @@ class Supervisor:
         child.deaths += 1
         if child.halvings < child.spec.most_halvings and is_of_memory(why, what, words):
             child.halvings += 1
-            log.warning("memory_short", f"{name} ran out of memory; its batch is halved", child=name)
+            log.warning("child_lacked_memory", f"{name} ran out of memory; its batch is halved", child=name)
         else:
             child.boot_failures += not was_ready
             child.fruitless += child.spec.essential and is_of_the_device(why, code, was_ready)
