@@ -182,7 +182,7 @@ def judge(original: Array, made: Iterator[ModelConfig]) -> dict[str, int]:
     others: list[tuple[ModelConfig, Array]] = []
     for model in made:
         found = vector(model)
-        if isinstance(found, str):
+        if isinstance(found, str) or not np.isfinite(found).all():  # such a vector is never stored
             seen["refused"] += 1
         elif found.shape == original.shape and distance(found, original) < TOLERANCE:
             seen["unchanged"] += 1
