@@ -66,6 +66,8 @@ class Report:
     store_fault: str = ""
     """Why nothing can be written to the store; empty where it can, or where this user cannot tell."""
     store_unreadable: bool = False
+    forgetting: bool = False
+    """Whether a `featd forget` has not been finished."""
     room: dict[str, Any] = field(default_factory=dict)
     """Of the store's disk, in bytes: `free` (None where unknown), `min_free`, and `needed` by the images that are to do
     (None before the first shard). `lacking`: free is less than min_free, so that workers claim nothing."""
@@ -91,7 +93,7 @@ class Report:
 
 def look(instance: Instance) -> Report:
     """Read everything once. Rows of `images` are read by index only."""
-    from featd.catalog import connect, counters, hosts, stats, values
+    from featd.catalog import connect, counters, forget, hosts, stats, values
     from featd.catalog import instance as identity
 
     settings = instance.settings
@@ -126,6 +128,7 @@ def look(instance: Instance) -> Report:
             warnings=_foreign_roots(settings, stats.known_roots(conn)) if not instance.faults else [],
             faults=tuple(f"configuration: {fault}" for fault in instance.faults),
             store_fault=_store_fault(settings.store.path),
+            forgetting=forget.read(conn) is not None,
             room=_room(settings.store, counts, shards),
             store_unreadable=not os.access(settings.store.path, os.R_OK | os.X_OK),
             waiting_roots=_waiting_roots(settings, stats.pending_roots(conn)) if stuck else {},
@@ -251,6 +254,10 @@ def _warnings(instance: Instance, report: Report) -> list[str]:
         found.append(report.store_fault)
     elif report.room["lacking"]:
         found.append(f"store {settings.store.path}: {_no_room(report.room)}")
+    if report.forgetting:
+        found.append(
+            "a `featd forget` is not finished: a running featd goes on with it; or run it again to see what is left"
+        )
     for path, fault in sorted(report.faulty.items()):
         found.append(f"shard {path} is {fault}: bring it back from a backup, or run `featd verify --repair`")
     found.extend(status_daemon.troubles(report.daemon))

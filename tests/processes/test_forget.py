@@ -383,15 +383,27 @@ def test_a_damaged_shard_is_told_until_it_is_repaired(filled: Filled, say: Any) 
     assert not is_noted(filled)
 
 
-def test_a_correction_that_nobody_decided_about_comes_first(filled: Filled) -> None:
+def warnings_of(filled: Filled, capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """What `featd status` warns of."""
+    assert main(["--config", str(filled.config), "status", "--json"]) == 0
+    found: list[str] = json.loads(capsys.readouterr().out)["warnings"]
+    return found
+
+
+def test_a_correction_that_nobody_decided_about_comes_first(
+    filled: Filled, capsys: pytest.CaptureFixture[str]
+) -> None:
     (shard, *_) = rows(filled, schema.shards)
     connect.transact(filled.catalog, values.set_value, corrections.LACKED, {Correction.TIFF_ALPHA: shard.id})
     begin(filled, "a/secret.jpg", "last.jpg")
     known = ids(filled)
     assert work(forgetting(filled)).left == {shard.path: ASKS}
     assert traces(filled, known["last.jpg"]) == []
+    unfinished = "a `featd forget` is not finished"
+    assert any(unfinished in one for one in warnings_of(filled, capsys))
     connect.transact(filled.catalog, corrections.keep, [Correction.TIFF_ALPHA])
     assert work(forgetting(filled)).left == {}
+    assert not any(unfinished in one for one in warnings_of(filled, capsys))
     assert traces(filled, known["a/secret.jpg"]) == []
 
 
