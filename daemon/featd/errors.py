@@ -105,6 +105,10 @@ class LeaseLostError(FeatdError):
     """This worker's lease has ended: its images belong to other workers now."""
 
 
+class AmbiguousPathError(FeatdError, LookupError):
+    """Several roots have an image of this path: ask for (root, path)."""
+
+
 class TokenError(FeatdError):
     """A token does not name a place in the feed of this catalog: whoever follows it begins anew."""
 

@@ -21,7 +21,8 @@ from featd.catalog.enqueue import FoundFile
 from featd.catalog.schema import images, shards
 from featd.catalog.settle import Settlement
 from featd.errors import FeatdError, ModelError, NothingMatchedError, StoreUnavailableError
-from featd.export import export, npy, read
+from featd.export import export, npy
+from featd.reader import vectors as read
 from featd.shards.checksum import checksum
 from featd.shards.layout import ShardError
 from filled import Filled

@@ -8,7 +8,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from featd.catalog import connect, dialects
+from featd.catalog import connect, dialects, stats
 from featd.catalog.schema import images, shards
 from featd.states import State
 
@@ -58,6 +58,13 @@ def live_vectors(conn: sa.Connection, after_id: int, limit: int) -> list[LiveVec
 def live_of(conn: sa.Connection, image_ids: Sequence[int]) -> list[LiveVector]:
     """The live vectors of these images, in order of id."""
     return [LiveVector(*row) for row in conn.execute(_LIVE.where(dialects.has_id(conn, image_ids)))]
+
+
+def live_at(conn: sa.Connection, path: str, root: str | None) -> list[LiveVector]:
+    """The live vectors of the images at `path` (in catalog form) of `root`, or of any root."""
+    roots = stats.all_roots(conn) if root is None else [root]
+    found = _LIVE.where(images.c.root.in_(roots), images.c.path == path)
+    return [LiveVector(*row) for row in conn.execute(found)]
 
 
 def still_live(conn: sa.Connection, before: Sequence[LiveVector]) -> list[LiveVector]:

@@ -21,7 +21,7 @@ from featd.catalog import connect, instance, pairing
 from featd.errors import FeatdError, ModelError, NothingMatchedError
 from featd.export.hdf5 import Hdf5Sink
 from featd.export.npy import NpySink, NpyStream
-from featd.export.read import LiveReader
+from featd.reader.vectors import LiveReader
 
 
 @dataclass(frozen=True, slots=True)

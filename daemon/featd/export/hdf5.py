@@ -12,8 +12,8 @@ import h5py
 import numpy as np
 
 from featd.catalog.live import LiveVector
-from featd.export.read import Chunk
 from featd.paths import from_catalog
+from featd.reader.vectors import Chunk
 from featd.shards import atomic
 from featd.shards.part_file import PartFile
 

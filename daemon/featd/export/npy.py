@@ -11,8 +11,8 @@ from typing import IO, Any
 
 import numpy as np
 
-from featd.export.read import Chunk
 from featd.paths import to_catalog
+from featd.reader.vectors import Chunk
 from featd.shards import atomic
 
 FEATURES, NAMES, ROOTS = "features.npy", "names.txt", "roots.txt"

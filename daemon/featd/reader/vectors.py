@@ -58,9 +58,13 @@ class LiveReader:
                 count = 1 if self._like is None else max(1, CHUNK_BYTES // self._like.nbytes)
                 some = images[at : at + count]
                 at += len(some)
-                chunk = self._read(some) or self._read_again(some)
+                chunk = self.vectors_of(some)
                 if chunk.images:
                     yield chunk
+
+    def vectors_of(self, images: Sequence[LiveVector]) -> Chunk:
+        """The vectors of those of `images` that still are live. ShardError."""
+        return self._read(images) or self._read_again(images)
 
     def _read(self, images: Sequence[LiveVector]) -> Chunk | None:
         """The vectors of `images`; None where a shard is not there (compaction has moved its rows meanwhile)."""
@@ -85,12 +89,12 @@ class LiveReader:
         try:
             self._verified.check(path, images[0].checksum)
         except ShardError as error:
-            raise ShardError(f"{error}: nothing was exported; {AGAIN}") from None
+            raise ShardError(f"{error}; {AGAIN}") from None
         except FileNotFoundError:
             raise
         except OSError as error:
             raise ShardError(
-                f"{path}: cannot be read: {reason(error)}: nothing was exported; check the disk and its owner"
+                f"{path}: cannot be read: {reason(error)}: check the disk and its owner"
             ) from error
         rows = np.array([image.shard_row for image in images], np.int64)
         with ShardReader(path) as reader:
@@ -101,7 +105,7 @@ class LiveReader:
                 if image.image_id != found_id:
                     raise ShardError(
                         f"{path}: row {image.shard_row} holds the vector of image {found_id}, the catalog says image"
-                        f" {image.image_id} ({image.path}): nothing was exported; run `featd verify`"
+                        f" {image.image_id} ({image.path}): run `featd verify`"
                     )
             found = reader.read(self._blob, rows)
         if self._like is None:
@@ -125,7 +129,7 @@ class LiveReader:
         missing = next(image for image in images if shard_is_missing(self._store / image.shard_path))
         raise ShardError(
             f"{self._store / missing.shard_path}: missing, but the catalog says that row {missing.shard_row} of it is"
-            f" {missing.path}: nothing was exported; {self._way_out(Path(missing.shard_path).name)}"
+            f" {missing.path}: {self._way_out(Path(missing.shard_path).name)}"
         )
 
     def _way_out(self, name: str) -> str:

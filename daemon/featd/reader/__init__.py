@@ -1,0 +1,1 @@
+"""Reading the live vectors: `featd.open`. Export stands on it."""
