@@ -78,6 +78,8 @@ class LiveReader:
                 found = self._read_shard(self._store / path, [images[at] for at in places])
             except FileNotFoundError:
                 return None
+            if places == list(range(len(images))):
+                return Chunk(images, found)
             if vectors is None:
                 vectors = np.empty((len(images), *found.shape[1:]), found.dtype)
             vectors[places] = found

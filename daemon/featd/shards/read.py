@@ -155,8 +155,11 @@ class ShardReader:
                 while at < end:
                     first = int(rows[at])
                     stop = at + int(np.searchsorted(rows[at:end], first + _SPAN_ROWS))
-                    piece = dataset[first : int(rows[stop - 1]) + 1]
-                    out[at:stop] = piece[rows[at:stop] - first]
+                    last = int(rows[stop - 1])
+                    if last - first == stop - at - 1 and (np.diff(rows[at:stop]) == 1).all():
+                        dataset.read_direct(out, np.s_[first : last + 1], np.s_[at:stop])  # without a copy
+                    else:
+                        out[at:stop] = dataset[first : last + 1][rows[at:stop] - first]
                     at = stop
         except (OSError, RuntimeError) as error:
             raise ShardError(f"{self.path}: damaged: {dataset.name}: {_one_line(error)}: {_VERIFY}") from None
