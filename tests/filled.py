@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -42,7 +43,7 @@ class Filled:
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        roots = "".join(f'[[roots]]\npath = "{root}"\n' for root in self.roots)
+        roots = "".join(f"[[roots]]\npath = {json.dumps(str(root))}\n" for root in self.roots)
         for root in self.roots:
             root.mkdir(parents=True, exist_ok=True)
             (root / "notes.txt").touch()  # an empty root counts as offline

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import sqlalchemy as sa
 
+import featd
 from featd import clock
 from featd.catalog import connect, corrections, enqueue, leases, live, mend, schema, settle, values
 from featd.catalog.enqueue import FoundFile
@@ -114,6 +115,18 @@ def test_small_shards_become_one_with_the_same_vectors(filled: Filled) -> None:
         assert {root.decode() for root in reader.roots()} == {str(filled.roots[0])}
     assert all(one.ended_at for one in rows(filled, schema.leases) if one.device == leases.COMPACTION)
     assert work(compaction(filled)).merged == 0
+
+
+def test_a_root_with_a_backslash_keeps_its_name(tmp_path: Path, database_url: str) -> None:
+    filled = Filled(tmp_path / "instance", database_url, (tmp_path / "back\\slash",))
+    many_small(filled)
+    work(compaction(filled))
+    (shard,) = shards(filled)
+    with ShardReader(filled.store / shard.path) as reader:
+        assert {os.fsdecode(root) for root in reader.roots()} == {str(filled.roots[0])}
+    with featd.open(filled.config) as features:
+        assert set(next(features.batches()).roots) == {str(filled.roots[0])}
+    filled.catalog.dispose()
 
 
 def test_few_or_full_shards_are_left_alone(filled: Filled) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -99,7 +100,7 @@ class Merger:
                 images = [
                     ClaimedImage(
                         int(ids[row]),
-                        to_catalog(roots[row]),
+                        os.fsdecode(roots[row]),
                         to_catalog(names[row]),
                         0,
                         0,

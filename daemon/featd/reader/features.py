@@ -142,7 +142,7 @@ class Features:
             return self._batch((), blob)
         return Batch(
             np.array([one.image_id for one in chunk.images], np.int64),
-            [os.fsdecode(from_catalog(one.root)) for one in chunk.images],
+            [one.root for one in chunk.images],
             [os.fsdecode(from_catalog(one.path)) for one in chunk.images],
             chunk.vectors.astype(np.float32, copy=False),
         )
