@@ -128,9 +128,9 @@ class Instance:
         return sum(row.state == state for row in self.rows())
 
 
-def drain(instance: Instance) -> None:
+def drain(instance: Instance, timeout: float = 120) -> None:
     """Extract everything that is there; nothing may fail."""
-    result = instance.run("run", "--drain")
+    result = instance.run("run", "--drain", timeout=timeout)
     assert result.returncode == 0, result.stderr
 
 

@@ -147,7 +147,7 @@ def test_many_power_cuts_at_any_moment(tmp_path: Path, disk: Disk) -> None:
         lost = known - {row.path for row in instance.rows() if row.state == "done"}
         assert not lost, f"seed {seed}, cut {at}: done rows are not done any more: {lost}"
     print(f"seed {seed}: {amid_work} of {MANY_CUTS} cuts fell amid work")
-    drain(instance)
+    drain(instance, timeout=3000)
     assert check_promise(instance) == {"done": images}
     check_no_vector_twice(instance)
     assert amid_work >= MANY_CUTS * 0.6
