@@ -216,6 +216,8 @@ def test_faults_of_every_kind(
         # The longer the faults last, the more is left to do: hardly any work is done meanwhile.
         wait_for(nemesis.is_drained, DRAIN_SECONDS + seconds / 3, "agreement of catalog and disk")
         nemesis.say("drained")
+        # One that was started a moment ago does not hear signals before it has children.
+        wait_for(lambda: all(len(session_of(one)) > 3 for one in nemesis.processes), 90, "every host at work")
         for process in nemesis.processes:
             process.terminate()
         assert [process.wait(60) for process in nemesis.processes] == [0] * len(hosts)
