@@ -78,6 +78,22 @@ def test_a_transaction_that_commits_late_comes_later(desk: Any) -> None:
         assert [gone.image_id for gone in feed.changes(conn, token, 10).deleted] == [1]
 
 
+def test_a_portion_is_of_few_images(desk: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feed, "MOST_IMAGES", 4)
+    with connect.reading(desk.engine) as conn:
+        token = feed.now(conn)
+    for n in range(4):
+        desk.make_done(*(f"{n}-{at}.jpg" for at in range(3)))
+    desk.number()
+    sizes, left = [], True
+    while left:
+        with connect.reading(desk.engine) as conn:
+            found = feed.changes(conn, token, 100)
+        sizes.append(len(found.upserts))
+        token, left = found.token, found.left
+    assert sizes == [6, 6]
+
+
 def test_old_changes_are_forgotten_and_their_tokens_refused(desk: Any) -> None:
     for path in "abcd":
         desk.make_done(f"{path}.jpg")

@@ -26,6 +26,7 @@ FORGOTTEN = "feed.forgotten"
 """The setting: the newest number of those that are not kept any more."""
 NUMBERED = 1000
 """Changes that are numbered, or forgotten, in one transaction."""
+MOST_IMAGES = 1000
 DAY_SECONDS = 86_400
 
 
@@ -118,18 +119,25 @@ def now(conn: sa.Connection) -> Token:
 
 
 def changes(conn: sa.Connection, since: Token, limit: int) -> Changes:
-    """What became of the images of the next `limit` changes (each of up to some thousand images). TokenError."""
+    """What became of the images of the next changes: at most `limit` of them, and no more once they are of MOST_IMAGES
+    images, so that whoever reads their vectors needs little memory. TokenError."""
     check(conn, since)
     statement = sa.select(feed.c.seq, feed.c.image_ids).where(feed.c.seq > since.number)
     rows = conn.execute(statement.order_by(feed.c.seq).limit(limit)).all()
-    ids = sorted({image_id for row in rows for image_id in row.image_ids})
-    upserts = live.live_of(conn, ids)
-    others = sorted(set(ids) - {one.image_id for one in upserts})
+    taken: set[int] = set()
+    last = since.number
+    for row in rows:
+        taken.update(row.image_ids)
+        last = row.seq
+        if len(taken) >= MOST_IMAGES:
+            break
+    upserts = live.live_of(conn, sorted(taken))
+    others = sorted(taken - {one.image_id for one in upserts})
     named = sa.select(*images.c["id", "root", "path"]).where(dialects.has_id(conn, others))
     names = {row.id: (row.root, row.path) for row in conn.execute(named)}
     deleted = [NotLive(one, *names.get(one, (None, None))) for one in others]
-    last = rows[-1].seq if rows else since.number
-    return Changes(upserts, deleted, Token(since.history, last), len(rows) == limit)
+    left = len(rows) == limit or (bool(rows) and rows[-1].seq > last)
+    return Changes(upserts, deleted, Token(since.history, last), left)
 
 
 def check(conn: sa.Connection, token: Token) -> None:
