@@ -14,10 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 from featd import clock, config
-from featd.catalog import claim, connect, enqueue, instance, leases, migrate, settle
+from featd.catalog import claim, connect, enqueue, instance, leases, live, migrate, settle
 from featd.catalog.enqueue import FoundFile
 from featd.catalog.settle import Identity, Made, Settlement
+from featd.paths import from_catalog
 from featd.shards.layout import ShardName
+from featd.shards.read import ShardReader
 from featd.shards.store import StoreKey, create_store
 from featd.shards.write import ShardWriter
 from featd.states import ClaimedImage, Failure, Kind, Lease, RetryPolicy, SealedShard
@@ -124,6 +126,20 @@ class Filled:
         self.enqueue([path], root)
         (image,) = self.claim()
         self.settle(Settlement(failures=[Failure(image, kind, message)]))
+
+    def live(self) -> dict[str, list[float]]:
+        """The live vector of each image, by path, with all blobs behind each other; each row is that of its image."""
+        found = {}
+        with connect.reading(self.catalog) as conn:
+            for one in live.live_vectors(conn, 0, 10_000):
+                with ShardReader(self.store / one.shard_path) as reader:
+                    at = np.array([one.shard_row])
+                    assert reader.keys(at)[0].tolist() == [one.image_id]
+                    assert reader.names()[one.shard_row] == from_catalog(one.path)
+                    found[one.path] = np.concatenate(
+                        [reader.read(blob, at)[0] for blob in reader.blobs]
+                    ).tolist()
+        return found
 
     @staticmethod
     def vectors(ids: Sequence[int], size: int) -> npt.NDArray[np.float32]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from featd.images.read import content_hash
 from photographs import originals, variants
-from running import Instance
+from running import Instance, make_instance
 
 GOOD_DEEDS = ("add", "add", "add", "replace", "touch", "rename", "move_folder", "delete", "slow")
 """Those that leave every picture whole."""
@@ -108,6 +108,19 @@ class Life:
         if old in self.broken:
             self.broken.discard(old)
             self.broken.add(new)
+
+
+def instance_for(life: Life, folder: Path) -> Instance:
+    """Two workers that seal often, and a root that is scanned often."""
+    return make_instance(
+        folder,
+        life.folder,
+        workers__devices=["cpu", "cpu"],
+        workers__batch=4,
+        retry__max_crashes=50,
+        store__shard_rows=16,
+        extra="rescan_seconds = 5.0",
+    )
 
 
 def agrees(instance: Instance, life: Life) -> bool:

@@ -154,14 +154,20 @@ MOVING = (
 )
 
 
+def extracted(tmp_path: Path, database_url: str, pictures: Pictures) -> Instance:
+    """A root of its own, `images`, with the pictures, all done."""
+    shutil.copytree(pictures.folder, tmp_path / "images")
+    instance = slow(tmp_path / "instance", tmp_path / "images", database_url)
+    drain(instance)
+    return instance
+
+
 @kill_at(MOVING)
 def test_a_kill_while_a_renamed_folder_takes_its_vectors(
     tmp_path: Path, database_url: str, pictures: Pictures, point: CrashPoint
 ) -> None:
+    instance = extracted(tmp_path, database_url, pictures)
     images = tmp_path / "images"
-    shutil.copytree(pictures.folder, images)
-    instance = slow(tmp_path / "instance", images, database_url)
-    drain(instance)
     folders = sorted(images.iterdir())
     for folder in folders:
         folder.rename(folder.with_name(f"new {folder.name}"))
@@ -216,10 +222,7 @@ def test_a_kill_while_shards_are_merged(
 def test_a_kill_while_an_image_is_forgotten(
     tmp_path: Path, database_url: str, pictures: Pictures, point: CrashPoint
 ) -> None:
-    images = tmp_path / "images"
-    shutil.copytree(pictures.folder, images)
-    instance = slow(tmp_path / "instance", images, database_url)
-    drain(instance)
+    instance = extracted(tmp_path, database_url, pictures)
     others = live_vectors(instance)
     secret = min(others)
     vector = others.pop(secret).tobytes()

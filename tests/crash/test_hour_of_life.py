@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from life import Life, agrees
-from running import Instance, check_no_vector_twice, check_promise, kill_all, make_instance, wait_for
+from life import Life, agrees, instance_for
+from running import Instance, check_no_vector_twice, check_promise, kill_all, wait_for
 
 
 def kill_a_worker(instance: Instance, dice: random.Random) -> None:
@@ -33,15 +33,7 @@ LONG = (pytest.mark.long, pytest.mark.timeout(900))
 def test_an_hour_of_life(tmp_path: Path, seed: int, seconds: float) -> None:
     dice = random.Random(seed)
     life = Life(tmp_path / "images", dice)
-    instance = make_instance(
-        tmp_path / "instance",
-        life.folder,
-        workers__devices=["cpu", "cpu"],
-        workers__batch=4,
-        retry__max_crashes=50,
-        store__shard_rows=16,
-        extra="rescan_seconds = 5.0",
-    )
+    instance = instance_for(life, tmp_path / "instance")
     process = instance.start("run")
     try:
         wait_for(instance.live_workers, 90, "a worker")

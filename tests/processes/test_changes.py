@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from featd.catalog import connect, live
-from life import Life, agrees
+from life import Life, agrees, instance_for
 from photographs import write_photographs
 from running import Instance, drain, kill_all, make_instance, wait_for
 
@@ -124,15 +124,7 @@ def test_a_token_that_leads_nowhere_is_refused(instance: Instance) -> None:
 @pytest.fixture
 def followed(tmp_path: Path) -> Iterator[tuple[Instance, Life, subprocess.Popen[str]]]:
     life = Life(tmp_path / "images", random.Random(5))
-    instance = make_instance(
-        tmp_path / "instance",
-        life.folder,
-        workers__devices=["cpu", "cpu"],
-        workers__batch=4,
-        retry__max_crashes=50,
-        store__shard_rows=16,
-        extra="rescan_seconds = 5.0",
-    )
+    instance = instance_for(life, tmp_path / "instance")
     process = instance.start("run")
     try:
         wait_for(instance.live_workers, 90, "a worker")

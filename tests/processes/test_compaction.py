@@ -27,8 +27,6 @@ from featd.shards.write import ShardWriter
 from featd.states import Correction, Lease, SealedShard, State, Unchanged
 from filled import POLICY, Filled
 
-Vectors = dict[str, list[float]]
-
 
 @pytest.fixture
 def filled(tmp_path: Path, database_url: str) -> Iterator[Filled]:
@@ -74,19 +72,6 @@ def shards(filled: Filled, *, retired: bool = False) -> list[sa.Row[Any]]:
     return [shard for shard in rows(filled, schema.shards) if (shard.retired is not None) is retired]
 
 
-def vectors(filled: Filled) -> Vectors:
-    """The live vector of each image, by path, with all blobs behind each other; each file is the recorded one."""
-    found: Vectors = {}
-    with connect.reading(filled.catalog) as conn:
-        for one in live.live_vectors(conn, 0, 10_000):
-            with ShardReader(filled.store / one.shard_path) as reader:
-                at = np.array([one.shard_row])
-                assert reader.keys(at)[0].tolist() == [one.image_id]
-                assert reader.names()[one.shard_row] == one.path.encode()
-                found[one.path] = np.concatenate([reader.read(blob, at)[0] for blob in reader.blobs]).tolist()
-    return found
-
-
 def files(filled: Filled) -> set[str]:
     return {path.name for path in shards_folder(filled.store).rglob("*") if path.is_file()}
 
@@ -102,12 +87,12 @@ def check_counts(filled: Filled) -> None:
 
 def test_small_shards_become_one_with_the_same_vectors(filled: Filled) -> None:
     many_small(filled)
-    before = vectors(filled)
+    before = filled.live()
     done = work(compaction(filled))
     assert (done.merged, done.made) == (10, 1)
     (shard,) = shards(filled)
     assert (shard.rows, shard.live_rows) == (20, 20)
-    assert vectors(filled) == before
+    assert filled.live() == before
     check_counts(filled)
     with ShardReader(filled.store / shard.path) as reader:
         assert reader.attributes["fingerprint"] == "f" * 64
@@ -142,11 +127,11 @@ def test_few_or_full_shards_are_left_alone(filled: Filled) -> None:
 def test_eager_compaction_does_not_wait_for_more(filled: Filled) -> None:
     many_small(filled, count=3)
     filled.done([f"large-{n}.jpg" for n in range(30)])
-    before = vectors(filled)
+    before = filled.live()
     assert work(compaction(filled)).merged == 0
     assert merges(eager(filled).preview()) == (4, 1)
     assert work(eager(filled)).merged == 4
-    assert vectors(filled) == before
+    assert filled.live() == before
     assert merges(eager(filled).preview()) == (0, 0)
 
 
@@ -177,7 +162,7 @@ def test_files_stay_for_the_time_of_grace_and_rows_with_them(filled: Filled) -> 
     assert work(compaction(filled)).removed == 0
     assert work(compaction(filled, grace_seconds=0)).removed == 10
     assert files(filled) == {shard.name for shard in rows(filled, schema.shards)}
-    assert len(vectors(filled)) == 20
+    assert len(filled.live()) == 20
 
 
 def test_a_clock_that_was_ahead_does_not_keep_files_for_longer(filled: Filled) -> None:
@@ -228,10 +213,10 @@ def test_vectors_that_no_image_names_are_left_out(filled: Filled) -> None:
     connect.transact(filled.catalog, enqueue.enqueue, root, found)
     shard, made = filled.seal(filled.claim())
     filled.settle(Settlement(shard, made))
-    before = vectors(filled)
+    before = filled.live()
     work(compaction(filled))
     assert sum(shard.rows for shard in shards(filled)) == 20
-    assert vectors(filled) == before
+    assert filled.live() == before
     check_counts(filled)
 
 
@@ -245,7 +230,7 @@ def test_images_that_are_gone_for_long_lose_their_vectors(filled: Filled) -> Non
     gone = [image for image in rows(filled, schema.images) if image.state == State.GONE]
     assert [(image.shard_id, image.content) for image in gone] == [(None, None)] * 5
     check_counts(filled)
-    assert len(vectors(filled)) == 15
+    assert len(filled.live()) == 15
 
 
 def test_the_newest_shard_stays_when_nothing_of_it_is_left(filled: Filled) -> None:
@@ -288,7 +273,7 @@ def test_what_is_settled_during_a_merge_keeps_its_newer_vector(filled: Filled) -
     new = [image for image in rows(filled, schema.images) if image.version == 2]
     assert len(new) == 3
     assert {image.shard_version for image in new} == {2}
-    assert len(vectors(filled)) == 20
+    assert len(filled.live()) == 20
     check_counts(filled)
 
 
@@ -304,7 +289,7 @@ def test_claimed_and_failed_images_take_their_vectors_along(filled: Filled) -> N
     check_counts(filled)
     unchanged = [Unchanged(image, "xxh3_128:0") for image in claimed]
     filled.settle(Settlement(unchanged=unchanged))
-    assert len(vectors(filled)) == 5
+    assert len(filled.live()) == 5
 
 
 def test_a_wrong_count_moves_nothing_and_is_told(filled: Filled, caplog: pytest.LogCaptureFixture) -> None:
@@ -313,11 +298,11 @@ def test_a_wrong_count_moves_nothing_and_is_told(filled: Filled, caplog: pytest.
     with filled.catalog.begin() as conn:
         which = schema.shards.c.id == wrong.id
         conn.execute(sa.update(schema.shards).where(which).values(live_rows=3))
-    before = vectors(filled)
+    before = filled.live()
     work(compaction(filled))
     assert wrong.name in {shard.name for shard in shards(filled)}
     assert len(shards(filled)) == 2, "the others are merged"
-    assert vectors(filled) == before
+    assert filled.live() == before
     assert "featd verify" in caplog.text
 
 
@@ -340,17 +325,17 @@ def test_a_faulty_shard_is_left_and_the_others_are_merged(
 
 def test_two_compactions_at_once_merge_each_shard_once(filled: Filled) -> None:
     many_small(filled)
-    before = vectors(filled)
+    before = filled.live()
     done = during_a_merge(filled, lambda: work(compaction(filled)))
     assert done.merged == 0
     assert len(shards(filled)) == 1
-    assert vectors(filled) == before
+    assert filled.live() == before
     assert files(filled) == {shard.name for shard in rows(filled, schema.shards)}
 
 
 def test_a_lost_lease_moves_nothing(filled: Filled) -> None:
     many_small(filled)
-    before = vectors(filled)
+    before = filled.live()
 
     def end_lease() -> None:
         (lease,) = (one for one in rows(filled, schema.leases) if one.device == leases.COMPACTION)
@@ -358,13 +343,13 @@ def test_a_lost_lease_moves_nothing(filled: Filled) -> None:
 
     assert during_a_merge(filled, end_lease).merged == 0
     assert len(shards(filled)) == 10
-    assert vectors(filled) == before
+    assert filled.live() == before
     assert work(compaction(filled)).merged == 10
 
 
 def test_a_full_disk_leaves_everything_as_it_was(filled: Filled, monkeypatch: pytest.MonkeyPatch) -> None:
     many_small(filled)
-    before, old = vectors(filled), files(filled)
+    before, old = filled.live(), files(filled)
 
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -373,19 +358,19 @@ def test_a_full_disk_leaves_everything_as_it_was(filled: Filled, monkeypatch: py
         patch.setattr(os, "fsync", full)
         with pytest.raises(OSError, match="No space"):
             work(compaction(filled))
-    assert (vectors(filled), files(filled)) == (before, old)
+    assert (filled.live(), files(filled)) == (before, old)
     assert work(compaction(filled)).merged == 10
 
 
 def test_it_may_be_stopped_at_any_step(filled: Filled) -> None:
     many_small(filled)
-    before, old = vectors(filled), files(filled)
+    before, old = filled.live(), files(filled)
     for after in range(1, 13):
         steps = compaction(filled).work()
         for _ in range(after):
             next(steps)
         steps.close()
-        assert vectors(filled) == before
+        assert filled.live() == before
         assert len(shards(filled)) == 10
         assert not [name for name in files(filled) - old if name.endswith(".part")]
         assert all(one.ended_at for one in rows(filled, schema.leases) if one.device == leases.COMPACTION)

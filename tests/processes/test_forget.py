@@ -13,22 +13,19 @@ import numpy as np
 import pytest
 import sqlalchemy as sa
 
-from featd.catalog import connect, corrections, enqueue, forget, leases, live, schema, values
+from featd.catalog import connect, corrections, enqueue, forget, leases, schema, values
 from featd.catalog.enqueue import FoundFile
 from featd.catalog.forget import Target
 from featd.catalog.settle import Settlement
 from featd.config import StoreConfig
 from featd.janitor.compaction import Compaction, Hold
 from featd.janitor.forgetting import ASKS, Forgetting
-from featd.shards.read import ShardReader
 from featd.shards.store import unknown_folder
 from featd.states import Correction, Failure, Kind, State
 from featd_cli.main import main
 from filled import Filled
 from photographs import write_photographs
 from running import Instance, check_promise, drain, kill_all, live_vectors, make_instance, wait_for
-
-Vectors = dict[str, list[float]]
 
 
 @pytest.fixture
@@ -101,17 +98,6 @@ def traces(filled: Filled, image_id: int) -> list[str]:
     return files_with(filled.store, filled.vectors([image_id], 3).tobytes())
 
 
-def vectors(filled: Filled) -> Vectors:
-    found: Vectors = {}
-    with connect.reading(filled.catalog) as conn:
-        for one in live.live_vectors(conn, 0, 10_000):
-            with ShardReader(filled.store / one.shard_path) as reader:
-                at = np.array([one.shard_row])
-                assert reader.keys(at)[0].tolist() == [one.image_id]
-                found[one.path] = np.concatenate([reader.read(blob, at)[0] for blob in reader.blobs]).tolist()
-    return found
-
-
 def check_counts(filled: Filled) -> None:
     images = rows(filled, schema.images)
     named: dict[int, int] = {}
@@ -152,7 +138,7 @@ def test_no_byte_of_a_vector_is_left_in_any_file(filled: Filled, say: Any) -> No
     shutil.copy(filled.store / first.path, unknown)
     left = (filled.store / first.path).with_name(f"{unknown.name}.part")
     shutil.copy(unknown, left)
-    vectors_of_others = vectors(filled)
+    vectors_of_others = filled.live()
     del vectors_of_others["a/secret.jpg"]
     assert len(traces(filled, secret)) >= 4
 
@@ -163,7 +149,7 @@ def test_no_byte_of_a_vector_is_left_in_any_file(filled: Filled, say: Any) -> No
     assert "backup` again" in err
     assert traces(filled, secret) == []
     assert files_with(filled.store, b"a/secret.jpg") == []
-    assert vectors(filled) == vectors_of_others
+    assert filled.live() == vectors_of_others
     assert "a/secret.jpg" not in ids(filled)
     assert not is_noted(filled)
     check_counts(filled)
@@ -185,7 +171,7 @@ def test_a_folder_is_forgotten_and_its_neighbours_are_not(filled: Filled, say: A
     assert json.loads(out) == {
         "complete": True, "images": 4, "shards": 2, "files": 2, "left": {}, "waits_for": "",
     }  # fmt: skip
-    assert set(vectors(filled)) == {"other.jpg", "a.jpg", "a0.jpg", "a-b.jpg", "last.jpg"}
+    assert set(filled.live()) == {"other.jpg", "a.jpg", "a0.jpg", "a-b.jpg", "last.jpg"}
     forgotten = {path for path, image in known.items() if not traces(filled, image)}
     assert forgotten == {"a/secret.jpg", "a/b.jpg", "a/c/d.jpg"}
     check_counts(filled)
@@ -213,14 +199,14 @@ def test_a_copy_keeps_its_vector_where_its_file_is_there(filled: Filled, say: An
     vanish(filled, "gone.jpg")
     assert say("copy.jpg", "--yes")[0] == 0
     assert traces(filled, known["copy.jpg"]) == traces(filled, known["gone.jpg"]) == []
-    assert len(vectors(filled)) == 9
+    assert len(filled.live()) == 9
     (gone,) = [image for image in rows(filled, schema.images) if image.state == State.GONE]
     assert (gone.path, gone.shard_id, gone.content) == ("gone.jpg", None, None)
     check_counts(filled)
 
 
 def test_nothing_is_changed_without_yes(filled: Filled, say: Any) -> None:
-    before = vectors(filled), sorted(filled.store.rglob("*"))
+    before = filled.live(), sorted(filled.store.rglob("*"))
     code, out, err = say("a/secret.jpg")
     assert (code, out) == (1, "")
     assert "to forget: 1 image; 1 vector, in 1 shard to rewrite and 0 files to remove" in err
@@ -229,7 +215,7 @@ def test_nothing_is_changed_without_yes(filled: Filled, say: Any) -> None:
     assert code == 0
     assert json.loads(out) == {"images": 1, "vectors": 1, "shards": 1, "files": 0, "unreadable": {}}
     assert say("a/secret.jpg", "--dry-run")[1].startswith("to forget: 1 image; 1 vector")
-    assert (vectors(filled), sorted(filled.store.rglob("*"))) == before
+    assert (filled.live(), sorted(filled.store.rglob("*"))) == before
     assert not is_noted(filled)
     assert say("a/nothing.jpg", "--yes")[0] == 3
     assert say("/elsewhere/x.jpg", "--yes")[0] == 3
@@ -294,7 +280,7 @@ def test_a_path_in_several_roots_is_refused(filled: Filled, say: Any) -> None:
     assert say("other.jpg", "--yes")[0] == 3
     assert say("a/secret.jpg", "--yes")[0] == 0
     assert say(str(another / "other.jpg"), "--yes")[0] == 0, "its root is not configured"
-    assert "other.jpg" in vectors(filled)
+    assert "other.jpg" in filled.live()
 
 
 def test_it_does_not_wait_for_ever(filled: Filled, say: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -351,7 +337,7 @@ def test_files_of_a_worker_that_lives_are_left_alone(filled: Filled) -> None:
     assert work(forgetting(filled)).left == {}
     assert unfinished.exists()
     filled.settle(Settlement(shard, made))
-    assert "new.jpg" in vectors(filled)
+    assert "new.jpg" in filled.live()
 
 
 def test_a_merge_that_began_earlier_is_waited_for(filled: Filled) -> None:
@@ -415,14 +401,14 @@ def test_a_file_that_came_after_the_command_is_another_image(filled: Filled) -> 
     filled.done(["a/secret.jpg"])
     assert work(forgetting(filled)).left == {}
     assert traces(filled, secret) == []
-    assert "a/secret.jpg" in vectors(filled)
+    assert "a/secret.jpg" in filled.live()
     assert not is_noted(filled)
 
 
 @pytest.mark.parametrize("first", [1, 2])
 def test_it_may_be_stopped_at_any_step_and_goes_on(filled: Filled, first: int) -> None:
     known = ids(filled)
-    others = {path: vector for path, vector in vectors(filled).items() if not path.startswith("a/")}
+    others = {path: vector for path, vector in filled.live().items() if not path.startswith("a/")}
     begin(filled, "a")
     for after in range(
         first, 60, 2
@@ -432,7 +418,7 @@ def test_it_may_be_stopped_at_any_step_and_goes_on(filled: Filled, first: int) -
             if next(steps, "over") == "over":
                 break
         steps.close()
-        assert {path: one for path, one in vectors(filled).items() if path in others} == others
+        assert {path: one for path, one in filled.live().items() if path in others} == others
         if not is_noted(filled):
             break
     assert after > 3

@@ -312,6 +312,22 @@ def test_images_that_are_gone_for_long_are_purged_once_a_day_and_not_at_the_star
     catalog.dispose()
 
 
+def test_what_was_retired_in_the_future_is_mended(
+    make: Callable[..., tuple[Janitor, Channel, Channel]], instance: Instance
+) -> None:
+    janitor, _, _ = make()
+    catalog = connect.open_catalog(instance.settings.catalog.url)
+    retired = {"retired": clock.utcnow() + timedelta(days=3), "name": "x.h5", "path": "x.h5", "checksum": "x"}
+    row = {**retired, "rows": 1, "live_rows": 0, "bytes": 1, "engine": "gist", "lease_id": 1}
+    with catalog.begin() as conn:
+        conn.execute(sa.insert(schema.shards).values(**row, created_at=clock.utcnow()))
+    janitor.begin()
+    janitor.step(1e6)
+    with connect.reading(catalog) as conn:
+        assert conn.scalar(sa.select(schema.shards.c.retired)) <= clock.utcnow()
+    catalog.dispose()
+
+
 def test_changes_are_numbered_in_time_and_at_the_end(
     make: Callable[..., tuple[Janitor, Channel, Channel]], instance: Instance
 ) -> None:
