@@ -19,6 +19,7 @@ from featd.errors import AmbiguousPathError, ModelError
 from featd.paths import from_catalog, to_catalog
 from featd.reader.vectors import LiveReader
 from featd.shards.read import ShardReader
+from featd.shards.verify import Verified
 from featd.states import State
 
 CHANGES = 100
@@ -58,6 +59,7 @@ class Features:
         self._store = store
         self._readers: dict[str, LiveReader] = {}
         self._blobs: dict[str, int] = {}
+        self._verified = Verified()
 
     @property
     def blobs(self) -> dict[str, int]:
@@ -154,7 +156,9 @@ class Features:
         if blob not in self._readers:
             with connect.reading(self._catalog) as conn:
                 fingerprint = instance.fingerprint(conn)
-            self._readers[blob] = LiveReader(self._catalog, self._store, blob, fingerprint or "")
+            self._readers[blob] = LiveReader(
+                self._catalog, self._store, blob, fingerprint or "", self._verified
+            )
         return self._readers[blob]
 
 

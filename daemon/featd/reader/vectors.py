@@ -41,12 +41,15 @@ class Chunk:
 class LiveReader:
     """Reads the live vectors of one blob from the shards."""
 
-    def __init__(self, catalog: sa.Engine, store: Path, blob: str, fingerprint: str) -> None:
+    def __init__(
+        self, catalog: sa.Engine, store: Path, blob: str, fingerprint: str, verified: Verified | None = None
+    ) -> None:
+        """verified: the shards that others have compared with their checksums."""
         self._catalog = catalog
         self._store = store
         self._blob = blob
         self._fingerprint = fingerprint
-        self._verified = Verified()
+        self._verified = verified or Verified()
         self._like: npt.NDArray[Any] | None = None  # the first vector: all have its size and dtype
 
     def chunks(self) -> Iterator[Chunk]:

@@ -11,6 +11,18 @@ from featd.processes.records import Why
 from featd.processes.signals import OWN, name_of
 
 
+def count(child: Child, why: Why, code: int, what: str, words: str, was_ready: bool) -> bool:
+    """Add a death to what is known of a child. True where memory was short, and a smaller batch may be enough: then
+    neither the start nor the device is to blame."""
+    child.deaths += 1
+    if child.halvings < child.spec.most_halvings and is_of_memory(why, what, words):
+        child.halvings += 1
+        return True
+    child.boot_failures += not was_ready
+    child.fruitless += child.spec.essential and is_of_the_device(why, code, was_ready)
+    return False
+
+
 def is_of_the_device(why: Why, code: int, was_ready: bool) -> bool:
     """Whether a worker's death may be its device's fault. Not where catalog or store were out of reach, where it was
     stopped or killed from outside, or where it crashed at work: then its images are suspected first."""

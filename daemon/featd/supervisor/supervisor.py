@@ -34,7 +34,7 @@ from featd.processes.records import (
 )
 from featd.processes.signals import HANDLED, SignalQueue, has_terminal, name_of
 from featd.states import Lease
-from featd.supervisor.deaths import explain, is_of_memory, is_of_the_device
+from featd.supervisor import deaths
 from featd.supervisor.rollout import Reload, Rollout
 from featd.supervisor.state_file import StateFile, trouble
 from featd.supervisor.systemd import Notifier
@@ -281,7 +281,7 @@ class Supervisor:
 
     def _bury(self, child: Child, code: int, now: float) -> None:
         child.end_stderr()
-        why, what = explain(child, code, self.rollout.stop_seconds, self._oom)
+        why, what = deaths.explain(child, code, self.rollout.stop_seconds, self._oom)
         name = child.spec.name
         fields = {"child": name, "pid": child.pid}
         words = telling("\n".join(child.words))
@@ -319,13 +319,8 @@ class Supervisor:
             return
         if was_ready and lived > STEADY_SECONDS:
             child.deaths = child.fruitless = 0
-        child.deaths += 1
-        if child.halvings < child.spec.most_halvings and is_of_memory(why, what, words):
-            child.halvings += 1
+        if deaths.count(child, why, code, what, words, was_ready):
             log.warning("child_lacked_memory", f"{name} ran out of memory; its batch is halved", child=name)
-        else:
-            child.boot_failures += not was_ready
-            child.fruitless += child.spec.essential and is_of_the_device(why, code, was_ready)
         if 0 < self._set_aside_after <= child.fruitless:
             child.given_up = code if code > 0 else EXIT_ERROR
             child.why = (
