@@ -59,6 +59,11 @@ def name_config(config: Path | None) -> None:
     _featd = "`featd " + (f"--config {shlex.quote(str(config))} " if config else "")
 
 
+def counted(number: int, what: str) -> str:
+    """`1 file`, `2,000 files`."""
+    return f"1 {what}" if number == 1 else f"{number:,} {what}s"
+
+
 def shown(text: str) -> str:
     """`text` on one line, safe to print to a terminal."""
     return _RECOMMENDED.sub(lambda _: _featd, for_terminal(" ".join(text.split("\n"))))

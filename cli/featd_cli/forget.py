@@ -17,7 +17,7 @@ from featd.crash_points import CrashPoint, crash_point
 from featd.errors import EXIT_FAILED_ROWS, FeatdError, NothingMatchedError
 from featd.paths import from_catalog, is_stand_in, stand_in, to_catalog
 from featd.states import State
-from featd_cli.console import document, note, say, shown
+from featd_cli.console import counted, document, note, say, shown
 from featd_cli.files import locate, spelled_out
 from featd_cli.instance import ConfigOption, Instance, JsonOption, open_instance
 from featd_cli.selection import full_path
@@ -146,8 +146,8 @@ def _known(instance: Instance, targets: Sequence[Target]) -> Known:
             ]
     if there:
         raise FeatdError(
-            f"{_count(len(there), 'file')} must be deleted first, such as {there[0]}; or excluded by the configuration,"
-            " and then `featd scan`. Else featd would extract what is there again"
+            f"{counted(len(there), 'file')} must be deleted first, such as {there[0]}; or excluded by the"
+            " configuration, and then `featd scan`. Else featd would extract what is there again"
         )
     return known
 
@@ -210,8 +210,8 @@ def _work(forgetting: Forgetting, wait_seconds: float) -> None:
 
 def _plan(known: Known, found: Found) -> str:
     return (
-        f"to forget: {_count(len(known.ids), 'image')}; {_count(found.vectors, 'vector')}, in"
-        f" {_count(len(found.rewrite), 'shard')} to rewrite and {_count(len(found.remove), 'file')} to remove"
+        f"to forget: {counted(len(known.ids), 'image')}; {counted(found.vectors, 'vector')}, in"
+        f" {counted(len(found.rewrite), 'shard')} to rewrite and {counted(len(found.remove), 'file')} to remove"
     )
 
 
@@ -243,8 +243,8 @@ def _tell_done(forgetting: Forgetting, as_json: bool) -> None:
         document({"complete": done, **counts, "left": forgetting.left, "waits_for": forgetting.waits_for})
     else:
         say(
-            f"forgot {_count(forgetting.images, 'image')}: rewrote {_count(forgetting.rewritten, 'shard')}, removed"
-            f" {_count(forgetting.removed, 'file')}"
+            f"forgot {counted(forgetting.images, 'image')}: rewrote {counted(forgetting.rewritten, 'shard')}, removed"
+            f" {counted(forgetting.removed, 'file')}"
         )
     for place, why in forgetting.left.items():
         note(shown(f"{place} may still have their vectors: {why}"))
@@ -258,7 +258,3 @@ def _tell_done(forgetting: Forgetting, as_json: bool) -> None:
             "backups still have them: run `featd backup` again for each; and remove exports and snapshots of the disk"
         )
     )
-
-
-def _count(number: int, what: str) -> str:
-    return f"1 {what}" if number == 1 else f"{number:,} {what}s"

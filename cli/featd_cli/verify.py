@@ -13,7 +13,7 @@ import typer
 from featd import logs
 from featd.errors import EXIT_FAILED_ROWS
 from featd_cli.backup import megabytes
-from featd_cli.console import document, note, say, shown
+from featd_cli.console import counted, document, note, say, shown
 from featd_cli.instance import ConfigOption, Instance, JsonOption, open_instance
 
 if TYPE_CHECKING:
@@ -115,24 +115,24 @@ def _plan(report: Report) -> Iterator[str]:
     if report.lost:
         yield (
             f"repair: makes {_images(sum(fault.images for fault in report.lost))} of"
-            f" {_count(len(report.lost), 'lost shard')} pending, so that their vectors are made again"
+            f" {counted(len(report.lost), 'lost shard')} pending, so that their vectors are made again"
         )
     if aside := [fault for fault in report.shard_faults if fault.aside]:
-        yield f"repair: moves {_count(len(aside), 'shard')} back from `unknown` in the store"
+        yield f"repair: moves {counted(len(aside), 'shard')} back from `unknown` in the store"
     if report.row_faults:
         yield f"repair: makes {_images(len(report.row_faults))} pending whose rows name no vector of theirs"
     if report.recount:
         yield "repair: sets the counters to what is there"
     if unknown := len(report.unknown) + report.kept_aside:
         yield (
-            f"repair: looks through {_count(unknown, 'unknown shard')} for vectors of pending images, and reads the"
+            f"repair: looks through {counted(unknown, 'unknown shard')} for vectors of pending images, and reads the"
             " files of these images"
         )
 
 
 def _show(report: Report) -> None:
     """The report, for people."""
-    said = f"{_count(report.shards, 'shard')} ({megabytes(report.bytes)}) compared, {_images(report.images)} in them"
+    said = f"{counted(report.shards, 'shard')} ({megabytes(report.bytes)}) compared, {_images(report.images)} in them"
     say(said + (f"; {_images(report.files)} looked at under the roots" if report.files else ""))
     _list(
         "shards",
@@ -162,13 +162,13 @@ def _show(report: Report) -> None:
     if report.foreign:
         note(
             shown(
-                f"{_count(len(report.foreign), 'file')} among the shards not of featd, such as {report.foreign[0]}"
+                f"{counted(len(report.foreign), 'file')} among the shards not of featd, such as {report.foreign[0]}"
             )
         )
     if report.needless:
-        note(f"{_count(report.needless, 'shard')} missing or damaged that no image needs")
+        note(f"{counted(report.needless, 'shard')} missing or damaged that no image needs")
     if report.kept_aside:
-        note(f"{_count(report.kept_aside, 'shard')} in `unknown` that the catalog does not know")
+        note(f"{counted(report.kept_aside, 'shard')} in `unknown` that the catalog does not know")
 
 
 def _list(what: str, lines: Sequence[str]) -> None:
@@ -184,8 +184,8 @@ def _list(what: str, lines: Sequence[str]) -> None:
 def _show_repaired(done: Repaired) -> None:
     say(
         f"repaired: {_images(done.images)} pending, {_images(done.adopted)} with vectors of"
-        f" {_count(done.adopted_shards, 'unknown shard')}, {_count(done.returned, 'shard')} brought back,"
-        f" {_count(done.counters, 'counter')} set"
+        f" {counted(done.adopted_shards, 'unknown shard')}, {counted(done.returned, 'shard')} brought back,"
+        f" {counted(done.counters, 'counter')} set"
     )
     for place, why in list(done.not_adopted.items())[:SHOWN]:
         say(f"  {shown(f'{place}: not taken over: {why}')}")
@@ -236,7 +236,7 @@ def _next(report: Report, done: Repaired | None, left: int) -> list[str]:
         ways.append("a running featd, or `featd scan`, takes up files that are missing or have changed")
     if report.offline:
         ways.append("check the roots that are offline")
-    head = f"{_count(left, 'fault')}{' left' if done is not None else ''}" if left else "repaired"
+    head = f"{counted(left, 'fault')}{' left' if done is not None else ''}" if left else "repaired"
     return [head, *(f"next: {way}" for way in ways)]
 
 
@@ -302,9 +302,5 @@ def progress() -> Iterator[Callable[[str, int, int], None]]:
         yield advance
 
 
-def _count(number: int, what: str) -> str:
-    return f"1 {what}" if number == 1 else f"{number:,} {what}s"
-
-
 def _images(number: int) -> str:
-    return _count(number, "image")
+    return counted(number, "image")

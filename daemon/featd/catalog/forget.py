@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import sqlalchemy as sa
 
-from featd.catalog import counters, dialects, feed, leases, settle, values
+from featd.catalog import counters, dialects, feed, leases, settle, stats, values
 from featd.catalog.compact import OldShard
 from featd.catalog.counters import StateChanges
 from featd.catalog.schema import attempts, images, in_state, shards
@@ -69,7 +69,7 @@ def begin(conn: sa.Connection, targets: Sequence[Target], contents: Sequence[str
     values.add_values(conn, {NOTE: None})
     values.lock(conn, NOTE)
     before = read(conn) or Note((), (), 0)
-    newest = int(conn.scalar(sa.select(sa.func.max(images.c.id))) or 0)
+    newest = stats.last_image(conn)
     note = Note(
         tuple(sorted({*before.targets, *targets})), tuple(sorted({*before.contents, *contents})), newest
     )

@@ -12,11 +12,6 @@ from featd.catalog.schema import attempts, images
 from featd.states import State
 
 
-def newest_image(conn: sa.Connection) -> int:
-    """The highest id; 0 where there is none."""
-    return int(conn.execute(sa.select(sa.func.max(images.c.id))).scalar_one() or 0)
-
-
 def gone_before(conn: sa.Connection, after_id: int, to_id: int, days: float, limit: int) -> list[int]:
     """The first ids, behind `after_id` and up to `to_id`, of images that have been gone for so many days."""
     statement = sa.select(images.c.id).where(

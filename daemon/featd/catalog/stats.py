@@ -116,6 +116,11 @@ def pending_roots(conn: sa.Connection) -> set[str]:
     return {*queued_roots(conn), *conn.execute(claimed).scalars()}
 
 
+def last_image(conn: sa.Connection) -> int:
+    """The highest id of an image; 0 where there is none."""
+    return int(conn.scalar(sa.select(sa.func.max(images.c.id))) or 0)
+
+
 def known_roots(conn: sa.Connection) -> list[str]:
     """The roots that have rows and were not removed."""
     return [root for root in all_roots(conn) if not values.get_value(conn, REMOVED + root)]

@@ -155,11 +155,6 @@ def unfounded(conn: sa.Connection, first: int, last: int) -> list[NamingRow]:
     return list(map(NamingRow._make, conn.execute(statement.order_by(images.c.id)).all()))
 
 
-def last_image(conn: sa.Connection) -> int:
-    """The highest id of an image; 0 where there is none."""
-    return int(conn.scalar(sa.select(sa.func.max(images.c.id))) or 0)
-
-
 def names_after(conn: sa.Connection, after: int, limit: int) -> list[tuple[int, int | None]]:
     """The next images, in order of id, beginning behind `after`: (id, the shard that it names)."""
     statement = sa.select(images.c.id, images.c.shard_id).where(images.c.id > after).order_by(images.c.id)

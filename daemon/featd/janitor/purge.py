@@ -8,7 +8,7 @@ from collections.abc import Generator
 import sqlalchemy as sa
 
 from featd import logs
-from featd.catalog import connect, counters, purge
+from featd.catalog import connect, counters, purge, stats
 
 log = logs.get("janitor")
 
@@ -26,7 +26,7 @@ def purging(catalog: sa.Engine, days: float | None) -> Generator[None]:
     CatalogUnavailableError."""
     with connect.reading(catalog) as conn:
         many = sum(counters.counts(conn).values()) >= MANY_ROWS
-        newest = purge.newest_image(conn)
+        newest = stats.last_image(conn)
     days = (DEFAULT_DAYS if many else 0.0) if days is None else days
     if not days:
         return

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from featd.catalog import connect
+from featd.catalog import connect, stats
 from featd.catalog import verify as catalog_verify
 from featd.catalog.verify import DoneFile
 from featd.config import RootConfig
@@ -29,7 +29,7 @@ def check(catalog: sa.Engine, roots: Sequence[RootConfig], report: Report, advan
         str(root.path): root.follow_symlinks for root in roots if states[str(root.path)] is RootState.ONLINE
     }
     with connect.reading(catalog) as conn:
-        last = catalog_verify.last_image(conn)
+        last = stats.last_image(conn)
     for page in connect.walk(catalog, catalog_verify.done_after, lambda file: file.id, 0, PAGE_IMAGES):
         for file in page:
             if file.root in follow:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from featd.catalog import connect
+from featd.catalog import connect, stats
 from featd.catalog import verify as catalog_verify
 from featd.catalog.verify import NamingRow, ShardRow
 from featd.errors import reason
@@ -63,7 +63,7 @@ def check(catalog: sa.Engine, store: Path, report: Report, advance: Advance) -> 
     """Add to `report` what is wrong with shards, and with rows that name them."""
     with connect.reading(catalog) as conn:
         _, total = catalog_verify.totals(conn)
-        last = catalog_verify.last_image(conn)
+        last = stats.last_image(conn)
     in_doubt: set[int] = set()
     for group in _groups(_hashed(catalog, store), store, report, advance, total):
         in_doubt |= _compare(catalog, store, group, report)
