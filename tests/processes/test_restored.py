@@ -20,7 +20,7 @@ PHOTOGRAPHS = 60
 
 @pytest.fixture
 def instance(tmp_path: Path) -> Instance:
-    write_photographs(tmp_path / "images", PHOTOGRAPHS)
+    (tmp_path / "images").mkdir()
     return make_instance(
         tmp_path / "instance",
         tmp_path / "images",
@@ -51,21 +51,26 @@ def shards(instance: Instance) -> set[str]:
 
 
 def stop(instance: Instance, done: int) -> None:
-    """Run until so many are done; a backup is made half way."""
+    """Run until so many are done; a backup is made half way, and one at the end. The other photographs arrive when
+    featd has stopped."""
+    images = instance.folder.parent / "images"
     process = instance.start("run")
     try:
-        wait_for(lambda: instance.count("done") >= done // 2, 60, "half of it")
+        write_photographs(images, done // 2)
+        wait_for(lambda: instance.count("done") == done // 2, 60, "half of it")
         backup(instance, "backup.db")
-        wait_for(lambda: instance.count("done") >= done, 60, "work")
+        write_photographs(images, done)
+        wait_for(lambda: instance.count("done") == done, 60, "work")
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
     finally:
         kill_all(process)
+    backup(instance, "newer.db")
+    write_photographs(images, PHOTOGRAPHS)
 
 
 def test_a_restored_catalog_moves_nothing_until_that_is_said(instance: Instance) -> None:
     stop(instance, 40)
-    backup(instance, "newer.db")
     before = shards(instance)
     restore(instance, "backup.db")
     for command in (["run"], ["run", "--drain"]):
@@ -83,7 +88,6 @@ def test_a_restored_catalog_moves_nothing_until_that_is_said(instance: Instance)
 
 def test_what_a_restored_catalog_does_not_know_is_done_again_and_kept_aside(instance: Instance) -> None:
     stop(instance, 40)
-    backup(instance, "newer.db")
     before = shards(instance)
     restore(instance, "backup.db")
     said = instance.run("db", "restored")
@@ -105,6 +109,7 @@ def test_what_a_restored_catalog_does_not_know_is_done_again_and_kept_aside(inst
 def test_a_copied_store_cannot_be_used_beside_the_first_nor_the_first_after_it(instance: Instance) -> None:
     store = instance.settings.store.path
     copy = instance.folder / "copy"
+    write_photographs(instance.folder.parent / "images", PHOTOGRAPHS)
     text = instance.config.read_text()
     other = text.replace("[store]", f'[store]\npath = "{copy}"')
     process = instance.start("run")
