@@ -29,8 +29,8 @@ def compact(
     opened them. It can be interrupted at any time.
     """
     from featd.catalog import pairing, stats
-    from featd.daemon import refuse_root
     from featd.janitor.compaction import Compaction
+    from featd.shards.store import refuse_root
 
     with open_instance(ctx, config) as instance:
         store = instance.settings.store

@@ -66,8 +66,8 @@ def forget(
     """
     from featd.catalog import connect, pairing
     from featd.catalog import forget as catalog_forget
-    from featd.daemon import refuse_root
     from featd.janitor.forgetting import Forgetting
+    from featd.shards.store import refuse_root
 
     logs.setup("ERROR")  # the lines below report everything
     with open_instance(ctx, config) as instance:

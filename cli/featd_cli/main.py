@@ -19,11 +19,13 @@ from featd_cli import (
     changes,
     compact,
     db,
+    duplicates,
     enqueue,
     explain,
     export,
     failures,
     forget,
+    index,
     init,
     net,
     restore,
@@ -31,6 +33,7 @@ from featd_cli import (
     roots,
     run,
     scan,
+    search,
     service,
     status,
     verify,
@@ -102,6 +105,9 @@ app.command("explain")(explain.explain)
 app.command("net")(net.net)
 app.command("export")(export.export)
 app.command("changes")(changes.changes)
+app.command("search")(search.search)
+app.command("duplicates")(duplicates.duplicates)
+app.command("index")(index.index)
 app.command("compact")(compact.compact)
 app.command("verify")(verify.verify)
 app.command("forget")(forget.forget)

@@ -51,7 +51,7 @@ def verify(
     counters with a recount; looks for files that the catalog does not know. featd may keep running. Exits 0 if all is
     sound, 4 if there are faults, and says what to do next.
     """
-    from featd.daemon import refuse_root
+    from featd.shards.store import refuse_root
     from featd.verify import repair as repairing
     from featd.verify.verify import verify as check
 

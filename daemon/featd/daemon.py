@@ -7,7 +7,6 @@ import errno
 import faulthandler
 import fcntl
 import os
-import pwd
 import re
 import socket
 import stat
@@ -16,7 +15,7 @@ from pathlib import Path
 
 from featd import __version__, clock, logs
 from featd.config import Settings, load
-from featd.errors import ConfigError, FeatdError, LockHeldError, StoreUnavailableError, reason
+from featd.errors import FeatdError, LockHeldError, StoreUnavailableError, reason
 from featd.ingest.plan import IngestPlan
 from featd.janitor.plan import JanitorPlan
 from featd.processes import devices
@@ -24,7 +23,7 @@ from featd.processes.child import ChildSpec
 from featd.processes.hands import mark_escalated
 from featd.processes.link import ChildLink
 from featd.shards.atomic import make_folder
-from featd.shards.store import instance_of, is_store, run_folder
+from featd.shards.store import instance_of, is_store, refuse_root, run_folder
 from featd.start.preflight import check_beforehand
 from featd.start.reload import ConfigReload, Configuration
 from featd.supervisor.state_file import forget_failed_start, leave_failed_start
@@ -96,21 +95,6 @@ def run(settings: Settings, *, drain: bool, config: Path | None = None) -> int:
                 leave_failed_start(folder, supervisor.failure, code)
         log.info("featd_stopped", "featd stopped", exit_code=code)
         return code
-
-
-def refuse_root(store: Path) -> None:
-    """ConfigError where root works on the store of another user, who could not write into the folders it makes."""
-    with contextlib.suppress(FileNotFoundError):
-        owner = store.stat().st_uid
-        if os.geteuid() == 0 and owner != 0:
-            try:
-                name = pwd.getpwuid(owner).pw_name
-            except KeyError:
-                name = f"#{owner}"
-            raise ConfigError(
-                f"store {store} belongs to {name}, who could not write into folders that root makes there: run featd as"
-                f" this user (`sudo -u {name} featd run ...`), or give the store to root"
-            )
 
 
 def _warn_of_readable_password(settings: Settings, config: Path) -> None:

@@ -78,10 +78,11 @@ def make_folder(path: Path, mode: int = FOLDER_MODE) -> None:
     _fsync_folder(path.parent)
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Make or replace a small file: readers see the old or the new content, whole. OSError."""
+def write_atomically(path: Path, data: bytes, *, public: bool = False) -> None:
+    """Make or replace a small file: readers see the old or the new content, whole. `public`: as in create_part.
+    OSError."""
     remove_part(path)  # what a kill left behind
-    fd = create_part(path)
+    fd = create_part(path, public=public)
     try:
         try:
             left = memoryview(data)

@@ -7,8 +7,10 @@ that was restored, is not used by mistake. Beside the marker stands the mark: ho
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import pwd
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -217,3 +219,18 @@ def _marker(path: Path) -> dict[str, object] | None:
             f"{path / MARKER}: is damaged: restore it; or remove it, and featd says what belongs there"
         )
     return document
+
+
+def refuse_root(store: Path) -> None:
+    """ConfigError where root works on the store of another user, who could not write into the folders it makes."""
+    with contextlib.suppress(FileNotFoundError):
+        owner = store.stat().st_uid
+        if os.geteuid() == 0 and owner != 0:
+            try:
+                name = pwd.getpwuid(owner).pw_name
+            except KeyError:
+                name = f"#{owner}"
+            raise ConfigError(
+                f"store {store} belongs to {name}, who could not write into folders that root makes there: run featd as"
+                f" this user (`sudo -u {name} featd run ...`), or give the store to root"
+            )

@@ -1,0 +1,60 @@
+"""What `search`, `duplicates` and `index` have in common: the progress of the index, and words about it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from featd.paths import from_catalog
+from featd_cli.console import counted, note, shown
+
+if TYPE_CHECKING:
+    from featd.catalog.live import LiveVector
+
+BlobOption = Annotated[
+    str | None, typer.Option("--blob", metavar="NAME", help="The blob to compare. Default: the first.")
+]
+SheetOption = Annotated[
+    Path | None,
+    typer.Option("--sheet", metavar="OUT.png", help="Also draw the pictures, side by side, into this file."),
+]
+
+
+@contextlib.contextmanager
+def progress() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar on standard error, if that is a terminal. It takes what is done, how much of it is, and of how much."""
+    if not sys.stderr.isatty():
+        yield lambda doing, done, total: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("opening the index", total=None)
+        yield lambda doing, done, total: bar.update(
+            task, description=doing, completed=done, total=total or None
+        )
+
+
+def tell_unreadable(shards: Mapping[str, str]) -> None:
+    """Say that the vectors of some shards cannot be found."""
+    if shards:
+        first = next(iter(shards.values()))
+        note(shown(f"the vectors of {counted(len(shards), 'shard')} are left out: {first}"))
+
+
+def file_of(image: LiveVector) -> Path:
+    """The image's file."""
+    return Path(image.root, os.fsdecode(from_catalog(image.path)))
+
+
+def as_document(image: LiveVector, **more: Any) -> dict[str, Any]:
+    """An image for `--json`."""
+    return {"image_id": image.image_id, "root": image.root, "path": image.path, **more}
