@@ -12,10 +12,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import sqlalchemy as sa
 
 from featd import clock, config
 from featd.catalog import claim, connect, enqueue, instance, leases, live, migrate, settle
 from featd.catalog.enqueue import FoundFile
+from featd.catalog.schema import images
 from featd.catalog.settle import Identity, Made, Settlement
 from featd.paths import from_catalog
 from featd.shards.layout import ShardName
@@ -126,6 +128,13 @@ class Filled:
         self.enqueue([path], root)
         (image,) = self.claim()
         self.settle(Settlement(failures=[Failure(image, kind, message)]))
+
+    def gone(self, path: str) -> None:
+        """The file of an image of the first root has vanished."""
+        wanted = sa.select(images.c.id).where(images.c.path == path, images.c.root == str(self.roots[0]))
+        with connect.reading(self.catalog) as conn:
+            ids = conn.scalars(wanted).all()
+        connect.transact(self.catalog, enqueue.mark_gone, ids, "the file is gone")
 
     def live(self) -> dict[str, list[float]]:
         """The live vector of each image, by path, with all blobs behind each other; each row is that of its image."""

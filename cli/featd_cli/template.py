@@ -190,6 +190,11 @@ max_crashes = 2
 # Seconds to wait after the first error; doubled after each further one, up to an hour.
 backoff_seconds = 30.0
 
+[search]
+# Keep the index of `featd search` and `featd duplicates` up to date while featd runs; else they do it when they are
+# asked.
+enabled = false
+
 [web]
 # Reserved for a status page and metrics; not used yet.
 enabled = false

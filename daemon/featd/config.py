@@ -259,6 +259,10 @@ class RetryConfig(_Section):
         return RetryPolicy(self.max_errors, self.max_crashes, self.backoff_seconds)
 
 
+class SearchConfig(_Section):
+    enabled: bool = False
+
+
 class WebConfig(_Section):
     enabled: bool = False
     listen: str = "127.0.0.1:8787"
@@ -283,6 +287,7 @@ class Settings(BaseSettings):
     preprocess: PreprocessConfig = PreprocessConfig()
     workers: WorkersConfig = WorkersConfig()
     retry: RetryConfig = RetryConfig()
+    search: SearchConfig = SearchConfig()
     web: WebConfig = WebConfig()
     log: LogConfig = LogConfig()
 

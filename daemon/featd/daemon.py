@@ -153,6 +153,7 @@ def configured(settings: Settings, host: str, *, drain: bool) -> Configuration:
         purge_gone_days=settings.catalog.purge_gone_days,
         roots=tuple(root.path for root in settings.roots) if drain else (),
         draining=drain,
+        search=settings.search.enabled and not drain,
     )
     ingest = IngestPlan(
         catalog_url=settings.catalog.url,

@@ -37,6 +37,10 @@ NONE = -1
 BLOCK_BYTES = 65_536
 
 
+class IndexBusyError(FeatdError):
+    """Another process is writing this index."""
+
+
 class IndexDamagedError(FeatdError):
     """The files of an index are not what they were written as, or are of another featd: it must be made anew."""
 
@@ -81,15 +85,18 @@ def folder_of(store: Path, blob: str) -> Path:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Be the only one that writes this index; waits for another. StoreUnavailableError."""
+def locked(folder: Path, *, wait: bool = True) -> Iterator[None]:
+    """Be the only one that writes this index; waits for another, or IndexBusyError. StoreUnavailableError."""
     try:
         atomic.make_folder(folder)
         lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, atomic.FILE_MODE)
     except OSError as error:
         raise StoreUnavailableError(f"{folder}: cannot write the index: {reason(error)}") from error
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            raise IndexBusyError(f"{folder}: another process is writing this index") from None
         yield
     finally:
         os.close(lock)
@@ -243,13 +250,13 @@ def _sums(folder: Path, head: Head, before: Stored | None) -> npt.NDArray[np.uin
 
 
 def remove_indexes(store: Path) -> None:
-    """Remove the files of all indexes, each as the only one that writes it. StoreUnavailableError."""
+    """Remove the files of all indexes. IndexBusyError while one is being written; StoreUnavailableError."""
     whole = index_folder(store)
     if not whole.exists():
         return
     try:
         for folder in whole.iterdir():
-            with locked(folder):
+            with locked(folder, wait=False):
                 _remove_all_but(folder, {LOCK})
     except OSError as error:
         raise StoreUnavailableError(f"{whole}: cannot be removed: {reason(error)}") from error

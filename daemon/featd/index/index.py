@@ -48,7 +48,7 @@ class Index:
     """Use `search`; `replace` and `remove` change it in memory, and `save` writes that."""
 
     def __init__(self, folder: Path, head: Head, stored: Stored | None) -> None:
-        self._folder = folder
+        self.folder = folder
         self._stored = stored
         self.head = head
         self.reached: Token | None = None
@@ -141,7 +141,7 @@ class Index:
     def save(self, token: str) -> None:
         """Write what has changed. `token`: the changes up to there are in it. By the only writer.
         StoreUnavailableError."""
-        appender = Appender(self._folder, self.head)
+        appender = Appender(self.folder, self.head)
         try:
             for part in self._fresh:
                 appender.append(part)
@@ -171,9 +171,9 @@ class Index:
 
     def _publish(self, head: Head, lists: Lists | None) -> None:
         head = files.publish(
-            self._folder, head, self._table, None if lists is None else lists.dump(), self._stored
+            self.folder, head, self._table, None if lists is None else lists.dump(), self._stored
         )
-        self._stored, self.head, self._fresh = Stored(self._folder, head), head, []
+        self._stored, self.head, self._fresh = Stored(self.folder, head), head, []
 
     # Search.
 

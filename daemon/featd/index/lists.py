@@ -3,6 +3,7 @@ for a query. The codes are some tens of bytes for each vector and stay in memory
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -30,6 +31,8 @@ Floats = npt.NDArray[np.float32]
 
 def faiss() -> Any:
     """The library. FeatdError where it is not installed."""
+    # Threads that wait for each other must not turn in circles: workers and decoders need the cores.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         import faiss
     except ImportError:

@@ -104,9 +104,10 @@ class Keeper:
         with files.locked(self.folder):
             try:
                 index = None if anew else Index.open(self.folder)
-                usable = index is not None and self._is_ours(index) and not index.is_worn
-                if index is not None and usable and self.catch_up(index, save=True):
-                    return index
+                if index is not None and self._is_ours(index) and not index.is_worn:
+                    followed = self.catch_up(index, save=True)
+                    if followed and not index.is_worn:
+                        return index
             except IndexDamagedError as error:
                 log.warning("index_damaged", "the index is damaged; making it anew", error=str(error))
             return self._make()
@@ -176,3 +177,12 @@ class Keeper:
         else:
             if chunk.images:
                 yield chunk
+
+
+def update_all(catalog: sa.Engine, store: Path) -> None:
+    """Bring the index of the first blob up to date, and every other one that there is. As `Keeper.update`."""
+    with connect.reading(catalog) as conn:
+        spec = instance.spec(conn)
+    for at, blob in enumerate((spec or {}).get("blobs", ())):
+        if at == 0 or (files.folder_of(store, blob) / files.HEAD).exists():
+            Keeper(catalog, store, blob).update()

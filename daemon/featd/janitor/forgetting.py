@@ -19,6 +19,7 @@ from featd.catalog.forget import Note
 from featd.config import StoreConfig
 from featd.crash_points import CrashPoint, crash_point
 from featd.errors import LeaseLostError, reason
+from featd.index.files import IndexBusyError, remove_indexes
 from featd.janitor.compaction import Hold
 from featd.janitor.merge import Merger
 from featd.janitor.traces import Traces
@@ -80,7 +81,10 @@ class Forgetting:
                 self.waits_for = "a merge of small shards that began earlier"
                 return
             yield from self._take_out(note, hold)
+            remove_indexes(self._store.path)  # they are made again without these vectors
             self._finish(note)
+        except IndexBusyError as error:
+            self.waits_for = str(error)
         except LeaseLostError:
             self.waits_for = "another lease, since that of this process has ended"
         finally:

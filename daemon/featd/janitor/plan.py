@@ -11,7 +11,8 @@ from featd.states import RetryPolicy
 
 @dataclass(frozen=True, slots=True)
 class JanitorPlan:
-    """Whose leases it ends and which store it tidies. `draining`: it also says when nothing is left to do."""
+    """Whose leases it ends and which store it tidies. `draining`: it also says when nothing is left to do. `search`: it
+    keeps the indexes up to date."""
 
     catalog_url: str
     lease_seconds: float
@@ -23,3 +24,4 @@ class JanitorPlan:
     purge_gone_days: float | None
     roots: tuple[Path, ...]
     draining: bool
+    search: bool = False

@@ -14,6 +14,7 @@ from featd.catalog import connect, counters, feed, forget, hosts, mend, pairing,
 from featd.errors import CatalogUnavailableError
 from featd.janitor import drain
 from featd.janitor.compaction import Compaction
+from featd.janitor.indexing import Indexing
 from featd.janitor.leftovers import Leftovers
 from featd.janitor.plan import JanitorPlan
 from featd.janitor.purge import purging
@@ -91,6 +92,7 @@ class Janitor:
                     first_seconds=PURGE_FIRST_SECONDS,
                 ),
             ]
+        self._indexing = Indexing(self._catalog, plan) if plan.search else None
         self._marked = read_mark(plan.store.path)
         self._room = Room(self._catalog, plan.store.path, plan.store.min_free)
         self._rescue = Rescue(self._catalog, plan.run_folder, plan.host, plan.retry)
@@ -132,6 +134,8 @@ class Janitor:
                 task.step(now)
             else:
                 task.stop()
+        if self._indexing is not None:
+            self._indexing.step(now) if self._tidies else self._indexing.stop()
         if self._draining and self._scanned and self._is_due("drain", now, DRAIN_EVERY_SECONDS):
             end = drain.look(
                 self._catalog,
@@ -219,6 +223,8 @@ class Janitor:
     def close(self) -> None:
         for task in self._tasks:
             task.stop()
+        if self._indexing is not None:
+            self._indexing.stop()
         with contextlib.suppress(CatalogUnavailableError):
             if self._tidies:
                 self._number_changes()
