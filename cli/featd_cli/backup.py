@@ -47,7 +47,7 @@ def backup(
         )
     say(
         f"{made.done:,} images in {made.shards:,} shards are in {shown(str(folder))}: {made.new:,} shards new"
-        f" ({megabytes(made.bytes)}), {made.removed:,} removed"
+        f" ({in_bytes(made.bytes)}), {made.removed:,} removed"
     )
     if complain_of_shards(made.brought, "is not in the backup"):
         note(
@@ -64,9 +64,12 @@ def complain_of_shards(brought: Brought, what: str) -> bool:
     return bool(brought.faulty)
 
 
-def megabytes(count: int) -> str:
+def in_bytes(count: int) -> str:
     """A size as people read it."""
-    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
+    for unit, size in (("GB", 1e9), ("MB", 1e6)):
+        if count >= size:
+            return f"{count / size:,.1f} {unit}"
+    return f"{count / 1e3:,.1f} kB"
 
 
 @contextlib.contextmanager

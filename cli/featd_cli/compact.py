@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from featd_cli.backup import megabytes
+from featd_cli.backup import in_bytes
 from featd_cli.console import say
 from featd_cli.instance import ConfigOption, open_instance
 
@@ -64,14 +64,12 @@ def compact(
     if compaction.forgotten:
         say(f"forgot {compaction.forgotten:,} vectors of images that {_gone(store)}")
     if totals.retired:
-        say(
-            f"{totals.retired:,} files of merged shards ({megabytes(totals.retired_bytes)}) are removed later"
-        )
+        say(f"{totals.retired:,} files of merged shards ({in_bytes(totals.retired_bytes)}) are removed later")
 
 
 def _tell(preview: Preview, store: StoreConfig, *, room: bool) -> None:
     if preview.merged:
-        size = megabytes(preview.bytes)
+        size = in_bytes(preview.bytes)
         say(f"{preview.merged:,} shards ({size}) would be merged into {preview.made:,}")
         if not room:
             say(NO_ROOM)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from featd import logs
-from featd_cli.backup import megabytes
+from featd_cli.backup import in_bytes
 from featd_cli.console import counted, document, note, say, shown
 from featd_cli.instance import ConfigOption, JsonOption, open_instance
 from featd_cli.searching import BlobOption, SheetOption, as_document, file_of, progress, tell_unreadable
@@ -93,7 +93,7 @@ def _print(groups: Sequence[Sequence[Copy]]) -> None:
 
 
 def _size(one: Copy) -> str:
-    return f"{one.width}x{one.height} {megabytes(one.size)}" if one.size else "cannot be read"
+    return f"{one.width}x{one.height} {in_bytes(one.size)}" if one.size else "cannot be read"
 
 
 def _draw(out: Path, groups: Sequence[Sequence[Copy]], within: float) -> None:

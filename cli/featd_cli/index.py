@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from featd import logs
-from featd_cli.backup import megabytes
+from featd_cli.backup import in_bytes
 from featd_cli.console import counted, note, shown
 from featd_cli.instance import ConfigOption, open_instance
 from featd_cli.searching import BlobOption, progress, tell_unreadable
@@ -21,7 +21,7 @@ def index(
     ] = False,
     config: ConfigOption = None,
 ) -> None:
-    """Bring the index that `search` and `duplicates` use up to date.
+    """Bring the index of search and duplicates up to date.
 
     They do it themselves; this does it when you choose, and makes the index before the first search. With `enabled`
     under [search] in the configuration, featd does it while it runs. The index stands in the store, in `index`, and
@@ -40,7 +40,7 @@ def index(
     note(
         shown(
             f"the index of blob {keeper.blob} has {counted(len(made), 'image')} ({made.head.size:,} numbers each,"
-            f" {how}) and takes {megabytes(size)} in {keeper.folder}"
+            f" {how}) and takes {in_bytes(size)} in {keeper.folder}"
         )
     )
     tell_unreadable(keeper.unreadable)

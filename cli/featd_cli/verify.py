@@ -12,7 +12,7 @@ import typer
 
 from featd import logs
 from featd.errors import EXIT_FAILED_ROWS
-from featd_cli.backup import megabytes
+from featd_cli.backup import in_bytes
 from featd_cli.console import counted, document, note, say, shown
 from featd_cli.instance import ConfigOption, Instance, JsonOption, open_instance
 
@@ -132,7 +132,7 @@ def _plan(report: Report) -> Iterator[str]:
 
 def _show(report: Report) -> None:
     """The report, for people."""
-    said = f"{counted(report.shards, 'shard')} ({megabytes(report.bytes)}) compared, {_images(report.images)} in them"
+    said = f"{counted(report.shards, 'shard')} ({in_bytes(report.bytes)}) compared, {_images(report.images)} in them"
     say(said + (f"; {_images(report.files)} looked at under the roots" if report.files else ""))
     _list(
         "shards",

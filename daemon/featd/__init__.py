@@ -1,6 +1,7 @@
 """featd: folders of images into CNN feature vectors, for as long as images keep arriving.
 
 with featd.open("featd.toml") as features: ...      # reads the vectors: see featd.reader.features.Features
+with featd.searcher("featd.toml") as searcher: ...  # finds near ones: see featd.search.searcher.Searcher
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from featd.reader.features import Features
+    from featd.search.searcher import Searcher
 
 __version__ = "0.1.0"
 
@@ -22,4 +24,10 @@ def open(config: str | os.PathLike[str] | None = None) -> Features:
     """
     # By name: every process of featd loads this package, and few of them read vectors.
     made: Features = importlib.import_module("featd.reader.features").open_features(config)
+    return made
+
+
+def searcher(config: str | os.PathLike[str] | None = None, blob: str | None = None) -> Searcher:
+    """Finds the nearest live vectors of a blob (the first). The instance is chosen as by `open`. FeatdError."""
+    made: Searcher = importlib.import_module("featd.search.searcher").open_searcher(config, blob)
     return made

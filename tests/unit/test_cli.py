@@ -748,7 +748,7 @@ def test_compact_does_what_its_dry_run_said(
     before = files(filled.store)
     code, said, _ = featd(*command, "--dry-run")
     assert code == 0
-    assert re.fullmatch(r"3 shards \(0.0 MB\) would be merged into 1\n", said)
+    assert re.fullmatch(r"3 shards \(\d+\.\d kB\) would be merged into 1\n", said)
     assert files(filled.store) == before
     monkeypatch.setenv("FEATD_STORE__MIN_FREE", str(2**60))
     assert (

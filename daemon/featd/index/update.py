@@ -109,7 +109,7 @@ class Keeper:
                     if followed and not index.is_worn:
                         return index
             except IndexDamagedError as error:
-                log.warning("index_damaged", "the index is damaged; making it anew", error=str(error))
+                log.warning("index_damaged", "the index is damaged; it is made anew", error=str(error))
             return self._make()
 
     def _make(self) -> Index:

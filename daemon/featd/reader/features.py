@@ -164,6 +164,11 @@ class Features:
 
 def open_features(config: str | os.PathLike[str] | None) -> Features:
     """See `featd.open`."""
+    return Features(*open_both(config))
+
+
+def open_both(config: str | os.PathLike[str] | None) -> tuple[sa.Engine, Path]:
+    """The catalog and the store of a configuration; None: of the one that the command would find. FeatdError."""
     settings = configuration.load(None if config is None else Path(config))
     catalog = connect.open_catalog(settings.catalog.url)
     try:
@@ -172,4 +177,4 @@ def open_features(config: str | os.PathLike[str] | None) -> Features:
     except BaseException:
         catalog.dispose()
         raise
-    return Features(catalog, settings.store.path)
+    return catalog, settings.store.path

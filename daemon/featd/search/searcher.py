@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from featd.errors import ConfigError, StoreUnavailableError
 from featd.index.files import IndexDamagedError
 from featd.index.index import Index, Near
 from featd.index.update import Advance, Keeper
+from featd.reader.features import open_both
 
 log = logs.get("search")
 
@@ -43,6 +45,16 @@ class Searcher:
         self._catalog = catalog
         self._keeper = Keeper(catalog, store, blob, advance)
         self._index: Index | None = None
+
+    def close(self) -> None:
+        """Give back the connection to the catalog."""
+        self._catalog.dispose()
+
+    def __enter__(self) -> Searcher:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
 
     @property
     def blob(self) -> str:
@@ -129,3 +141,13 @@ class Searcher:
             ]
             for some in found
         ]
+
+
+def open_searcher(config: str | os.PathLike[str] | None, blob: str | None) -> Searcher:
+    """See `featd.searcher`."""
+    catalog, store = open_both(config)
+    try:
+        return Searcher(catalog, store, blob)
+    except BaseException:
+        catalog.dispose()
+        raise
