@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -110,8 +111,8 @@ class Life:
             self.broken.add(new)
 
 
-def instance_for(life: Life, folder: Path) -> Instance:
-    """Two workers that seal often, and a root that is scanned often."""
+def instance_for(life: Life, folder: Path, **keys: Any) -> Instance:
+    """Two workers that seal often, and a root that is scanned often. `keys` as in make_instance."""
     return make_instance(
         folder,
         life.folder,
@@ -119,6 +120,7 @@ def instance_for(life: Life, folder: Path) -> Instance:
         workers__batch=4,
         retry__max_crashes=50,
         store__shard_rows=16,
+        **keys,
         extra="rescan_seconds = 5.0",
     )
 

@@ -21,7 +21,8 @@ import numpy as np
 import sqlalchemy as sa
 
 from featd import config, daemon
-from featd.catalog import connect, schema
+from featd.catalog import connect, live, schema
+from featd.index.update import Keeper
 from featd.shards.checksum import checksum
 from featd.shards.read import ShardReader
 
@@ -303,6 +304,26 @@ def check_promise(instance: Instance) -> Counter[str]:
     on_disk = {path.name for path in (store / "shards").rglob("*") if path.is_file()}
     assert on_disk == {shard.name for shard in shards.values()}, "the store holds files that no shard names"
     return states
+
+
+def check_index(instance: Instance) -> None:
+    """The index in the store, with the changes since, has the vectors that are live, bit by bit."""
+    catalog = connect.open_catalog(instance.settings.catalog.url)
+    try:
+        index = Keeper(catalog, instance.settings.store.path).open()
+        assert index is not None
+        ids, versions = index.images_at(index.rows())
+        with connect.reading(catalog) as conn:
+            found = live.live_vectors(conn, 0, 1_000_000)
+        expected = live_vectors(instance)
+        assert sorted(zip(ids.tolist(), versions.tolist(), strict=True)) == [
+            (one.image_id, one.version) for one in found
+        ]
+        by_id = dict(zip(ids.tolist(), index.vectors(index.rows()), strict=True))
+        for one in found:
+            np.testing.assert_array_equal(by_id[one.image_id], expected[one.root, one.path])
+    finally:
+        catalog.dispose()
 
 
 def check_no_vector_twice(instance: Instance) -> None:

@@ -14,13 +14,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from featd.catalog import connect, live
 from featd.index import files as index_files
 from featd.index.index import Index
-from featd.index.update import Keeper
 from featd_cli.main import main
 from photographs import originals, write_photographs
-from running import Instance, drain, kill_all, live_vectors, make_instance, wait_for
+from running import Instance, check_index, drain, kill_all, live_vectors, make_instance, wait_for
 
 PHOTOGRAPHS = 40
 
@@ -217,27 +215,7 @@ def test_the_janitor_keeps_the_index(tmp_path: Path, database_url: str) -> None:
         assert process.wait(60) == 0
     finally:
         kill_all(process)
-    assert_index_is_live(instance)
-
-
-def assert_index_is_live(instance: Instance) -> None:
-    """The index in the store, with the changes since, has the vectors that are live, bit by bit."""
-    catalog = connect.open_catalog(instance.settings.catalog.url)
-    try:
-        index = Keeper(catalog, instance.settings.store.path).open()
-        assert index is not None
-        ids, versions = index.images_at(index.rows())
-        with connect.reading(catalog) as conn:
-            found = live.live_vectors(conn, 0, 1_000_000)
-        expected = live_vectors(instance)
-        assert sorted(zip(ids.tolist(), versions.tolist(), strict=True)) == [
-            (one.image_id, one.version) for one in found
-        ]
-        by_id = dict(zip(ids.tolist(), index.vectors(index.rows()), strict=True))
-        for one in found:
-            np.testing.assert_array_equal(by_id[one.image_id], expected[one.root, one.path])
-    finally:
-        catalog.dispose()
+    check_index(instance)
 
 
 def test_forgetting_removes_the_index(tmp_path: Path) -> None:
