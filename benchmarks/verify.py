@@ -39,15 +39,18 @@ WIDTH = 4096
 ROWS = 4096
 
 
-def fill_store(folder: Path, shards: int) -> Filled:
-    """An instance with `shards` full shards of random numbers."""
+def fill_store(folder: Path, shards: int, window: int = 1) -> Filled:
+    """An instance with `shards` full shards of random numbers, whose rows are in the order of the images but for places
+    within a window."""
     shutil.rmtree(folder, ignore_errors=True)
     made = Filled(folder, f"sqlite:///{folder}/featd.db", (folder / "images",), {"fc7": WIDTH})
     random = np.random.default_rng(0)
     made.vectors = lambda ids, size: random.random((len(ids), size), np.float32)  # type: ignore[method-assign]
     for at in range(shards):
         made.enqueue([f"album-{at:05}/IMG_{row:08}.jpg" for row in range(ROWS)])
-        shard, rows = made.seal(made.claim(ROWS))
+        images = made.claim(ROWS)
+        order = np.lexsort((random.random(ROWS), np.arange(ROWS) // window))
+        shard, rows = made.seal([images[at] for at in order])
         made.settle(Settlement(shard, rows))
     made.end_lease()
     return made

@@ -42,6 +42,8 @@ def _escape(char: str) -> str:
 
 def from_catalog(text: str) -> bytes:
     """The bytes of a path given in catalog form. ValueError where `text` is not one."""
+    if "\\" not in text:
+        return text.encode()
     out = bytearray()
     at = 0
     while (slash := text.find("\\", at)) >= 0:

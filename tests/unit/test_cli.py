@@ -487,7 +487,7 @@ def test_export(filled: Filled, featd: Run, tmp_path: Path) -> None:
     assert featd("--config", filled.config, "export", tmp_path / "out")[0] == 3
     fill(filled)
     code, out, err = featd("--config", filled.config, "export", tmp_path / "out")
-    assert (code, out) == (0, "")
+    assert (code, out) == (0, (tmp_path / "out/token.txt").read_text())
     assert "2 vectors of 5 numbers" in err
     assert (tmp_path / "out/names.txt").read_text() == "a.jpg\nb.jpg\n"
     assert featd("--config", filled.config, "export", tmp_path / "out")[0] == 1

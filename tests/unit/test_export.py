@@ -7,7 +7,6 @@ import io
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,8 @@ from featd.catalog.schema import images, shards
 from featd.catalog.settle import Settlement
 from featd.errors import FeatdError, ModelError, NothingMatchedError, StoreUnavailableError
 from featd.export import export, npy
-from featd.reader import vectors as read
+from featd.export.export import Wanted
+from featd.reader.vectors import Kind
 from featd.shards.checksum import checksum
 from featd.shards.layout import ShardError
 from filled import Filled
@@ -57,7 +57,7 @@ def test_npy_holds_every_live_vector_in_order_of_image(filled: Filled, tmp_path:
     exported = export.to_npy(filled.catalog, filled.store, tmp_path / "out")
     features = np.load(tmp_path / "out" / "features.npy", mmap_mode="r")
     names = names_of(tmp_path / "out")
-    assert (exported.rows, exported.size, exported.dtype, exported.blob) == (6, 5, "float32", "fc7")
+    assert (exported.rows, exported.blobs) == (6, {"fc7": Kind(5, np.dtype(np.float32))})
     assert features.shape == (6, 5)
     assert features.dtype == np.float32
     ids = ids_by_path(filled)
@@ -65,14 +65,14 @@ def test_npy_holds_every_live_vector_in_order_of_image(filled: Filled, tmp_path:
     assert [ids[name] for name in names] == sorted(ids[name] for name in names)
     np.testing.assert_array_equal(features, filled.vectors([ids[name] for name in names], 5))
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "features.npy", "names.txt", "roots.txt",
+        "features.npy", "ids.npy", "names.txt", "roots.txt", "token.txt", "versions.npy",
     ]  # fmt: skip
 
 
 def test_hdf5_holds_feats_and_names_as_raw_bytes(filled: Filled, tmp_path: Path) -> None:
     filled.done(["a.jpg", "b\\xff.jpg"])
     out = tmp_path / "vectors.h5"
-    export.to_hdf5(filled.catalog, filled.store, out, blob="pool5/7x7_s1")
+    export.to_hdf5(filled.catalog, filled.store, out, Wanted(["pool5/7x7_s1"]))
     ids = ids_by_path(filled)
     with h5py.File(out) as file:
         assert file["names"][:].tolist() == [b"a.jpg", b"b\xff.jpg"]
@@ -89,8 +89,7 @@ def test_small_chunks_give_the_same_file(
     for start in range(0, 60, 7):
         filled.done([f"{at:02}.jpg" for at in range(start, start + 7)])
     export.to_npy(filled.catalog, filled.store, tmp_path / "whole")
-    monkeypatch.setattr(read, "CHUNK_BYTES", 60)  # three vectors
-    monkeypatch.setattr(read, "CATALOG_ROWS", 10)
+    monkeypatch.setattr(export, "CHUNK_BYTES", 60)  # three vectors
     export.to_npy(filled.catalog, filled.store, tmp_path / "pieces")
     export.to_hdf5(filled.catalog, filled.store, tmp_path / "pieces.h5")
     for name in ("features.npy", "names.txt"):
@@ -119,7 +118,7 @@ def test_the_umask_decides_who_may_read(
     finally:
         os.umask(before)
     modes = {path: path.stat().st_mode & 0o777 for path in (tmp_path / "new").rglob("*")}
-    assert len(modes) == 5
+    assert len(modes) == 8
     assert {path.name for path, mode in modes.items() if mode != (folder if path.is_dir() else file)} == set()
     assert (tmp_path / "new").stat().st_mode & 0o777 == folder
 
@@ -161,7 +160,7 @@ def stale(filled: Filled, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> No
     """The export sees its first chunk as it was before compaction moved the rows."""
     with connect.reading(filled.catalog) as conn:
         rows = live.live_vectors(conn, 0, 1000)
-    before = [replace(row, **changes) for row in rows]
+    before = [row._replace(**changes) for row in rows]
     monkeypatch.setattr(live, "walk_live", lambda catalog, limit: iter([before]))
 
 
@@ -209,7 +208,7 @@ def test_an_export_that_fails_half_way_leaves_nothing(
     filled.done(["c.jpg"])
     newest = max(filled.store.glob("shards/*/*.h5"), key=lambda path: path.name)
     newest.unlink()
-    monkeypatch.setattr(read, "CHUNK_BYTES", 20)  # one vector
+    monkeypatch.setattr(export, "CHUNK_BYTES", 20)  # one vector
     for write, out in ((export.to_npy, tmp_path / "out"), (export.to_hdf5, tmp_path / "out.h5")):
         with pytest.raises(ShardError, match="missing"):
             write(filled.catalog, filled.store, out)
@@ -226,7 +225,7 @@ def test_a_missing_shard_is_named(filled: Filled, tmp_path: Path) -> None:
 
 
 def test_a_flipped_bit_is_named(filled: Filled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(read, "CHUNK_BYTES", 20)  # one vector
+    monkeypatch.setattr(export, "CHUNK_BYTES", 20)  # one vector
     filled.done(["a.jpg", "b.jpg"])
     filled.done(["c.jpg"])
     for shard in filled.store.glob("shards/*/*.h5"):
@@ -265,7 +264,7 @@ def test_nothing_to_export(filled: Filled, tmp_path: Path) -> None:
 def test_a_blob_that_is_not_there_lists_those_that_are(filled: Filled, tmp_path: Path) -> None:
     filled.done(["a.jpg"])
     with pytest.raises(ModelError, match=r"fc7, pool5/7x7_s1"):
-        export.to_npy(filled.catalog, filled.store, tmp_path / "out", blob="fc8")
+        export.to_npy(filled.catalog, filled.store, tmp_path / "out", Wanted(["fc8"]))
 
 
 def test_a_store_that_is_not_mounted_is_out_of_reach(filled: Filled, tmp_path: Path) -> None:

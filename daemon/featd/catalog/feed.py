@@ -8,7 +8,7 @@ what is newer comes again.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Sequence, Set
 from dataclasses import dataclass
 
 import sqlalchemy as sa
@@ -45,7 +45,7 @@ class Token:
         """TokenError."""
         number, _, history = text.partition(".")
         if not (number.isascii() and number.isdecimal() and history) or len(number) > 18:
-            raise TokenError(f"{text!r} is no token: `featd changes` prints one in its last line")
+            raise TokenError(f"{text!r} is no token: `featd changes` and `featd export` print one")
         return cls(history, int(number))
 
 
@@ -56,6 +56,15 @@ class NotLive:
     image_id: int
     root: str | None
     path: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Portion:
+    """The ids of images that have changed up to `token`. `left`: whether there is more."""
+
+    image_ids: Set[int]
+    token: Token
+    left: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,9 +127,9 @@ def now(conn: sa.Connection) -> Token:
     return Token(_history(conn), _value(conn, LAST))
 
 
-def changes(conn: sa.Connection, since: Token, limit: int) -> Changes:
-    """What became of the images of the next changes: at most `limit` of them, and no more once they are of MOST_IMAGES
-    images, so that whoever reads their vectors needs little memory. TokenError."""
+def portion(conn: sa.Connection, since: Token, limit: int) -> Portion:
+    """The images of the next changes: at most `limit` of them, and no more once they are of MOST_IMAGES images, so that
+    whoever reads their vectors needs little memory. TokenError."""
     check(conn, since)
     statement = sa.select(feed.c.seq, feed.c.image_ids).where(feed.c.seq > since.number)
     rows = conn.execute(statement.order_by(feed.c.seq).limit(limit)).all()
@@ -131,13 +140,19 @@ def changes(conn: sa.Connection, since: Token, limit: int) -> Changes:
         last = row.seq
         if len(taken) >= MOST_IMAGES:
             break
-    upserts = live.live_of(conn, sorted(taken))
-    others = sorted(taken - {one.image_id for one in upserts})
+    left = len(rows) == limit or (bool(rows) and rows[-1].seq > last)
+    return Portion(taken, Token(since.history, last), left)
+
+
+def changes(conn: sa.Connection, since: Token, limit: int) -> Changes:
+    """What became of the images of a portion. TokenError."""
+    found = portion(conn, since, limit)
+    upserts = live.live_of(conn, sorted(found.image_ids))
+    others = sorted(found.image_ids - {one.image_id for one in upserts})
     named = sa.select(*images.c["id", "root", "path"]).where(dialects.has_id(conn, others))
     names = {row.id: (row.root, row.path) for row in conn.execute(named)}
     deleted = [NotLive(one, *names.get(one, (None, None))) for one in others]
-    left = len(rows) == limit or (bool(rows) and rows[-1].seq > last)
-    return Changes(upserts, deleted, Token(since.history, last), left)
+    return Changes(upserts, deleted, found.token, found.left)
 
 
 def check(conn: sa.Connection, token: Token) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
@@ -16,9 +16,9 @@ FEW = 5000
 """Rows that are looked through for a done image, from either end: no index tells which are done."""
 
 
-@dataclass(frozen=True, slots=True)
-class LiveVector:
-    """Where an image's live vector is."""
+class LiveVector(NamedTuple):
+    """Where an image's live vector is. A tuple, which is made three times as fast as a frozen dataclass: readers of all
+    vectors make one for each image."""
 
     image_id: int
     root: str
@@ -52,7 +52,7 @@ _LIVE: sa.Select[Any] = (
 def live_vectors(conn: sa.Connection, after_id: int, limit: int) -> list[LiveVector]:
     """The next done images in order of id, beginning behind `after_id`."""
     statement = _LIVE.where(images.c.id > after_id).limit(limit)
-    return [LiveVector(*row) for row in conn.execute(statement)]
+    return list(map(LiveVector._make, conn.execute(statement)))
 
 
 def live_of(conn: sa.Connection, image_ids: Sequence[int]) -> list[LiveVector]:

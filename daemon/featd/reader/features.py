@@ -12,18 +12,20 @@ import numpy.typing as npt
 import sqlalchemy as sa
 
 from featd import config as configuration
-from featd.catalog import connect, counters, feed, instance, live, migrate, pairing
+from featd.catalog import connect, counters, feed, live, migrate, pairing
 from featd.catalog.feed import Token
 from featd.catalog.live import LiveVector
-from featd.errors import AmbiguousPathError, ModelError
+from featd.errors import AmbiguousPathError
 from featd.paths import from_catalog, to_catalog
-from featd.reader.vectors import LiveReader
-from featd.shards.read import ShardReader
-from featd.shards.verify import Verified
+from featd.reader.vectors import Chunk, LiveReader
 from featd.states import State
 
 CHANGES = 100
 """Changes that are looked up at once; each is of up to some thousand images."""
+
+BATCH_BYTES = 30_000_000
+"""Of vectors in a batch, where nobody says how many rows. Below 32 MiB malloc(3) uses the memory of earlier batches
+again; the kernel takes about as long to give new memory as to read a batch into it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,21 +58,12 @@ class Features:
 
     def __init__(self, catalog: sa.Engine, store: Path) -> None:
         self._catalog = catalog
-        self._store = store
-        self._readers: dict[str, LiveReader] = {}
-        self._blobs: dict[str, int] = {}
-        self._verified = Verified()
+        self._reader = LiveReader(catalog, store)
 
     @property
     def blobs(self) -> dict[str, int]:
         """Name -> size of its vectors, in the order of the configuration; empty before the first image is done."""
-        if not self._blobs:
-            with connect.reading(self._catalog) as conn:
-                some = live.live_vectors(conn, 0, 1)
-            if some:
-                with ShardReader(self._store / some[0].shard_path) as shard:
-                    self._blobs = dict(shard.blobs)
-        return self._blobs
+        return {name: kind.size for name, kind in self._reader.blobs.items()}
 
     @property
     def token(self) -> str:
@@ -98,18 +91,19 @@ class Features:
             raise AmbiguousPathError(
                 f"several roots have {name}: ask for (root, path); the roots are {roots}"
             )
-        batch = self._batch(found, blob)
+        batch = self._vectors_of(found, blob)
         if not len(batch.ids):
             raise KeyError(path)
         vector: npt.NDArray[np.float32] = batch.vectors[0]
         return vector
 
-    def batches(self, blob: str | None = None, rows: int = 65_536) -> Iterator[Batch]:
-        """All live vectors of a blob (the first), in order of image id, up to `rows` in a batch. Memory holds one."""
-        for images in live.walk_live(self._catalog, rows):
-            batch = self._batch(images, blob)
-            if len(batch.ids):
-                yield batch
+    def batches(self, blob: str | None = None, rows: int | None = None) -> Iterator[Batch]:
+        """All live vectors of a blob (the first), in order of image id, up to `rows` (as many as take 30 MB) in
+        a batch. Memory holds the one that you have and the next."""
+        if self._reader.blobs:
+            name = self._reader.blob(blob)
+            rows = rows or self._reader.rows_of([name], BATCH_BYTES)
+            yield from map(_batch, self._reader.chunks([name], rows))
 
     def changes(self, since: str, blob: str | None = None) -> Iterator[Change]:
         """What became of the images since a token, up to now. TokenError where it leads nowhere: begin anew."""
@@ -119,13 +113,14 @@ class Features:
                 found = feed.changes(conn, token, CHANGES)
             if found.token != token:
                 deleted = np.array([one.image_id for one in found.deleted], np.int64)
-                yield Change(self._batch(found.upserts, blob), deleted, str(found.token))
+                yield Change(self._vectors_of(found.upserts, blob), deleted, str(found.token))
             token = found.token
             if not found.left:
                 return
 
     def close(self) -> None:
-        """Give back the connection to the catalog."""
+        """Close the shards, and give back the connection to the catalog."""
+        self._reader.close()
         self._catalog.dispose()
 
     def __enter__(self) -> Features:
@@ -134,32 +129,20 @@ class Features:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _batch(self, images: Sequence[LiveVector], blob: str | None) -> Batch:
-        """The vectors of those of `images` that still are live."""
-        if not images:
-            size = self.blobs.get(blob or next(iter(self.blobs), ""), 0)
-            return Batch(np.empty(0, np.int64), [], [], np.empty((0, size), np.float32))
-        chunk = self._reader(blob).vectors_of(images)
-        if not chunk.images:
-            return self._batch((), blob)
-        return Batch(
-            np.array([one.image_id for one in chunk.images], np.int64),
-            [one.root for one in chunk.images],
-            [os.fsdecode(from_catalog(one.path)) for one in chunk.images],
-            chunk.vectors.astype(np.float32, copy=False),
-        )
+    def _vectors_of(self, images: Sequence[LiveVector], blob: str | None) -> Batch:
+        if not self._reader.blobs:  # nothing is live
+            return Batch(np.empty(0, np.int64), [], [], np.empty((0, 0), np.float32))
+        return _batch(self._reader.vectors_of(images, [self._reader.blob(blob)]))
 
-    def _reader(self, blob: str | None) -> LiveReader:
-        blob = next(iter(self.blobs)) if blob is None else blob
-        if blob not in self.blobs:
-            raise ModelError(f"no blob {blob!r} in this catalog; it has: {', '.join(self.blobs)}")
-        if blob not in self._readers:
-            with connect.reading(self._catalog) as conn:
-                fingerprint = instance.fingerprint(conn)
-            self._readers[blob] = LiveReader(
-                self._catalog, self._store, blob, fingerprint or "", self._verified
-            )
-        return self._readers[blob]
+
+def _batch(chunk: Chunk) -> Batch:
+    (vectors,) = chunk.vectors.values()
+    return Batch(
+        np.array([image.image_id for image in chunk.images], np.int64),
+        [image.root for image in chunk.images],
+        [os.fsdecode(from_catalog(image.path)) for image in chunk.images],
+        vectors.astype(np.float32, copy=False),
+    )
 
 
 def open_features(config: str | os.PathLike[str] | None) -> Features:

@@ -21,6 +21,7 @@ import numpy.typing as npt
 import xxhash
 
 from featd.shards import layout
+from featd.shards.blocks import Blocks
 from featd.shards.checksum import ALGORITHM
 from featd.shards.layout import ShardError
 
@@ -75,6 +76,10 @@ class ShardReader:
         if blob not in self.blobs:
             raise ShardError(f"{self.path}: no blob {blob!r}; it holds {', '.join(self.blobs)}")
         return self._take(self._file[f"{layout.BLOBS}/{blob}"], rows)
+
+    def blocks(self, blob: str) -> Blocks | None:
+        """Where the vectors of a blob are in the file; None where only HDF5 can read them."""
+        return Blocks.of(self._file[f"{layout.BLOBS}/{blob}"])
 
     def dtype(self, blob: str) -> str:
         """What the vectors of a blob are stored as: float32 or float16."""
