@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -12,14 +13,15 @@ from typing import Any
 
 import h5py
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import sqlalchemy as sa
 
-from featd.catalog import connect, enqueue, live
+from featd.catalog import connect, enqueue, feed, live
 from featd.catalog.enqueue import FoundFile
 from featd.catalog.schema import images, shards
 from featd.catalog.settle import Settlement
-from featd.errors import FeatdError, ModelError, NothingMatchedError, StoreUnavailableError
+from featd.errors import FeatdError, ModelError, NothingMatchedError, StoreUnavailableError, TokenError
 from featd.export import export, npy
 from featd.export.export import Wanted
 from featd.reader.vectors import Kind
@@ -335,3 +337,178 @@ def test_the_header_is_equally_long_for_any_number_of_rows(rows: int) -> None:
     assert np.lib.format.read_magic(file) == (1, 0)
     assert np.lib.format.read_array_header_1_0(file) == ((rows, 4096), False, np.dtype(np.float16))
     assert file.tell() == len(file.getvalue())
+
+
+def number(filled: Filled) -> None:
+    """As the janitor does."""
+    while connect.transact(filled.catalog, feed.number):
+        pass
+
+
+def gone(filled: Filled, path: str) -> None:
+    ids = [ids_by_path(filled)[path]]
+    connect.transact(filled.catalog, enqueue.mark_gone, ids, "the file is gone")
+
+
+def arrays(folder: Path) -> dict[str, Any]:
+    return {path.stem: np.load(path) for path in folder.glob("*.npy")}
+
+
+def test_ids_and_versions_are_beside_the_vectors(filled: Filled, tmp_path: Path) -> None:
+    filled.done(["a.jpg", "b.jpg"])
+    connect.transact(filled.catalog, enqueue.enqueue, str(filled.roots[0]), [FoundFile("a.jpg", 11, 2)])
+    shard, made = filled.seal(filled.claim())
+    filled.settle(Settlement(shard, made))
+    export.to_npy(filled.catalog, filled.store, tmp_path / "out")
+    found = arrays(tmp_path / "out")
+    assert (found["ids"].tolist(), found["ids"].dtype) == ([1, 2], np.int64)
+    assert (found["versions"].tolist(), found["versions"].dtype) == ([2, 1], np.int32)
+
+
+def test_several_blobs_have_a_file_or_a_dataset_each(filled: Filled, tmp_path: Path) -> None:
+    filled.done(["a.jpg", "b.jpg"])
+    both = {name: filled.vectors([1, 2], size).tolist() for name, size in filled.blobs.items()}
+    for wanted in (Wanted(all_blobs=True), Wanted(list(filled.blobs))):
+        export.to_npy(filled.catalog, filled.store, tmp_path / "out", wanted, force=True)
+        found = arrays(tmp_path / "out")
+        assert found.keys() == {"features-fc7", "features-pool5%2F7x7_s1", "ids", "versions"}
+        assert found["features-fc7"].tolist() == both["fc7"]
+        assert found["features-pool5%2F7x7_s1"].tolist() == both["pool5/7x7_s1"]
+        export.to_hdf5(filled.catalog, filled.store, tmp_path / "out.h5", wanted, force=True)
+        with h5py.File(tmp_path / "out.h5") as file:
+            assert file["blobs/fc7"] == file["feats"]
+            assert {name: file[f"blobs/{name}"][:].tolist() for name in both} == both
+            assert json.loads(file.attrs["blobs"]) == list(both)
+    with pytest.raises(FeatdError, match=r"only one blob.*name a folder"):
+        export.to_stream(filled.catalog, filled.store, io.BytesIO(), wanted)
+    export.to_npy(filled.catalog, filled.store, tmp_path / "out", force=True)
+    assert arrays(tmp_path / "out").keys() == {"features", "ids", "versions"}  # none of before is left
+
+
+def test_what_became_of_images_since_a_token(filled: Filled, tmp_path: Path) -> None:
+    filled.done(["a.jpg", "b.jpg", "c.jpg", "d.jpg"])
+    number(filled)
+    whole = export.to_npy(filled.catalog, filled.store, tmp_path / "whole")
+    assert (tmp_path / "whole/token.txt").read_text() == f"{whole.token}\n"
+    gone(filled, "b.jpg")
+    filled.done(["e.jpg"])
+    for version in (2, 3):  # a.jpg is in two changes
+        changed = [FoundFile("a.jpg", 11, version)]
+        connect.transact(filled.catalog, enqueue.enqueue, str(filled.roots[0]), changed)
+        shard, made = filled.seal(filled.claim())
+        filled.settle(Settlement(shard, made))
+    number(filled)
+    since = Wanted(since=whole.token)
+    delta = export.to_npy(filled.catalog, filled.store, tmp_path / "delta", since)
+    export.to_hdf5(filled.catalog, filled.store, tmp_path / "delta.h5", since)
+    found = arrays(tmp_path / "delta")
+    assert (found["ids"].tolist(), found["versions"].tolist()) == ([1, 5], [3, 1])
+    assert found["features"].tolist() == filled.vectors([1, 5], 5).tolist()
+    assert (found["deleted"].tolist(), found["deleted"].dtype) == ([2], np.int64)
+    assert (delta.rows, delta.deleted) == (2, 1)
+    assert names_of(tmp_path / "delta") == ["a.jpg", "e.jpg"]
+    with h5py.File(tmp_path / "delta.h5") as file:
+        assert (file["image_id"][:].tolist(), file["deleted"][:].tolist()) == ([1, 5], [2])
+        assert (file.attrs["since"], file.attrs["token"]) == (whole.token, delta.token)
+    with pytest.raises(FeatdError, match="deleted ids"):
+        export.to_stream(filled.catalog, filled.store, io.BytesIO(), since)
+    export.to_npy(filled.catalog, filled.store, tmp_path / "delta", force=True)
+    assert "deleted" not in arrays(tmp_path / "delta")
+
+
+def test_changes_of_many_portions_are_one_export(
+    filled: Filled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled.done(["first.jpg"])
+    number(filled)
+    token = export.to_npy(filled.catalog, filled.store, tmp_path / "whole").token
+    for at in range(7):
+        filled.done([f"{at}-{one}.jpg" for one in range(3)])
+    gone(filled, "first.jpg")
+    gone(filled, "3-1.jpg")
+    number(filled)
+    monkeypatch.setattr(export, "CHANGES", 2)
+    monkeypatch.setattr(export, "CHUNK_BYTES", 40)  # two vectors
+    export.to_npy(filled.catalog, filled.store, tmp_path / "delta", Wanted(since=token))
+    found = arrays(tmp_path / "delta")
+    live_ids = [one for one in range(2, 23) if one != ids_by_path(filled)["3-1.jpg"]]
+    assert found["ids"].tolist() == live_ids
+    assert found["features"].tolist() == filled.vectors(live_ids, 5).tolist()
+    assert found["deleted"].tolist() == [1, ids_by_path(filled)["3-1.jpg"]]
+
+
+def test_nothing_has_changed_or_nothing_is_left(filled: Filled, tmp_path: Path) -> None:
+    filled.done(["a.jpg"])
+    number(filled)
+    token = export.to_npy(filled.catalog, filled.store, tmp_path / "whole").token
+    since = Wanted(since=token, all_blobs=True)
+    same = export.to_npy(filled.catalog, filled.store, tmp_path / "same", since)
+    assert (same.rows, same.deleted, same.token) == (0, 0, token)
+    assert arrays(tmp_path / "same")["features-fc7"].shape == (0, 5)
+    gone(filled, "a.jpg")
+    number(filled)
+    export.to_npy(filled.catalog, filled.store, tmp_path / "left", since)
+    export.to_hdf5(filled.catalog, filled.store, tmp_path / "left.h5", since)
+    export.to_parquet(filled.catalog, filled.store, tmp_path / "left.parquet", since)
+    assert arrays(tmp_path / "left")["deleted"].tolist() == [1]
+    with h5py.File(tmp_path / "left.h5") as file:
+        assert (file["deleted"][:].tolist(), file["feats"].shape) == ([1], (0, 0))
+    assert pq.read_table(tmp_path / "left.parquet").num_rows == 0
+    assert pq.read_table(tmp_path / "left.deleted.parquet")["image_id"].to_pylist() == [1]
+    with pytest.raises(ModelError, match="no blob 'fc8'"):
+        export.to_npy(filled.catalog, filled.store, tmp_path / "x", Wanted(["fc8"], since=token))
+    for wrong in ("nonsense", token.replace(".", ".0")):
+        with pytest.raises(TokenError):
+            export.to_npy(filled.catalog, filled.store, tmp_path / "x", Wanted(since=wrong))
+    assert not (tmp_path / "x").exists()
+
+
+def test_the_token_is_of_before_the_reading(
+    filled: Filled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled.done(["a.jpg"])
+    number(filled)
+    walk = live.walk_live
+
+    def late(catalog: sa.Engine, limit: int) -> Iterator[Any]:
+        yield from walk(catalog, limit)
+        filled.done(["b.jpg"])
+        number(filled)
+
+    monkeypatch.setattr(live, "walk_live", late)
+    whole = export.to_npy(filled.catalog, filled.store, tmp_path / "whole")
+    assert names_of(tmp_path / "whole") == ["a.jpg"]
+    export.to_npy(filled.catalog, filled.store, tmp_path / "delta", Wanted(since=whole.token))
+    assert names_of(tmp_path / "delta") == ["b.jpg"]
+
+
+def of_values(filled: Filled, *rows: list[float]) -> None:
+    """Images with these vectors in the first blob."""
+    values = {5: np.array(rows, np.float32), 3: np.ones((len(rows), 3), np.float32)}
+    filled.vectors = lambda ids, size: values[size][: len(ids)]  # type: ignore[method-assign]
+    filled.enqueue([f"{at}.jpg" for at in range(len(rows))])
+    shard, made = filled.seal(filled.claim())
+    filled.settle(Settlement(shard, made))
+
+
+def test_l2_and_dtype(filled: Filled, tmp_path: Path) -> None:
+    of_values(filled, [3, 0, 0, 4, 0], [0] * 5, [1e30, 1e30, 0, 0, 0], [1e-30, 0, 0, 0, 0])
+    export.to_npy(filled.catalog, filled.store, tmp_path / "out", Wanted(l2=True))
+    half = [0.5**0.5] * 2 + [0] * 3
+    expected = np.array([[0.6, 0, 0, 0.8, 0], [0] * 5, half, [1, 0, 0, 0, 0]], np.float32)
+    found = arrays(tmp_path / "out")["features"]
+    np.testing.assert_array_equal(found, expected)
+    assert found.dtype == np.float32
+    export.to_npy(filled.catalog, filled.store, tmp_path / "small", Wanted(l2=True, dtype="float16"))
+    found = arrays(tmp_path / "small")["features"]
+    assert found.dtype == np.float16
+    np.testing.assert_array_equal(found, expected.astype(np.float16))
+    with pytest.raises(FeatdError, match=r"2\.jpg \(image 3\): blob 'fc7' has a value beyond 65504.*--l2"):
+        export.to_npy(filled.catalog, filled.store, tmp_path / "large", Wanted(dtype="float16"))
+    assert not (tmp_path / "large").exists()
+
+
+def test_float16_ends_at_65504(filled: Filled, tmp_path: Path) -> None:
+    of_values(filled, [65504, -65504, 0, 1, 2])
+    export.to_npy(filled.catalog, filled.store, tmp_path / "out", Wanted(dtype="float16"))
+    assert arrays(tmp_path / "out")["features"].tolist() == [[65504, -65504, 0, 1, 2]]
