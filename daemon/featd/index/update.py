@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import sqlalchemy as sa
 
 from featd import logs
@@ -28,7 +31,7 @@ CHANGES = 100
 """Changes that are looked up at once."""
 SAVED_BYTES = 256 * 1024 * 1024
 """Of new vectors in memory, before they are written."""
-READ_BYTES = 64 * 1024 * 1024
+READ_BYTES = 30_000_000
 """Of vectors that are read at once."""
 
 Advance = Callable[[str, int, int], None]
@@ -57,7 +60,7 @@ class Keeper:
         self._store = store
         self.fingerprint = fingerprint
         self._advance = advance
-        self._reader = LiveReader(catalog, store, self.blob, fingerprint)
+        self._reader = LiveReader(catalog, store)
 
     def open(self) -> Index | None:
         """The index as it is in the store, with the changes since in memory; None where there is none that can be used.
@@ -85,12 +88,13 @@ class Keeper:
             index.remove([one.image_id for one in found.deleted])
             changed = index.outdated(found.upserts)
             index.remove([one.image_id for one in changed])
-            for chunk in self.readable(changed):
-                index.replace(
-                    [one.image_id for one in chunk.images],
-                    [one.version for one in chunk.images],
-                    chunk.vectors.astype(np.float32, copy=False),
-                )
+            with closing(self._reader):
+                for chunk in self._readable(changed):
+                    index.replace(
+                        [one.image_id for one in chunk.images],
+                        [one.version for one in chunk.images],
+                        self._floats(chunk),
+                    )
             index.reached = reached = found.token
             left = found.left
             if save and (index.changed_bytes > SAVED_BYTES or (not left and reached != stored)):
@@ -112,28 +116,39 @@ class Keeper:
                 log.warning("index_damaged", "the index is damaged; it is made anew", error=str(error))
             return self._make()
 
+    def vector_of(self, image: LiveVector) -> npt.NDArray[np.float32] | None:
+        """The vector (d,) of an image; None where it is live no more, or in a shard that cannot be read."""
+        with closing(self._reader):
+            vectors = [self._floats(chunk)[0] for chunk in self._readable([image])]
+        return vectors[0] if vectors else None
+
     def _make(self) -> Index:
         with connect.reading(self._catalog) as conn:
             token, rows = feed.now(conn), counters.counts(conn)[State.DONE]
+        with closing(self._reader):
+            head, table = self._write(str(token), rows)
+        head = files.publish(self.folder, head, table, None, None)
+        index = Index(self.folder, head, files.Stored(self.folder, head))
+        if head.dtype == "float16":
+            self._advance("making the lists", 0, 0)
+            index.make_lists()
+        self.catch_up(index, save=True)
+        return index
+
+    def _write(self, token: str, rows: int) -> tuple[Head, npt.NDArray[Any]]:
+        """Write all live vectors, about `rows` of them, and make their table."""
         first = next(self._chunks(1), None)
         if first is None:
             raise NothingMatchedError("nothing to search: no image is done, or no shard can be read")
-        size = first.vectors.shape[1]
+        size = self._floats(first).shape[1]
         dtype = "float16" if is_large(rows, size) else "float32"
-        head = Head(
-            self._instance,
-            self.fingerprint,
-            self.blob,
-            str(token),
-            dtype,
-            size,
-            vectors=f"{files.VECTORS}-{secrets.token_hex(4)}",
-        )
+        name = f"{files.VECTORS}-{secrets.token_hex(4)}"
+        head = Head(self._instance, self.fingerprint, self.blob, token, dtype, size, vectors=name)
         tables = []
         appender = Appender(self.folder, head)
         try:
             for chunk in self._chunks(max(1, READ_BYTES // (4 * size))):
-                stored, lines = encoded(chunk.vectors.astype(np.float32, copy=False), dtype)
+                stored, lines = encoded(self._floats(chunk), dtype)
                 lines["id"] = [one.image_id for one in chunk.images]
                 lines["version"] = [one.version for one in chunk.images]
                 appender.append(stored)
@@ -142,13 +157,11 @@ class Keeper:
             appender.finish()
         finally:
             appender.close()
-        head = files.publish(self.folder, head, np.concatenate(tables), None, None)
-        index = Index(self.folder, head, files.Stored(self.folder, head))
-        if dtype == "float16":
-            self._advance("making the lists", 0, 0)
-            index.make_lists()
-        self.catch_up(index, save=True)
-        return index
+        return head, np.concatenate(tables)
+
+    def _floats(self, chunk: Chunk) -> npt.NDArray[np.float32]:
+        """The vectors (n, d) of a chunk."""
+        return chunk.vectors[self.blob].astype(np.float32, copy=False)
 
     def _is_ours(self, index: Index) -> bool:
         head = index.head
@@ -157,15 +170,15 @@ class Keeper:
     def _chunks(self, rows: int) -> Iterator[Chunk]:
         """All live vectors that can be read, about `rows` at a time."""
         for images in live.walk_live(self._catalog, rows):
-            yield from self.readable(images)
+            yield from self._readable(images)
 
-    def readable(self, images: Sequence[LiveVector]) -> Iterator[Chunk]:
+    def _readable(self, images: Sequence[LiveVector]) -> Iterator[Chunk]:
         """The vectors of those of `images` that are live, and in a shard that can be read."""
         images = [one for one in images if one.shard_path not in self.unreadable]
         if not images:
             return
         try:
-            chunk = self._reader.vectors_of(images)
+            chunk = self._reader.vectors_of(images, (self.blob,))
         except ShardError as error:
             shards = sorted({one.shard_path for one in images})
             if len(shards) == 1:
@@ -173,7 +186,7 @@ class Keeper:
                 log.warning("shard_left_out", "the index lacks the vectors of a shard", error=str(error))
                 return
             for shard in shards:
-                yield from self.readable([one for one in images if one.shard_path == shard])
+                yield from self._readable([one for one in images if one.shard_path == shard])
         else:
             if chunk.images:
                 yield chunk

@@ -66,10 +66,7 @@ class Searcher:
 
     def vector_of(self, image: LiveVector) -> npt.NDArray[np.float32] | None:
         """The vector (d,) of an image; None where it is live no more, or in a shard that cannot be read."""
-        for chunk in self._keeper.readable([image]):
-            vector: npt.NDArray[np.float32] = chunk.vectors[0].astype(np.float32, copy=False)
-            return vector
-        return None
+        return self._keeper.vector_of(image)
 
     @property
     def unreadable(self) -> dict[str, str]:
