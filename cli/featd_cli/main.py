@@ -15,6 +15,7 @@ from featd import __version__
 from featd.crash_points import check_variable
 from featd.errors import EXIT_ERROR, EXIT_OK, EXIT_OUT_OF_REACH, FeatdError, first_line, reason
 from featd_cli import (
+    adopt,
     backup,
     changes,
     compact,
@@ -49,7 +50,7 @@ Exit codes:
   2   wrong usage of the command line
   3   nothing matched
   4   drained, and failed images remain; a backup lacks shards; `featd verify`
-      found faults
+      found faults; `featd adopt` left rows
   75  catalog or store out of reach: try again later
   78  bad configuration, including a missing or unsupported model, a wrong
       blob, another fingerprint, schema or store
@@ -104,6 +105,7 @@ app.command("enqueue")(enqueue.enqueue)
 app.command("explain")(explain.explain)
 app.command("net")(net.net)
 app.command("export")(export.export)
+app.command("adopt")(adopt.adopt)
 app.command("changes")(changes.changes)
 app.command("search")(search.search)
 app.command("duplicates")(duplicates.duplicates)

@@ -8,7 +8,7 @@ import typer
 
 from featd_cli.console import note, say, shown
 from featd_cli.instance import ConfigOption, open_instance
-from featd_cli.selection import KindOption, PathOption, SinceOption, image_filter, since_of
+from featd_cli.selection import KindOption, PathOption, SinceOption, image_filter, moment_of
 
 
 def retry_failed(
@@ -24,7 +24,7 @@ def retry_failed(
     Their failed attempts no longer count. Without filters, all failed images. Prints how many there are.
     """
     single, wanted = image_filter(kind, path)
-    moment = since_of(since)
+    moment = moment_of(since, "--since")
     from featd.catalog import connect, retry
 
     count = 0

@@ -60,8 +60,8 @@ def kinds_of(text: str | None) -> frozenset[Kind] | None:
     return chosen
 
 
-def since_of(text: str | None) -> datetime | None:
-    """The time that `text` names; without a time zone, in this machine's."""
+def moment_of(text: str | None, option: str) -> datetime | None:
+    """The time that `text` names, the value of `option`; without a time zone, in this machine's."""
     if text is None:
         return None
     try:
@@ -70,7 +70,7 @@ def since_of(text: str | None) -> datetime | None:
         return datetime.fromisoformat(text.strip()).astimezone()
     except (ValueError, OverflowError):
         raise typer.BadParameter(
-            f"{text!r} is not a time: write 30m, 2h, 1d (ago) or 2026-11-24T10:00", param_hint="--since"
+            f"{text!r} is not a time: write 30m, 2h, 1d (ago) or 2026-11-24T10:00", param_hint=option
         ) from None
 
 

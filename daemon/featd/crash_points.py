@@ -45,6 +45,10 @@ class CrashPoint(StrEnum):
     FORGET_ERASED = "forget.erased"  # the rows of the images are deleted; shards have their vectors
     FORGET_REWRITTEN = "forget.rewritten"  # a shard is replaced by one without them; its file is there
     FORGET_REMOVED = "forget.removed"  # a file is removed; the note is there
+    ADOPT_LEASE = "adopt.lease_opened"  # the lease of an adoption is there; nothing is claimed
+    ADOPT_ENQUEUED = "adopt.enqueued"  # images of a script's file have rows, and are pending
+    ADOPT_CLAIMED = "adopt.claimed"  # they are claimed; their files were not read
+    ADOPT_HANDED = "adopt.handed"  # their files are hashed, and their vectors handed to the writer
     FILE_RENAMED = "file.renamed"  # any other file has its name; its folder was not fsynced
     CATALOG_CREATED = "catalog.created"  # SQLite's file is there, and empty
     MIGRATING = "catalog.migrating"  # the schema is upgraded, with COMMIT still to be sent

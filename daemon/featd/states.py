@@ -156,6 +156,10 @@ class SealedShard:
     engine: str
 
 
+ADOPTED: Final = "adopted"
+"""In place of an engine, in the rows and attributes of shards whose vectors `featd adopt` took over."""
+
+
 @dataclass(frozen=True, slots=True)
 class Failure:
     """An attempt that made no vector. For `read.changed`, `size` and `mtime_ns` are what the file has now, and

@@ -437,7 +437,7 @@ def test_since(filled: Filled, featd: Run) -> None:
 def test_durations(text: str, seconds: float) -> None:
     from featd import clock
 
-    moment = selection.since_of(text)
+    moment = selection.moment_of(text, "--since")
     assert moment is not None
     assert abs((clock.utcnow() - moment).total_seconds() - seconds) < 5
 

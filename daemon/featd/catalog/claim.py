@@ -9,6 +9,7 @@ import sqlalchemy as sa
 
 from featd.catalog import corrections, counters, dialects, gone, leases
 from featd.catalog.counters import StateChanges
+from featd.catalog.enqueue import FoundFile
 from featd.catalog.schema import images, in_state
 from featd.states import PRIORITIES, ClaimedImage, Lease, State
 
@@ -44,6 +45,25 @@ def claim(
             claimed += sorted((_claimed(row, lacked, seeks) for row in rows), key=lambda image: image.id)
     counters.apply(conn, StateChanges({State.PENDING: -len(claimed), State.CLAIMED: len(claimed)}))
     return claimed
+
+
+def claim_at(conn: sa.Connection, lease: Lease, root: str, found: Sequence[FoundFile]) -> list[ClaimedImage]:
+    """Claim those of these files that are pending, due or not, and are as they were found. Each is told to be read and
+    hashed before anything else (`seeks`)."""
+    leases.hold(conn, lease)
+    files = {file.path: (file.size, file.mtime_ns) for file in found}
+    paths = dialects.rows_of(conn, "given", {"path": sa.Text()}, [(path,) for path in sorted(files)])
+    at = sa.select(images.c.id).join(paths, (images.c.root == root) & (images.c.path == paths.c.path))
+    ids = conn.scalars(at).all()
+    pending = sa.select(*_CLAIMED).where(dialects.has_id(conn, ids), images.c.state == State.PENDING)
+    rows = conn.execute(dialects.lock_rows(conn, pending.order_by(images.c.id))).all()
+    rows = [row for row in rows if files[row.path] == (row.size, row.mtime_ns)]
+    values = {"state": State.CLAIMED, "lease_id": lease.id, "updated_at": dialects.now(conn)}
+    which = dialects.has_id(conn, [row.id for row in rows])
+    conn.execute(sa.update(images).where(which).values(**values))
+    lacked = corrections.requeued(conn)
+    counters.apply(conn, StateChanges({State.PENDING: -len(rows), State.CLAIMED: len(rows)}))
+    return [_claimed(row, lacked, True) for row in rows]
 
 
 def _claimed(row: Sequence[Any], lacked: Mapping[str, int], seeks: bool) -> ClaimedImage:

@@ -10,6 +10,7 @@ import sqlalchemy as sa
 
 from featd.catalog import dialects
 from featd.catalog.schema import attempts, images, leases, shards
+from featd.states import ADOPTED
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +72,19 @@ def explain(conn: sa.Connection, root: str, path: str) -> Explained | None:
         shard=row.shard,
         shard_checksum=row.checksum,
         worker=_worker(conn, row.lease_id),
-        made_by=_worker(conn, row.maker) or (row.engine and f"engine {row.engine}, merged from other shards"),
+        made_by=_made_by(conn, row.maker, row.engine),
         attempts=[
             PastAttempt(one.version, one.at, one.kind, one.message, _worker(conn, one.lease_id))
             for one in conn.execute(past).all()
         ],
     )
+
+
+def _made_by(conn: sa.Connection, lease_id: int | None, engine: str | None) -> str | None:
+    """Who made the vectors of a shard."""
+    if engine == ADOPTED:
+        return "a script; adopted from its file"
+    return _worker(conn, lease_id) or (engine and f"engine {engine}, merged from other shards")
 
 
 def _worker(conn: sa.Connection, lease_id: int | None) -> str | None:

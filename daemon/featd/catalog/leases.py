@@ -16,6 +16,9 @@ from featd.states import Kind, Lease, RetryPolicy, State
 
 COMPACTION = "compaction"
 """The device of a lease that is no worker's: compaction makes shards under it."""
+ADOPTION = "adoption"
+"""The same, of `featd adopt`: it claims images and settles them, with vectors that were made before."""
+OF_NO_WORKER = (COMPACTION, ADOPTION)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +96,7 @@ def any_live(conn: sa.Connection) -> bool:
 
 def live_hosts(conn: sa.Connection) -> set[str]:
     """The hosts on which workers have live leases."""
-    of_worker = leases.c.device != COMPACTION
+    of_worker = leases.c.device.not_in(OF_NO_WORKER)
     return set(conn.scalars(sa.select(leases.c.host).where(is_live(conn), of_worker).distinct()))
 
 

@@ -67,6 +67,14 @@ def live_at(conn: sa.Connection, path: str, root: str | None) -> list[LiveVector
     return [LiveVector(*row) for row in conn.execute(found)]
 
 
+def states_at(conn: sa.Connection, root: str, paths: Sequence[str]) -> dict[str, tuple[State, int, int]]:
+    """Path -> state, size and mtime_ns of the images at these paths of a root."""
+    given = dialects.rows_of(conn, "given", {"path": sa.Text()}, [(path,) for path in paths])
+    statement = sa.select(*images.c["path", "state", "size", "mtime_ns"])
+    statement = statement.join(given, (images.c.root == root) & (images.c.path == given.c.path))
+    return {path: (State(state), size, time) for path, state, size, time in conn.execute(statement)}
+
+
 def still_live(conn: sa.Connection, before: Sequence[LiveVector]) -> list[LiveVector]:
     """Where the vectors of these images are now, in order of id; without those that are not live any more."""
     return live_of(conn, [image.image_id for image in before])

@@ -10,7 +10,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from featd.catalog import dialects, values
-from featd.catalog.leases import COMPACTION
+from featd.catalog.leases import OF_NO_WORKER
 from featd.catalog.schema import images, in_state, leases, shards
 from featd.states import PRIORITIES, State
 
@@ -81,7 +81,7 @@ def workers(conn: sa.Connection) -> list[WorkerLine]:
     """The live leases of workers, in order of host and device."""
     left = (leases.c.expires_at - dialects.lease_now(conn)).label("left")
     statement = sa.select(leases, left).where(
-        leases.c.ended_at.is_(None), left > 0, leases.c.device != COMPACTION
+        leases.c.ended_at.is_(None), left > 0, leases.c.device.not_in(OF_NO_WORKER)
     )
     if (boot := dialects.boot_id(conn)) is not None:
         statement = statement.where(leases.c.boot_id == boot)

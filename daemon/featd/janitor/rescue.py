@@ -14,8 +14,9 @@ import sqlalchemy as sa
 
 from featd import logs
 from featd.catalog import connect, leases
-from featd.catalog.leases import InHand
+from featd.catalog.leases import ADOPTION, InHand, OpenLease
 from featd.processes.hands import read_hands
+from featd.processes.signals import is_running
 from featd.states import Kind, Lease, RetryPolicy
 
 log = logs.get("janitor")
@@ -55,7 +56,7 @@ class Rescue:
         hands = list(self._run_folder.glob(f"*{HANDS_SUFFIX}"))
         with connect.reading(self._catalog) as conn:
             open_leases = leases.open_leases(conn, self._host)
-        alive = {one.lease.token for one in open_leases if _is_sibling(one.pid)}
+        alive = {one.lease.token for one in open_leases if _is_sibling(one.pid) or _is_adoption(one)}
         dead = [one.lease for one in open_leases if one.lease.token not in alive]
         ended = sum(self.end(lease, EVERYTHING_DIED) for lease in dead)
         for path in hands:
@@ -86,6 +87,11 @@ class Rescue:
                 host=host or self._host,
             )
         return ended is not None
+
+
+def _is_adoption(one: OpenLease) -> bool:
+    """Whether it is that of a `featd adopt` which is at work beside featd."""
+    return one.device == ADOPTION and is_running(one.pid)
 
 
 def _is_sibling(pid: int) -> bool:

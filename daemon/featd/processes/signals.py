@@ -9,6 +9,7 @@ import signal
 import socket
 from collections import deque
 from collections.abc import Iterable
+from pathlib import Path
 from types import FrameType
 from typing import Any, Self
 
@@ -86,6 +87,14 @@ def die_with_parent(parent_pid: int) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent_pid:  # it died before the call
         os._exit(1)
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process of this number runs on this machine, perhaps another one than is meant."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def has_terminal() -> bool:

@@ -1,16 +1,9 @@
-"""Reading shards that anybody may have made: no other file is opened and no plugin is run.
-
-HDF5 can refer to other files (external links, external storage, virtual datasets). All of these are refused on every
-component of every path before any value is read.
-"""
+"""Reading shards that anybody may have made: each is checked before a value is read."""
 
 from __future__ import annotations
 
-import contextlib
-import importlib
 import itertools
 import json
-import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -24,16 +17,8 @@ from featd.shards import layout
 from featd.shards.blocks import Blocks
 from featd.shards.checksum import ALGORITHM
 from featd.shards.layout import ShardError
+from featd.shards.untrusted import DAMAGED, one_line, open_untrusted
 
-_ZSTD = 32015
-_FILTERS = frozenset({h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32, _ZSTD})
-_MOST_OBJECTS = 4096
-# deflate shrinks at most about 1030 times; a file that declares more is a bomb. zstd and unwritten chunks may
-# do better on zeros, so the bound is generous, and reads go by rows anyway.
-_MOST_RATIO = 20_000
-_MOST_CHUNK_BYTES = 64 * 1024 * 1024
-_DAMAGED = (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, OverflowError)
-"""Whatever HDF5 and h5py raise on a damaged file."""
 _STRINGS = (layout.NAMES, layout.ROOT, layout.CONTENT)
 _VERIFY = "run `featd verify`"
 _GAP_ROWS = 16
@@ -55,20 +40,15 @@ class ShardReader:
     def __init__(self, path: Path) -> None:
         """Open and check. ShardError: no shard, damaged, or pointing out of itself; OSError: cannot be opened."""
         self.path = path
-        with path.open("rb"):  # a clear OSError where it is missing or may not be read
-            pass
-        try:
-            self._file = h5py.File(path, "r", locking=False)
-        except OSError as error:
-            raise ShardError(f"{path}: not a readable HDF5 file: {_one_line(error)}") from None
+        self._file = open_untrusted(path)
         try:
             self._check()
         except ShardError:
             self._file.close()
             raise
-        except _DAMAGED as error:
+        except DAMAGED as error:
             self._file.close()
-            raise ShardError(f"{path}: damaged: {_one_line(error)}: {_VERIFY}") from None
+            raise ShardError(f"{path}: damaged: {one_line(error)}: {_VERIFY}") from None
 
     def read(self, blob: str, rows: npt.NDArray[np.integer[Any]]) -> npt.NDArray[Any]:
         """The vectors (k, d) of `rows`, a sorted array of row indices, in the stored dtype. ShardError where the
@@ -121,8 +101,8 @@ class ShardReader:
                     rows = np.arange(at, min(at + _SPAN_ROWS, self.rows))
                     digest.update(self._take(self._file[name], rows).data)
                 found[name] = digest.hexdigest()
-        except _DAMAGED as error:
-            raise ShardError(f"{self.path}: damaged: {_one_line(error)}") from None
+        except DAMAGED as error:
+            raise ShardError(f"{self.path}: damaged: {one_line(error)}") from None
         if not recorded:
             raise ShardError(f"{self.path}: sealed by an earlier featd, without digests of its values")
         wrong = [name for name, digest in found.items() if recorded.get(name) != f"{ALGORITHM}:{digest}"]
@@ -144,7 +124,7 @@ class ShardReader:
         try:
             return [bytes(value) for value in self._file[name][...]]
         except (OSError, RuntimeError) as error:
-            raise ShardError(f"{self.path}: damaged: /{name}: {_one_line(error)}: {_VERIFY}") from None
+            raise ShardError(f"{self.path}: damaged: /{name}: {one_line(error)}: {_VERIFY}") from None
 
     def _take(self, dataset: Any, rows: npt.NDArray[np.integer[Any]]) -> npt.NDArray[Any]:
         rows = np.asarray(rows, np.int64)
@@ -167,11 +147,10 @@ class ShardReader:
                         out[at:stop] = dataset[first : last + 1][rows[at:stop] - first]
                     at = stop
         except (OSError, RuntimeError) as error:
-            raise ShardError(f"{self.path}: damaged: {dataset.name}: {_one_line(error)}: {_VERIFY}") from None
+            raise ShardError(f"{self.path}: damaged: {dataset.name}: {one_line(error)}: {_VERIFY}") from None
         return out
 
     def _check(self) -> None:
-        self._refuse_links()
         self.attributes: dict[str, Any] = {name: _plain(value) for name, value in self._file.attrs.items()}
         if self.attributes.get("format") != layout.FORMAT:
             raise ShardError(
@@ -205,53 +184,6 @@ class ShardReader:
             raise ShardError(f"{self.path}: /{name} holds no strings")
         return dataset
 
-    def _refuse_links(self) -> None:
-        """Walk every link of the file, before anything is read through one."""
-        size = self.path.stat().st_size
-        seen: set[Any] = set()
-        waiting: list[Any] = [self._file]
-        while waiting:
-            group = waiting.pop()
-            for name in group:
-                if not isinstance(group.get(name, getlink=True), h5py.HardLink):
-                    raise ShardError(f"{self.path}: {name!r} is a link to somewhere else")
-                item = group[name]
-                where = h5py.h5o.get_info(item.id).addr
-                if where in seen:
-                    continue
-                seen.add(where)
-                if len(seen) > _MOST_OBJECTS:
-                    raise ShardError(f"{self.path}: more than {_MOST_OBJECTS} objects")
-                if isinstance(item, h5py.Group):
-                    waiting.append(item)
-                elif isinstance(item, h5py.Dataset):
-                    self._refuse_outside(item, size)
-                else:
-                    raise ShardError(f"{self.path}: {name!r} is neither dataset nor group")
-
-    def _refuse_outside(self, dataset: Any, size: int) -> None:
-        if dataset.external or dataset.is_virtual:
-            raise ShardError(f"{self.path}: {dataset.name} keeps its values in other files")
-        properties = dataset.id.get_create_plist()
-        filters = {properties.get_filter(at)[0] for at in range(properties.get_nfilters())}
-        if not filters <= _FILTERS:
-            raise ShardError(
-                f"{self.path}: {dataset.name} is stored through unknown filters {sorted(filters - _FILTERS)}"
-            )
-        if _ZSTD in filters:
-            with contextlib.suppress(ImportError):  # reading will say that the filter is missing
-                importlib.import_module("hdf5plugin")
-        most_chunk = max(_MOST_CHUNK_BYTES, dataset.dtype.itemsize * dataset.shape[-1] if dataset.ndim else 0)
-        if dataset.chunks and math.prod(dataset.chunks) * dataset.dtype.itemsize > most_chunk:
-            raise ShardError(f"{self.path}: {dataset.name} has chunks of {dataset.chunks} values")
-        declared = dataset.size * dataset.dtype.itemsize
-        if declared > size * (_MOST_RATIO if filters else 1):
-            raise ShardError(f"{self.path}: {dataset.name} declares {declared} bytes in a file of {size}")
-
 
 def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300]

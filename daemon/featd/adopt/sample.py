@@ -1,0 +1,174 @@
+"""The sample: some images are computed again, with the configuration's own net and preprocessing, and compared with the
+script's vectors, before anything is taken over.
+
+This happens in a throw-away process: Caffe aborts its process on a bad model, and the memory of a net is large.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from featd import clock
+from featd.adopt.chosen import Chosen
+from featd.adopt.places import Places
+from featd.adopt.script_file import ScriptFile
+from featd.catalog import connect
+from featd.catalog.enqueue import FoundFile
+from featd.catalog.settle import Identity
+from featd.decoders.pool import DecoderPool
+from featd.decoders.wire import Decoded
+from featd.errors import FeatdError, FingerprintError
+from featd.processes.throwaway import Throwaway
+from featd.shards.write import fits
+from featd.states import ClaimedImage, Failure
+from featd.worker import process
+from featd.worker.golden import TOLERANCE, distances
+
+CHECK_SECONDS = 3600.0
+"""A sample that takes longer than this is taken to hang."""
+SPARE = 4
+"""So many times more images are drawn than are to be compared, in place of those that cannot be read."""
+TOLD = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """An image of the sample, and the script's vector (d,) of it."""
+
+    found: FoundFile
+    vector: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """A file of the sample, and the distance between its two vectors: relative L2."""
+
+    path: str
+    distance: float
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """`unreadable`: path -> why featd makes no vector of this file."""
+
+    identity: Identity
+    compared: Sequence[Compared]
+    unreadable: dict[str, str]
+
+    @property
+    def largest(self) -> float:
+        return max(one.distance for one in self.compared)
+
+    def require_agreement(self) -> None:
+        """FingerprintError where a vector differs; FeatdError where none could be compared."""
+        if not self.compared:
+            some = "; ".join(f"{path}: {why}" for path, why in list(self.unreadable.items())[:TOLD])
+            raise FeatdError(
+                f"nothing was adopted: none of the images drawn could be computed again to compare: {some}"
+            )
+        worst = sorted(self.compared, key=lambda one: -one.distance)
+        differing = sum(one.distance > TOLERANCE for one in worst)
+        if differing:
+            named = ", ".join(f"{one.path} {one.distance:.2g}" for one in worst[: min(TOLD, differing)])
+            usual = (
+                "the preprocessing or the blob is another than the script's: size, crop, mean, order of the"
+                " channels, scale, which layer"
+                if differing > len(worst) / 2
+                else "these files are decoded differently, or their names are those of other images"
+            )
+            raise FingerprintError(
+                f"nothing was adopted: {differing} of {len(worst)} images of the sample have other vectors with this"
+                f" configuration (relative L2 distance above {TOLERANCE:g}). The worst: {named}. Usually {usual}: see"
+                " docs/nets.md, `Which configuration for which vectors`"
+            )
+
+
+def draw_and_compare(
+    chosen: Chosen, files: Sequence[ScriptFile], places: Places, wanted: int, seed: int | None
+) -> Sample:
+    """Compute `wanted` images again, drawn by chance from those that have a place. The caller has no connection to the
+    catalog open. ConfigError and others, as a worker raises them at its start; FeatdError where it hangs."""
+    drawn = []
+    for place in places.drawn(SPARE * wanted, seed):
+        vector = files[place.file].vectors(place.row, place.row + 1)
+        if fits(vector, chosen.plan.store.dtype).all():
+            drawn.append(Drawn(place.found, vector[0]))
+    check = Throwaway(lambda: json.dumps(_computed(chosen, drawn, wanted)))
+    end = os.pidfd_open(check.pid or 0)
+    deadline = clock.monotonic() + CHECK_SECONDS
+    try:
+        while (answer := check.poll()) is None:
+            if clock.monotonic() > deadline:
+                raise FeatdError(f"the sample was not computed within {CHECK_SECONDS:g} s")
+            select.select([end], [], [], 1.0)
+    finally:
+        os.close(end)
+        check.end()
+    answer.raise_error()
+    said = json.loads(answer.text)
+    return Sample(
+        Identity(**said["identity"]), [Compared(**one) for one in said["compared"]], said["unreadable"]
+    )
+
+
+def _computed(chosen: Chosen, drawn: Sequence[Drawn], wanted: int) -> dict[str, Any]:
+    """In the throw-away process: what a Sample is made of."""
+    plan = chosen.plan
+    catalog = connect.open_catalog(plan.catalog_url, plan.lease_seconds)
+    booted = process.boot(plan, catalog)
+    catalog.dispose()
+    images = [
+        ClaimedImage(at, chosen.root, one.found.path, one.found.size, one.found.mtime_ns, 1)
+        for at, one in enumerate(drawn)
+    ]
+    follow = {str(one.path): one.follow_symlinks for one in plan.roots}
+    compared: list[Compared] = []
+    unreadable: dict[str, str] = {}
+    batch = booted.golden.batch
+    with (
+        tempfile.TemporaryDirectory(prefix="featd-adopt-") as folder,
+        DecoderPool(
+            booted.model.preprocess,
+            follow,
+            decoders=plan.decoders,
+            trays=1,
+            batch=batch,
+            hands_path=Path(folder) / "sample.hands",
+        ) as pool,
+    ):
+        at = 0
+        while at < len(images) and len(compared) < wanted:
+            some = images[at : at + min(batch, wanted - len(compared))]
+            at += len(some)
+            for slot, image in enumerate(some):
+                pool.submit(slot, image)
+            read: list[tuple[int, ClaimedImage]] = []
+            while pool.pending:
+                for slot, result in pool.poll(1.0):
+                    if isinstance(result, Decoded):
+                        read.append((slot, result.image))
+                    else:
+                        why = result.message if isinstance(result, Failure) else "its root is offline"
+                        unreadable[result.image.path] = why
+            if not read:
+                continue
+            mine = booted.model.engine.forward(pool.trays[0][[slot for slot, _ in read]])[chosen.blob]
+            held = np.stack([drawn[image.id].vector for _, image in read])
+            for (_, image), distance in zip(read, distances(mine, held).tolist(), strict=True):
+                compared.append(Compared(image.path, distance))
+    booted.model.engine.close()
+    return {
+        "identity": asdict(booted.identity),
+        "compared": [asdict(one) for one in compared],
+        "unreadable": unreadable,
+    }
