@@ -15,6 +15,7 @@ from typing import Any
 
 import h5py
 
+from featd.paths import open_regular
 from featd.shards.layout import ShardError
 
 _ZSTD = 32015
@@ -33,7 +34,7 @@ DAMAGED = (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeErro
 def open_untrusted(path: Path, more_filters: Collection[int] = ()) -> h5py.File:
     """Open and check; `more_filters` are allowed beside those of shards. ShardError: no HDF5 file, damaged, or pointing
     out of itself; OSError: cannot be opened."""
-    with path.open("rb"):  # a clear OSError where it is missing or may not be read
+    with open_regular(path):  # a clear OSError where it is missing, may not be read, or would block
         pass
     try:
         file = h5py.File(path, "r", locking=False)
@@ -93,6 +94,6 @@ def _refuse_outside(path: Path, dataset: Any, size: int, allowed: Collection[int
     most_chunk = max(_MOST_CHUNK_BYTES, dataset.dtype.itemsize * dataset.shape[-1] if dataset.ndim else 0)
     if dataset.chunks and math.prod(dataset.chunks) * dataset.dtype.itemsize > most_chunk:
         raise ShardError(f"{path}: {dataset.name} has chunks of {dataset.chunks} values")
-    declared = dataset.size * dataset.dtype.itemsize
+    declared = (dataset.size or 0) * dataset.dtype.itemsize
     if declared > size * (_MOST_RATIO if filters else 1):
         raise ShardError(f"{path}: {dataset.name} declares {declared} bytes in a file of {size}")
