@@ -100,7 +100,7 @@ def adopt(
         if report is not None:
             outcome.tell = undo.enter_context(_report(report))
         advance = undo.enter_context(progress())
-        places = undo.enter_context(Places(wanted))
+        places = undo.enter_context(Places(wanted, instance.settings.roots))
         found, unreadable = places.scan(advance)
         places.match(opened, outcome, advance)
         if unreadable:

@@ -41,8 +41,10 @@ class Place:
 class Places:
     """Files of one root, and the rows that are about them. Use as a context manager."""
 
-    def __init__(self, root: RootConfig) -> None:
+    def __init__(self, root: RootConfig, others: Sequence[RootConfig] = ()) -> None:
+        """`others`: more roots, in which other names may be."""
         self._root = root
+        self._others = [_parts(os.fsencode(other.path)) for other in others if other.path != root.path]
         real = os.path.realpath(root.path)
         self._roots = [_parts(os.fsencode(one)) for one in dict.fromkeys((str(root.path), real))]
         self._db = sqlite3.connect("", isolation_level=None)
@@ -112,6 +114,8 @@ class Places:
             for root in self._roots:
                 if parts[: len(root)] == root:
                     return self._exactly(parts[len(root) :])
+            if any(parts[: len(other)] == other for other in self._others):
+                return Why.NOT_FOUND, "below another root"
             # Of another machine, or from before the root was moved: some last parts are the path below the root.
             found = {one for at in range(len(parts)) if (one := self._id(parts[at:])) is not None}
         else:

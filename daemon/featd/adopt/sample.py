@@ -27,18 +27,26 @@ from featd.catalog.enqueue import FoundFile
 from featd.catalog.settle import Identity
 from featd.decoders.pool import DecoderPool
 from featd.decoders.wire import Decoded
-from featd.errors import FeatdError, FingerprintError
+from featd.errors import FeatdError, FingerprintError, ImageError
+from featd.images.decode import decode
+from featd.images.read import read_image
+from featd.paths import from_catalog
+from featd.preprocess.apply import apply
+from featd.preprocess.variants import variants
 from featd.processes.throwaway import Throwaway
 from featd.shards.write import fits
 from featd.states import ClaimedImage, Failure
 from featd.worker import process
 from featd.worker.golden import TOLERANCE, distances
+from featd.worker.model import Model, prepared_as
 
 CHECK_SECONDS = 3600.0
 """A sample that takes longer than this is taken to hang."""
 SPARE = 4
 """So many times more images are drawn than are to be compared, in place of those that cannot be read."""
 TOLD = 5
+TRIED = 3
+"""Images with which usual mistakes are tried, where most differ."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +72,8 @@ class Sample:
     identity: Identity
     compared: Sequence[Compared]
     unreadable: dict[str, str]
+    likely: str
+    """The usual mistake of the preprocessing with which the vectors would agree; empty where none is found."""
 
     @property
     def largest(self) -> float:
@@ -80,17 +90,21 @@ class Sample:
         differing = sum(one.distance > TOLERANCE for one in worst)
         if differing:
             named = ", ".join(f"{one.path} {one.distance:.2g}" for one in worst[: min(TOLD, differing)])
-            usual = (
-                "the preprocessing or the blob is another than the script's: size, crop, mean, order of the"
-                " channels, scale, which layer"
-                if differing > len(worst) / 2
-                else "these files are decoded differently, or their names are those of other images"
-            )
             raise FingerprintError(
                 f"nothing was adopted: {differing} of {len(worst)} images of the sample have other vectors with this"
-                f" configuration (relative L2 distance above {TOLERANCE:g}). The worst: {named}. Usually {usual}: see"
-                " docs/nets.md, `Which configuration for which vectors`"
+                f" configuration (relative L2 distance above {TOLERANCE:g}). The worst: {named}."
+                f" {self._reason(differing)}: see docs/nets.md, `Which configuration for which vectors`"
             )
+
+    def _reason(self, differing: int) -> str:
+        if self.likely:
+            return f"The script's vectors match {self.likely}"
+        if differing > len(self.compared) / 2:
+            return (
+                "Usually the preprocessing or the blob is another than the script's: size, crop, mean, order of the"
+                " channels, scale, which layer"
+            )
+        return "Usually these files are decoded differently, or their names are those of other images"
 
 
 def draw_and_compare(
@@ -117,7 +131,10 @@ def draw_and_compare(
     answer.raise_error()
     said = json.loads(answer.text)
     return Sample(
-        Identity(**said["identity"]), [Compared(**one) for one in said["compared"]], said["unreadable"]
+        Identity(**said["identity"]),
+        [Compared(**one) for one in said["compared"]],
+        said["unreadable"],
+        said["likely"],
     )
 
 
@@ -166,9 +183,51 @@ def _computed(chosen: Chosen, drawn: Sequence[Drawn], wanted: int) -> dict[str, 
             held = np.stack([drawn[image.id].vector for _, image in read])
             for (_, image), distance in zip(read, distances(mine, held).tolist(), strict=True):
                 compared.append(Compared(image.path, distance))
+    apart = {one.path for one in compared if one.distance > TOLERANCE}
+    likely = ""
+    if len(apart) > len(compared) / 2:
+        likely = _likely(booted.model, chosen, [one for one in drawn if one.found.path in apart][:TRIED])
     booted.model.engine.close()
     return {
+        "likely": likely,
         "identity": asdict(booted.identity),
         "compared": [asdict(one) for one in compared],
         "unreadable": unreadable,
     }
+
+
+def _likely(model: Model, chosen: Chosen, drawn: Sequence[Drawn]) -> str:
+    """Try usual mistakes, the likeliest first, until one explains the script's vectors of these images."""
+    follow = {str(one.path): one.follow_symlinks for one in chosen.plan.roots}[chosen.root]
+    root_fd = os.open(chosen.root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        files = [
+            read_image(
+                root_fd,
+                from_catalog(one.found.path),
+                one.found.size,
+                one.found.mtime_ns,
+                follow_symlinks=follow,
+            )
+            for one in drawn
+        ]
+    except ImageError:
+        return ""  # a file was changed since it was compared
+    finally:
+        os.close(root_fd)
+    held = np.stack([one.vector for one in drawn])
+    for mistake, spec in variants(model.preprocess):
+        inputs = np.empty((len(drawn), *spec.shape), np.float32)
+        for file, target in zip(files, inputs, strict=True):
+            pixels = decode(  # decoders have decoded these files before
+                file.data,
+                max_pixels=spec.max_pixels,
+                gray=spec.decode_gray,
+                alpha=spec.has_alpha,
+                orientation=spec.orientation,
+            )
+            apply(pixels, spec, target)
+        made = prepared_as(model, spec).engine.forward(inputs)[chosen.blob]
+        if distances(made, held).max() <= TOLERANCE:
+            return mistake
+    return ""
