@@ -20,6 +20,7 @@ import sqlalchemy as sa
 
 from featd.catalog import connect, dump, migrate
 from featd.crash_points import VARIABLE, CrashPoint
+from featd.shards.store import unknown_folder
 from photographs import write_photographs
 from running import (
     Instance,
@@ -31,6 +32,7 @@ from running import (
     make_instance,
     wait_for,
 )
+from scripts import script_file
 
 PHOTOGRAPHS = 16
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "0.1.0"
@@ -117,7 +119,10 @@ def kill_at(points: Sequence[CrashPoint]) -> pytest.MarkDecorator:
 
 
 def test_every_point_is_tested() -> None:
-    tested = [WORK, *map(points_of, ("scan", "catalog", "backup", "restore", "compaction", "forget"))]
+    tested = [
+        WORK,
+        *map(points_of, ("scan", "catalog", "backup", "restore", "compaction", "forget", "adopt")),
+    ]
     assert sum(map(len, tested)) == len(CrashPoint)
 
 
@@ -242,6 +247,43 @@ def test_a_kill_while_an_image_is_forgotten(
     found = live_vectors(instance)
     assert found.keys() == others.keys()
     assert all(np.array_equal(found[key], others[key]) for key in others)
+
+
+ADOPTING = (
+    *points_of("adopt"),
+    CrashPoint.ROWS_WRITTEN,
+    CrashPoint.SHARD_SEALED,
+    CrashPoint.SETTLING,
+    CrashPoint.SETTLED,
+)
+
+
+@kill_at(ADOPTING)
+def test_a_kill_while_vectors_of_a_script_are_adopted(
+    tmp_path: Path, database_url: str, pictures: Pictures, point: CrashPoint
+) -> None:
+    """The same command goes on at once, without a featd that ends the dead lease; the rest is left to a drain."""
+    instance = slow(tmp_path / "instance", pictures.folder, database_url)
+    rows = sorted(pictures.vectors.items())
+    files = [
+        script_file(
+            tmp_path / f"part{at}.h5",
+            [f"{root}/{path}" for (root, path), _ in some],
+            [one for _, one in some],
+        )
+        for at, some in enumerate((rows[:8], rows[8:14]))
+    ]
+    command = ("adopt", "--sample", "3", *map(str, files))
+    crash(instance, point, *command)
+    check_vectors(live_vectors(instance), pictures)
+    again = instance.run(*command)
+    assert again.returncode == 0, again.stderr
+    assert instance.count("done") == 14
+    assert instance.count("claimed") == 0
+    drain(instance)
+    left = list(unknown_folder(instance.settings.store.path).glob("*.h5"))
+    assert len(left) == (point in (CrashPoint.SHARD_SEALED, CrashPoint.SETTLING))
+    check(instance, pictures)
 
 
 @kill_at(points_of("catalog"))
