@@ -80,8 +80,8 @@ def adopt(
     from featd.adopt.outcome import Outcome
     from featd.adopt.places import Places
     from featd.catalog import pairing
-    from featd.daemon import refuse_root
     from featd.ingest.scan import told_unreadable
+    from featd.shards.store import refuse_root
 
     logs.setup("ERROR")
     with (

@@ -18,6 +18,7 @@ from featd.adopt.outcome import Outcome, Why
 from featd.adopt.script_file import ScriptFile
 from featd.catalog.enqueue import FoundFile
 from featd.config import RootConfig
+from featd.errors import FeatdError
 from featd.ingest.walk import Walk
 from featd.paths import MOST_CATALOG_BYTES, from_catalog, to_catalog
 from featd.roots import Globs
@@ -64,8 +65,13 @@ class Places:
     def __enter__(self) -> Places:
         return self
 
-    def __exit__(self, *exc: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """FeatdError where the temporary database failed."""
         self.close()
+        if isinstance(error, sqlite3.Error):
+            raise FeatdError(
+                f"the temporary database of names: {error}: set TMPDIR to a folder with more room"
+            ) from error
 
     # The files of the root
 
