@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from featd.catalog import claim, connect, leases, mend
+from featd.catalog import claim, connect, leases, live, mend
+from featd.catalog.enqueue import FoundFile
 from featd.catalog.schema import images, shards
+from featd.errors import LeaseLostError
 from featd.states import PRIORITY_ARRIVAL, PRIORITY_ASKED, Kind, State
 
 
@@ -42,6 +44,29 @@ def test_no_more_than_asked_for_and_each_once(desk: Any) -> None:
     assert (len(first), len(second)) == (6, 4)
     assert len({image.id for image in first + second}) == 10
     assert desk.claim(one) == []
+
+
+def test_files_are_claimed_by_name_if_they_are_pending_and_unchanged(desk: Any) -> None:
+    """Due or not, and no others: done ones, those of another worker, of another root or another version stay."""
+    desk.make_done("done.jpg")
+    other, mine = desk.lease(), desk.lease()
+    desk.find("taken.jpg")
+    desk.claim(other)
+    desk.find("a.jpg", "b.jpg", "changed.jpg", delay_seconds=60.0)
+    desk.find("a.jpg", "elsewhere.jpg", root=desk.other)
+    names = ("b.jpg", "a.jpg", "done.jpg", "taken.jpg", "elsewhere.jpg", "none.jpg")
+    files = [*(FoundFile(name, 1, 1) for name in names), FoundFile("changed.jpg", 1, 2)]
+    claimed = desk.do(claim.claim_at, mine, desk.root, files)
+    assert [(image.root, image.path) for image in claimed] == [(desk.root, "a.jpg"), (desk.root, "b.jpg")]
+    assert all(image.seeks for image in claimed)
+    assert desk.do(claim.claim_at, mine, desk.root, files) == []
+    states = {path: state for path, (state, *_) in desk.do(live.states_at, desk.root, names).items()}
+    assert states == {"a.jpg": "claimed", "b.jpg": "claimed", "done.jpg": "done", "taken.jpg": "claimed"}
+    desk.settle(mine, claimed)
+    assert desk.row("b.jpg").state == "done"
+    desk.end(mine)
+    with pytest.raises(LeaseLostError):
+        desk.do(claim.claim_at, mine, desk.root, files)
 
 
 def test_oldest_first_across_roots(desk: Any) -> None:
