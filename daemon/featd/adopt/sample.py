@@ -42,8 +42,8 @@ from featd.worker.model import Model, prepared_as
 
 CHECK_SECONDS = 3600.0
 """A sample that takes longer than this is taken to hang."""
-SPARE = 4
-"""So many times more images are drawn than are to be compared, in place of those that cannot be read."""
+SPARE = 100
+"""So many more images are drawn than are to be compared, in place of those that cannot be read."""
 TOLD = 5
 TRIED = 3
 """Images with which usual mistakes are tried, where most differ."""
@@ -113,7 +113,7 @@ def draw_and_compare(
     """Compute `wanted` images again, drawn by chance from those that have a place. The caller has no connection to the
     catalog open. ConfigError and others, as a worker raises them at its start; FeatdError where it hangs."""
     drawn = []
-    for place in places.drawn(SPARE * wanted, seed):
+    for place in places.drawn(wanted + SPARE, seed):
         vector = files[place.file].vectors(place.row, place.row + 1)
         if fits(vector, chosen.plan.store.dtype).all():
             drawn.append(Drawn(place.found, vector[0]))
