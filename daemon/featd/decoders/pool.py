@@ -28,7 +28,16 @@ import numpy.typing as npt
 from featd import logs
 from featd.clock import monotonic
 from featd.crash_points import CrashPoint, crash_point
-from featd.decoders.wire import PACKET_BYTES, Result, RootOffline, Setup, clean, pack_task, unpack_answer
+from featd.decoders.wire import (
+    PACKET_BYTES,
+    Decoded,
+    Result,
+    RootOffline,
+    Setup,
+    clean,
+    pack_task,
+    unpack_answer,
+)
 from featd.errors import DecoderError
 from featd.preprocess.spec import PreprocessSpec
 from featd.processes.hands import HOLDS, Hands, Held
@@ -165,6 +174,21 @@ class DecoderPool:
             results += self._supervise(now, ready)
             if results or now >= deadline:
                 return results
+
+    def fill(self, images: Sequence[ClaimedImage]) -> tuple[list[int], dict[int, str]]:
+        """Have the images decoded into the first slots, in their order, and wait for that: the slots of those that are;
+        and for each of the others, by its slot, why not. For who has nothing else to do. DecoderError."""
+        for slot, image in enumerate(images):
+            self.submit(slot, image)
+        good: list[int] = []
+        problems: dict[int, str] = {}
+        while self.pending:
+            for slot, result in self.poll(1.0):
+                if isinstance(result, Decoded):
+                    good.append(slot)
+                else:
+                    problems[slot] = result.message if isinstance(result, Failure) else "its root is offline"
+        return sorted(good), problems
 
     def close(self) -> None:
         """End the decoders and free everything but the hands file. May be called twice."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from featd import clock
 from featd.errors import (
     EXIT_BAD_CONFIG,
     EXIT_ERROR,
@@ -89,7 +91,8 @@ class Answer:
 
 
 class Throwaway:
-    """A process that runs `work` once; `poll` until there is an answer, then `end`."""
+    """A process that runs `work` once; `wait` for the answer, or `poll` until it is there and then
+    `end`."""
 
     def __init__(self, work: Callable[[], str], close: Sequence[int] = ()) -> None:
         self._said = os.memfd_create("said", os.MFD_CLOEXEC)
@@ -105,6 +108,23 @@ class Throwaway:
             return None
         self.pid = None
         return Answer(os.waitstatus_to_exitcode(status), _read(self._said), telling(_read(self._stderr)))
+
+    def wait(self, seconds: float, doing: str, turn: Callable[[float], None] = lambda now: None) -> Answer:
+        """The answer, and the end of the process. `turn` is called every second with the monotonic time. FeatdError
+        where it takes longer."""
+        deadline = clock.monotonic() + seconds
+        ended = os.pidfd_open(self.pid or 0)
+        try:
+            while (answer := self.poll()) is None:
+                now = clock.monotonic()
+                turn(now)
+                if now > deadline:
+                    raise FeatdError(f"{doing} took more than {seconds:g} s")
+                select.select([ended], [], [], 1.0)
+            return answer
+        finally:
+            os.close(ended)
+            self.end()
 
     def end(self) -> None:
         """Kill the process if it still runs, and forget it."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import os
-import select
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,15 +15,15 @@ import numpy.typing as npt
 from featd.catalog import instance
 from featd.config import Settings
 from featd.decoders.pool import DecoderPool
-from featd.decoders.wire import Decoded
 from featd.errors import EngineError, reason
 from featd.paths import mtime_of, to_catalog
 from featd.processes import devices
 from featd.processes.throwaway import Throwaway
-from featd.states import ClaimedImage, Failure
+from featd.states import ClaimedImage
 from featd.worker.model import Model, load_model
 
 BATCH = 16
+MOST_SECONDS = 3600.0
 
 
 def vectors_of(
@@ -48,14 +47,7 @@ def vectors_of(
             made.flush()
             return json.dumps(problems)
 
-        process = Throwaway(make)
-        try:
-            end = os.pidfd_open(process.pid or 0)
-            while (answer := process.poll()) is None:
-                select.select([end], [], [])
-            os.close(end)
-        finally:
-            process.end()
+        answer = Throwaway(make).wait(MOST_SECONDS, "loading and running the net")
         answer.raise_error()
         problems = json.loads(answer.text)
         made.seek(0)
@@ -73,30 +65,20 @@ def _run(model: Model, blob: str, files: Sequence[Path]) -> tuple[npt.NDArray[np
         pool = DecoderPool(model.preprocess, {"/": True}, decoders=1, trays=1, batch=BATCH, hands_path=hands)
         with pool:
             for at in range(0, len(files), BATCH):
-                good = _decode(pool, at, files[at : at + BATCH], problems)
+                images = []
+                for number, file in enumerate(files[at : at + BATCH], at):
+                    try:
+                        images.append(_as_claimed(number, file))
+                    except OSError as error:
+                        problems[number] = reason(error)
+                good, bad = pool.fill(images)
+                problems |= {images[slot].id: why for slot, why in bad.items()}
                 if good:
                     found = model.engine.forward(pool.trays[0][good])[blob]
                     if not np.isfinite(found).all():
                         raise EngineError("the net gives values that are not finite for this picture")
                     parts.append(found.reshape(len(good), -1).astype(np.float32))
     return np.concatenate(parts), problems
-
-
-def _decode(pool: DecoderPool, first: int, files: Sequence[Path], problems: dict[int, str]) -> list[int]:
-    """The slots of those files that are decoded; notes what is wrong with the others."""
-    good = []
-    for slot, file in enumerate(files):
-        try:
-            pool.submit(slot, _as_claimed(slot, file))
-        except OSError as error:
-            problems[first + slot] = reason(error)
-    while pool.pending:
-        for slot, result in pool.poll(1.0):
-            if isinstance(result, Decoded):
-                good.append(slot)
-            else:
-                problems[first + slot] = result.message if isinstance(result, Failure) else "cannot be read"
-    return sorted(good)
 
 
 def _as_claimed(number: int, file: Path) -> ClaimedImage:

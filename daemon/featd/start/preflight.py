@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import select
 import signal
 from collections.abc import Sequence
 from dataclasses import replace
 
 from featd import clock
-from featd.errors import ConfigError, FeatdError
+from featd.errors import ConfigError
 from featd.processes.oom import says_out_of_memory
 from featd.processes.throwaway import Answer, Throwaway
 from featd.roots import check_apart
@@ -53,17 +51,4 @@ def _tried(plan: WorkerPlan, notifier: Notifier, close: Sequence[int]) -> Answer
         return ""
 
     notifier.status("starting: loading the net", clock.monotonic())
-    check = Throwaway(try_everything, close)
-    end = os.pidfd_open(check.pid or 0)
-    deadline = clock.monotonic() + CHECK_SECONDS
-    try:
-        while (answer := check.poll()) is None:
-            now = clock.monotonic()
-            notifier.still_starting(now)
-            if now > deadline:
-                raise FeatdError(f"the net did not load within {CHECK_SECONDS:g} s")
-            select.select([end], [], [], 1.0)
-    finally:
-        os.close(end)
-        check.end()
-    return answer
+    return Throwaway(try_everything, close).wait(CHECK_SECONDS, "loading the net", notifier.still_starting)
