@@ -12,7 +12,9 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from featd.catalog import connect, feed
+from featd.catalog import connect, enqueue, feed
+from featd.catalog.enqueue import FoundFile
+from featd.catalog.settle import Settlement
 from featd.errors import FeatdError, ModelError, NothingMatchedError
 from featd.index import files
 from featd.index import index as indexing
@@ -180,7 +182,7 @@ def test_whatever_happens_to_a_file_is_noticed(tmp_path: Path, kind: str, how: s
         assert Index.open(tmp_path) is None
         return
     with pytest.raises(IndexDamagedError):
-        Index.open(tmp_path).search(vectors[:1], 2500)  # type: ignore[union-attr]
+        Index.open(tmp_path).search(vectors[:1], 1)  # type: ignore[union-attr]
 
 
 def test_a_writer_that_died_leaves_an_index_as_it_was(tmp_path: Path) -> None:
@@ -257,6 +259,22 @@ def test_answers_follow_the_catalog_before_and_after_the_feed_is_numbered(filled
     assert found_by(searcher, filled, 1, count=2) == ["a.jpg", "c.jpg"]
     again = Searcher(filled.catalog, filled.store)
     assert found_by(again, filled, 1) == ["a.jpg", "c.jpg", "d.jpg"]
+
+
+def test_a_new_version_is_not_answered_with_the_old_vector(filled: Filled) -> None:
+    filled.done(["a.jpg", "b.jpg", "c.jpg"])
+    number(filled)
+    searcher = Searcher(filled.catalog, filled.store)
+    assert found_by(searcher, filled, 2, count=1) == ["b.jpg"]
+    changed = [FoundFile("b.jpg", 11, 2)]
+    connect.transact(filled.catalog, enqueue.enqueue, str(filled.roots[0]), changed)
+    shard, made = filled.seal(filled.claim())
+    filled.settle(Settlement(shard, made))
+    assert found_by(searcher, filled, 2) == ["a.jpg", "c.jpg"], (
+        "the feed does not say yet what its vector is now"
+    )
+    number(filled)
+    assert found_by(searcher, filled, 2, count=1) == ["b.jpg"]
 
 
 def test_many_that_are_gone_do_not_crowd_out_the_others(filled: Filled) -> None:
