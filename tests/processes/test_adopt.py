@@ -19,6 +19,12 @@ import pytest
 import skimage
 from skimage.transform import resize
 
+from featd.adopt import adopt as adopting
+from featd.adopt.chosen import choose
+from featd.adopt.outcome import Outcome, Why
+from featd.adopt.places import Places
+from featd.adopt.sample import draw_and_compare
+from featd.adopt.script_file import ScriptFile
 from featd.catalog import connect, leases
 from featd.janitor.rescue import Rescue
 from featd.states import Lease, RetryPolicy
@@ -276,6 +282,33 @@ def test_when_the_vectors_were_made(tmp_path: Path, made: tuple[Path, Vectors]) 
     os.utime(path, (1, 1))
     assert refused(instance, path)[0] == 3
     assert adopt(instance, path, "--made-at", "1h")["adopted"] == PHOTOGRAPHS
+
+
+def test_an_image_that_is_changed_meanwhile_keeps_what_featd_made_of_it(
+    tmp_path: Path, made: tuple[Path, Vectors]
+) -> None:
+    root, vectors = tmp_path / "images", made[1]
+    subprocess.run(["cp", "-a", made[0], root], check=True)
+    instance = small(tmp_path / "instance", root)
+    names = sorted(vectors)
+    path = script_file(tmp_path / "x.h5", names, np.stack([vectors[name] for name in names]))
+    outcome = Outcome()
+    catalog = connect.open_catalog(instance.settings.catalog.url)
+    with ScriptFile(path, "feats", "names") as file, Places(instance.settings.roots[0]) as places:
+        chosen = choose(instance.plan("worker-0"), instance.settings.roots[0], [file])
+        places.scan(lambda *told: None)
+        places.match([file], outcome, lambda *told: None)
+        sample = draw_and_compare(chosen, [file], places, 2, 1)
+        sample.require_agreement()
+        (root / names[0]).write_bytes((root / names[1]).read_bytes())
+        drain(instance)
+        before = instance.rows()
+        silent = (lambda *told: None, lambda: False)
+        adopting.adopt(catalog, chosen, sample.identity, [file], places, outcome, *silent)
+    catalog.dispose()
+    assert (outcome.adopted, outcome.there, outcome.left) == (0, PHOTOGRAPHS - 1, {Why.NEWER: 1})
+    assert sorted(instance.rows()) == sorted(before)
+    assert check_promise(instance) == {"done": PHOTOGRAPHS}
 
 
 def test_what_the_store_cannot_keep_is_left(tmp_path: Path, made: tuple[Path, Vectors]) -> None:

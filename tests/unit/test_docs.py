@@ -14,6 +14,7 @@ import pytest
 import typer
 
 from featd import errors
+from featd.adopt.outcome import Why
 from featd.states import Kind, State
 from featd_cli.main import EPILOG, app
 
@@ -95,6 +96,10 @@ def test_every_option_of_the_readme_is_there() -> None:
 
 def test_the_states_are_those_of_the_code() -> None:
     assert first_column(page("docs/architecture.md"), "state") == [state.value for state in State]
+
+
+def test_the_reasons_for_which_a_row_is_left_are_those_of_the_code() -> None:
+    assert first_column(page("docs/from-a-script.md"), "why") == [why.value for why in Why]
 
 
 def test_the_kinds_are_those_of_the_code() -> None:

@@ -26,6 +26,7 @@ from featd.crash_points import CrashPoint, crash_point
 from featd.decoders.pool import DecoderPool
 from featd.decoders.wire import Hashed, RootOffline
 from featd.errors import CatalogUnavailableError, FeatdError, StoreUnavailableError
+from featd.paths import from_catalog, mtime_of
 from featd.processes.signals import is_running
 from featd.shards.store import lacks_room
 from featd.shards.write import fits
@@ -154,6 +155,7 @@ class _Adoption:
             raise self._renewal.failure
         if lacks_room(self._chosen.plan.store.path, self._chosen.plan.store.min_free):
             raise StoreUnavailableError(f"the store's disk has less than store.min_free: make room; {AGAIN}")
+        some = [place for place in some if self._is_as_found(files, place)]
         some, vectors = _finite(files, some, self._chosen, self._outcome)
         if not some:
             return
@@ -194,6 +196,18 @@ class _Adoption:
             connect.transact(catalog, claim.release, self._lease, given_back)
             self._held.drop(given_back)
 
+    def _is_as_found(self, files: Sequence[ScriptFile], place: Place) -> bool:
+        """Whether the file still is as the scan found it, perhaps an hour ago: else the catalog may know better."""
+        path = os.path.join(os.fsencode(self._chosen.root), from_catalog(place.found.path))  # noqa: PTH118
+        try:
+            now = os.stat(path)  # noqa: PTH116
+        except OSError:
+            return True  # who reads it finds out why
+        if (now.st_size, mtime_of(now)) == (place.found.size, place.found.mtime_ns):
+            return True
+        _leave(self._outcome, files, place, Why.NEWER, "it was changed while this command ran")
+        return False
+
     def _read(
         self, images: Sequence[ClaimedImage], stopping: Callable[[], bool]
     ) -> Iterator[Hashed | Unchanged | Failure]:
@@ -232,6 +246,8 @@ def _finite(
     files: Sequence[ScriptFile], some: list[Place], chosen: Chosen, outcome: Outcome
 ) -> tuple[list[Place], np.ndarray[tuple[int, int], np.dtype[np.float32]]]:
     """Those of these places, all of one file, whose vectors are finite as the store keeps them, and their vectors."""
+    if not some:
+        return [], np.empty((0, chosen.width), np.float32)
     file = files[some[0].file]
     first = some[0].row
     vectors = file.vectors(first, some[-1].row + 1)[[place.row - first for place in some]]
