@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 
@@ -16,8 +17,11 @@ from featd.config import StoreConfig
 from featd.errors import AmbiguousPathError, ModelError, TokenError
 from featd.janitor.compaction import Compaction
 from featd.paths import to_catalog
+from featd.reader import features as reader
+from featd.reader import vectors
 from featd.reader.features import Batch, Features
 from featd.shards.layout import ShardError
+from featd.shards.write import ShardWriter
 from filled import Filled
 
 
@@ -162,3 +166,61 @@ def test_a_damaged_shard_is_named(filled: Filled, features: Features) -> None:
     shard.write_bytes(data)
     with pytest.raises(ShardError, match=r"checksum.*verify"):
         features["a.jpg"]
+
+
+def open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def test_many_shards_are_not_open_at_a_time(
+    filled: Filled, features: Features, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vectors, "MOST_OPEN", 3)
+    for n in range(8):
+        filled.done([f"{n}-{at}.jpg" for at in range(2)])
+    before = open_files()
+    batches = features.batches(rows=16)
+    assert index_of(batches) == expected(filled, list(range(1, 17)))
+    assert open_files() <= before + 3
+    assert features["7-1.jpg"].tolist() == filled.vectors([16], 5)[0].tolist()
+    features.close()
+    assert open_files() <= before
+
+
+def test_shards_stay_open(filled: Filled, features: Features) -> None:
+    for n in range(8):
+        filled.done([f"{n}.jpg"])
+    list(features.batches())
+    before = open_files()
+    for n in range(8):
+        features[f"{n}.jpg"]
+    assert open_files() == before
+
+
+def test_compressed_shards_are_read(tmp_path: Path) -> None:
+    filled = Filled(tmp_path / "instance", f"sqlite:///{tmp_path}/featd.db", (tmp_path / "images",))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ShardWriter.__init__, "__kwdefaults__", {"dtype": "float32", "compression": "gzip"})
+        filled.done([f"{at:04}.jpg" for at in range(300)])
+    (path,) = (filled.store / "shards").rglob("*.h5")
+    with h5py.File(path) as shard:
+        assert shard["feats"].compression == "gzip"
+    with featd.open(filled.config) as features:
+        assert index_of(features.batches(rows=100)) == expected(filled, list(range(1, 301)))
+    filled.catalog.dispose()
+
+
+def test_others_may_open_the_shards_meanwhile(filled: Filled, features: Features) -> None:
+    filled.done(["a.jpg"])
+    features["a.jpg"]
+    (path,) = (filled.store / "shards").rglob("*.h5")
+    with h5py.File(path) as shard:
+        assert shard["feats"].shape == (1, 5)
+
+
+def test_a_batch_takes_little_memory_by_itself(
+    filled: Filled, features: Features, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reader, "BATCH_BYTES", 60)  # three vectors
+    filled.done([f"{at}.jpg" for at in range(7)])
+    assert [len(batch.ids) for batch in features.batches()] == [3, 3, 1]

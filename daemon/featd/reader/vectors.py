@@ -193,9 +193,8 @@ class LiveReader:
     def _open_shards(self, checksums: Mapping[str, str]) -> None:
         """Compare and open the shards at these paths of the store. FileNotFoundError; ShardError."""
         new = [path for path in checksums if path not in self._open]
-        for path in [path for path in self._open if path not in checksums][
-            : len(self._open) + len(new) - MOST_OPEN
-        ]:
+        others = [path for path in self._open if path not in checksums]
+        for path in others[: max(0, len(self._open) + len(new) - MOST_OPEN)]:
             self._open.pop(path).file.close()
         _each(lambda path: self._compare(self._store / path, checksums[path]), new)
         for path in checksums:
