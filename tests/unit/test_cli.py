@@ -515,6 +515,30 @@ def test_export(filled: Filled, featd: Run, tmp_path: Path) -> None:
     assert featd("--config", filled.config, "export", tmp_path / "p.h5", "--format", "npy")[0] == 0
 
 
+def test_export_of_changes_and_of_several_blobs(filled: Filled, featd: Run, tmp_path: Path) -> None:
+    fill(filled)
+    export = ("--config", filled.config, "export")
+    code, token, err = featd(*export, tmp_path / "all.parquet", "--format", "parquet", "--all-blobs")
+    assert code == 0
+    assert "wrote 2 vectors of 5 numbers (float32), blob fc7; 2 vectors of 3 numbers" in err
+    code, out, err = featd(*export, tmp_path / "new", "--since", token.strip(), "--l2", "--dtype", "float16")
+    assert (code, out) == (0, token)
+    assert "wrote 0 vectors of 5 numbers (float16), blob fc7, to" in err
+    assert ", and 0 deleted ids" in err
+    code, _, err = featd(*export, tmp_path / "x", "--since", "nonsense")
+    assert (code, "is no token" in err) == (1, True)
+    for wrong, words in (
+        (("-", "--format", "parquet"), "name a file"),
+        ((tmp_path / "x.parquet",), "--format parquet"),
+        ((tmp_path / "x", "--blob", "fc7", "--all-blobs"), "either --blob or --all-blobs"),
+        ((tmp_path / "x", "--dtype", "int8"), "float16"),
+    ):
+        code, out, err = featd(*export, *wrong)
+        assert (code, out) == (2, "")
+        assert words in err
+    assert not list(tmp_path.glob("x*"))
+
+
 def test_export_to_standard_output(filled: Filled, featd: Run, tmp_path: Path) -> None:
     fill(filled)
     command = [sys.executable, "-m", "featd_cli.main", "--config", str(filled.config), "export", "-"]

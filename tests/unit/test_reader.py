@@ -187,7 +187,8 @@ def test_many_shards_are_not_open_at_a_time(
     assert open_files() <= before
 
 
-def test_shards_stay_open(filled: Filled, features: Features) -> None:
+def test_shards_stay_open(filled: Filled, features: Features, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vectors, "MOST_OPEN", 10)
     for n in range(8):
         filled.done([f"{n}.jpg"])
     list(features.batches())
