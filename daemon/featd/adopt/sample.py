@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import select
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -18,7 +17,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from featd import clock
 from featd.adopt.chosen import Chosen
 from featd.adopt.places import Places
 from featd.adopt.script_file import ScriptFile
@@ -26,7 +24,6 @@ from featd.catalog import connect
 from featd.catalog.enqueue import FoundFile
 from featd.catalog.settle import Identity
 from featd.decoders.pool import DecoderPool
-from featd.decoders.wire import Decoded
 from featd.errors import FeatdError, FingerprintError, ImageError
 from featd.images.decode import decode
 from featd.images.read import read_image
@@ -35,7 +32,7 @@ from featd.preprocess.apply import apply
 from featd.preprocess.variants import variants
 from featd.processes.throwaway import Throwaway
 from featd.shards.write import fits
-from featd.states import ClaimedImage, Failure
+from featd.states import ClaimedImage
 from featd.worker import process
 from featd.worker.golden import TOLERANCE, distances
 from featd.worker.model import Model, prepared_as
@@ -118,16 +115,7 @@ def draw_and_compare(
         if fits(vector, chosen.plan.store.dtype).all():
             drawn.append(Drawn(place.found, vector[0]))
     check = Throwaway(lambda: json.dumps(_computed(chosen, drawn, wanted)))
-    end = os.pidfd_open(check.pid or 0)
-    deadline = clock.monotonic() + CHECK_SECONDS
-    try:
-        while (answer := check.poll()) is None:
-            if clock.monotonic() > deadline:
-                raise FeatdError(f"the sample was not computed within {CHECK_SECONDS:g} s")
-            select.select([end], [], [], 1.0)
-    finally:
-        os.close(end)
-        check.end()
+    answer = check.wait(CHECK_SECONDS, "computing the sample")
     answer.raise_error()
     said = json.loads(answer.text)
     return Sample(
@@ -167,22 +155,14 @@ def _computed(chosen: Chosen, drawn: Sequence[Drawn], wanted: int) -> dict[str, 
         while at < len(images) and len(compared) < wanted:
             some = images[at : at + min(batch, wanted - len(compared))]
             at += len(some)
-            for slot, image in enumerate(some):
-                pool.submit(slot, image)
-            read: list[tuple[int, ClaimedImage]] = []
-            while pool.pending:
-                for slot, result in pool.poll(1.0):
-                    if isinstance(result, Decoded):
-                        read.append((slot, result.image))
-                    else:
-                        why = result.message if isinstance(result, Failure) else "its root is offline"
-                        unreadable[result.image.path] = why
-            if not read:
+            good, bad = pool.fill(some)
+            unreadable |= {some[slot].path: why for slot, why in bad.items()}
+            if not good:
                 continue
-            mine = booted.model.engine.forward(pool.trays[0][[slot for slot, _ in read]])[chosen.blob]
-            held = np.stack([drawn[image.id].vector for _, image in read])
-            for (_, image), distance in zip(read, distances(mine, held).tolist(), strict=True):
-                compared.append(Compared(image.path, distance))
+            mine = booted.model.engine.forward(pool.trays[0][good])[chosen.blob]
+            held = np.stack([drawn[some[slot].id].vector for slot in good])
+            for slot, distance in zip(good, distances(mine, held).tolist(), strict=True):
+                compared.append(Compared(some[slot].path, distance))
     apart = {one.path for one in compared if one.distance > TOLERANCE}
     likely = ""
     if len(apart) > len(compared) / 2:
