@@ -183,6 +183,8 @@ def test_who_may_only_read_can_ask(instance: Instance, tmp_path: Path) -> None:
     try:
         for path in modes:
             path.chmod(0o555 if path.is_dir() else 0o444)
+        anew = instance.run("index", "--anew", plain_user=True)
+        assert (anew.returncode, "must run `featd --config" in anew.stderr) == (75, True), anew.stderr
         asked = instance.run("search", str(images(instance)[0]), "-k", "2", plain_user=True)
         assert (asked.returncode, asked.stdout.count("\n")) == (0, 2), asked.stderr
     finally:

@@ -8,6 +8,7 @@ opens them, and a block of vectors when it first reads it.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -91,7 +92,7 @@ def locked(folder: Path, *, wait: bool = True) -> Iterator[None]:
         atomic.make_folder(folder)
         lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, atomic.FILE_MODE)
     except OSError as error:
-        raise StoreUnavailableError(f"{folder}: cannot write the index: {reason(error)}") from error
+        raise _unwritten(folder, error) from error
     try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
@@ -270,4 +271,6 @@ def _remove_all_but(folder: Path, kept: set[str]) -> None:
 
 
 def _unwritten(folder: Path, error: OSError) -> StoreUnavailableError:
-    return StoreUnavailableError(f"{folder}: cannot write the index: {reason(error)}")
+    denied = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
+    way_out = ": whoever may write into the store must run `featd index` first" if denied else ""
+    return StoreUnavailableError(f"{folder}: cannot write the index: {reason(error)}{way_out}")
