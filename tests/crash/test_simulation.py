@@ -52,6 +52,7 @@ def test_a_commit_that_fails_leaves_no_transaction_open(stage: Stage) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(LONG_SECONDS + 300)
 def test_the_promise_holds_in_many_lives(stage: Stage) -> None:
     """The seeds begin with FEATD_SEED: others than in the last run show more."""
     seed = begin = int(SEED or time.time_ns() // 10**9 % 10**6 * 10**4)

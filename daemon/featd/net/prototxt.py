@@ -213,17 +213,7 @@ class _Reader:
         else:
             where = "a net" if type_name == "NetParameter" else type_name
             raise self._error(name.line, f"unknown field {name.text!r} in {where}")
-        colon = self._took(":")
-        opening = self._took("{", "<", "[")
-        if opening is not None:
-            self._skip(opening, depth + 1)
-        elif colon is None:
-            raise self._error(name.line, f"expected ':' or '{{' after {name.text!r}")
-        elif self._signed().kind in ("mark", "end"):
-            raise self._error(name.line, f"expected a value of {name.text!r}")
-        else:
-            while self._tokens[self._at].kind == "string":
-                self._take()
+        self._skip_field(name, depth)
 
     def _note_precision(self, name: _Token, type_name: str) -> None:
         colon, value = self._tokens[self._at : self._at + 2] if name.text in PRECISIONS else (name, name)
@@ -236,18 +226,42 @@ class _Reader:
         `top`, without which the layer would seem to be unneeded."""
         self.problems.setdefault(len(self.texts), str(self._error(line, problem)))
 
+    def _skip_field(self, name: _Token, depth: int) -> None:
+        """What follows the name of a field that is not read: only its form counts, as protobuf has it."""
+        colon = self._took(":")
+        opening = self._took("{", "<", "[")
+        if opening is not None:
+            self._skip(opening, depth + 1)
+        elif colon is None:
+            raise self._error(name.line, f"expected ':' or '{{' after {name.text!r}")
+        else:
+            self._skip_value(name)
+
+    def _skip_value(self, name: _Token) -> None:
+        if self._signed().kind in ("mark", "end"):
+            raise self._error(name.line, f"expected a value of {name.text!r}")
+        while self._tokens[self._at].kind == "string":
+            self._take()
+
     def _skip(self, opening: str, depth: int) -> None:
-        closings = [_CLOSING[opening]]
-        while closings:
-            token = self._take()
+        closing = _CLOSING[opening]
+        if depth > MAX_DEPTH:
+            raise self._error(self._tokens[self._at].line, "nested too deep")
+        while self._took(closing) is None:
+            token = self._tokens[self._at]
             if token.kind == "end":
-                raise self._error(token.line, f"the file ends before {closings[-1]!r}")
-            if token.kind == "mark" and token.text in "{<[":
-                closings.append(_CLOSING[token.text])
-                if depth + len(closings) > MAX_DEPTH:
-                    raise self._error(token.line, "nested too deep")
-            elif token.kind == "mark" and token.text in "}>]" and token.text != closings.pop():
-                raise self._error(token.line, f"unexpected {token.text!r}")
+                raise self._error(token.line, f"the file ends before {closing!r}")
+            if opening == "[":
+                if (inner := self._took("{", "<")) is not None:
+                    self._skip(inner, depth + 1)
+                else:
+                    self._skip_value(token)
+                self._took(",")
+            elif self._take().kind == "word":
+                self._skip_field(token, depth)
+                self._took(";", ",")
+            else:
+                raise self._error(token.line, f"unexpected {token.text[:40]!r}")
 
     def _text(self, start: int, end: int) -> str:
         """Some tokens as protobuf's own reader in Python takes them: names in UTF-8, no blank after a minus."""
