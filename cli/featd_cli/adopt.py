@@ -17,6 +17,7 @@ import typer
 from featd import logs
 from featd.errors import EXIT_FAILED_ROWS, FeatdError, LeaseLostError, NothingMatchedError
 from featd_cli.console import counted, document, note, say, shown
+from featd_cli.files import check_output
 from featd_cli.instance import ConfigOption, Instance, JsonOption, open_instance
 from featd_cli.selection import moment_of
 from featd_cli.verify import progress
@@ -63,6 +64,7 @@ def adopt(
         Path | None,
         typer.Option(metavar="FILE", help="Write a line of JSON for each row that is not adopted, with why."),
     ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the report if it exists.")] = False,
     as_json: JsonOption = False,
     config: ConfigOption = None,
 ) -> None:
@@ -80,6 +82,7 @@ def adopt(
     from featd.adopt.outcome import Outcome
     from featd.adopt.places import Places
     from featd.catalog import pairing
+    from featd.config import find
     from featd.ingest.scan import told_unreadable
     from featd.shards.store import refuse_root
 
@@ -98,6 +101,11 @@ def adopt(
         chosen = choose(_plan(instance), wanted, opened)
         outcome = Outcome()
         if report is not None:
+            check_output(report, instance.settings, find(config or ctx.obj), force=force)
+            if report.is_dir() or not report.absolute().parent.is_dir():
+                raise FeatdError(f"{report}: name a file in a folder that is there")
+            if report.resolve() in {file.resolve() for file in files}:
+                raise FeatdError(f"{report} is one of the files to adopt: name another place")
             outcome.tell = undo.enter_context(_report(report))
         advance = undo.enter_context(progress())
         places = undo.enter_context(Places(wanted, instance.settings.roots))

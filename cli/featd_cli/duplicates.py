@@ -11,7 +11,17 @@ from featd import logs
 from featd_cli.backup import in_bytes
 from featd_cli.console import counted, document, note, say, shown
 from featd_cli.instance import ConfigOption, JsonOption, open_instance
-from featd_cli.searching import BlobOption, SheetOption, as_document, file_of, progress, tell_unreadable
+from featd_cli.searching import (
+    BlobOption,
+    ForceOption,
+    SheetOption,
+    as_document,
+    check_sheet,
+    file_of,
+    name_of,
+    progress,
+    tell_unreadable,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,11 +37,12 @@ def duplicates(
             metavar="DISTANCE",
             min=0.0,
             help="The largest distance of two vectors of the same picture. Default: a tenth of the usual length of a"
-            " vector, which finds other sizes and encodings. 0: only vectors that are equal.",
+            " vector, which finds other sizes and encodings. 0: vectors that are equal, but for rounding.",
         ),
     ] = None,
     blob: BlobOption = None,
     sheet: SheetOption = None,
+    force: ForceOption = False,
     as_json: JsonOption = False,
     config: ConfigOption = None,
 ) -> None:
@@ -42,12 +53,10 @@ def duplicates(
     with its 50 nearest.
     """
     from featd.search import duplicates as finding
-    from featd.search import sheet as drawing
 
-    if sheet is not None:
-        drawing.check_name(sheet)
     logs.setup("ERROR")
     with open_instance(ctx, config) as instance, progress() as advance:
+        check_sheet(sheet, instance, config or ctx.obj, force)
         finder = finding.Finder(instance.catalog, instance.settings.store.path, blob, advance)
         limit = finder.usual_distance if within is None else within
         groups = finder.groups(limit)
@@ -80,6 +89,8 @@ def duplicates(
     note(f"{found} (within {limit:.4g}{tenth})")
     if sheet is not None and groups:
         _draw(sheet, groups, limit)
+    elif sheet is not None:
+        note(shown(f"nothing to draw: {sheet} is not written"))
     tell_unreadable(finder.unreadable)
 
 
@@ -89,7 +100,7 @@ def _print(groups: Sequence[Sequence[Copy]]) -> None:
             say()
         for place, one in enumerate(group):
             distance = f"{one.distance:.4g}" if place else "best"
-            say(f"{distance:>10}  {_size(one):>24}  {shown(str(file_of(one.image)))}")
+            say(f"{distance:>10}  {_size(one):>24}  {shown(name_of(one.image))}")
 
 
 def _size(one: Copy) -> str:
@@ -101,7 +112,14 @@ def _draw(out: Path, groups: Sequence[Sequence[Copy]], within: float) -> None:
 
     rows = []
     for group in groups:
-        tiles = [Tile(file_of(one.image), _size(one), one.image.path) for one in group]
+        tiles = [
+            Tile(
+                file_of(one.image),
+                f"{one.distance:.4g}  {_size(one)}" if place else _size(one),
+                name_of(one.image),
+            )
+            for place, one in enumerate(group)
+        ]
         if len(tiles) - 1 > MOST_TILES:
             tiles[0] = Tile(tiles[0].file, f"{_size(group[0])}, {len(tiles) - 1} more", tiles[0].second)
         rows.append((tiles[0], tiles[1:]))

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from featd.errors import FeatdError
 from featd.states import State
 from featd_cli.console import note, say, shown
-from featd_cli.instance import ConfigOption, open_instance, sqlite_file
+from featd_cli.files import check_output
+from featd_cli.instance import ConfigOption, open_instance
 
 if TYPE_CHECKING:
-    from featd.config import Settings
+    pass
 
 
 class Format(StrEnum):
@@ -40,19 +40,6 @@ SUFFIXES = {
     ".parquet": Format.PARQUET,
     ".pq": Format.PARQUET,
 }
-
-
-def _refuse_own_files(out: Path, settings: Settings, config: Path) -> None:
-    """Refuse to replace files of the instance itself, even with --force."""
-    place = out.resolve()
-    catalog = sqlite_file(settings.catalog.url)
-    own = [config.resolve()]
-    if catalog is not None:
-        own += [catalog.with_name(catalog.name + end).resolve() for end in ("", "-wal", "-shm")]
-    if place in own or place.is_relative_to(settings.store.path.resolve()):
-        raise FeatdError(
-            f"{out} belongs to this instance (catalog, store or configuration): name another place"
-        )
 
 
 def export(
@@ -129,7 +116,7 @@ def export(
         if to_stdout:
             exported = exporting.to_stream(instance.catalog, store, sys.stdout.buffer, wanted)
         else:
-            _refuse_own_files(out, instance.settings, find(config or ctx.obj))
+            check_output(out, instance.settings, find(config or ctx.obj))
             write = {
                 Format.NPY: exporting.to_npy,
                 Format.HDF5: exporting.to_hdf5,

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from featd.errors import NothingMatchedError
+from featd.errors import FeatdError, NothingMatchedError
+from featd_cli.instance import sqlite_file
 
 if TYPE_CHECKING:
-    from featd.config import RootConfig
+    from featd.config import RootConfig, Settings
 
 
 def locate(roots: Sequence[RootConfig], path: Path) -> tuple[RootConfig, bytes]:
@@ -48,3 +49,26 @@ def spelled_out(roots: Sequence[RootConfig], path: Path) -> Path:
     if len(having) > 1:
         raise NothingMatchedError(f"several roots have {path}: name one of {', '.join(map(str, having))}")
     return having[0] if having else absolute
+
+
+def check_output(out: Path, settings: Settings, config: Path, *, force: bool = True) -> None:
+    """FeatdError where a command must not write to `out`, a file or a folder that its user named: files of the instance
+    itself, folders of images, what is no regular file; and, without `force`, what is there already."""
+    place = out.resolve()
+    catalog = sqlite_file(settings.catalog.url)
+    own = [config.resolve()]
+    if catalog is not None:
+        own += [catalog.with_name(catalog.name + end).resolve() for end in ("", "-wal", "-shm")]
+    if place in own or place.is_relative_to(settings.store.path.resolve()):
+        raise FeatdError(
+            f"{out} belongs to this instance (catalog, store or configuration): name another place"
+        )
+    for root in settings.roots:
+        if place.is_relative_to(root.path.resolve()):
+            raise FeatdError(
+                f"{out} is among the images of {root.path}, which featd only reads: name another place"
+            )
+    if out.is_symlink() or (out.exists() and not (out.is_file() or out.is_dir())):
+        raise FeatdError(f"{out} is no regular file: name another place")
+    if out.exists() and not force:
+        raise FeatdError(f"{out} exists already: name another place, or replace it with --force")

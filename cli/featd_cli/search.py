@@ -13,10 +13,20 @@ import typer
 from featd import logs
 from featd.errors import EXIT_ERROR, NothingMatchedError
 from featd.paths import to_catalog
-from featd_cli.console import complain, counted, document, note, say, shown
+from featd_cli.console import complain, document, note, say, shown
 from featd_cli.files import locate, spelled_out
 from featd_cli.instance import ConfigOption, Instance, JsonOption, open_instance
-from featd_cli.searching import BlobOption, SheetOption, as_document, file_of, progress, tell_unreadable
+from featd_cli.searching import (
+    BlobOption,
+    ForceOption,
+    SheetOption,
+    as_document,
+    check_sheet,
+    file_of,
+    name_of,
+    progress,
+    tell_unreadable,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,6 +34,8 @@ if TYPE_CHECKING:
 
     from featd.catalog.live import LiveVector
     from featd.search.searcher import Neighbour, Searcher
+
+NOTHING = "there is no such file, and no image of this name has a vector: check the path"
 
 
 @dataclass(slots=True)
@@ -50,6 +62,7 @@ def search(
     ] = 10,
     blob: BlobOption = None,
     sheet: SheetOption = None,
+    force: ForceOption = False,
     as_json: JsonOption = False,
     config: ConfigOption = None,
 ) -> None:
@@ -59,24 +72,22 @@ def search(
     for by that, and is not among its own neighbours; any other picture goes through the same preprocessing and net,
     on the CPU. The first search makes the index, which takes a while where there are many vectors (`featd index`).
     """
-    from featd.search import sheet as drawing
     from featd.search.searcher import Searcher
 
-    if sheet is not None:
-        drawing.check_name(sheet)
     logs.setup("ERROR")
     with open_instance(ctx, config) as instance:
-        queries = [_query(instance, name) for name in pictures]
+        check_sheet(sheet, instance, config or ctx.obj, force)
+        queries, problems = _queries(instance, pictures)
         with progress() as advance:
             searcher = Searcher(instance.catalog, instance.settings.store.path, blob, advance)
-            problems = _find_vectors(instance, searcher, queries)
+            problems |= _find_vectors(instance, searcher, queries)
             answers = [_nearest(searcher, query, count) for query in queries if query.vector is not None]
     asked = [query for query in queries if query.vector is not None]
     if as_json:
         document(
             [
                 {
-                    "picture": query.name,
+                    "picture": to_catalog(os.fsencode(query.name)),
                     "image_id": query.image and query.image.image_id,
                     "neighbours": [as_document(one.image, distance=one.distance) for one in answer],
                 }
@@ -94,29 +105,44 @@ def search(
         raise typer.Exit(EXIT_ERROR)
 
 
-def _query(instance: Instance, name: str) -> Query:
-    """NothingMatchedError where there is no such image and no such file; AmbiguousPathError."""
+def _queries(instance: Instance, names: Sequence[str]) -> tuple[list[Query], dict[str, str]]:
+    """What the names are; and for each of the others, what is wrong with it. NothingMatchedError where none is left."""
+    queries = []
+    problems = {}
+    for name in names:
+        found = _query(instance, name)
+        if isinstance(found, str):
+            problems[name] = found
+        else:
+            queries.append(found)
+    if not queries:
+        raise NothingMatchedError("\n".join(f"{name}: {why}" for name, why in problems.items()))
+    return queries, problems
+
+
+def _query(instance: Instance, name: str) -> Query | str:
+    """An image with a live vector, else a file; else, what is wrong."""
     from featd.catalog import live
 
-    roots = instance.settings.roots
-    found: Sequence[LiveVector] = ()
     file = Path(name)
+    found: list[LiveVector] = []
     try:
-        file = spelled_out(roots, file)
-        root, raw = locate(roots, file)
+        file = spelled_out(instance.settings.roots, file)
+        root, raw = locate(instance.settings.roots, file)
         with instance.read() as conn:
             found = live.live_at(conn, to_catalog(raw), str(root.path))
-            if not found and "\\" in name:  # perhaps copied from featd's output
-                found = live.live_at(conn, os.fsdecode(raw), str(root.path))
-    except NothingMatchedError:
-        if not Path(name).exists():
-            raise
-        file = Path(name)
-    if not found and not file.is_file():
-        raise NothingMatchedError(
-            f"{name}: there is no such file, and no image of this name has a vector: check the path"
-        )
-    return Query(name, file, found[0] if found else None)
+    except NothingMatchedError:  # in no root, or in several
+        file = Path(name).absolute()
+    if not found and not file.exists():  # perhaps copied from featd's output
+        with instance.read() as conn:
+            found = live.live_at(conn, name, None)
+        if len(found) > 1:
+            return f"several roots have it: name one of {', '.join(map(name_of, found))}"
+    if found:
+        return Query(name, file_of(found[0]), found[0])
+    if file.is_file():
+        return Query(name, file, None)
+    return "not a regular file" if name and file.exists() else NOTHING
 
 
 def _find_vectors(instance: Instance, searcher: Searcher, queries: Sequence[Query]) -> dict[str, str]:
@@ -125,7 +151,7 @@ def _find_vectors(instance: Instance, searcher: Searcher, queries: Sequence[Quer
 
     problems: dict[str, str] = {}
     for query in queries:
-        if query.image is not None:
+        if query.image is not None and _is_unchanged(instance, query.image):
             query.vector = searcher.vector_of(query.image)
     files = [query for query in queries if query.vector is None]
     if files:
@@ -133,11 +159,24 @@ def _find_vectors(instance: Instance, searcher: Searcher, queries: Sequence[Quer
             instance.settings, searcher.fingerprint, searcher.blob, [query.file for query in files]
         )
         for query in files:
-            query.image = None  # its shard cannot be read
             query.vector = found.get(query.file)
             if query.file in unreadable:
                 problems[query.name] = unreadable[query.file]
     return problems
+
+
+def _is_unchanged(instance: Instance, image: LiveVector) -> bool:
+    """Whether the file is still the one that the vector was made of; also where it cannot be looked at."""
+    from featd.catalog.explain import explain
+    from featd.paths import mtime_of
+
+    try:
+        there = file_of(image).stat()
+    except OSError:
+        return True
+    with instance.read() as conn:
+        row = explain(conn, image.root, image.path)
+    return row is None or (row.size, row.mtime_ns) == (there.st_size, mtime_of(there))
 
 
 def _nearest(searcher: Searcher, query: Query, count: int) -> list[Neighbour]:
@@ -151,7 +190,7 @@ def _print(queries: Sequence[Query], answers: Sequence[Sequence[Neighbour]]) -> 
         if len(queries) > 1:
             say(("\n" if at else "") + shown(query.name))
         for one in answer:
-            say(f"{one.distance:10.4g}  {shown(str(file_of(one.image)))}")
+            say(f"{one.distance:10.4g}  {shown(name_of(one.image))}")
         if not answer:
             note(shown(f"{query.name}: no other image has a vector"))
 
@@ -159,17 +198,18 @@ def _print(queries: Sequence[Query], answers: Sequence[Sequence[Neighbour]]) -> 
 def _draw(
     out: Path, searcher: Searcher, queries: Sequence[Query], answers: Sequence[Sequence[Neighbour]]
 ) -> None:
-    from featd.search.sheet import MOST_ROWS, Tile, draw
+    from featd.search.sheet import MOST_ROWS, MOST_TILES, Tile, draw
 
     rows = []
     for query, answer in zip(queries, answers, strict=True):
-        found = [Tile(file_of(one.image), f"{one.distance:.4g}", one.image.path) for one in answer]
-        rows.append((Tile(query.file, query.name, "looked for"), found))
-    among = counted(len(searcher.index), "image")
+        found = [Tile(file_of(one.image), f"{one.distance:.4g}", name_of(one.image)) for one in answer]
+        rows.append((Tile(query.file, to_catalog(os.fsencode(query.name))), found))
+    count = max(map(len, answers))
+    some = f"the first {MOST_TILES} of {count}" if count > MOST_TILES else f"the {count}"
     draw(
         out,
         "featd: nearest neighbours",
-        f"Left: a picture. Right: the nearest of {among}, with the distance of their vectors ({searcher.blob})",
+        f"Left: a picture. Right: {some} nearest images, with the distance of their vectors (blob {searcher.blob})",
         rows,
     )
     shorter = f" (the first {MOST_ROWS} pictures)" if len(rows) > MOST_ROWS else ""

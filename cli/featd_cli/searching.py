@@ -13,9 +13,12 @@ import typer
 
 from featd.paths import from_catalog
 from featd_cli.console import counted, note, shown
+from featd_cli.files import check_output
+from featd_cli.selection import full_path
 
 if TYPE_CHECKING:
     from featd.catalog.live import LiveVector
+    from featd_cli.instance import Instance
 
 BlobOption = Annotated[
     str | None, typer.Option("--blob", metavar="NAME", help="The blob to compare. Default: the first.")
@@ -24,6 +27,18 @@ SheetOption = Annotated[
     Path | None,
     typer.Option("--sheet", metavar="OUT.png", help="Also draw the pictures, side by side, into this file."),
 ]
+
+ForceOption = Annotated[bool, typer.Option("--force", help="Replace the sheet if it exists.")]
+
+
+def check_sheet(sheet: Path | None, instance: Instance, config: Path | None, force: bool) -> None:
+    """FeatdError where the sheet cannot or must not be written there."""
+    from featd.config import find
+    from featd.search.sheet import check_name
+
+    if sheet is not None:
+        check_name(sheet)
+        check_output(sheet, instance.settings, find(config), force=force)
 
 
 @contextlib.contextmanager
@@ -53,6 +68,11 @@ def tell_unreadable(shards: Mapping[str, str]) -> None:
 def file_of(image: LiveVector) -> Path:
     """The image's file."""
     return Path(image.root, os.fsdecode(from_catalog(image.path)))
+
+
+def name_of(image: LiveVector) -> str:
+    """The image's file, in catalog form."""
+    return full_path(image.root, image.path)
 
 
 def as_document(image: LiveVector, **more: Any) -> dict[str, Any]:

@@ -118,22 +118,60 @@ def test_what_is_no_picture_is_told_and_the_others_are_answered(
     assert out.count("\n") == 2
     assert f"featd: {tmp_path}/text.jpg: not a JPEG" in err
     assert f"featd: {tmp_path}/cut.jpg: " in err
-    for name in ("dir.jpg", "pipe.jpg", "absent.jpg"):
+    for name, why in (("dir.jpg", "regular"), ("pipe.jpg", "regular"), ("absent.jpg", "no such file")):
         code, out, err = say("search", tmp_path / name)
         assert (code, out, err.count("\n")) == (3, "", 1), err
         assert name in err
+        assert why in err
+    code, out, err = say("search", tmp_path / "absent.jpg", tmp_path / "good.png", "-k", "2")
+    assert (code, out.count("\n"), "absent.jpg: there is no such file" in err) == (1, 2, True)
 
 
 def test_wrong_usage_has_words(instance: Instance, say: Any, tmp_path: Path) -> None:
     picture = images(instance)[0]
     code, _, err = say("search", picture, "--sheet", tmp_path / "sheet.txt")
-    assert (code, "name a sheet with one of .png" in err) == (1, True)
+    assert (code, "the name of a sheet must end with .png" in err) == (1, True)
     code, _, err = say("search", picture, "--sheet", tmp_path / "absent" / "sheet.png")
-    assert (code, "no such folder" in err) == (1, True)
+    assert (code, "in a folder that is there" in err) == (1, True)
     code, _, err = say("search", picture, "--blob", "fc9")
     assert (code, "no blob 'fc9' in this catalog; it has: gist" in err) == (78, True)
     assert say("search", picture, "-k", "0")[0] == 2
     assert say("duplicates", "--within", "-1")[0] == 2
+
+
+def test_a_sheet_replaces_nothing_that_is_not_its_own(instance: Instance, say: Any, tmp_path: Path) -> None:
+    picture = images(instance)[0]
+    before = picture.read_bytes()
+    (tmp_path / "mine.png").write_bytes(b"mine")
+    (tmp_path / "link.png").symlink_to(picture)
+    os.mkfifo(tmp_path / "pipe.png")
+    for place, why in (
+        (picture, "among the images"),
+        (picture.with_name("new.png"), "among the images"),
+        (instance.settings.store.path / "shards" / "a.png", "belongs to this instance"),
+        (tmp_path / "mine.png", "replace it with --force"),
+        (tmp_path / "link.png", "among the images"),
+        (tmp_path / "pipe.png", "no regular file"),
+    ):
+        for command in (["search", images(instance)[1]], ["duplicates"]):
+            code, out, err = say(*command, "--sheet", place)
+            assert (code, out, why in err) == (1, "", True), err
+    assert picture.read_bytes() == before
+    assert say("duplicates", "--sheet", tmp_path / "mine.png", "--force")[0] == 0
+    assert (tmp_path / "mine.png").read_bytes() != b"mine"
+
+
+def test_a_file_that_has_changed_is_looked_for_as_it_is_now(instance: Instance, say: Any) -> None:
+    first, other = images(instance)[4], images(instance)[20]
+    before, times = first.read_bytes(), first.stat()
+    try:
+        shutil.copy(other, first)
+        code, out, err = say("search", first, "-k", "1")
+    finally:
+        first.write_bytes(before)
+        os.utime(first, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert code == 0, err
+    assert out.split(maxsplit=1) == ["0", f"{other}\n"]
 
 
 def test_the_sheet_shows_the_pictures(instance: Instance, say: Any, tmp_path: Path) -> None:
@@ -190,6 +228,32 @@ def test_who_may_only_read_can_ask(instance: Instance, tmp_path: Path) -> None:
     finally:
         for path, mode in modes.items():
             path.chmod(mode)
+
+
+def test_all_on_a_disk_that_may_only_be_read(instance: Instance, tmp_path: Path) -> None:
+    """Also the catalog, for whose readers SQLite would make files beside it."""
+    if os.geteuid():
+        pytest.skip("only root can give up its rights")
+    copy = Instance(tmp_path / "instance")
+    shutil.copytree(instance.folder, copy.folder)
+    assert instance.run("index").returncode == 0
+    modes = [tmp_path / "instance", *(tmp_path / "instance").rglob("*")]
+    try:
+        for path in modes:
+            path.chmod(0o555 if path.is_dir() else 0o444)
+        for command in (
+            ["search", str(images(instance)[0]), "-k", "2"],
+            ["duplicates"],
+            ["changes"],
+            ["export", str(tmp_path / "out")],
+            ["status"],
+        ):
+            asked = copy.run(*command, plain_user=True)
+            assert asked.returncode in (0, 3), f"{command}: {asked.stderr}"
+            assert asked.stdout, asked.stderr
+    finally:
+        for path in modes:
+            path.chmod(0o755 if path.is_dir() else 0o644)
 
 
 def test_the_janitor_keeps_the_index(tmp_path: Path, database_url: str) -> None:

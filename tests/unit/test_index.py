@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -163,7 +164,7 @@ def damaged(path: Path, at: int = -1) -> None:
 
 
 @pytest.mark.parametrize("kind", ["index.json", "table", "sums", "vectors", "lists"])
-@pytest.mark.parametrize("how", ["a bit", "cut short", "gone", "a folder"])
+@pytest.mark.parametrize("how", ["a bit", "cut short", "gone", "a folder", "a pipe"])
 def test_whatever_happens_to_a_file_is_noticed(tmp_path: Path, kind: str, how: str) -> None:
     vectors = clustered(2500, 16, 20)
     index = made(tmp_path, vectors, "float16" if kind == "lists" else "float32")
@@ -178,6 +179,8 @@ def test_whatever_happens_to_a_file_is_noticed(tmp_path: Path, kind: str, how: s
         path.unlink()
         if how == "a folder":
             path.mkdir()
+        if how == "a pipe":
+            os.mkfifo(path)
     if (kind, how) == ("index.json", "gone"):
         assert Index.open(tmp_path) is None
         return
@@ -355,6 +358,10 @@ def test_vectors_of_a_bad_shard_are_left_out_until_it_is_repaired(filled: Filled
     damaged(shard, shard.stat().st_size // 2)
     searcher = Searcher(filled.catalog, filled.store)
     assert found_by(searcher, filled, 3) == ["c.jpg"]
+    keeper = Keeper(filled.catalog, filled.store)
+    (keeper.folder / files.HEAD).unlink()
+    (keeper.folder / files.HEAD).mkdir()
+    assert len(keeper.update()) == 1
     assert list(searcher.unreadable) == [str(shard.relative_to(filled.store))]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
@@ -44,14 +45,25 @@ def prepare_engine(engine: sa.Engine, lease_seconds: float) -> None:
         _bound(engine, answer_seconds(lease_seconds))
         return
 
+    file = Path(str(engine.url.database))
+
     @sa.event.listens_for(engine, "do_connect")
-    def _do_connect(*_: Any) -> None:
+    def _do_connect(_dialect: Any, record: Any, _arguments: Any, options: Any) -> Any:
         # SQLite would create an empty database where the catalog's disk is not mounted.
-        if not Path(str(engine.url.database)).exists():
+        if not file.exists():
             raise sqlite3.OperationalError("there is no such file; `featd init` makes a new catalog")
+        record.info["unchanging"] = _is_unchanging(file)
+        if not record.info["unchanging"]:
+            return None
+        return sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro&immutable=1", uri=True, **options)
+
+    @sa.event.listens_for(engine, "checkout")
+    def _checkout(_connection: Any, record: Any, _proxy: Any) -> None:
+        if record.info["unchanging"] and not _is_unchanging(file):
+            raise sa.exc.DisconnectionError("somebody has begun to write into the catalog: connect anew")
 
     @sa.event.listens_for(engine, "connect")
-    def _connect(connection: Any, _record: Any) -> None:
+    def _connect(connection: Any, record: Any) -> None:
         # The transaction mode of Python's sqlite3 begins too late and loses updates, so `_begin` below sends BEGIN.
         connection.isolation_level = None
         for pragma in (
@@ -61,12 +73,19 @@ def prepare_engine(engine: sa.Engine, lease_seconds: float) -> None:
             "foreign_keys = ON",
             "cache_size = -65536",
         ):
-            connection.execute(f"PRAGMA {pragma}")
+            if not (record.info["unchanging"] and pragma.startswith("journal_mode")):
+                connection.execute(f"PRAGMA {pragma}")
 
     @sa.event.listens_for(engine, "begin")
     def _begin(conn: sa.Connection) -> None:
         write = conn.get_execution_options().get("write", False)
         conn.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+
+
+def _is_unchanging(file: Path) -> bool:
+    """Whether this process may only read, and nobody has the catalog open: SQLite wants to make files beside it for
+    those who come later, and must be told that nobody does."""
+    return not os.access(file.parent, os.W_OK) and not file.with_name(f"{file.name}-wal").exists()
 
 
 def _bound(engine: sa.Engine, seconds: float) -> None:

@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -25,6 +26,7 @@ import numpy.typing as npt
 import xxhash
 
 from featd.errors import FeatdError, StoreUnavailableError, reason
+from featd.paths import open_regular, read_regular
 from featd.shards import atomic
 from featd.shards.checksum import checksum
 
@@ -106,7 +108,7 @@ def locked(folder: Path, *, wait: bool = True) -> Iterator[None]:
 def read_head(folder: Path) -> Head | None:
     """None where there is no index. IndexDamagedError."""
     try:
-        stored = json.loads((folder / HEAD).read_bytes())
+        stored = json.loads(read_regular(folder / HEAD))
         head = Head(**stored["head"])
         good = stored["format"] == FORMAT and stored["checksum"] == _sum_of(head)
     except FileNotFoundError:
@@ -130,7 +132,10 @@ class Stored:
         self.folder = folder
         self.head = head
         try:
+            for path in (*map(self.path, (TABLE, SUMS)), folder / head.vectors):
+                open_regular(path).close()  # a FIFO would wait for ever
             for kind, expected in (head.checksums or {}).items():
+                open_regular(self.path(kind)).close()
                 if checksum(self.path(kind)) != expected:
                     raise IndexDamagedError(f"{self.path(kind)}: differs from its checksum")
             self.table = np.fromfile(self.path(TABLE), ROW)
@@ -258,19 +263,34 @@ def remove_indexes(store: Path) -> None:
     try:
         for folder in whole.iterdir():
             with locked(folder, wait=False):
-                _remove_all_but(folder, {LOCK})
+                clear(folder)
     except OSError as error:
         raise StoreUnavailableError(f"{whole}: cannot be removed: {reason(error)}") from error
+
+
+def clear(folder: Path) -> None:
+    """Remove the files of an index, by the only one that writes it. StoreUnavailableError."""
+    try:
+        _remove_all_but(folder, {LOCK})
+    except OSError as error:
+        raise _unwritten(folder, error) from error
 
 
 def _remove_all_but(folder: Path, kept: set[str]) -> None:
     """`index.json` goes first. OSError."""
     for path in sorted(folder.iterdir(), key=lambda path: path.name != HEAD):
-        if path.name not in kept:
+        if path.name in kept:
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
             path.unlink()
 
 
 def _unwritten(folder: Path, error: OSError) -> StoreUnavailableError:
-    denied = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
-    way_out = ": whoever may write into the store must run `featd index` first" if denied else ""
+    way_out = ""
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        way_out = ": whoever may write into the store must run `featd index` first"
+    elif error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
+        way_out = ": remove what stands there, it is only a cache"
     return StoreUnavailableError(f"{folder}: cannot write the index: {reason(error)}{way_out}")

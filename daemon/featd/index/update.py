@@ -114,13 +114,17 @@ class Keeper:
                         return index
             except IndexDamagedError as error:
                 log.warning("index_damaged", "the index is damaged; it is made anew", error=str(error))
+                files.clear(self.folder)
             return self._make()
 
     def vector_of(self, image: LiveVector) -> npt.NDArray[np.float32] | None:
         """The vector (d,) of an image; None where it is live no more, or in a shard that cannot be read."""
-        with closing(self._reader):
-            vectors = [self._floats(chunk)[0] for chunk in self._readable([image])]
-        return vectors[0] if vectors else None
+        try:
+            with closing(self._reader):
+                chunk = self._reader.vectors_of([image], (self.blob,))
+        except ShardError:
+            return None
+        return self._floats(chunk)[0] if chunk.images else None
 
     def _make(self) -> Index:
         with connect.reading(self._catalog) as conn:
@@ -139,7 +143,9 @@ class Keeper:
         """Write all live vectors, about `rows` of them, and make their table."""
         first = next(self._chunks(1), None)
         if first is None:
-            raise NothingMatchedError("nothing to search: no image is done, or no shard can be read")
+            for why in self.unreadable.values():
+                raise ShardError(f"nothing to search: no shard can be read, such as {why}")
+            raise NothingMatchedError("nothing to search: no image is done")
         size = self._floats(first).shape[1]
         dtype = "float16" if is_large(rows, size) else "float32"
         name = f"{files.VECTORS}-{secrets.token_hex(4)}"

@@ -76,6 +76,14 @@ class Features:
         with connect.reading(self._catalog) as conn:
             return counters.counts(conn)[State.DONE]
 
+    def __contains__(self, path: object) -> bool:
+        """Whether an image has a vector, by its path or (root, path)."""
+        root, name = path if isinstance(path, tuple) else (None, path)
+        if not isinstance(name, str):
+            return False
+        with connect.reading(self._catalog) as conn:
+            return bool(live.live_at(conn, to_catalog(os.fsencode(name)), root))
+
     def __getitem__(self, path: str | tuple[str, str]) -> npt.NDArray[np.float32]:
         """The vector (d,) of the first blob of an image, by its path in its root, or by (root, path). KeyError where it
         has none; AmbiguousPathError where several roots have one."""
@@ -99,7 +107,9 @@ class Features:
 
     def batches(self, blob: str | None = None, rows: int | None = None) -> Iterator[Batch]:
         """All live vectors of a blob (the first), in order of image id, up to `rows` (as many as take 30 MB) in
-        a batch. Memory holds the one that you have and the next."""
+        a batch. Memory holds the one that you have and the next. ValueError."""
+        if rows is not None and rows < 1:
+            raise ValueError("rows must be at least 1")
         if self._reader.blobs:
             name = self._reader.blob(blob)
             rows = rows or self._reader.rows_of([name], BATCH_BYTES)

@@ -21,6 +21,8 @@ from featd.search.searcher import Searcher
 
 USUAL_PART = 0.1
 """Of a vector's usual length: how near the vectors of two versions of a picture usually are."""
+ROUNDING = 1e-5
+"""Of the usual distance: the same picture has not quite the same vector at another place of a batch."""
 _HEAD_BYTES = 256 * 1024
 
 
@@ -67,6 +69,7 @@ class Finder:
         """Groups of two or more, the largest first: the best image first, then the others, all within this distance of
         the best one, the nearest first."""
         index = self._searcher.saved_index()
+        within = max(within, ROUNDING * self.usual_distance)
         found: list[list[Copy]] = []
         connected = components(index, within, self._advance)
         for at, rows in enumerate(connected):

@@ -107,7 +107,11 @@ class Searcher:
         self, vectors: npt.NDArray[np.float32], count: int, without: Collection[int] = ()
     ) -> list[list[Neighbour]]:
         """The `count` nearest live vectors to each of `vectors` (q, d), the nearest first; fewer where there are fewer.
-        without: ids of images that are left out. FeatdError where they have another size than the blob's."""
+        without: ids of images that are left out. ValueError; FeatdError where they have another size than the blob's.
+        """
+        vectors = np.asarray(vectors, np.float32)
+        if vectors.ndim != 2 or count < 1 or not np.isfinite(vectors).all():
+            raise ValueError("vectors must be finite and (q, d), and count at least 1")
         index = self.index
         asked = count + len(without)
         while True:

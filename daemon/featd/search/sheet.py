@@ -39,9 +39,11 @@ class Tile:
 def check_name(out: Path) -> None:
     """FeatdError where a sheet cannot be written to a file of this name."""
     if out.suffix.lower() not in SUFFIXES:
-        raise FeatdError(f"{out}: name a sheet with one of {', '.join(SUFFIXES)}")
-    if not out.parent.is_dir():
-        raise FeatdError(f"{out.parent}: no such folder for the sheet")
+        raise FeatdError(
+            f"{out}: the name of a sheet must end with {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
+        )
+    if not out.parent.is_dir() or out.is_dir():
+        raise FeatdError(f"{out}: name a file in a folder that is there")
 
 
 def draw(out: Path, title: str, summary: str, rows: Sequence[tuple[Tile, Sequence[Tile]]]) -> None:
