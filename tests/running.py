@@ -337,14 +337,16 @@ def check_no_vector_twice(instance: Instance) -> None:
             sa.select(schema.leases.c.id).where(schema.leases.c.device == COMPACTION)
         ).all()
     catalog.dispose()
-    seen: Counter[tuple[bytes, bytes]] = Counter()
+    seen: dict[tuple[bytes, bytes], list[str]] = {}
     for shard in (instance.settings.store.path / "shards").rglob("*.h5"):
         name = ShardName.parse(shard.name)
         if name is None or name.lease_id in copying:
             continue
         with h5py.File(shard) as file:
-            seen.update(zip(file["names"][:], file["content"][:], strict=True))
-    assert not [entry for entry, count in seen.items() if count > 1], "a vector was made twice"
+            for entry in zip(file["names"][:], file["content"][:], strict=True):
+                seen.setdefault(entry, []).append(shard.name)
+    twice = {entry: shards for entry, shards in seen.items() if len(shards) > 1}
+    assert not twice, f"a vector was made twice: {twice}"
 
 
 def forget_a_shard(instance: Instance) -> Path:
