@@ -330,7 +330,7 @@ def check_no_vector_twice(instance: Instance) -> None:
     """AssertionError where workers have made two vectors of one content of one file. Not counted: copies in merged
     shards, beside those that are still there; and what a worker had sealed when it was killed, and nobody knows of."""
     catalog = connect.open_catalog(instance.settings.catalog.url)
-    of_workers = sa.select(schema.leases.c.id).where(schema.leases.c.device.not_in(leases.OF_NO_WORKER))
+    of_workers = sa.select(schema.leases.c.id).where(schema.leases.c.device != leases.COMPACTION)
     with connect.reading(catalog) as conn:
         paths = conn.scalars(
             sa.select(schema.shards.c.path).where(schema.shards.c.lease_id.in_(of_workers))
