@@ -305,7 +305,7 @@ def put_corrected(old: Old, path: str, data: bytes) -> None:
 
 def test_only_pictures_that_a_correction_changes_get_new_vectors(old: Old) -> None:
     frames = [photo(), photo().rotate(180), photo().rotate(90)]
-    alpha = photo()
+    alpha = photo().copy()
     alpha.putalpha(photo().convert("L"))
     put_corrected(old, ALPHA, saved(alpha, "TIFF"))
     put_corrected(
