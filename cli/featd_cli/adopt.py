@@ -16,11 +16,10 @@ import typer
 
 from featd import logs
 from featd.errors import EXIT_FAILED_ROWS, FeatdError, LeaseLostError, NothingMatchedError
-from featd_cli.console import counted, document, note, say, shown
+from featd_cli.console import counted, document, note, progress, say, shown
 from featd_cli.files import check_output
 from featd_cli.instance import ConfigOption, Instance, JsonOption, open_instance
 from featd_cli.selection import moment_of
-from featd_cli.verify import progress
 
 if TYPE_CHECKING:
     from featd.adopt.outcome import LeftRow, Outcome

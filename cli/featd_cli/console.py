@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shlex
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -51,6 +53,28 @@ def array(items: Iterable[Any]) -> int:
         count += 1
     typer.echo("\n]" if count else "[]")
     return count
+
+
+@contextlib.contextmanager
+def progress() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar on standard error, if that is a terminal. It takes what is done, how far, and how far it goes: 0 where
+    that is not known."""
+    if not sys.stderr.isatty():
+        yield lambda doing, done, total: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=None)
+
+        def advance(doing: str, done: int, total: int) -> None:
+            if bar.tasks[0].description != doing:
+                bar.reset(task, description=doing)
+            bar.update(task, completed=done, total=total or None)
+
+        yield advance
 
 
 def name_config(config: Path | None) -> None:

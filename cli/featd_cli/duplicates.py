@@ -9,7 +9,7 @@ import typer
 
 from featd import logs
 from featd_cli.backup import in_bytes
-from featd_cli.console import counted, document, note, say, shown
+from featd_cli.console import counted, document, note, progress, say, shown
 from featd_cli.instance import ConfigOption, JsonOption, open_instance
 from featd_cli.searching import (
     BlobOption,
@@ -19,7 +19,6 @@ from featd_cli.searching import (
     check_sheet,
     file_of,
     name_of,
-    progress,
     tell_unreadable,
 )
 

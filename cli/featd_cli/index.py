@@ -8,9 +8,9 @@ import typer
 
 from featd import logs
 from featd_cli.backup import in_bytes
-from featd_cli.console import counted, note, shown
+from featd_cli.console import counted, note, progress, shown
 from featd_cli.instance import ConfigOption, open_instance
-from featd_cli.searching import BlobOption, progress, tell_unreadable
+from featd_cli.searching import BlobOption, tell_unreadable
 
 
 def index(

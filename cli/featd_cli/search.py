@@ -13,7 +13,7 @@ import typer
 from featd import logs
 from featd.errors import EXIT_ERROR, NothingMatchedError
 from featd.paths import to_catalog
-from featd_cli.console import complain, document, note, say, shown
+from featd_cli.console import complain, document, note, progress, say, shown
 from featd_cli.files import locate, spelled_out
 from featd_cli.instance import ConfigOption, Instance, JsonOption, open_instance
 from featd_cli.searching import (
@@ -24,7 +24,6 @@ from featd_cli.searching import (
     check_sheet,
     file_of,
     name_of,
-    progress,
     tell_unreadable,
 )
 

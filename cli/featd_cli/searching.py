@@ -1,11 +1,9 @@
-"""What `search`, `duplicates` and `index` have in common: the progress of the index, and words about it."""
+"""What `search`, `duplicates` and `index` have in common: options, names of images, and words about the index."""
 
 from __future__ import annotations
 
-import contextlib
 import os
-import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -39,23 +37,6 @@ def check_sheet(sheet: Path | None, instance: Instance, config: Path | None, for
     if sheet is not None:
         check_name(sheet)
         check_output(sheet, instance.settings, find(config), force=force)
-
-
-@contextlib.contextmanager
-def progress() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar on standard error, if that is a terminal. It takes what is done, how much of it is, and of how much."""
-    if not sys.stderr.isatty():
-        yield lambda doing, done, total: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("opening the index", total=None)
-        yield lambda doing, done, total: bar.update(
-            task, description=doing, completed=done, total=total or None
-        )
 
 
 def tell_unreadable(shards: Mapping[str, str]) -> None:

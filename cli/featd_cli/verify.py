@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +11,7 @@ import typer
 from featd import logs
 from featd.errors import EXIT_FAILED_ROWS
 from featd_cli.backup import in_bytes
-from featd_cli.console import counted, document, note, say, shown
+from featd_cli.console import counted, document, note, progress, say, shown
 from featd_cli.instance import ConfigOption, Instance, JsonOption, open_instance
 
 if TYPE_CHECKING:
@@ -278,28 +276,6 @@ def as_document(report: Report, done: Repaired | None) -> dict[str, Any]:
         "foreign": report.foreign,
         "repaired": None if done is None else asdict(done),
     }
-
-
-@contextlib.contextmanager
-def progress() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar on standard error, if that is a terminal. It takes what is done, how far, and how far it goes: 0 where
-    that is not known."""
-    if not sys.stderr.isatty():
-        yield lambda doing, done, total: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=None)
-
-        def advance(doing: str, done: int, total: int) -> None:
-            if bar.tasks[0].description != doing:
-                bar.reset(task, description=doing)
-            bar.update(task, completed=done, total=total or None)
-
-        yield advance
 
 
 def _images(number: int) -> str:

@@ -23,8 +23,6 @@ SAMPLE_BYTES = 2**29
 EFFORTS = ((8, 100), (16, 200), (32, 400), (64, 1000), (128, 2000), (256, 4000))
 """Lists that are looked through for a query, and candidates whose distance is computed: the first that finds enough."""
 WANTED_RECALL = 0.98
-TRIED = 100
-NEAREST = 10
 
 Floats = npt.NDArray[np.float32]
 

@@ -16,7 +16,6 @@ ALL_PAIRS = 20_000
 """Up to so many vectors, each is compared with each."""
 NEIGHBOURS = 50
 PROBES = 8
-_QUERIES = 4096
 _SURE = 0.999
 
 Rows = npt.NDArray[np.int64]
