@@ -58,10 +58,12 @@ class Searcher:
 
     @property
     def blob(self) -> str:
+        """The blob whose vectors are compared."""
         return self._keeper.blob
 
     @property
     def fingerprint(self) -> str:
+        """That of the catalog's vectors."""
         return self._keeper.fingerprint
 
     def vector_of(self, image: LiveVector) -> npt.NDArray[np.float32] | None:
