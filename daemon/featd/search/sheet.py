@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 
@@ -25,6 +27,8 @@ GAP, QUERY_GAP, MARGIN = 14, 26, 32
 CAPTION, HEAD = 36, 84
 PAPER, TILE_PAPER, INK, FAINT = "#f6f5f2", "#e4e2dc", "#1f2328", "#7a7f87"
 ASKED, FOUND = "#2d5fa6", "#b9b5ab"
+FONTS = ("NotoSansCJK-Regular.ttc", "NotoSans-Regular.ttf", "DejaVuSans.ttf")
+"""Of the system, for text that Pillow's own font has no letters for: the first that is there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +58,8 @@ def draw(out: Path, title: str, summary: str, rows: Sequence[tuple[Tile, Sequenc
     width = max(2 * MARGIN + columns * (TILE[0] + GAP) + QUERY_GAP, 640)
     image = Image.new("RGB", (width, HEAD + len(rows) * height + MARGIN), PAPER)
     sheet = ImageDraw.Draw(image)
-    sheet.text((MARGIN, 20), title, INK, ImageFont.load_default(24))
-    sheet.text((MARGIN, 54), _cut(sheet, summary, width - 2 * MARGIN, 13), FAINT, ImageFont.load_default(13))
+    sheet.text((MARGIN, 20), title, INK, _font(title, 24))
+    sheet.text((MARGIN, 54), _cut(sheet, summary, width - 2 * MARGIN, 13), FAINT, _font(summary, 13))
     for at, (asked, found) in enumerate(rows):
         top = HEAD + at * height
         _place(image, sheet, asked, (MARGIN, top), ASKED)
@@ -78,12 +82,12 @@ def _place(
     sheet.rectangle(box, fill=TILE_PAPER, outline=frame, width=3)
     picture = _thumbnail(tile.file)
     if picture is None:
-        sheet.text((left + 10, top + TILE[1] // 2 - 8), "cannot be read", FAINT, ImageFont.load_default(12))
+        sheet.text((left + 10, top + TILE[1] // 2 - 8), "cannot be read", FAINT, _font("", 12))
     else:
         image.paste(picture, (left + (TILE[0] - picture.width) // 2, top + (TILE[1] - picture.height) // 2))
     for line, (text, colour) in enumerate(((tile.first, INK), (tile.second, FAINT))):
         place = (left, top + TILE[1] + 5 + 15 * line)
-        sheet.text(place, _cut(sheet, text, TILE[0], 12), colour, ImageFont.load_default(12))
+        sheet.text(place, _cut(sheet, text, TILE[0], 12), colour, _font(text, 12))
 
 
 def _thumbnail(file: Path) -> Image.Image | None:
@@ -99,9 +103,22 @@ def _thumbnail(file: Path) -> Image.Image | None:
     return picture
 
 
+def _font(text: str, size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """A font that has the letters of `text`, if there is one."""
+    return _system_font(size) if not text.isascii() else ImageFont.load_default(size)
+
+
+@cache
+def _system_font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    for name in FONTS:
+        with contextlib.suppress(OSError):
+            return ImageFont.truetype(name, size)
+    return ImageFont.load_default(size)
+
+
 def _cut(sheet: ImageDraw.ImageDraw, text: str, width: int, size: int) -> str:
     """The end of a text that is too long for its place, which tells more of a path than its beginning."""
-    font = ImageFont.load_default(size)
+    font = _font(text, size)
     if sheet.textlength(text, font) <= width:
         return text
     while len(text) > 1 and sheet.textlength("…" + text, font) > width:
