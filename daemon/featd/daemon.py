@@ -15,7 +15,7 @@ from pathlib import Path
 
 from featd import __version__, clock, logs
 from featd.config import Settings, load
-from featd.errors import FeatdError, LockHeldError, StoreUnavailableError, reason
+from featd.errors import ConfigError, FeatdError, LockHeldError, StoreUnavailableError, reason
 from featd.ingest.plan import IngestPlan
 from featd.janitor.plan import JanitorPlan
 from featd.processes import devices
@@ -24,7 +24,7 @@ from featd.processes.hands import mark_escalated
 from featd.processes.link import ChildLink
 from featd.shards.atomic import make_folder
 from featd.shards.store import instance_of, is_store, refuse_root, run_folder
-from featd.start.preflight import check_beforehand
+from featd.start.preflight import check_without_net
 from featd.start.reload import ConfigReload, Configuration
 from featd.supervisor.state_file import forget_failed_start, leave_failed_start
 from featd.supervisor.supervisor import Supervisor
@@ -35,6 +35,8 @@ log = logs.get("daemon")
 
 LOCK_SECONDS = 2.0
 """A start waits this long for the lock, which children of an old supervisor hold until they are dead."""
+FIRST_WORKER = "worker-0"
+"""At a start it finds out whether everything is right, before anything else begins."""
 MAX_BOOT_FAILURES = 5
 """How often a process may fail to start in a drain, also where the catalog or the store is out of reach. Without
 --drain it is then tried again for ever, ever more slowly."""
@@ -49,6 +51,8 @@ def run(settings: Settings, *, drain: bool, config: Path | None = None) -> int:
     logs.setup()
     faulthandler.enable(2)  # systemd's watchdog aborts a supervisor that hangs: leave its stack
     refuse_root(settings.store.path)
+    if not settings.roots:
+        raise ConfigError("roots: name at least one folder of images in a [[roots]] section")
     notifier = Notifier()
     host = socket.gethostname()
     folder = run_folder(settings.store.path, host)
@@ -60,18 +64,18 @@ def run(settings: Settings, *, drain: bool, config: Path | None = None) -> int:
         with contextlib.suppress(OSError):
             if is_store(settings.store.path):
                 locks = _locked(settings.store.path, host, undo)
-        try:
-            check_beforehand(configuration.worker, notifier, close=locks)
-        except FeatdError as error:
-            with contextlib.suppress(OSError):  # only a hint; the store may not be writable
-                if locks:
-                    leave_failed_start(folder, str(error), error.exit_code)
-            raise
-        locks = locks or _locked(settings.store.path, host, undo)
-        forget_failed_start(folder)
-        if config is not None:
-            _warn_of_readable_password(settings, config)
-        log.info("featd_started", f"featd {__version__} started", config=config, store=settings.store.path)
+        if not locks:
+            check_without_net(configuration.worker)
+            locks = _locked(settings.store.path, host, undo)
+
+        def tell_start() -> None:
+            forget_failed_start(folder)
+            if config is not None:
+                _warn_of_readable_password(settings, config)
+            log.info(
+                "featd_started", f"featd {__version__} started", config=config, store=settings.store.path
+            )
+
         reload = None
         if config is not None and not drain:
             reload = ConfigReload(
@@ -88,8 +92,17 @@ def run(settings: Settings, *, drain: bool, config: Path | None = None) -> int:
             close_in_children=locks,
             notifier=notifier,
             reload=reload,
+            prover=FIRST_WORKER,
+            on_proven=tell_start,
         )
         code = supervisor.run()
+        if supervisor.refusal is not None:
+            try:
+                supervisor.refusal.raise_error()
+            except FeatdError as error:
+                with contextlib.suppress(OSError):  # only a hint
+                    leave_failed_start(folder, str(error), error.exit_code)
+                raise
         if supervisor.failure:
             with contextlib.suppress(OSError):
                 leave_failed_start(folder, supervisor.failure, code)
@@ -208,12 +221,14 @@ def configured(settings: Settings, host: str, *, drain: bool) -> Configuration:
 def _janitor(link: ChildLink, plan: JanitorPlan) -> int:
     from featd.janitor import process
 
+    link.await_go()
     return process.run(link, plan)
 
 
 def _ingest(link: ChildLink, plan: IngestPlan) -> int:
     from featd.ingest import process
 
+    link.await_go()
     return process.run(link, plan)
 
 

@@ -148,12 +148,12 @@ from featd.worker.model import load_model
 engine, net, weights = sys.argv[1:]
 config = ModelConfig(engine=engine, net=net, weights=Path(weights), blobs=("x",))
 golden = Golden(load_model(config, PreprocessConfig(), "float32", "cpu", 1), 1)
-golden.fit_batch(3600.0)
+golden._timed()
 room = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + (100 << 20)
 resource.setrlimit(resource.RLIMIT_AS, (room, room))
 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 golden.batch = 64
-golden.fit_batch(3600.0)
+golden._fitted(golden._timed)
 print(golden.batch)
 """
 

@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
+from featd.errors import FeatdError
 from featd.processes.child import ChildSpec
 from featd.processes.link import ChildLink
-from featd.processes.records import Death, Fruitful, LeaseOpened, MemoryShort, Ready, StopRequest, Why
+from featd.processes.records import Death, Fruitful, LeaseOpened, MemoryShort, Proven, Ready, StopRequest, Why
 from featd.states import Lease
 from featd.supervisor.deaths import is_of_memory, is_of_the_device
 from featd.supervisor.supervisor import MIN_BACKOFF_SECONDS, Supervisor
@@ -30,6 +31,50 @@ def sleeps(link: ChildLink, _: object) -> int:
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     while True:
         signal.pause()
+
+
+def waits_to_go(link: ChildLink, plan: object) -> int:
+    link.await_go()
+    return sleeps(link, plan)
+
+
+def is_ready_once(link: ChildLink, told: Path) -> int:
+    """Ready once the file is there."""
+    wait_for(told.exists, 15, "the file")
+    return sleeps(link, None)
+
+
+def proves_once(link: ChildLink, told: Path) -> int:
+    """Finds everything right once the file is there."""
+    assert link.proves
+    while not told.exists():
+        time.sleep(0.01)
+    link.report(Proven())
+    return waits_to_go(link, None)
+
+
+def refuses(link: ChildLink, _: object) -> int:
+    link.refuse("there is no blob fc9")
+    os.write(2, b"there is no blob fc9\n")
+    return 78
+
+
+def is_killed(link: ChildLink, _: object) -> int:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return 0
+
+
+def hangs_at_once(link: ChildLink, _: object) -> int:
+    link.beat(0.05)
+    while True:
+        time.sleep(60)
+
+
+def is_short_of_memory_twice(link: ChildLink, told: Path) -> int:
+    if link.halvings < 2:
+        return is_always_short_of_memory(link, None)
+    link.report(Proven())
+    return waits_to_go(link, None)
 
 
 def ignores_term(link: ChildLink, _: object) -> int:
@@ -169,12 +214,98 @@ def test_a_child_that_dies_is_started_again_ever_later(make: Make) -> None:
         assert delay == pytest.approx(MIN_BACKOFF_SECONDS * 2**at, abs=MIN_BACKOFF_SECONDS / 2)
 
 
-def test_a_child_waits_for_those_it_comes_after(make: Make) -> None:
-    supervisor = make(ChildSpec("worker", sleeps, after=("janitor",)), ChildSpec("janitor", sleeps))
-    supervisor.step(time.monotonic())
-    assert supervisor.children["worker"].pid is None
-    turn_until(supervisor, lambda: supervisor.children["worker"].ready)
-    assert supervisor.children["janitor"].ready
+def test_a_child_waits_for_those_it_comes_after(make: Make, tmp_path: Path) -> None:
+    told = tmp_path / "told"
+    supervisor = make(
+        ChildSpec("worker", waits_to_go, after=("janitor",)), ChildSpec("janitor", is_ready_once, told)
+    )
+    worker, janitor = supervisor.children["worker"], supervisor.children["janitor"]
+    turn_until(supervisor, lambda: worker.pid is not None and janitor.pid is not None)
+    for _ in range(5):
+        supervisor.step(time.monotonic())
+        supervisor.wait(0.05)
+    assert not worker.ready
+    told.touch()
+    turn_until(supervisor, lambda: worker.ready)
+    assert janitor.ready
+
+
+def proving(
+    make: Make, first: Callable[..., int], plan: object = None, **options: Any
+) -> tuple[Supervisor, list[int]]:
+    """A supervisor whose first worker is `first`, and a list that is longer once it is proven."""
+    proven: list[int] = []
+    supervisor = make(
+        ChildSpec("janitor", waits_to_go, last=True),
+        ChildSpec("worker-0", first, plan, after=("janitor",), essential=True, most_halvings=2),
+        ChildSpec("worker-1", waits_to_go, essential=True),
+        prover="worker-0",
+        on_proven=lambda: proven.append(1),
+        **options,
+    )
+    return supervisor, proven
+
+
+def test_nothing_begins_before_the_first_worker_finds_everything_right(make: Make, tmp_path: Path) -> None:
+    supervisor, proven = proving(make, proves_once, tmp_path / "told")
+    children = supervisor.children
+    turn_until(supervisor, lambda: children["janitor"].pid is not None)
+    for _ in range(5):
+        supervisor.step(time.monotonic())
+        supervisor.wait(0.05)
+    assert not proven
+    assert children["worker-1"].pid is None
+    assert not children["janitor"].may_go
+    (tmp_path / "told").touch()
+    turn_until(supervisor, lambda: all(child.ready for child in children.values()))
+    assert proven == [1]
+
+
+@pytest.mark.parametrize(
+    ("first", "code", "words"),
+    [
+        ("refuses", 78, "there is no blob fc9"),
+        ("aborts", 78, "Check failed: nothing fits"),
+        ("is_killed", 1, "SIGKILL"),
+        ("hangs_at_once", 1, "hangs"),
+        ("is_always_short_of_memory", 78, "host allocation of size"),
+    ],
+)
+def test_where_the_first_worker_refuses_nothing_begins(
+    make: Make, first: str, code: int, words: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    supervisor, proven = proving(make, globals()[first])
+    assert finish(supervisor) == (code if first == "refuses" else 1)
+    assert supervisor.refusal is not None
+    with pytest.raises(FeatdError, match=words) as raised:
+        supervisor.refusal.raise_error()
+    assert raised.value.exit_code == code
+    assert not proven
+    assert "blob" not in capfd.readouterr().err, "only the error says it"
+
+
+def test_a_first_worker_that_memory_was_short_for_is_tried_with_a_smaller_batch(make: Make) -> None:
+    supervisor, proven = proving(make, is_short_of_memory_twice)
+    turn_until(supervisor, lambda: proven)
+    assert supervisor.children["worker-0"].halvings == 2
+
+
+def test_a_start_can_be_stopped(make: Make) -> None:
+    supervisor, proven = proving(make, proves_once, Path("/nowhere"))
+    turn_until(supervisor, lambda: supervisor.children["worker-0"].pid is not None)
+    supervisor.handle_signal(signal.SIGTERM, time.monotonic())
+    assert finish(supervisor) == 0
+    assert supervisor.refusal is None
+    assert not proven
+
+
+def finish(supervisor: Supervisor, seconds: float = 15.0) -> int:
+    """Its exit code."""
+    deadline = time.monotonic() + seconds
+    while (code := supervisor.step(time.monotonic())) is None:
+        assert time.monotonic() < deadline, "it did not end"
+        supervisor.wait(0.05)
+    return code
 
 
 def test_the_janitor_hears_who_died_of_what_and_its_last_words(make: Make) -> None:

@@ -27,7 +27,8 @@ WORDS_LINES = 100
 
 @dataclass(frozen=True, slots=True)
 class ChildSpec:
-    """A child to run: `target` with its `plan`. `after` names the children that must be ready before it starts.
+    """A child to run: `target` with its `plan`. `after` names the children that must be ready before its `await_go`
+    returns.
 
     once: its exit with code 0 is its end. essential: featd stops when none of these can run.
     last: stopped after all others. device: what people call the device that it works on.
@@ -53,6 +54,7 @@ class Child:
     inbox: Channel = field(default_factory=Channel)
     heartbeat: Heartbeat = field(default_factory=Heartbeat)
     wake_fd: int = field(default_factory=lambda: os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC))
+    go_fd: int = field(default_factory=lambda: os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC))
     # Of the child
     finished: bool = False
     given_up: int | None = None
@@ -67,7 +69,9 @@ class Child:
     # Of its process
     pid: int | None = None
     started_at: float = 0.0
+    may_go: bool = False
     ready: bool = False
+    refusal: str = ""
     lease: Lease | None = None
     asked_at: float | None = None
     aborted_at: float | None = None
@@ -116,8 +120,13 @@ class Child:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, number)
 
-    def read_stderr(self) -> None:
-        """Keep its last words, and pass its stderr on to our own."""
+    def go(self) -> None:
+        """Let its process begin."""
+        self.may_go = True
+        os.eventfd_write(self.go_fd, 1)
+
+    def read_stderr(self, *, quiet: bool = False) -> None:
+        """Keep its last words, and pass its stderr on to our own, unless `quiet`."""
         for _ in range(READS_PER_TURN):
             if self.stderr_fd is None:
                 return
@@ -129,16 +138,17 @@ class Child:
                 os.close(self.stderr_fd)
                 self.stderr_fd = None
                 return
-            with contextlib.suppress(OSError):
-                sys.stderr.buffer.write(chunk)
-                sys.stderr.buffer.flush()
+            if not quiet:
+                with contextlib.suppress(OSError):
+                    sys.stderr.buffer.write(chunk)
+                    sys.stderr.buffer.flush()
             *lines, self._partial = (self._partial + chunk).split(b"\n")
             self.words.extend(line.decode(errors="replace") for line in lines)
             self._partial = self._partial[-4096:]
 
-    def end_stderr(self) -> None:
+    def end_stderr(self, *, quiet: bool = False) -> None:
         """Its process is dead: read what is left. A grandchild may still hold the other end."""
-        self.read_stderr()
+        self.read_stderr(quiet=quiet)
         if self.stderr_fd is not None:
             os.close(self.stderr_fd)
             self.stderr_fd = None
@@ -148,7 +158,9 @@ class Child:
 
     def forget_process(self) -> None:
         """Its process has ended: clear its state, so that it is not taken for the next one's."""
-        self.pid, self.ready, self.lease = None, False, None
+        self.pid, self.may_go, self.ready, self.refusal, self.lease = None, False, False, "", None
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self.go_fd)  # of a process that died before it took it
         self.asked_at, self.aborted_at, self.hung = None, None, False
         self.heartbeat.clear()
 
@@ -156,6 +168,7 @@ class Child:
         self.inbox.close()
         self.heartbeat.close()
         os.close(self.wake_fd)
+        os.close(self.go_fd)
 
 
 def _run(spec: ChildSpec, link: Callable[[], ChildLink], log_fd: int) -> int:

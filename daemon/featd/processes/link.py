@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from featd import clock
-from featd.processes.records import News, Record, Report, pack, unpack
+from featd.processes.records import News, Record, Refused, Report, pack, unpack
 
 MAX_RECORD = select.PIPE_BUF
 """Bytes of one record: what a pipe takes as a whole or not at all."""
@@ -96,7 +96,7 @@ class Heartbeat:
 
 class ChildLink:
     """The child's side: reports, heartbeat, inbox and wake-ups. `halvings`: how often its batch was halved before,
-    because memory was short."""
+    because memory was short. `proves`: whether nothing else begins before it has reported that everything is right."""
 
     def __init__(
         self,
@@ -107,15 +107,30 @@ class ChildLink:
         heartbeat: Heartbeat,
         wake_fd: int,
         wake_fds: Mapping[str, int],
+        go_fd: int | None = None,
         halvings: int = 0,
+        proves: bool = False,
     ) -> None:
         self.name = name
         self.halvings = halvings
+        self.proves = proves
         self.inbox = inbox
         self.wake_fd = wake_fd
         self._reports = reports
         self._heartbeat = heartbeat
         self._wake_fds = dict(wake_fds)
+        self._go_fd = go_fd
+
+    def await_go(self, turn: Callable[[], None] = lambda: None) -> None:
+        """Wait until the children are ready that this one comes after. What takes time and changes nothing is done
+        before. `turn` is called every second."""
+        while self._go_fd is not None and not select.select([self._go_fd], [], [], 1.0)[0]:
+            turn()
+
+    def refuse(self, text: str) -> None:
+        """Tell the supervisor why work cannot begin, cut to what a record takes."""
+        while not self._reports.send(Report(self.name, os.getpid(), Refused(text))) and text:
+            text = text[: len(text) // 2]
 
     def report(self, news: News) -> None:
         """Tell the supervisor."""

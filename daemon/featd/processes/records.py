@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, get_args
 
 from featd.states import Lease
 
@@ -20,6 +20,18 @@ class Why(StrEnum):
     CRASH = "crash"  # its own signal, hanging, or out of memory
     KILLED = "killed"  # a SIGKILL that featd did not send
     STOPPED = "stopped"  # killed by featd for not stopping in time
+
+
+@dataclass(frozen=True, slots=True)
+class Proven:
+    """The first worker has loaded the net and found everything right: work may begin."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The first worker has found something that must be put right before work begins."""
+
+    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +71,7 @@ class StopRequest:
     message: str
 
 
-News = Ready | LeaseOpened | Fruitful | MemoryShort | StatusLine | StopRequest
+News = Proven | Refused | Ready | LeaseOpened | Fruitful | MemoryShort | StatusLine | StopRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,10 +98,7 @@ class Death:
 
 
 Record = Report | Death
-_CLASSES: dict[str, type[Any]] = {
-    one.__name__: one
-    for one in (Lease, Ready, LeaseOpened, Fruitful, MemoryShort, StatusLine, StopRequest, Report, Death)
-}
+_CLASSES: dict[str, type[Any]] = {one.__name__: one for one in (Lease, Report, Death, *get_args(News))}
 
 
 def pack(record: Record) -> bytes:

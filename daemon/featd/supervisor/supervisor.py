@@ -11,6 +11,7 @@ import functools
 import os
 import selectors
 import signal
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Self
@@ -26,13 +27,16 @@ from featd.processes.records import (
     Fruitful,
     LeaseOpened,
     MemoryShort,
+    Proven,
     Ready,
+    Refused,
     Report,
     StatusLine,
     StopRequest,
     Why,
 )
 from featd.processes.signals import HANDLED, SignalQueue, has_terminal, name_of
+from featd.processes.throwaway import Answer
 from featd.states import Lease
 from featd.supervisor import deaths
 from featd.supervisor.rollout import Reload, Rollout
@@ -70,11 +74,20 @@ class Supervisor:
         close_in_children: Sequence[int] = (),
         notifier: Notifier | None = None,
         reload: Reload | None = None,
+        prover: str | None = None,
+        on_proven: Callable[[], None] = lambda: None,
     ) -> None:
+        """prover: the worker that must report that everything is right before anything else begins. Where it refuses,
+        `refusal` says why, and `on_proven` is not called."""
         self.children = {spec.name: Child(spec) for spec in specs}
         self.rollout = Rollout(self.children, reload, stop_seconds)
         self.failure = ""
         """Why it ended by itself."""
+        self.refusal: Answer | None = None
+        """How the prover ended, if nothing began."""
+        self._prover = self.children[prover] if prover is not None else None
+        """Until it has reported that everything is right."""
+        self._on_proven = on_proven
         self._run_folder = run_folder
         self._deaths_to = deaths_to
         self._max_boot_failures = max_boot_failures
@@ -124,8 +137,10 @@ class Supervisor:
         self._reap(now)
         self.abort_hung(now)
         if self._stopping_since is None:
-            self._turn_rollout(now)
+            if self._prover is None:
+                self._turn_rollout(now)
             self._start_due(now)
+            self._let_go()
             self._stop_without_essentials(now)
         else:
             self._stop_ladder(now)
@@ -232,13 +247,20 @@ class Supervisor:
 
     def _hear(self, now: float) -> None:
         for child in self.children.values():
-            child.read_stderr()
+            child.read_stderr(quiet=child is self._prover)
         for report in self._reports.receive():
             if isinstance(report, Report) and report.pid == self.children[report.child].pid:
                 self._take(self.children[report.child], report, now)
 
     def _take(self, child: Child, report: Report, now: float) -> None:
         match report.news:
+            case Proven() if child is self._prover:
+                self._prover = None
+                with contextlib.suppress(OSError):
+                    sys.stderr.write("".join(f"{line}\n" for line in child.words))
+                self._on_proven()
+            case Refused(text):
+                child.refusal = text
             case Ready():
                 child.ready = True
                 child.boot_failures = 0
@@ -280,8 +302,15 @@ class Supervisor:
                 os.waitpid(dead.si_pid, 0)
 
     def _bury(self, child: Child, code: int, now: float) -> None:
-        child.end_stderr()
+        child.end_stderr(quiet=child is self._prover)
         why, what = deaths.explain(child, code, self.rollout.stop_seconds, self._oom)
+        if child is self._prover and self._stopping_since is None:
+            self._bury_prover(child, why, what, code, now)
+            return
+        if self.refusal is not None:
+            child.forget_process()
+            child.finished = True
+            return
         name = child.spec.name
         fields = {"child": name, "pid": child.pid}
         words = telling("\n".join(child.words))
@@ -350,6 +379,21 @@ class Supervisor:
         child.start_at = now + delay
         log.warning("child_died", f"{name} died; starting it again in {delay:g} s", **fields)
 
+    def _bury_prover(self, child: Child, why: Why, what: str, code: int, now: float) -> None:
+        """Nothing has begun: it is tried again where memory was short for its batch, else this is the end."""
+        words = telling("\n".join(child.words))
+        refusal = child.refusal
+        if child.hung:
+            refusal, code = "the net was not loaded in time: its engine or its device hangs", EXIT_ERROR
+        child.forget_process()
+        if deaths.count(child, why, code, what, f"{words}\n{refusal}", was_ready=False):
+            child.start_at = now
+            return
+        self.refusal = Answer(code, refusal, words)
+        for other in self.children.values():  # they wait, with nothing in hand
+            other.kill(signal.SIGKILL)
+        self.stop(code if code > 0 else EXIT_ERROR, now)
+
     def _backoff(self, child: Child) -> float:
         return float(min(MIN_BACKOFF_SECONDS * 2 ** min(child.deaths - 1, 20), MAX_BACKOFF_SECONDS))
 
@@ -415,8 +459,7 @@ class Supervisor:
         for child in self.children.values():
             if child.pid is not None or child.over or now < child.start_at:
                 continue
-            before = (self.children[name] for name in child.spec.after)
-            if not all(other.ready or other.finished for other in before):
+            if self._prover is not None and child.spec.essential and child is not self._prover:
                 continue
             try:
                 child.start(now, functools.partial(self._link, child), self._close_in_children)
@@ -429,6 +472,14 @@ class Supervisor:
                     "child_not_forked", f"cannot start {name}; trying again", child=name, error=str(error)
                 )
 
+    def _let_go(self) -> None:
+        for child in self.children.values():
+            if child.pid is None or child.may_go or self._prover is not None:
+                continue
+            before = (self.children[name] for name in child.spec.after)
+            if all(other.ready or other.finished for other in before):
+                child.go()
+
     def _link(self, child: Child) -> ChildLink:
         """What a new child talks through. Called in the child."""
         return ChildLink(
@@ -437,7 +488,9 @@ class Supervisor:
             inbox=child.inbox,
             heartbeat=child.heartbeat,
             wake_fd=child.wake_fd,
+            go_fd=child.go_fd,
             halvings=child.halvings,
+            proves=child is self._prover,
             wake_fds={name: other.wake_fd for name, other in self.children.items() if other.spec.essential},
         )
 

@@ -10,15 +10,16 @@ from dataclasses import dataclass, replace
 import sqlalchemy as sa
 
 from featd import clock, logs
-from featd.catalog import connect, instance, leases, live, pairing
+from featd.catalog import connect, instance, leases, live, migrate, pairing
 from featd.catalog.settle import Identity
 from featd.crash_points import CrashPoint, crash_point
 from featd.decoders.pool import DecoderPool
-from featd.errors import CatalogUnavailableError, EngineError
+from featd.errors import CatalogUnavailableError, EngineError, FeatdError
 from featd.processes import devices
 from featd.processes.link import ChildLink
-from featd.processes.records import Fruitful, LeaseOpened, MemoryShort, Ready
+from featd.processes.records import Fruitful, LeaseOpened, MemoryShort, Proven, Ready
 from featd.processes.signals import StopFlag
+from featd.roots import check_apart
 from featd.shards.store import StoreKey, lacks_room
 from featd.states import Lease
 from featd.worker import golden
@@ -71,13 +72,39 @@ def boot(plan: WorkerPlan, catalog: sa.Engine) -> Booted:
     return Booted(model, pictures, batch_seconds, identity, stored is not None)
 
 
+def prove(plan: WorkerPlan, catalog: sa.Engine) -> Booted:
+    """At a start, by the first worker: `boot`, and see that everything else is right before work begins. FeatdError
+    with the way out."""
+    check_apart([root.path for root in plan.roots])
+    migrate.check_schema(catalog)
+    connect.transact(catalog, lambda _: None)  # fails where the catalog cannot be written
+    booted = boot(plan, catalog)
+    pairing.pair(catalog, plan.store.path, plan.host, plan.lease_seconds)
+    return booted
+
+
+def booted_at_start(link: ChildLink, plan: WorkerPlan, catalog: sa.Engine) -> Booted:
+    """What `boot` returns, once the worker may begin."""
+    if not link.proves:
+        booted = boot(plan, catalog)
+    else:
+        try:
+            booted = prove(plan, catalog)
+        except FeatdError as error:
+            link.refuse(str(error))
+            raise
+        link.report(Proven())
+    link.await_go(lambda: link.beat(BOOT_SECONDS))
+    return booted
+
+
 def run(link: ChildLink, plan: WorkerPlan) -> int:
     """Load the model, work until told to stop, seal and settle, release the rest. Returns the exit code."""
-    stop = StopFlag()
     link.beat(BOOT_SECONDS)
     plan = replace(plan, batch=max(1, plan.batch >> link.halvings))
     catalog = connect.open_catalog(plan.catalog_url, plan.lease_seconds)
-    booted = boot(plan, catalog)
+    booted = booted_at_start(link, plan, catalog)
+    stop = StopFlag()
     engine = booted.model.engine
     lease = connect.transact(
         catalog,
