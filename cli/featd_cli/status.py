@@ -28,7 +28,9 @@ def status(
     Shows counts, rate, workers and failures by kind. Works while the daemon is down, and then exits 0. With --watch it
     keeps running while the database is away; off a terminal it prints one report after the other.
     """
-    from featd_cli import status_report, status_screen
+    from featd.report import status as report_status
+    from featd.report.watched import Watched
+    from featd_cli import status_screen
 
     if watch and as_json:
         raise typer.BadParameter(
@@ -41,8 +43,8 @@ def status(
 
             status_watch.watch(instance, blocks=blocks)
             return
-        report = status_report.look(instance)
+        report = report_status.look(instance.catalog, Watched.of(instance.settings), instance.faults)
     if as_json:
-        document(status_report.as_json(report))
+        document(report_status.as_json(report))
         return
     status_screen.show(status_screen.lines(report, blocks=blocks))

@@ -5,22 +5,19 @@ from __future__ import annotations
 import re
 import socket
 import textwrap
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from datetime import datetime
 
-from rich import filesize
 from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
 from featd import clock
 from featd.catalog.stats import WorkerLine
-from featd.ingest.scan import told_ignored
+from featd.report import words
+from featd.report.status import Report, holds_back, rate_of, shares_of, state_of
 from featd.states import State
 from featd_cli.console import shown
-from featd_cli.status_report import Report, holds_back, rate_of, shares_of, state_of
 
 WIDTH = 80
 MAX_WIDTH = 120
@@ -109,38 +106,22 @@ def _head(report: Report, width: int, blocks: bool, detail: Detail) -> Iterator[
     yield Text(f"instance {report.instance[:8]} (catalog and store)   fingerprint {fingerprint} (model)")
     by = sorted(set(report.ingest["scanned_by"].values()))
     elsewhere = f" by {shown(', '.join(by))}" if by not in ([], [socket.gethostname()]) else ""
-    watched = f"{report.ingest['watching']} watched; last scan: {_ago(report)}{elsewhere}"
+    watched = f"{report.ingest['watching']} watched; last scan: {words.last_scan(report)}{elsewhere}"
     yield Text(clip(f"roots    {report.roots}, {watched}", width, 30))
-    if ignored := sum((Counter(kinds) for kinds in report.ingest.get("ignored", {}).values()), Counter()):
-        yield Text(clip(shown(f"files    {told_ignored(ignored)}"), width, 9))
-    shards = report.shards
-    told = f"{shards.rows:,} vectors, {filesize.decimal(shards.bytes)}"
-    if shards.rows > shards.live_rows:
-        told += f"; {shards.rows - shards.live_rows:,} superseded"
-    if shards.retired:
-        told += f"; {shards.retired:,} merged ones, removed soon"
-    if unknown := report.unknown.get("files"):
-        told += f"; {unknown:,} unknown, kept aside"
-    yield from map(Text, wrap(f"shards   {shards.count:,} ({told})", width, indent=" " * 9))
+    if files := words.files(report):
+        yield Text(clip(shown(f"files    {files}"), width, 9))
+    yield from map(Text, wrap(f"shards   {words.shards(report)}", width, indent=" " * 9))
 
 
 def _running(report: Report, blocks: bool) -> Text:
     """Whether featd runs on this host."""
-    daemon = report.daemon
-    if daemon.pid:
-        since = str(daemon.says.get("started_at", ""))[:16].replace("T", " ")
-        told = f"running (pid {daemon.pid}" + (f", since {since} UTC)" if since else ")")
-        return Text(f"{'●' if blocks else '*'} {told}", "bold green")
-    if daemon.down:
-        return Text(f"{'○' if blocks else '-'} not running", "bold yellow")
-    return Text("? unknown whether featd runs: the store cannot be read", "bold yellow")
-
-
-def _ago(report: Report) -> str:
-    at = report.ingest["last_scan_at"]
-    if not at:
-        return "never"
-    return f"{duration((clock.utcnow() - datetime.fromisoformat(at)).total_seconds())} ago"
+    runs, told = words.running(report)
+    mark, plain, colour = {
+        True: ("●", "*", "bold green"),
+        False: ("○", "-", "bold yellow"),
+        None: ("?", "?", "bold yellow"),
+    }[runs]
+    return Text(f"{mark if blocks else plain} {told}", colour)
 
 
 def _images(report: Report, width: int, blocks: bool) -> Iterator[Text]:
@@ -151,12 +132,10 @@ def _images(report: Report, width: int, blocks: bool) -> Iterator[Text]:
     failed = min(bar, max(round(bar * bad_share), bool(bad_share)))
     filled = max(0, processed - failed)
     full, bad, empty = ("■", "×", "·") if blocks else ("#", "x", "-")
-    # 99.97 % is not 100 %.
-    percent = f"{(there - report.open) * 1000 // there / 10 if there else 0.0:.1f} %"
     yield Text.assemble(
         (full * filled, "green"),
         (bad * failed, "red"),
-        f"{empty * (bar - filled - failed)} {percent:>7} of {there:,} processed",
+        f"{empty * (bar - filled - failed)} {words.percent(report):>7} of {there:,} processed",
     )
     digits = max(len(f"{report.total:,}"), 6)
     cells = [
@@ -168,7 +147,7 @@ def _images(report: Report, width: int, blocks: bool) -> Iterator[Text]:
     yield Text("   ").join(cells[3:])
     if report.workers:
         rate = f"{'rate':<8}{report.images_per_second:>{digits},.1f} images/s now"
-        left = f", about {duration(report.eta_seconds)} left" if report.eta_seconds is not None else ""
+        left = f", about {words.duration(report.eta_seconds)} left" if report.eta_seconds is not None else ""
         yield Text(rate + left)
 
 
@@ -213,7 +192,7 @@ def _time_bar(worker: WorkerLine, room: int, blocks: bool) -> Text:
 
 def _worker_detail(worker: WorkerLine, several: bool, width: int, blocks: bool) -> Text:
     """The second line of a worker: who it is, and the key to its bar."""
-    age = duration((clock.utcnow() - worker.started_at).total_seconds())
+    age = words.duration((clock.utcnow() - worker.started_at).total_seconds())
     who = f"  {shown(worker.host) if several else worker.engine}, pid {worker.pid}, up {age}"
     shares = shares_of(worker)
     if not any(shares.values()):
@@ -274,14 +253,3 @@ def wrap(text: str, width: int, indent: str = "") -> list[str]:
     whole = _COMMAND.sub(lambda command: command[0].replace(" ", "\0"), text)
     wrapped = textwrap.wrap(whole, width, subsequent_indent=indent, break_on_hyphens=False)
     return [line.replace("\0", " ") for line in wrapped]
-
-
-def duration(seconds: float) -> str:
-    """At most two units: `4 s`, `3 min 20 s`, `5 h 2 min`, `3 d 4 h`."""
-    left = max(0, round(seconds))
-    parts: list[str] = []
-    for unit, length in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
-        count, left = divmod(left, length)
-        if count or parts:
-            parts.append(f"{count} {unit}" if count else "")
-    return " ".join(part for part in parts[:2] if part) or "0 s"

@@ -15,8 +15,7 @@ import termios
 import threading
 import tty
 from collections.abc import Iterator
-from dataclasses import dataclass
-from datetime import datetime
+from functools import partial
 from typing import Any
 
 from rich.console import Console, ConsoleDimensions
@@ -24,30 +23,17 @@ from rich.live import Live
 from rich.text import Text
 
 from featd import clock
-from featd.catalog import migrate
-from featd.errors import CatalogUnavailableError
 from featd.processes.signals import SignalQueue
-from featd_cli import status_report, status_screen
+from featd.report import status, words
+from featd.report.looking import EVERY_SECONDS, SILENT_SECONDS, Look, Looking, pause_after
+from featd.report.status import Report
+from featd.report.watched import Watched
+from featd_cli import status_screen
 from featd_cli.console import shown
-from featd_cli.instance import Instance, sqlite_file
-from featd_cli.status_report import Report
+from featd_cli.instance import Instance
 
-EVERY_SECONDS = 1.0
-REST = 4.0
-"""The pause after a report, as a multiple of the time it took, so that watching is never a heavy load."""
-SILENT_SECONDS = 3.0
-"""After so long without an answer the screen reports it."""
 HINT = "q or Ctrl-C ends"
 ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-
-@dataclass(frozen=True, slots=True)
-class Look:
-    """The last report. `trouble`: why it is outdated."""
-
-    report: Report | None = None
-    at: datetime | None = None
-    trouble: str | None = None
 
 
 class Looker(threading.Thread):
@@ -55,13 +41,13 @@ class Looker(threading.Thread):
 
     def __init__(self, instance: Instance) -> None:
         super().__init__(name="looker", daemon=True)
-        self.latest = Look()
+        self.latest: Look[Report] = Look()
         self.failure: Exception | None = None
         self._asked_at: float | None = None
         """When the report under way was begun."""
-        self._instance = instance
-        self._checked = False
-        self._identity: tuple[int, int] | None = None
+        watched = Watched.of(instance.settings)
+        make = partial(status.look, instance.catalog, watched, instance.faults)
+        self._looking = Looking(instance.catalog, make)
         self._told_to_stop = threading.Event()
         self._fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
 
@@ -73,43 +59,16 @@ class Looker(threading.Thread):
         while not self._told_to_stop.wait(pause):
             self._asked_at = began = clock.monotonic()
             try:
-                self.latest = self.step()
+                self.latest = self._looking.step()
             except Exception as error:
                 self.failure = error
                 return
             finally:
                 self._asked_at = None
                 os.eventfd_write(self._fd, 1)
-            pause = max(EVERY_SECONDS, REST * (clock.monotonic() - began))
+            pause = pause_after(clock.monotonic() - began)
 
-    def step(self) -> Look:
-        """Make one report. Errors that do not pass by themselves are raised."""
-        try:
-            self._reopen_if_moved()
-            if not self._checked:
-                migrate.check_schema(self._instance.catalog)
-                self._checked = True
-            return Look(status_report.look(self._instance), clock.utcnow())
-        except CatalogUnavailableError as error:
-            self._checked = False  # the catalog may have been restored or migrated meanwhile
-            return Look(self.latest.report, self.latest.at, str(error))
-
-    def _reopen_if_moved(self) -> None:
-        """Close the connections to an SQLite catalog that was moved or replaced: they would still read the old file."""
-        file = sqlite_file(self._instance.settings.catalog.url)
-        if file is None:
-            return
-        try:
-            found = file.stat()
-            identity = (found.st_dev, found.st_ino)
-        except OSError:
-            identity = None
-        if identity != self._identity:
-            self._instance.catalog.dispose()
-            self._checked = False
-        self._identity = identity
-
-    def take(self) -> Look:
+    def take(self) -> Look[Report]:
         """The latest report. Raises the error that ended the thread, if it has ended."""
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self._fd)
@@ -119,7 +78,7 @@ class Looker(threading.Thread):
         silent = 0.0 if asked_at is None else clock.monotonic() - asked_at
         if silent < SILENT_SECONDS:
             return self.latest
-        told = f"no answer for {status_screen.duration(silent)}: the catalog, a root or the store does not respond"
+        told = f"no answer for {words.duration(silent)}: the catalog, a root or the store does not respond"
         return Look(self.latest.report, self.latest.at, told)
 
     def stop(self) -> None:
@@ -192,7 +151,7 @@ def _keys() -> Iterator[list[int]]:
         termios.tcsetattr(fd, termios.TCSADRAIN, before)
 
 
-def _screen(look: Look, width: int, height: int, blocks: bool) -> list[Text]:
+def _screen(look: Look[Report], width: int, height: int, blocks: bool) -> list[Text]:
     """All lines of the screen, the last one at its bottom."""
     top = _trouble(look, min(width, status_screen.MAX_WIDTH))
     if top and height >= status_screen.HIGH:
@@ -208,7 +167,7 @@ def _screen(look: Look, width: int, height: int, blocks: bool) -> list[Text]:
     return [*top, *[Text()] * (height - 1 - len(top)), foot]
 
 
-def _trouble(look: Look, width: int) -> list[Text]:
+def _trouble(look: Look[Report], width: int) -> list[Text]:
     if look.trouble is None:
         return []
     below = "; the report below is from then" if look.report is not None else ""

@@ -196,9 +196,12 @@ backoff_seconds = 30.0
 enabled = false
 
 [web]
-# Reserved for a status page and metrics; not used yet.
+# A page that shows whether all is well, and metrics, in a process of its own. Needs `pip install 'featd[web]'`.
 enabled = false
+# Where: an address of this machine and a port. Other machines reach it only at another address than 127.0.0.1.
 listen = "127.0.0.1:8787"
+# What a browser or a program must show: 16 letters and digits or more. Needed at any address but 127.0.0.1 and [::1].
+token = ""
 
 [log]
 # debug, info, warning or error.

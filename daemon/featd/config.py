@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -263,9 +264,53 @@ class SearchConfig(_Section):
     enabled: bool = False
 
 
+LEAST_TOKEN = 16
+"""Characters of a token, so that nobody guesses it."""
+
+
 class WebConfig(_Section):
     enabled: bool = False
     listen: str = "127.0.0.1:8787"
+    token: str = ""
+
+    @property
+    def address(self) -> str:
+        """The IP address that the page listens at."""
+        return self.listen.rpartition(":")[0].strip("[]")
+
+    @property
+    def port(self) -> int:
+        return int(self.listen.rpartition(":")[2])
+
+    @field_validator("listen")
+    @classmethod
+    def _address_and_port(cls, listen: str) -> str:
+        address, _, port = listen.rpartition(":")
+        if address == "localhost":
+            address = "127.0.0.1"
+        try:
+            found = ip_address(address[1:-1] if address[:1] == "[" and address[-1:] == "]" else address)
+            if not port.isdecimal() or not 0 < int(port) < 65_536:
+                raise ValueError(port)
+        except ValueError:
+            raise ValueError(
+                f"{listen!r} is not an address and a port: write 127.0.0.1:8787, or [::1]:8787"
+            ) from None
+        return f"[{found}]:{int(port)}" if found.version == 6 else f"{found}:{int(port)}"
+
+    @model_validator(mode="after")
+    def _token_for_others(self) -> WebConfig:
+        if self.token and (
+            len(self.token) < LEAST_TOKEN or not self.token.isascii() or not self.token.isalnum()
+        ):
+            raise ValueError(
+                f"token: write at least {LEAST_TOKEN} letters and digits, for example from `openssl rand -hex 16`"
+            )
+        if self.enabled and not self.token and not ip_address(self.address).is_loopback:
+            raise ValueError(
+                f"{self.listen} can be reached from other machines: set `token` too, or listen at 127.0.0.1"
+            )
+        return self
 
 
 class LogConfig(_Section):

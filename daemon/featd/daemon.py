@@ -22,6 +22,7 @@ from featd.processes import devices
 from featd.processes.child import ChildSpec
 from featd.processes.hands import mark_escalated
 from featd.processes.link import ChildLink
+from featd.report.watched import Watched
 from featd.shards.atomic import make_folder
 from featd.shards.store import instance_of, is_store, refuse_root, run_folder
 from featd.start.preflight import check_without_net
@@ -29,6 +30,7 @@ from featd.start.reload import ConfigReload, Configuration
 from featd.supervisor.state_file import forget_failed_start, leave_failed_start
 from featd.supervisor.supervisor import Supervisor
 from featd.supervisor.systemd import Notifier
+from featd.web.plan import WebPlan
 from featd.worker.plan import WorkerPlan
 
 log = logs.get("daemon")
@@ -212,6 +214,15 @@ def configured(settings: Settings, host: str, *, drain: bool) -> Configuration:
             for index, plan in enumerate(workers)
         ),
     ]
+    if settings.web.enabled:
+        page = WebPlan(
+            catalog_url=settings.catalog.url,
+            watched=Watched.of(settings),
+            address=settings.web.address,
+            port=settings.web.port,
+            token=settings.web.token,
+        )
+        specs.append(ChildSpec("web", _web, page))
     return Configuration(settings.by_key(), specs, settings.workers.stop_seconds, settings.log)
 
 
@@ -235,6 +246,16 @@ def _ingest(link: ChildLink, plan: IngestPlan) -> int:
 def _worker(link: ChildLink, plan: WorkerPlan) -> int:
     from featd.worker import process
 
+    return process.run(link, plan)
+
+
+def _web(link: ChildLink, plan: WebPlan) -> int:
+    try:
+        from featd.web import process
+    except ImportError as error:
+        raise ConfigError(
+            f"web.enabled: the page needs {error.name}, which is not installed: `pip install 'featd[web]'`"
+        ) from None
     return process.run(link, plan)
 
 

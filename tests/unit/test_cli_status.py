@@ -18,13 +18,15 @@ import pytest
 from featd import clock
 from featd.catalog import connect, hosts
 from featd.catalog.stats import FailureLine, ShardTotals, WorkerLine
+from featd.report import status as report_status
+from featd.report import words
+from featd.report.running import Daemon
+from featd.report.status import Report, as_json, holds_back
 from featd.states import Kind, State
 from featd.worker.shares import Shares
-from featd_cli import status_report, status_screen
+from featd_cli import status_screen
 from featd_cli.instance import Instance
 from featd_cli.main import main
-from featd_cli.status_daemon import Daemon
-from featd_cli.status_report import Report, as_json, holds_back
 from featd_cli.status_watch import SILENT_SECONDS, Looker
 from filled import FINGERPRINT, Filled
 
@@ -465,7 +467,7 @@ def test_the_line_of_shards_fits_80_columns() -> None:
     [(0.2, "0 s"), (59.6, "1 min"), (200, "3 min 20 s"), (18_120, "5 h 2 min"), (86_400, "1 d")],
 )
 def test_durations_for_people(seconds: float, text: str) -> None:
-    assert status_screen.duration(seconds) == text
+    assert words.duration(seconds) == text
 
 
 def test_who_scans_is_shown_where_it_is_not_this_host_alone() -> None:
@@ -481,16 +483,16 @@ def test_who_scans_is_shown_where_it_is_not_this_host_alone() -> None:
 
 
 def test_a_pause_behind_a_slow_look_is_no_silence(filled: Filled, monkeypatch: pytest.MonkeyPatch) -> None:
-    now, real_look = [1000.0], status_report.look
+    now, real_look = [1000.0], report_status.look
     looks, go_on = threading.Semaphore(0), threading.Event()
 
-    def slow_look(instance: Instance) -> Report:
+    def slow_look(*arguments: Any) -> Report:
         looks.release()
         go_on.wait(20)
-        return real_look(instance)
+        return real_look(*arguments)
 
     monkeypatch.setattr(clock, "monotonic", lambda: now[0])
-    monkeypatch.setattr(status_report, "look", slow_look)
+    monkeypatch.setattr(report_status, "look", slow_look)
     looker = Looker(Instance(filled.settings, filled.catalog))
     looker.start()
     try:

@@ -1,4 +1,4 @@
-"""What `featd status` shows: read from the catalog, the roots and the store."""
+"""What `featd status` and the page show: read from the catalog, the roots and the store."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import os
 import socket
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
@@ -15,17 +16,17 @@ from rich.filesize import decimal
 
 from featd import clock
 from featd.errors import ConfigError, StoreUnavailableError
+from featd.report import running
+from featd.report.running import Daemon
+from featd.report.watched import Watched
 from featd.states import OF_THE_FILE, State
 from featd.worker.shares import KINDS
-from featd_cli import status_daemon
-from featd_cli.status_daemon import Daemon
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
 
     from featd.catalog.stats import FailureLine, ShardTotals, WorkerLine
-    from featd.config import Settings, StoreConfig
-    from featd_cli.instance import Instance
+    from featd.config import StoreConfig
 
 FULL_BYTES = 1024 * 1024
 NEW_SECONDS = 60.0
@@ -91,15 +92,15 @@ class Report:
         return round(self.open / rate, 1) if rate > 0 and self.open else None
 
 
-def look(instance: Instance) -> Report:
-    """Read everything once. Rows of `images` are read by index only."""
+def look(catalog: sa.Engine, watched: Watched, faults: Sequence[str] = ()) -> Report:
+    """Read everything once. Rows of `images` are read by index only. faults: what is wrong in the configuration."""
     from featd.catalog import connect, counters, forget, hosts, stats, values
     from featd.catalog import instance as identity
 
-    settings = instance.settings
-    daemon = status_daemon.look(settings.store.path)
+    store = watched.store
+    daemon = running.look(store.path)
     down = socket.gethostname() if daemon.down else None
-    with instance.read() as conn:
+    with connect.reading(catalog) as conn:
         counts = counters.counts(conn)
         workers = [
             # A worker whose lease is open although its supervisor is gone is dead.
@@ -110,30 +111,30 @@ def look(instance: Instance) -> Report:
         stuck = bool(workers) and not busy and counts[State.PENDING] > 0
         report = Report(
             instance=identity.instance_id(conn),
-            catalog=connect.shown_url(instance.catalog),
+            catalog=connect.shown_url(catalog),
             fingerprint=identity.fingerprint(conn),
             counts=counts,
             shards=(shards := stats.shard_totals(conn)),
             workers=workers,
             failures=stats.failures_by_kind(conn),
             ingest=hosts.ingest_of_all(conn, down),
-            decoders=settings.workers.decoders,
+            decoders=watched.decoders,
             faulty=_faulty(conn),
             unknown=values.get_value(conn, stats.UNKNOWN) or stats.NO_UNKNOWN,
-            roots=len(settings.roots),
+            roots=len(watched.roots),
             daemon=daemon,
             next_due_seconds=stats.next_due_seconds(conn) if stuck else None,
-            offline=_offline(settings),
+            offline=_offline(watched),
             # With a fault in a root it is not known which roots there are.
-            warnings=_foreign_roots(settings, stats.known_roots(conn)) if not instance.faults else [],
-            faults=tuple(f"configuration: {fault}" for fault in instance.faults),
-            store_fault=_store_fault(settings.store.path),
+            warnings=_foreign_roots(watched, stats.known_roots(conn)) if not faults else [],
+            faults=tuple(f"configuration: {fault}" for fault in faults),
+            store_fault=_store_fault(store.path),
             forgetting=forget.read(conn) is not None,
-            room=_room(settings.store, counts, shards),
-            store_unreadable=not os.access(settings.store.path, os.R_OK | os.X_OK),
-            waiting_roots=_waiting_roots(settings, stats.pending_roots(conn)) if stuck else {},
+            room=_room(store, counts, shards),
+            store_unreadable=not os.access(store.path, os.R_OK | os.X_OK),
+            waiting_roots=_waiting_roots(watched, stats.pending_roots(conn)) if stuck else {},
         )
-    report.warnings.extend(_warnings(instance, report))
+    report.warnings.extend(_warnings(catalog, watched, report))
     return report
 
 
@@ -154,18 +155,18 @@ def shares_of(worker: WorkerLine) -> dict[str, float]:
     return {kind: told.get(kind, 0.0) for kind in KINDS}
 
 
-def _waiting_roots(settings: Settings, pending: set[str]) -> dict[str, str]:
+def _waiting_roots(watched: Watched, pending: set[str]) -> dict[str, str]:
     from featd.roots import RootState, root_state
 
-    configured = {str(root.path) for root in settings.roots}
+    configured = {str(root.path) for root in watched.roots}
     why = {
         root: root_state(Path(root)) if root in configured else "not in the configuration" for root in pending
     }
     return {root: str(state) for root, state in sorted(why.items()) if state != RootState.ONLINE}
 
 
-def _foreign_roots(settings: Settings, known: list[str]) -> list[str]:
-    configured = {str(root.path) for root in settings.roots}
+def _foreign_roots(watched: Watched, known: list[str]) -> list[str]:
+    configured = {str(root.path) for root in watched.roots}
     return [
         f"root {root} is not in the configuration, and its images stay as they are: see `featd roots`"
         for root in known
@@ -173,10 +174,10 @@ def _foreign_roots(settings: Settings, known: list[str]) -> list[str]:
     ]
 
 
-def _offline(settings: Settings) -> dict[str, str]:
+def _offline(watched: Watched) -> dict[str, str]:
     from featd.roots import RootState, root_state
 
-    states = {str(root.path): root_state(root.path) for root in settings.roots}
+    states = {str(root.path): root_state(root.path) for root in watched.roots}
     return {root: str(state) for root, state in states.items() if state is not RootState.ONLINE}
 
 
@@ -240,30 +241,30 @@ def _no_room(room: dict[str, Any]) -> str:
     )
 
 
-def _warnings(instance: Instance, report: Report) -> list[str]:
+def _warnings(catalog: sa.Engine, watched: Watched, report: Report) -> list[str]:
     from featd.catalog import pairing
     from featd.roots import RootState
 
-    settings = instance.settings
+    store = watched.store.path
     found = []
     try:
-        pairing.check(instance.catalog, settings.store.path, writable=False)
+        pairing.check(catalog, store, writable=False)
     except (StoreUnavailableError, ConfigError) as error:
         found.append(f"store {error}")
     if report.store_fault:
         found.append(report.store_fault)
     elif report.room["lacking"]:
-        found.append(f"store {settings.store.path}: {_no_room(report.room)}")
+        found.append(f"store {store}: {_no_room(report.room)}")
     if report.forgetting:
         found.append(
             "a `featd forget` is not finished: a running featd goes on with it; or run it again to see what is left"
         )
     for path, fault in sorted(report.faulty.items()):
         found.append(f"shard {path} is {fault}: bring it back from a backup, or run `featd verify --repair`")
-    found.extend(status_daemon.troubles(report.daemon))
+    found.extend(running.troubles(report.daemon))
     notes = dict(report.ingest["notes"])
     for root, state in report.offline.items():
-        if state == RootState.UNREADABLE and not _is_owner(settings.store.path):
+        if state == RootState.UNREADABLE and not _is_owner(store):
             found.append(f"root {root} cannot be read by this user; featd may be able to")
             continue
         found.append(f"root {root} is offline ({state}): images of this root keep their state")
@@ -273,17 +274,17 @@ def _warnings(instance: Instance, report: Report) -> list[str]:
         found.append(f"root {root}: no file can be read; its images are tried again, and nothing is counted")
     for worker in report.workers:
         left = worker.expires_in_seconds
-        if left < _lease_of(worker, settings) * LEASE_WARNING and state_of(worker) != "dead":
+        if left < _lease_of(worker, watched.lease_seconds) * LEASE_WARNING and state_of(worker) != "dead":
             found.append(
                 f"worker {worker.device} on {worker.host} has not renewed its lease: it ends in {left:.0f} s"
             )
     return found
 
 
-def _lease_of(worker: WorkerLine, settings: Settings) -> float:
+def _lease_of(worker: WorkerLine, lease_seconds: float) -> float:
     """For how many seconds a worker renews its lease, as it says itself: another host has a configuration of its own.
     0 where that is not known."""
-    mine = settings.workers.lease_seconds if worker.host == socket.gethostname() else 0.0
+    mine = lease_seconds if worker.host == socket.gethostname() else 0.0
     return float(worker.shares.get("lease_seconds", mine))
 
 

@@ -1,0 +1,97 @@
+"""The page's process: listens, serves, and ends when it is told to. Nothing that happens here disturbs a worker."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import socket
+
+import uvicorn
+
+from featd import logs
+from featd.catalog import connect
+from featd.errors import FeatdError, reason
+from featd.processes.link import ChildLink
+from featd.processes.records import Ready
+from featd.processes.signals import StopFlag
+from featd.web.app import Page
+from featd.web.plan import WebPlan
+
+log = logs.get("web")
+
+NICE = 10
+BACKLOG = 64
+MOST_CONNECTIONS = 128
+SILENT_MS = 20_000
+"""A client that takes no data for so long is cut off by the kernel, whatever is written to it meanwhile."""
+BEAT_SECONDS = 60.0
+BEAT_EVERY_SECONDS = 1.0
+GRACE_SECONDS = 2
+"""For answers under way, when it stops. Listeners of events never end by themselves."""
+
+
+def listen(address: str, port: int) -> socket.socket:
+    """FeatdError where the page cannot listen there: the supervisor tries again, ever more slowly."""
+    made = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    # Connections inherit these two.
+    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, SILENT_MS)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    try:
+        made.bind((address, port))
+    except OSError as error:
+        made.close()
+        ways = {
+            errno.EADDRINUSE: "another program has this port: stop it, or choose another one in web.listen",
+            errno.EADDRNOTAVAIL: "this machine does not have this address: see web.listen",
+            errno.EACCES: "ports below 1024 are root's: choose another one in web.listen",
+        }
+        why = ways.get(error.errno or 0, reason(error))
+        raise FeatdError(f"the page cannot listen at {address}, port {port}: {why}") from None
+    made.listen(BACKLOG)
+    made.setblocking(False)
+    return made
+
+
+def run(link: ChildLink, plan: WebPlan) -> int:
+    """The child's life."""
+    stop = StopFlag()  # for a signal before the server has its own handlers, and again after that
+    with contextlib.suppress(OSError):
+        os.nice(NICE)
+    with contextlib.closing(listen(plan.address, plan.port)) as listening:
+        page = Page(connect.open_catalog(plan.catalog_url, plan.watched.lease_seconds), plan)
+        config = uvicorn.Config(
+            page.app(),
+            log_config=None,
+            access_log=False,  # tokens stand in addresses
+            lifespan="off",
+            server_header=False,
+            proxy_headers=False,
+            limit_concurrency=MOST_CONNECTIONS,
+            timeout_graceful_shutdown=GRACE_SECONDS,
+        )
+        if not stop.stopping:
+            asyncio.run(_serve(uvicorn.Server(config), listening, link, plan))
+    return 0
+
+
+async def _serve(server: uvicorn.Server, listening: socket.socket, link: ChildLink, plan: WebPlan) -> None:
+    beating = asyncio.create_task(_beat(link))
+    link.report(Ready())
+    log.info("page_open", f"the page is at http://{shown_address(plan.address, plan.port)}/")
+    try:
+        await server.serve(sockets=[listening])
+    finally:
+        beating.cancel()
+
+
+async def _beat(link: ChildLink) -> None:
+    while True:
+        link.beat(BEAT_SECONDS)
+        await asyncio.sleep(BEAT_EVERY_SECONDS)
+
+
+def shown_address(address: str, port: int) -> str:
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"

@@ -1,0 +1,25 @@
+"""The files of the page: style, script and icon, read once."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+TYPES = {
+    "style.css": "text/css; charset=utf-8",
+    "page.js": "text/javascript; charset=utf-8",
+    "icon.svg": "image/svg+xml",
+    "no-picture.svg": "image/svg+xml",
+}
+_folder = files("featd.web") / "static"
+_contents = {name: (_folder / name).read_bytes() for name in TYPES}
+
+
+async def answer(request: Request) -> Response:
+    name = request.path_params["name"]
+    if name not in _contents:
+        raise HTTPException(404)
+    return Response(_contents[name], media_type=TYPES[name], headers={"cache-control": "no-cache"})
