@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from featd.errors import EXIT_NOTHING_MATCHED, NothingMatchedError
+from featd.paths import full_path
 from featd_cli.console import array, note, say, shown
 from featd_cli.instance import ConfigOption, JsonOption, open_instance
-from featd_cli.selection import KindOption, PathOption, full_path, image_filter
+from featd_cli.selection import KindOption, PathOption, image_filter
 
 if TYPE_CHECKING:
     from featd.catalog.retry import FailedImage

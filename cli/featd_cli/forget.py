@@ -15,12 +15,11 @@ import typer
 from featd import clock, logs
 from featd.crash_points import CrashPoint, crash_point
 from featd.errors import EXIT_FAILED_ROWS, FeatdError, NothingMatchedError
-from featd.paths import from_catalog, is_stand_in, stand_in, to_catalog
+from featd.paths import from_catalog, full_path, is_stand_in, stand_in, to_catalog
 from featd.states import State
 from featd_cli.console import counted, document, note, progress, say, shown
 from featd_cli.files import locate, spelled_out
 from featd_cli.instance import ConfigOption, Instance, JsonOption, open_instance
-from featd_cli.selection import full_path
 
 if TYPE_CHECKING:
     from featd.catalog.forget import KnownImage, Target

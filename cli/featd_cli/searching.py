@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from featd.paths import from_catalog
+from featd.paths import from_catalog, full_path
 from featd_cli.console import counted, note, shown
 from featd_cli.files import check_output
-from featd_cli.selection import full_path
 
 if TYPE_CHECKING:
     from featd.catalog.live import LiveVector

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable
 from datetime import datetime, timedelta
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from featd import clock
+from featd.paths import full_path
 from featd.states import Kind
 
 if TYPE_CHECKING:
@@ -98,13 +98,6 @@ def path_filter(pattern: str | None) -> Callable[[str, str], bool]:
         return globs.wants(path) or (name_only and globs.wants(path.rpartition("/")[2]))
 
     return wanted
-
-
-def full_path(root: str, path: str) -> str:
-    """Root and path together, in catalog form."""
-    from featd.paths import to_catalog
-
-    return f"{to_catalog(os.fsencode(root)).rstrip('/')}/{path}"
 
 
 def image_filter(kind: str | None, path: str | None) -> tuple[Kind | None, Callable[[FailedImage], bool]]:

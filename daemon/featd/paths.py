@@ -57,6 +57,11 @@ def from_catalog(text: str) -> bytes:
     return bytes(out)
 
 
+def full_path(root: str, path: str) -> str:
+    """A root, as it stands in the catalog, and a path in it together, in catalog form."""
+    return f"{to_catalog(os.fsencode(root)).rstrip('/')}/{path}"
+
+
 MOST_CATALOG_BYTES = 2000
 """PostgreSQL's index holds 2,704 bytes of root and path; a path on Linux may have 4,095, and more in catalog form."""
 _KEPT_BYTES = 200

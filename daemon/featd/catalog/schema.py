@@ -172,6 +172,17 @@ settings = sa.Table(
 )
 
 
+# How much was done until each minute, for a week.
+samples = sa.Table(
+    "samples",
+    metadata,
+    sa.Column("minute", BigId, primary_key=True, autoincrement=False),
+    sa.Column("done", sa.BigInteger, nullable=False),
+    sa.Column("failed", sa.BigInteger, nullable=False),
+    sa.Column("open", sa.BigInteger, nullable=False),
+)
+
+
 def in_state(state: State) -> sa.ColumnElement[bool]:
     """`images.state` is `state`, as a literal, so that the planner recognises the predicate of a partial index."""
     return images.c.state == sa.literal_column(f"'{state}'")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from featd import clock, logs
-from featd.catalog import connect, counters, feed, forget, hosts, mend, pairing, stats
+from featd.catalog import connect, counters, feed, forget, hosts, mend, pairing, samples, stats
 from featd.errors import CatalogUnavailableError
 from featd.janitor import drain
 from featd.janitor.compaction import Compaction
@@ -41,6 +41,7 @@ FEED_EVERY_SECONDS = 0.5
 FEED_FORGET_SECONDS = 3600.0
 STATUS_EVERY_SECONDS = 3.0
 MEND_EVERY_SECONDS = 60.0
+SAMPLE_EVERY_SECONDS = 60.0
 LEFTOVERS_EVERY_SECONDS = 600.0
 COMPACT_EVERY_SECONDS = 60.0
 PURGE_EVERY_SECONDS = 86_400.0
@@ -96,7 +97,9 @@ class Janitor:
         self._marked = read_mark(plan.store.path)
         self._room = Room(self._catalog, plan.store.path, plan.store.min_free)
         self._rescue = Rescue(self._catalog, plan.run_folder, plan.host, plan.retry)
-        self._due = dict.fromkeys(("room", "feed", "status", "expired", "duty", "mend", "drain"), 0.0)
+        self._due = dict.fromkeys(
+            ("room", "feed", "status", "expired", "duty", "mend", "sample", "drain"), 0.0
+        )
 
     def begin(self) -> None:
         """Before any worker claims."""
@@ -129,6 +132,8 @@ class Janitor:
             connect.transact(self._catalog, mend.mend_retired)
             mended = connect.transact(self._catalog, mend.mend_far_future)
             self._due["mend"] = 0.0 if mended == mend.MEND_ROWS else self._due["mend"]  # there may be more
+        if self._tidies and self._is_due("sample", now, SAMPLE_EVERY_SECONDS):
+            connect.transact(self._catalog, samples.take)
         for task in self._tasks:
             if self._tidies:
                 task.step(now)
