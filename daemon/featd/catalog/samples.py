@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import sqlalchemy as sa
 
@@ -25,22 +25,22 @@ class Sample:
     open: int
 
 
-def take(conn: sa.Connection) -> None:
-    """Write this minute's sample, once, and forget old ones. Needs no lease: two hosts that do it for a moment write the
-    same."""
-    minute = int(clock.utcnow().timestamp()) // 60
+def now(conn: sa.Connection) -> Sample:
+    """What a sample of this moment has."""
     done, failed = (sa.func.coalesce(sa.func.sum(column), 0) for column in leases.c["done", "failed"])
     totals = conn.execute(sa.select(done, failed)).one()
     counts = counters.counts(conn)
-    row = {
-        "minute": minute,
-        "done": int(totals[0]),
-        "failed": int(totals[1]),
-        "open": counts[State.PENDING] + counts[State.CLAIMED],
-    }
-    conn.execute(dialects.upsert(conn, samples, ["minute"], row))
+    left = counts[State.PENDING] + counts[State.CLAIMED]
+    return Sample(int(clock.utcnow().timestamp()) // 60, int(totals[0]), int(totals[1]), left)
+
+
+def take(conn: sa.Connection) -> None:
+    """Write this minute's sample, and forget old ones. Needs no lease: hosts that do it in the same minute write the
+    same row."""
+    sample = now(conn)
+    conn.execute(dialects.upsert(conn, samples, ["minute"], asdict(sample)))
     # A clock that was wrong may have left rows of the future.
-    outdated = ~samples.c.minute.between(minute - KEPT_MINUTES, minute)
+    outdated = ~samples.c.minute.between(sample.minute - KEPT_MINUTES, sample.minute)
     conn.execute(sa.delete(samples).where(outdated))
 
 

@@ -10,22 +10,19 @@ from __future__ import annotations
 import argparse
 import contextlib
 import errno
-import faulthandler
 import mmap
 import os
-import resource
-import signal
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
 from featd.clock import monotonic
 from featd.crash_points import CrashPoint, crash_point
+from featd.decoders.limits import bound_memory, settle_in
 from featd.decoders.wire import (
     PACKET_BYTES,
     Decoded,
@@ -40,21 +37,12 @@ from featd.decoders.wire import (
 from featd.errors import ImageError
 from featd.images import corrections
 from featd.images.decode import decode
-from featd.images.read import MAX_FILE_BYTES, ChangedError, read_image
+from featd.images.read import ChangedError, read_image
 from featd.paths import from_catalog
 from featd.preprocess.apply import apply
 from featd.processes.hands import Hands
-from featd.processes.signals import die_with_parent
 from featd.roots import RootState, root_state
 from featd.states import ClaimedImage, Correction, Failure, Kind, Unchanged
-
-_OOM_SCORE = "500"
-_IGNORED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-
-# The worst case seen in the libraries behind OpenCV: a float RGBA TIFF in one strip takes 16 bytes a pixel, the picture
-# itself 3, and rotating it 3 more. The second constant is for what a library needs beside the pixels.
-_BYTES_PER_PIXEL = 24
-_BYTES_BESIDE = 512 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,28 +130,6 @@ class Decoder:
         return Decoded(image, file.content)
 
 
-def _settle_in(parent: int) -> None:
-    """Set up signals, death with the parent, and the kernel's preference when memory is short."""
-    for number in _IGNORED:
-        signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _IGNORED)  # the pool has blocked them until they are ignored
-    die_with_parent(parent)
-    with contextlib.suppress(OSError):  # a sandbox may hide the file; it is only a preference
-        Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
-    faulthandler.enable(2)
-    cv2.setNumThreads(1)
-
-
-def _bound_memory(max_pixels: int) -> None:
-    """Limit the address space of this process to what it has now, plus the largest picture allowed."""
-    now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    most = now + max_pixels * _BYTES_PER_PIXEL + MAX_FILE_BYTES + _BYTES_BESIDE
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    bounds = [most, *(limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY)]
-    resource.setrlimit(resource.RLIMIT_AS, (min(bounds), hard))
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Main function. The descriptors are inherited; everything else is in the setup file."""
     parser = argparse.ArgumentParser(prog="featd.decoders.process", allow_abbrev=False)
@@ -171,7 +137,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.add_argument(f"--{name}", type=int, required=True)
     parser.add_argument("--hands", type=Path, required=True)
     given = parser.parse_args(argv)
-    _settle_in(given.parent)
+    settle_in(given.parent)
     setup = Setup.from_bytes(os.pread(given.setup, os.fstat(given.setup).st_size, 0))
     os.close(given.setup)
     slots_bytes = int(np.prod(setup.shape, dtype=np.int64)) * 4
@@ -179,7 +145,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     os.close(given.slots)
     with Hands.open(given.hands) as hands:
         decoder = Decoder(given.index, hands, socket.socket(fileno=given.tasks), setup, slots)
-        _bound_memory(setup.spec.max_pixels)
+        bound_memory(setup.spec.max_pixels)
         hands.decoder_ready(given.index, os.getpid())
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the worker has ended
             decoder.run()

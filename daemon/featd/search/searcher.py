@@ -75,6 +75,11 @@ class Searcher:
         """Shard -> why its vectors are not found, as far as this searcher knows."""
         return self._keeper.unreadable
 
+    def open(self) -> bool:
+        """Open the index in the store, and make none: whether there is one that can be used."""
+        self._index = self._keeper.open()
+        return self._index is not None
+
     @property
     def index(self) -> Index:
         """The index as the feed stands now. StoreUnavailableError or ConfigError where it must be made, and cannot be

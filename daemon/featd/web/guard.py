@@ -81,7 +81,7 @@ class Guard:
             )
             return answer
         if "text/html" in headers.get("accept", ""):
-            return templates.page("token.html", 401, wrong=bool(shown))
+            return templates.page("token.html", 401, host="", wrong=bool(shown))
         return PlainTextResponse(
             "a token is needed: send `Authorization: Bearer TOKEN` with the token of [web] in featd.toml\n",
             401,

@@ -1,0 +1,87 @@
+// Keeps the page up to date. It replaces only the sections that have changed, and none that somebody is using.
+"use strict";
+
+const SILENT_MS = 15000;
+const board = document.getElementById("board");
+const lost = document.getElementById("lost");
+const waiting = new Map();
+let heardAt = Date.now();
+let source = null;
+
+function replace(id, html) {
+  const section = document.getElementById(id);
+  const focused = document.activeElement;
+  if (section !== focused && section.contains(focused)) {
+    waiting.set(id, html); // until the focus has left it
+    return;
+  }
+  waiting.delete(id);
+  section.innerHTML = html;
+}
+
+function hear(event) {
+  const news = JSON.parse(event.data);
+  heardAt = Date.now();
+  board.dataset.tone = news.tone;
+  for (const [id, html] of Object.entries(news.sections)) {
+    replace(id, html);
+  }
+  board.classList.remove("outdated");
+  lost.hidden = true;
+}
+
+function look() {
+  if (document.hidden || Date.now() - heardAt < SILENT_MS) {
+    return;
+  }
+  tellLost();
+}
+
+function tellLost() {
+  if (lost.hidden) {
+    const at = new Date(heardAt).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", second: "2-digit" });
+    lost.textContent = `featd does not answer. It was stopped, or its machine cannot be reached. What is below is from ${at}. Trying again.`;
+    lost.hidden = false;
+    board.classList.add("outdated");
+  }
+}
+
+function open() {
+  if (source === null) {
+    source = new EventSource("/events");
+    source.onmessage = hear;
+    source.onerror = () => {
+      tellLost();
+      if (source.readyState === EventSource.CLOSED) {
+        // Refused, for example because too many pages are open.
+        close();
+        setTimeout(open, 10000);
+      }
+    };
+  }
+}
+
+function close() {
+  if (source !== null) {
+    source.close();
+    source = null;
+  }
+}
+
+document.addEventListener("visibilitychange", () => {
+  if (document.hidden) {
+    close();
+  } else {
+    heardAt = Date.now();
+    open();
+  }
+});
+document.addEventListener("focusout", () => {
+  setTimeout(() => {
+    for (const [id, html] of [...waiting]) {
+      replace(id, html);
+    }
+  }, 0);
+});
+setInterval(look, 1000);
+open();
