@@ -7,6 +7,7 @@ import os
 
 import pytest
 
+CHROMIUM = "/usr/bin/chromium"
 CI = os.environ.get("CI", "").lower() == "true"
 
 
@@ -21,3 +22,9 @@ def need_caffe() -> None:
     """Skip unless real Caffe can be imported."""
     if importlib.util.find_spec("caffe") is None:
         missing("real Caffe is not importable (script/build-caffe builds it)")
+
+
+def need_chromium() -> None:
+    """Skip unless Debian's Chromium is there."""
+    if not os.access(CHROMIUM, os.X_OK):
+        missing(f"{CHROMIUM} is not there (apt-get install chromium)")

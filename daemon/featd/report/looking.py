@@ -37,7 +37,7 @@ class Looking(Generic[T]):
 
     def __init__(self, catalog: sa.Engine, make: Callable[[], T]) -> None:
         self._catalog = catalog
-        self._make = make
+        self.make = make
         self._latest: Look[T] = Look()
         self._checked = False
         self._identity: tuple[int, int] | None = None
@@ -49,7 +49,7 @@ class Looking(Generic[T]):
             if not self._checked:
                 migrate.check_schema(self._catalog)
                 self._checked = True
-            self._latest = Look(self._make(), clock.utcnow())
+            self._latest = Look(self.make(), clock.utcnow())
         except CatalogUnavailableError as error:
             self._checked = False  # the catalog may have been restored or migrated meanwhile
             self._latest = Look(self._latest.report, self._latest.at, str(error))

@@ -48,8 +48,8 @@ class Page:
         self._catalog = catalog
         self._plan = plan
         self._host = socket.gethostname()
-        self._live: Live[Front] = Live(catalog, partial(front.gather, catalog, plan.watched))
-        self._events = Events(self._live, self._host)
+        self.live: Live[Front] = Live(catalog, partial(front.gather, catalog, plan.watched))
+        self.stream = Events(self.live, self._host)
         self._thumbnails = Thumbnails()
         self._searching = asyncio.Semaphore(1)
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="reader")
@@ -74,17 +74,24 @@ class Page:
         }
         return Guard(Starlette(routes=routes, exception_handlers=errors), self._plan.token)
 
+    async def close(self) -> None:
+        """End what it has started. A thread that waits for the catalog ends with the process."""
+        await self._thumbnails.close()
+        self.live.close()
+        self._readers.shutdown(wait=False, cancel_futures=True)
+        self._catalog.dispose()
+
     async def front(self, request: Request) -> Response:
-        look = await self._live.look()
+        look = await self.live.look()
         parts = front.sections(look, self._host)
         return templates.page("page.html", host=self._host, tone=front.tone(look), sections=parts)
 
     async def events(self, request: Request) -> Response:
-        return self._events.answer()
+        return self.stream.answer()
 
     async def api_status(self, request: Request) -> Response:
         """The document of `featd status --json`."""
-        look = await self._live.look()
+        look = await self.live.look()
         if look.report is None or look.trouble is not None:
             return _json({"error": look.trouble}, 503)
         return _json(status.as_json(look.report.report))

@@ -53,14 +53,12 @@ def gather(catalog: sa.Engine, watched: Watched) -> Front:
 
 
 def tone(look: Look[Front]) -> str:
-    """How it stands, for a colour: `good`, `warn` or `bad`. A person is needed at once only for `bad`."""
+    """How it stands, for a colour: `good`, `warn`, or `bad` where nothing gets done although there is work."""
     if look.report is None or look.trouble is not None:
         return "bad"
     report = look.report.report
     runs, _ = words.running(report)
-    stuck = report.open and not any(
-        status.state_of(worker) in ("working", "idle") for worker in report.workers
-    )
+    stuck = report.open and not any(status.state_of(worker) == "working" for worker in report.workers)
     if not runs or (stuck and report.warnings):
         return "bad"
     return "warn" if report.warnings or report.faults else "good"

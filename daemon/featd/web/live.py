@@ -24,19 +24,22 @@ class Live(Generic[T]):
     """The latest report, for any number of clients. Use in one event loop."""
 
     def __init__(self, catalog: sa.Engine, make: Callable[[], T]) -> None:
-        self._looking = Looking(catalog, make)
+        self.looking = Looking(catalog, make)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="report")
         self._latest: Look[T] = Look()
         self._under_way: asyncio.Future[Look[T]] | None = None
         self._asked_at = 0.0
         self._fresh_until = 0.0
 
+    def close(self) -> None:
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
     async def look(self) -> Look[T]:
         """A report that is about a second old, or older where reading takes long; with what troubles it where the
         catalog, a root or the store does not answer."""
         if self._under_way is None and clock.monotonic() >= self._fresh_until:
             self._asked_at = clock.monotonic()
-            self._under_way = asyncio.get_running_loop().run_in_executor(self._thread, self._looking.step)
+            self._under_way = asyncio.get_running_loop().run_in_executor(self._thread, self.looking.step)
             self._under_way.add_done_callback(self._take)
         if self._under_way is not None:
             await asyncio.wait([self._under_way], timeout=SILENT_SECONDS)

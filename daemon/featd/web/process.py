@@ -55,6 +55,21 @@ def listen(address: str, port: int) -> socket.socket:
     return made
 
 
+def server(page: Page) -> uvicorn.Server:
+    """What serves it."""
+    config = uvicorn.Config(
+        page.app(),
+        log_config=None,
+        access_log=False,  # tokens stand in addresses
+        lifespan="off",
+        server_header=False,
+        proxy_headers=False,
+        limit_concurrency=MOST_CONNECTIONS,
+        timeout_graceful_shutdown=GRACE_SECONDS,
+    )
+    return uvicorn.Server(config)
+
+
 def run(link: ChildLink, plan: WebPlan) -> int:
     """The child's life."""
     stop = StopFlag()  # for a signal before the server has its own handlers, and again after that
@@ -62,36 +77,24 @@ def run(link: ChildLink, plan: WebPlan) -> int:
         os.nice(NICE)
     with contextlib.closing(listen(plan.address, plan.port)) as listening:
         page = Page(connect.open_catalog(plan.catalog_url, plan.watched.lease_seconds), plan)
-        config = uvicorn.Config(
-            page.app(),
-            log_config=None,
-            access_log=False,  # tokens stand in addresses
-            lifespan="off",
-            server_header=False,
-            proxy_headers=False,
-            limit_concurrency=MOST_CONNECTIONS,
-            timeout_graceful_shutdown=GRACE_SECONDS,
-        )
         if not stop.stopping:
-            asyncio.run(_serve(uvicorn.Server(config), listening, link, plan))
+            asyncio.run(_serve(page, listening, link))
     return 0
 
 
-async def _serve(server: uvicorn.Server, listening: socket.socket, link: ChildLink, plan: WebPlan) -> None:
+async def _serve(page: Page, listening: socket.socket, link: ChildLink) -> None:
     beating = asyncio.create_task(_beat(link))
     link.report(Ready())
-    log.info("page_open", f"the page is at http://{shown_address(plan.address, plan.port)}/")
+    address, port = listening.getsockname()[:2]
+    log.info("page_open", f"the page is at http://{f'[{address}]' if ':' in address else address}:{port}/")
     try:
-        await server.serve(sockets=[listening])
+        await server(page).serve(sockets=[listening])
     finally:
         beating.cancel()
+        await page.close()
 
 
 async def _beat(link: ChildLink) -> None:
     while True:
         link.beat(BEAT_SECONDS)
         await asyncio.sleep(BEAT_EVERY_SECONDS)
-
-
-def shown_address(address: str, port: int) -> str:
-    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
