@@ -9,10 +9,11 @@ from contextlib import contextmanager
 from typing import Any
 
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from needs import CHROMIUM
 
+expect.set_options(timeout=30_000)
 NARROW = {"width": 375, "height": 812}
 WIDE = {"width": 1200, "height": 900}
 RULES = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "best-practice"]}
@@ -42,18 +43,17 @@ def open_page(browser: Browser, url: str, complaints: list[str], **options: Any)
 
 
 def violations(page: Page) -> list[str]:
-    """The rules of accessibility that a page breaks, in light and dark, wide and narrow; and whether it is wider than a
-    narrow screen."""
+    """The rules of accessibility that a page breaks, light on a wide screen and dark on a narrow one; and whether it is
+    wider than that."""
     found = []
-    for size in (WIDE, NARROW):
+    for size, scheme in ((WIDE, "light"), (NARROW, "dark")):
         page.set_viewport_size(size)  # type: ignore[arg-type]
-        for scheme in ("light", "dark"):
-            page.emulate_media(color_scheme=scheme, reduced_motion="reduce")  # type: ignore[arg-type]
-            broken = Axe().run(page, options=RULES).response["violations"]
-            found += [
-                f"{scheme}, {size['width']}: {one['id']}: {json.dumps([node['html'] for node in one['nodes']])[:300]}"
-                for one in broken
-            ]
+        page.emulate_media(color_scheme=scheme, reduced_motion="reduce")  # type: ignore[arg-type]
+        broken = Axe().run(page, options=RULES).response["violations"]
+        found += [
+            f"{scheme}, {size['width']}: {one['id']}: {json.dumps([node['html'] for node in one['nodes']])[:300]}"
+            for one in broken
+        ]
         if (width := page.evaluate("document.documentElement.scrollWidth")) > size["width"]:
             found.append(f"{width} pixels wide on a screen of {size['width']}")
     page.set_viewport_size(WIDE)  # type: ignore[arg-type]

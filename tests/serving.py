@@ -74,6 +74,7 @@ def serving(settings: Settings, token: str = "") -> Iterator[Served]:
         wait_for(lambda: runs.started or not thread.is_alive(), 30, "the server")
         yield Served(listening.getsockname()[1], page)
     finally:
+        page.stream.close()
         runs.should_exit = True
         thread.join(30)
         listening.close()

@@ -151,9 +151,13 @@ def test_broken_links_are_found(tmp_path: Path) -> None:
 
 def test_the_index_names_every_page() -> None:
     index, site = page("docs/index.md"), page("mkdocs.yml")
+    shown = "".join(path.read_text(encoding="utf-8") for path in PAGES)
     for path in (PROJECT / "docs").rglob("*"):
-        if path.is_file() and path.name != "index.md":
-            name = str(path.relative_to(PROJECT / "docs"))
+        name = str(path.relative_to(PROJECT / "docs"))
+        if path.suffix == ".png":
+            assert f"{name})" in shown
+            assert path.stat().st_size < 150_000
+        elif path.is_file() and path.name != "index.md":
             assert f"]({name})" in index
             assert path.suffix != ".md" or f": {name}\n" in site
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncIterator
 from typing import Any
@@ -28,6 +29,11 @@ class Events:
         self.listeners = 0
         self._live = live
         self._host = host
+        self._closed = asyncio.Event()
+
+    def close(self) -> None:
+        """Let everybody's stream end."""
+        self._closed.set()
 
     def answer(self) -> Response:
         """A stream; 503 where too many listen."""
@@ -46,7 +52,9 @@ class Events:
                 changed = {name: html for name, html in found.items() if sent.get(name) != html}
                 sent = found
                 yield f"data: {json.dumps(document(look, changed))}\n\n"
-                await asyncio.sleep(EVERY_SECONDS)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._closed.wait(), EVERY_SECONDS)
+                    return
         finally:
             self.listeners -= 1
 

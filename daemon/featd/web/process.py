@@ -27,9 +27,9 @@ MOST_CONNECTIONS = 128
 SILENT_MS = 20_000
 """A client that takes no data for so long is cut off by the kernel, whatever is written to it meanwhile."""
 BEAT_SECONDS = 60.0
-BEAT_EVERY_SECONDS = 1.0
+BEAT_EVERY_SECONDS = 0.25
 GRACE_SECONDS = 2
-"""For answers under way, when it stops. Listeners of events never end by themselves."""
+"""For answers under way, when it stops."""
 
 
 def listen(address: str, port: int) -> socket.socket:
@@ -83,18 +83,21 @@ def run(link: ChildLink, plan: WebPlan) -> int:
 
 
 async def _serve(page: Page, listening: socket.socket, link: ChildLink) -> None:
-    beating = asyncio.create_task(_beat(link))
+    serving = server(page)
+    beating = asyncio.create_task(_beat(link, page, serving))
     link.report(Ready())
     address, port = listening.getsockname()[:2]
     log.info("page_open", f"the page is at http://{f'[{address}]' if ':' in address else address}:{port}/")
     try:
-        await server(page).serve(sockets=[listening])
+        await serving.serve(sockets=[listening])
     finally:
         beating.cancel()
         await page.close()
 
 
-async def _beat(link: ChildLink) -> None:
+async def _beat(link: ChildLink, page: Page, serving: uvicorn.Server) -> None:
     while True:
         link.beat(BEAT_SECONDS)
+        if serving.should_exit:
+            page.stream.close()
         await asyncio.sleep(BEAT_EVERY_SECONDS)

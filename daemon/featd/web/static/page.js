@@ -5,6 +5,7 @@ const SILENT_MS = 15000;
 const board = document.getElementById("board");
 const lost = document.getElementById("lost");
 const waiting = new Map();
+// When the page began, or the last event came.
 let heardAt = Date.now();
 let source = null;
 
@@ -43,6 +44,9 @@ function tellLost() {
     lost.textContent = `featd does not answer. It was stopped, or its machine cannot be reached. What is below is from ${at}. Trying again.`;
     lost.hidden = false;
     board.classList.add("outdated");
+    const headline = board.querySelector(".headline");
+    headline.lastChild.textContent = "No answer";
+    headline.classList.replace("good", "bad");
   }
 }
 
