@@ -72,6 +72,17 @@ def test_the_template_is_valid_toml_for_several_roots() -> None:
     assert "include" in document["roots"][0]
 
 
+def test_where_the_page_listens(tmp_path: Path) -> None:
+    def web(text: str) -> config.WebConfig:
+        return load(tmp_path, f"[web]\nenabled = true\n{text}").web
+
+    assert (web("").address, web("").port) == ("127.0.0.1", 8787)
+    assert web("listen = 'localhost:80'").address == "127.0.0.1"
+    assert (web("listen = '[::1]:80'").address, web("listen = '[::1]:80'").port) == ("::1", 80)
+    token = "token = '0123456789abcdef'"
+    assert web(f"listen = '0.0.0.0:80'\n{token}").address == "0.0.0.0"
+
+
 # Reading
 
 
@@ -123,6 +134,19 @@ def test_the_template_is_valid_toml_for_several_roots() -> None:
         ),
         ("[[roots]]\npath = 'a'\nexclude = ['" + "{a,b}" * 20 + "']", "roots.0.exclude: cannot use these"),
         ('[preprocess]\npreset = "pycaffe"', "preprocess.preset: gist has its own preprocessing"),
+        ("[web]\nlisten = '8787'", "web.listen: '8787' is not an address and a port"),
+        ("[web]\nlisten = 'example.org:80'", "web.listen: 'example.org:80' is not an address and a port"),
+        ("[web]\nlisten = '127.0.0.1:70000'", "web.listen: '127.0.0.1:70000' is not an address and a port"),
+        (
+            "[web]\nenabled = true\nlisten = '0.0.0.0:80'",
+            "web: 0.0.0.0:80 can be reached from other machines: set `token`",
+        ),
+        (
+            "[web]\nenabled = true\nlisten = '[::]:80'",
+            "web: [::]:80 can be reached from other machines: set `token`",
+        ),
+        ("[web]\ntoken = 'short'", "web: token: write at least 16 letters and digits"),
+        ("[web]\ntoken = '0123456789 abcdef'", "web: token: write at least 16 letters and digits"),
     ],
 )
 def test_what_is_wrong_is_named_with_its_key(tmp_path: Path, text: str, words: str) -> None:

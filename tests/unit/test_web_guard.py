@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import re
 import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from featd import config, daemon
+from featd.errors import ConfigError
 from filled import Filled
 from serving import Served, serving
 
@@ -127,3 +131,20 @@ def test_a_token_sends_nobody_to_another_host(locked: Served) -> None:
     for path in ("//evil.example/", "/\\evil.example", "///evil.example"):
         location = locked.get(f"{path}?token={TOKEN}").headers["location"]
         assert re.match(r"/[^/\\]", location), location
+
+
+def test_it_runs_where_it_is_enabled_and_installed(filled: Filled, monkeypatch: pytest.MonkeyPatch) -> None:
+    def specs(text: str) -> dict[str, Any]:
+        filled.config.write_text(filled.config.read_text() + text)
+        found = daemon.configured(config.load(filled.config), "here", drain=False)
+        return {spec.name: spec for spec in found.specs}
+
+    assert "web" not in specs("")
+    web = specs("[web]\nenabled = true\ntoken = 'correcthorsebattery'\n")["web"]
+    assert not web.essential
+    assert TOKEN not in repr(web)
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    monkeypatch.delitem(sys.modules, "featd.web.process")
+    monkeypatch.delattr("featd.web.process")
+    with pytest.raises(ConfigError, match=r"uvicorn, which is not installed: `pip install 'featd\[web\]'`"):
+        web.target(None, web.plan)
