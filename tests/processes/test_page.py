@@ -22,8 +22,8 @@ from running import Instance, kill_all, make_instance, wait_for
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-PHOTOGRAPHS = 30
-MORE = 400
+PHOTOGRAPHS = 16
+MORE = 200
 HOSTILE = "<img src=x onerror=alert(1)>\u202egpj.jpg"
 
 
