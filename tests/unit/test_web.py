@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,12 @@ from featd.catalog.enqueue import FoundFile
 from featd.index.update import Keeper
 from featd.paths import to_catalog
 from featd.report import status
+from featd.report.looking import Look
+from featd.report.running import Daemon
 from featd.report.watched import Watched
-from featd.states import Kind
+from featd.states import Kind, State
 from featd.web import events, front, live, pictures, process
+from featd.web.front import Front
 from filled import Filled
 from running import wait_for
 from serving import Served, serving
@@ -85,6 +89,27 @@ def test_it_shows_what_status_shows(filled: Filled, page: Served) -> None:
         "decode.corrupt", "no picture in it", "c.jpg", "cpu:0", "working", "4.0 images/s now",
     ):  # fmt: skip
         assert words in text, words
+
+
+def test_red_is_for_what_does_not_get_on(filled: Filled) -> None:
+    filled.enqueue(["a.jpg"])
+    filled.renew({"state": "idle"})
+    base = status.look(filled.catalog, Watched.of(filled.settings))
+    runs = Daemon(pid=1)
+    loads = Daemon(pid=1, says={"children": [{"name": "worker-0", "state": "starting"}]})
+    working = [replace(base.workers[0], shares={"state": "working"})]
+
+    def tone(daemon: Daemon, warnings: list[str], trouble: str | None = None, **changes: Any) -> str:
+        report = replace(base, daemon=daemon, warnings=warnings, **changes)
+        return front.tone(Look(Front(report, None, [], [], False), None, trouble))
+
+    assert tone(runs, []) == "good"
+    assert tone(runs, ["x"]) == "bad"
+    assert tone(runs, ["x"], workers=working) == "warn"
+    assert tone(loads, ["x"], workers=[]) == "warn"
+    assert tone(runs, ["x"], counts=dict.fromkeys(State, 0)) == "warn"
+    assert tone(Daemon(down=True), []) == tone(Daemon(), []) == tone(runs, [], "no answer") == "bad"
+    assert front.tone(Look()) == "bad"
 
 
 def test_hostile_names_are_only_text(filled: Filled, page: Served) -> None:

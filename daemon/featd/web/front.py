@@ -58,10 +58,20 @@ def tone(look: Look[Front]) -> str:
         return "bad"
     report = look.report.report
     runs, _ = words.running(report)
-    stuck = report.open and not any(status.state_of(worker) == "working" for worker in report.workers)
-    if not runs or (stuck and report.warnings):
+    working = any(status.state_of(worker) == "working" for worker in report.workers)
+    if not runs or (report.open and report.warnings and not working and not _starting(report)):
         return "bad"
     return "warn" if report.warnings or report.faults else "good"
+
+
+def _starting(report: Report) -> bool:
+    """Whether a worker loads its net, for the first time or after a reload."""
+    children = report.daemon.says.get("children")
+    return any(
+        str(child.get("name")).startswith("worker") and child.get("state") in ("starting", "restarting")
+        for child in (children if isinstance(children, list) else [])
+        if isinstance(child, dict)
+    )
 
 
 def values(look: Look[Front], host: str) -> dict[str, Any]:
