@@ -11,7 +11,6 @@ from typing import Annotated, Any
 
 import typer
 
-from featd import __version__
 from featd.crash_points import check_variable
 from featd.errors import EXIT_ERROR, EXIT_OK, EXIT_OUT_OF_REACH, FeatdError, first_line, reason
 from featd_cli import (
@@ -71,6 +70,8 @@ app = typer.Typer(
 
 def _show_version(wanted: bool) -> None:
     if wanted:
+        from featd import __version__  # here: to look for it takes longer than most commands need to begin
+
         typer.echo(f"featd {__version__}")
         raise typer.Exit
 

@@ -14,7 +14,14 @@ if TYPE_CHECKING:
     from featd.reader.features import Features
     from featd.search.searcher import Searcher
 
-__version__ = "0.1.0"
+    __version__: str
+else:
+
+    def __getattr__(name):
+        """`featd.__version__`, read when it is asked for: every process of featd loads this package."""
+        if name != "__version__":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return importlib.import_module("featd.version").version()
 
 
 def open(config: str | os.PathLike[str] | None = None) -> Features:
