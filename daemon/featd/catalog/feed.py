@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence, Set
 from dataclasses import dataclass
+from datetime import datetime
 
 import sqlalchemy as sa
 
@@ -86,6 +87,16 @@ def note(conn: sa.Connection, image_ids: Collection[int]) -> None:
 def is_numbered(conn: sa.Connection) -> bool:
     """Whether every change that is committed has its number."""
     return conn.scalar(sa.select(feed.c.id).where(feed.c.seq.is_(None)).limit(1)) is None
+
+
+def lag_seconds(conn: sa.Connection) -> float:
+    """The age of the oldest change that has no number yet, so that readers do not see it; 0 where each has one."""
+    first = sa.select(feed.c.at).where(feed.c.seq.is_(None)).order_by(feed.c.id).limit(1)
+    at: datetime | None = conn.scalar(first)
+    if at is None:
+        return 0.0
+    moment: datetime = conn.execute(sa.select(dialects.now(conn))).scalar_one()
+    return max(0.0, (moment - at).total_seconds())
 
 
 def number(conn: sa.Connection) -> int:

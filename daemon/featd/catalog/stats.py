@@ -25,6 +25,9 @@ NO_UNKNOWN = {"files": 0, "bytes": 0}
 FAULTY = "verify.faulty"
 """The setting in which the janitor tells of shards that are missing, damaged or unreadable."""
 
+ROUND = "verify.round"
+"""The setting with the position of the slow round, which compares every shard with its checksum."""
+
 
 @dataclass(frozen=True, slots=True)
 class ShardTotals:
@@ -52,6 +55,16 @@ class WorkerLine:
     started_at: datetime
     expires_in_seconds: float
     shares: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceTotals:
+    """What all workers that ever ran on a device of a host have settled."""
+
+    host: str
+    device: str
+    done: int
+    failed: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +102,17 @@ def workers(conn: sa.Connection) -> list[WorkerLine]:
     return [
         WorkerLine(r.device, r.host, r.pid, r.engine, r.done, r.failed, r.started_at, float(r.left), r.shares)
         for r in rows
+    ]
+
+
+def device_totals(conn: sa.Connection) -> list[DeviceTotals]:
+    """By host and device, over all leases, which are never deleted: these totals only grow."""
+    columns = (leases.c.host, leases.c.device)
+    sums = (sa.func.sum(leases.c.done), sa.func.sum(leases.c.failed))
+    statement = sa.select(*columns, *sums).where(leases.c.device.not_in(OF_NO_WORKER)).group_by(*columns)
+    return [
+        DeviceTotals(host, device, int(done), int(failed))
+        for host, device, done, failed in conn.execute(statement.order_by(*columns))
     ]
 
 
@@ -162,7 +186,23 @@ def queued_roots(conn: sa.Connection) -> list[str]:
 
 def next_due_seconds(conn: sa.Connection) -> float | None:
     """Seconds until the next pending row is due; 0 where one is due now; None where none is pending."""
-    soonest: list[datetime] = []
+    if not (due := first_due(conn)):
+        return None
+    moment: datetime = conn.execute(sa.select(dialects.now(conn))).scalar_one()
+    return max(0.0, (min(due.values()) - moment).total_seconds())
+
+
+def overdue_seconds(conn: sa.Connection) -> dict[str, float]:
+    """Root -> for how many seconds its pending row that is due longest could have been claimed; 0 where none is due
+    yet."""
+    moment: datetime = conn.execute(sa.select(dialects.now(conn))).scalar_one()
+    return {root: max(0.0, (moment - due).total_seconds()) for root, due in first_due(conn).items()}
+
+
+def first_due(conn: sa.Connection) -> dict[str, datetime]:
+    """Root -> when its first pending row is due, by one look-up in the claim index for each priority; only roots that
+    have pending rows."""
+    soonest: dict[str, datetime] = {}
     for root in queued_roots(conn):
         for priority in PRIORITIES:
             first = (
@@ -172,11 +212,8 @@ def next_due_seconds(conn: sa.Connection) -> float | None:
                 .limit(1)
             )
             if (due := conn.scalar(first)) is not None:
-                soonest.append(due)
-    if not soonest:
-        return None
-    moment: datetime = conn.execute(sa.select(dialects.now(conn))).scalar_one()
-    return max(0.0, (min(soonest) - moment).total_seconds())
+                soonest[root] = min(due, soonest.get(root, due))
+    return soonest
 
 
 def known_shards(conn: sa.Connection, names: Sequence[str]) -> set[str]:

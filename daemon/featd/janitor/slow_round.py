@@ -25,8 +25,6 @@ from featd.shards.verify import Fault, Verified, fault_of
 
 log = logs.get("janitor")
 
-PLACE = "verify.round"
-"""The setting with the position."""
 DAY_SECONDS = 86_400
 PAGE_SHARDS = 100
 MOST_TOLD = 100
@@ -80,7 +78,7 @@ class SlowRound:
     def _place(self) -> Place | None:
         """Where the round is; None where there is nothing to do before the next begins."""
         with connect.reading(self._catalog) as conn:
-            stored = values.get_value(conn, PLACE)
+            stored = values.get_value(conn, stats.ROUND)
             newest = pairing.newest_shard(conn)
         place = None if stored is None else Place(**stored)
         # A restored catalog may have fewer shards than the position says.
@@ -143,4 +141,4 @@ class SlowRound:
 
 
 def _save(conn: sa.Connection, place: Place) -> None:
-    values.set_value(conn, PLACE, asdict(place))
+    values.set_value(conn, stats.ROUND, asdict(place))

@@ -61,6 +61,7 @@ class Child:
     start_at: float = 0.0
     boot_failures: int = 0
     deaths: int = 0
+    deaths_ever: int = 0
     fruitless: int = 0
     halvings: int = 0
     restarting: bool = False

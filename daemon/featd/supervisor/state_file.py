@@ -113,6 +113,7 @@ def _document(child: Child, now: float) -> dict[str, Any]:
         "state": state,
         "boot_failures": child.boot_failures,
         "deaths": child.deaths,
+        "deaths_ever": child.deaths_ever,
         "next_start_at": round(child.start_at, 1) if state == "backing_off" else None,
         "why": child.why or None,
         "last_words": child.last_words or None,

@@ -338,6 +338,7 @@ class Supervisor:
             child.start_at = now
             return
         child.why, child.last_words = what, words
+        child.deaths_ever += 1
         if code == EXIT_BAD_CONFIG:
             child.given_up = code
             log.error(

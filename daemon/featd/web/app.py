@@ -21,7 +21,9 @@ from starlette.types import ASGIApp
 from featd import logs
 from featd.errors import FeatdError, first_line
 from featd.report import status
-from featd.web import front, images, pictures, static, templates
+from featd.report.looking import Looking
+from featd.report.measures import Measuring
+from featd.web import front, images, metrics, pictures, static, templates
 from featd.web.events import Events
 from featd.web.front import Front
 from featd.web.guard import Guard
@@ -48,7 +50,8 @@ class Page:
         self._catalog = catalog
         self._plan = plan
         self._host = socket.gethostname()
-        self.live: Live[Front] = Live(catalog, partial(front.gather, catalog, plan.watched))
+        self.live: Live[Front] = Live(Looking(catalog, partial(front.gather, catalog, plan.watched)))
+        self.measured = Live(Measuring(catalog, plan.watched))
         self.stream = Events(self.live, self._host)
         self._thumbnails = Thumbnails()
         self._searching = asyncio.Semaphore(1)
@@ -64,7 +67,7 @@ class Page:
             Route("/image/{id:int}/similar", self.similar),
             Route("/thumbnail/{id:int}", self.thumbnail),
             Route("/api/status", self.api_status),
-            # Also here: /metrics.
+            Route("/metrics", self.metrics),
             Route("/static/{name}", static.answer),
         ]
         errors: dict[Any, Any] = {
@@ -78,6 +81,7 @@ class Page:
         """End what it has started. A thread that waits for the catalog ends with the process."""
         await self._thumbnails.close()
         self.live.close()
+        self.measured.close()
         self._readers.shutdown(wait=False, cancel_futures=True)
         self._catalog.dispose()
 
@@ -95,6 +99,12 @@ class Page:
         if look.report is None or look.trouble is not None:
             return _json({"error": look.trouble}, 503)
         return _json(status.as_json(look.report.report))
+
+    async def metrics(self, request: Request) -> Response:
+        """For Prometheus."""
+        look = await self.measured.look()
+        measured = look.report if look.trouble is None else None
+        return Response(metrics.exposition(measured), media_type=metrics.CONTENT_TYPE)
 
     async def find(self, request: Request) -> Response:
         """An image by its path; where there is none, those whose paths begin like it."""

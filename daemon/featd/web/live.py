@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Generic, TypeVar
-
-import sqlalchemy as sa
+from typing import Generic, Protocol, TypeVar
 
 from featd import clock, logs
 from featd.errors import first_line
 from featd.report import words
-from featd.report.looking import SILENT_SECONDS, Look, Looking, pause_after
+from featd.report.looking import SILENT_SECONDS, Look, pause_after
 
 log = logs.get("web")
 
 T = TypeVar("T")
 
 
+class Looks(Protocol[T]):
+    """What makes the reports: each call of `step` makes one."""
+
+    def step(self) -> Look[T]: ...
+
+
 class Live(Generic[T]):
     """The latest report, for any number of clients. Use in one event loop."""
 
-    def __init__(self, catalog: sa.Engine, make: Callable[[], T]) -> None:
-        self.looking = Looking(catalog, make)
+    def __init__(self, looking: Looks[T]) -> None:
+        self.looking = looking
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="report")
         self._latest: Look[T] = Look()
         self._under_way: asyncio.Future[Look[T]] | None = None

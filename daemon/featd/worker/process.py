@@ -186,7 +186,11 @@ class Worker:
             catalog,
             lease,
             plan.lease_seconds,
-            lambda: {**shares.report(self._state), "lease_seconds": plan.lease_seconds},
+            lambda: {
+                **shares.report(self._state),
+                "lease_seconds": plan.lease_seconds,
+                "batch": booted.golden.batch,
+            },
         )
         self._claims = Claims(
             catalog,
