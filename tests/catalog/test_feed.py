@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from featd import clock
 from featd.catalog import connect, corrections, enqueue, feed, repair, values
 from featd.catalog.enqueue import FoundFile
 from featd.catalog.feed import HISTORY, Token
@@ -28,6 +29,17 @@ def noted(desk: Any) -> list[list[int]]:
     found = [row.image_ids for row in desk.rows(feed_table, feed_table.c.seq.is_(None))]
     desk.number()
     return found
+
+
+def test_how_far_its_readers_are_behind(desk: Any) -> None:
+    assert desk.do(feed.lag_seconds) == 0
+    desk.make_done("a.jpg")
+    assert 0 <= desk.do(feed.lag_seconds) < 60
+    desk.execute(sa.update(feed_table).values(at=clock.utcnow() - timedelta(seconds=100)))
+    desk.make_done("b.jpg")
+    assert 100 <= desk.do(feed.lag_seconds) < 160, "the oldest counts"
+    desk.number()
+    assert desk.do(feed.lag_seconds) == 0
 
 
 def test_what_enters_it(desk: Any) -> None:

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from featd.catalog import claim, counters, enqueue, leases, live, mend, retry, stats, values
 from featd.catalog.counters import StateChanges
-from featd.catalog.stats import FailureLine, ShardTotals
+from featd.catalog.stats import DeviceTotals, FailureLine, ShardTotals
 from featd.states import PRIORITY_ARRIVAL, Kind, State
 
 
@@ -43,6 +43,23 @@ def test_workers_are_the_live_leases(desk: Any) -> None:
     assert 590 < lines[0].expires_in_seconds <= 600
 
 
+def test_totals_of_a_device_are_of_all_its_workers(desk: Any) -> None:
+    desk.find("a", "b", "c")
+    for host, failing in (("x", False), ("x", True), ("y", False)):
+        lease = desk.lease(host=host, device="cpu:0")
+        (image,) = desk.claim(lease, 1)
+        if failing:
+            desk.fail(lease, image, Kind.DECODE_CORRUPT)
+        else:
+            desk.settle(lease, [image])
+        desk.end(lease)
+    desk.lease(host="x", device=leases.COMPACTION)
+    assert desk.do(stats.device_totals) == [
+        DeviceTotals("x", "cpu:0", 1, 1),
+        DeviceTotals("y", "cpu:0", 1, 0),
+    ]
+
+
 def test_failures_by_kind(desk: Any) -> None:
     desk.find("a", "b", "c")
     lease = desk.lease()
@@ -71,6 +88,12 @@ def test_when_the_next_row_is_due(desk: Any) -> None:
     assert 40 < desk.do(stats.next_due_seconds) <= 50
     desk.find("now")
     assert desk.do(stats.next_due_seconds) == 0.0
+    overdue = desk.do(stats.overdue_seconds)
+    assert overdue.pop("/1") == 0, "not due yet"
+    assert list(overdue) == [desk.root]
+    assert 0 <= overdue[desk.root] < 60
+    desk.make_due("sooner")
+    assert desk.do(stats.overdue_seconds)[desk.root] > 20 * 365 * 86_400
 
 
 def test_live_vectors_are_those_of_done_rows_in_order(desk: Any) -> None:
@@ -115,6 +138,7 @@ HOT = {
     "end_lease": "ix_images_lease_id",
     "pending_roots": "ix_images_claim",
     "next_due_seconds": "ix_images_claim",
+    "overdue_seconds": "ix_images_claim",
     "mend_far_future": "ix_images_claim",
     "failures_by_kind": "ix_images_failed",
     "settle": "",
