@@ -93,6 +93,7 @@ def test_the_wheel_holds_three_packages_and_nothing_else(wheel: Path) -> None:
     }
     assert any(name.startswith("featd_migrations/versions/0001") for name in names)
     assert {"featd.service", "featd@.service"} <= {name.rpartition("featd_cli/systemd/")[2] for name in names}
+    assert {"featd/web/html/page.html", "featd/web/static/style.css"} <= set(names)
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 
