@@ -11,7 +11,7 @@ from typing import Any
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 
 from featd.report.looking import Look
-from featd.web import front
+from featd.web import front, templates
 from featd.web.front import Front
 from featd.web.live import Live
 
@@ -61,4 +61,5 @@ class Events:
 
 def document(look: Look[Front], sections: dict[str, str]) -> dict[str, Any]:
     """An event."""
-    return {"tone": front.tone(look), "sections": sections}
+    marked = {name: {"html": html, "mark": templates.mark(html)} for name, html in sections.items()}
+    return {"tone": front.tone(look), "sections": marked}

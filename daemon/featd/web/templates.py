@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from typing import Any
 
@@ -27,6 +28,11 @@ def sentence(text: str) -> Markup:
     )
 
 
+def mark(html: str) -> str:
+    """Two texts with the same mark are the same."""
+    return hashlib.sha256(html.encode("utf-8", "backslashreplace")).hexdigest()[:16]
+
+
 def number(value: float) -> str:
     """`1,234`; a rate has one decimal."""
     return f"{value:,.1f}" if isinstance(value, float) else f"{value:,}"
@@ -39,7 +45,7 @@ _environment = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-_environment.filters |= {"shown": shown, "sentence": sentence, "number": number}
+_environment.filters |= {"shown": shown, "sentence": sentence, "number": number, "mark": mark}
 
 
 def render(name: str, **values: Any) -> str:

@@ -9,23 +9,27 @@ const waiting = new Map();
 let heardAt = Date.now();
 let source = null;
 
-function replace(id, html) {
+function replace(id, news) {
   const section = document.getElementById(id);
-  const focused = document.activeElement;
-  if (section !== focused && section.contains(focused)) {
-    waiting.set(id, html); // until the focus has left it
+  waiting.delete(id);
+  if (section.dataset.mark === news.mark) {
     return;
   }
-  waiting.delete(id);
-  section.innerHTML = html;
+  const focused = document.activeElement;
+  if (section !== focused && section.contains(focused)) {
+    waiting.set(id, news); // until the focus has left it
+    return;
+  }
+  section.innerHTML = news.html;
+  section.dataset.mark = news.mark;
 }
 
 function hear(event) {
   const news = JSON.parse(event.data);
   heardAt = Date.now();
   board.dataset.tone = news.tone;
-  for (const [id, html] of Object.entries(news.sections)) {
-    replace(id, html);
+  for (const [id, section] of Object.entries(news.sections)) {
+    replace(id, section);
   }
   board.classList.remove("outdated");
   lost.hidden = true;
@@ -47,6 +51,7 @@ function tellLost() {
     const headline = board.querySelector(".headline");
     headline.lastChild.textContent = "No answer";
     headline.classList.replace("good", "bad");
+    headline.closest("section").dataset.mark = "";
   }
 }
 
@@ -82,8 +87,8 @@ document.addEventListener("visibilitychange", () => {
 });
 document.addEventListener("focusout", () => {
   setTimeout(() => {
-    for (const [id, html] of [...waiting]) {
-      replace(id, html);
+    for (const [id, news] of [...waiting]) {
+      replace(id, news);
     }
   }, 0);
 });
