@@ -6,7 +6,6 @@ import os
 import re
 import tempfile
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -207,9 +206,7 @@ def _check(folder: Path, choices: Choices) -> Settings:
     """The settings of the file to be written, after loading the net and finding its blobs."""
     from featd import config
     from featd.engines.select import require_engine
-    from featd.net.load import load_net
-    from featd.preprocess.resolve import input_size, resolve
-    from featd.shards.layout import check_blobs
+    from featd.worker.model import read_model
 
     with tempfile.TemporaryDirectory(prefix="featd-init-") as place:
         draft = Path(place) / FILE
@@ -222,11 +219,8 @@ def _check(folder: Path, choices: Choices) -> Settings:
             for key, option in _OPTIONS.items():
                 told = re.sub(rf"(^|; ){re.escape(key)}: ", rf"\1{option}: ", told)
             raise ConfigError(told) from None
-    model = settings.model
-    net = load_net(model.net, model.weights, model.blobs, partial(input_size, settings.preprocess))
-    require_engine(net, model.engine)
-    check_blobs(list(net.blobs))
-    resolve(settings.preprocess, net.input_shape, net.preprocess)
+    net, _, _ = read_model(settings.model, settings.preprocess, settings.store.dtype)
+    require_engine(net, settings.model.engine)
     catalog = settings.catalog.model_copy(update={"url": _absolute_url(choices.url, folder)})
     return settings.model_copy(update={"catalog": catalog})
 

@@ -19,6 +19,7 @@ from featd_cli import (
     changes,
     compact,
     db,
+    doctor,
     duplicates,
     enqueue,
     explain,
@@ -99,6 +100,7 @@ def featd(
 app.command("init")(init.init)
 app.command("run")(run.run)
 app.command("status")(status.status)
+app.command("doctor")(doctor.doctor)
 app.command("failures")(failures.failures)
 app.command("retry-failed")(retry_failed.retry_failed)
 app.command("scan")(scan.scan)

@@ -53,27 +53,39 @@ def install(
     from featd_cli import units
 
     service = _service(instance)
-    default = ETC / f"{instance or 'featd'}.toml"
+    default = default_config(instance)
     file = Path(os.path.abspath(config or ctx.obj or default))  # noqa: PTH100 - links in people's paths stay
     settings = configuration.load(file)
-    present = units.Install.present()
     work = _Work(dry_run)
     work.write(SYSUSERS, units.text_of("sysusers.d/featd.conf"))
     work.write(TMPFILES, units.text_of("tmpfiles.d/featd.conf"))
-    unit = "featd@.service" if instance else "featd.service"
-    work.write(UNITS / unit, units.service(present, unit))
-    folder = UNITS / f"{service}.d"
-    work.write_or_remove(
-        folder / "10-configuration.conf", units.drop_in(settings, present, file, default_config=default)
-    )
-    work.write_or_remove(
-        folder / "20-gpu.conf", units.text_of("gpu.conf") if units.uses_gpu(settings) else ""
-    )
+    for path, text in units_of(settings, file, instance).items():
+        work.write_or_remove(path, text)
     work.run("systemd-sysusers", str(SYSUSERS))
     work.run("systemd-tmpfiles", "--create", str(TMPFILES))
     _own(work, settings, file)
     work.run("systemctl", "daemon-reload")
     say(f"next: systemctl enable --now {service.removesuffix('.service')}")
+
+
+def default_config(instance: str | None) -> Path:
+    """The configuration that a service reads."""
+    return ETC / f"{instance or 'featd'}.toml"
+
+
+def units_of(settings: Settings, file: Path, instance: str | None) -> dict[Path, str]:
+    """The files that make systemd run the configuration `file` with this installation. Empty: no such file."""
+    from featd_cli import units
+
+    present = units.Install.present()
+    unit = "featd@.service" if instance else "featd.service"
+    folder = UNITS / f"{_service(instance)}.d"
+    drop_in = units.drop_in(settings, present, file, default_config=default_config(instance))
+    return {
+        UNITS / unit: units.service(present, unit),
+        folder / "10-configuration.conf": drop_in,
+        folder / "20-gpu.conf": units.text_of("gpu.conf") if units.uses_gpu(settings) else "",
+    }
 
 
 @app.command()

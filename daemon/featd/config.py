@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from collections.abc import Iterator
 from ipaddress import ip_address
 from pathlib import Path
@@ -363,6 +364,12 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         # The environment overrides the file, whose content comes as init values.
         return (env_settings, init_settings)
+
+
+def password_is_readable(settings: Settings, file: Path) -> bool:
+    """Whether everybody on this machine can read the database's password in this configuration file. OSError."""
+    has_one = re.match(r"[^/]*//[^/@]*:[^/@]+@|.*[?&]password=", settings.catalog.url)
+    return has_one is not None and bool(file.stat().st_mode & stat.S_IROTH)
 
 
 def find(explicit: Path | None) -> Path:

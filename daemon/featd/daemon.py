@@ -7,14 +7,12 @@ import errno
 import faulthandler
 import fcntl
 import os
-import re
 import socket
-import stat
 from collections.abc import Iterator
 from pathlib import Path
 
 from featd import __version__, clock, logs
-from featd.config import Settings, load
+from featd.config import Settings, load, password_is_readable
 from featd.errors import ConfigError, FeatdError, LockHeldError, StoreUnavailableError, reason
 from featd.ingest.plan import IngestPlan
 from featd.janitor.plan import JanitorPlan
@@ -72,8 +70,12 @@ def run(settings: Settings, *, drain: bool, config: Path | None = None) -> int:
 
         def tell_start() -> None:
             forget_failed_start(folder)
-            if config is not None:
-                _warn_of_readable_password(settings, config)
+            if config is not None and password_is_readable(settings, config):
+                log.warning(
+                    "password_readable",
+                    "everybody on this machine can read the database's password; use `chmod o-r`",
+                    file=config,
+                )
             log.info(
                 "featd_started", f"featd {__version__} started", config=config, store=settings.store.path
             )
@@ -110,15 +112,6 @@ def run(settings: Settings, *, drain: bool, config: Path | None = None) -> int:
                 leave_failed_start(folder, supervisor.failure, code)
         log.info("featd_stopped", "featd stopped", exit_code=code)
         return code
-
-
-def _warn_of_readable_password(settings: Settings, config: Path) -> None:
-    if re.match(r"[^/]*//[^/@]*:[^/@]+@", settings.catalog.url) and config.stat().st_mode & stat.S_IROTH:
-        log.warning(
-            "password_readable",
-            "everybody on this machine can read the database's password; use `chmod o-r`",
-            file=config,
-        )
 
 
 def _locked(store: Path, host: str, undo: contextlib.ExitStack) -> list[int]:

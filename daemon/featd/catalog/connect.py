@@ -27,8 +27,9 @@ class CommitUnknownError(CatalogUnavailableError):
     """The reply to a COMMIT was lost, so nobody knows whether it succeeded. Check before trying again."""
 
 
-def open_catalog(url: str, lease_seconds: float = 60.0) -> sa.Engine:
-    """A new engine for `url`. Connects lazily; nothing is read yet."""
+def open_catalog(url: str, lease_seconds: float = 60.0, *, only_looks: bool = False) -> sa.Engine:
+    """A new engine for `url`. Connects lazily; nothing is read yet. With `only_looks`, SQLite leaves no trace: it
+    cannot write, and makes no file beside its own."""
     try:
         parsed = sa.make_url(url)
     except sa.exc.ArgumentError:
@@ -51,7 +52,7 @@ def open_catalog(url: str, lease_seconds: float = 60.0) -> sa.Engine:
         pool_pre_ping=True,
         hide_parameters=True,
     )
-    dialects.prepare_engine(engine, lease_seconds)
+    dialects.prepare_engine(engine, lease_seconds, only_looks)
     return engine
 
 

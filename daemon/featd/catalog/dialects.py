@@ -6,6 +6,7 @@ import json
 import os
 import sqlite3
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -38,9 +39,9 @@ def is_sqlite(conn: sa.Connection | sa.Engine) -> bool:
 # Connections
 
 
-def prepare_engine(engine: sa.Engine, lease_seconds: float) -> None:
+def prepare_engine(engine: sa.Engine, lease_seconds: float, only_looks: bool = False) -> None:
     """Set up SQLite's transactions and durability, without which committed rows can be lost; on PostgreSQL, the
-    client's limit for each answer."""
+    client's limit for each answer. `only_looks`: see `connect.open_catalog`."""
     if not is_sqlite(engine):
         _bound(engine, answer_seconds(lease_seconds))
         return
@@ -52,14 +53,15 @@ def prepare_engine(engine: sa.Engine, lease_seconds: float) -> None:
         # SQLite would create an empty database where the catalog's disk is not mounted.
         if not file.exists():
             raise sqlite3.OperationalError("there is no such file; `featd init` makes a new catalog")
-        record.info["unchanging"] = _is_unchanging(file)
-        if not record.info["unchanging"]:
+        record.info["unchanging"] = _is_unchanging(file, only_looks)
+        if not record.info["unchanging"] and not only_looks:
             return None
-        return sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro&immutable=1", uri=True, **options)
+        how = "immutable=1" if record.info["unchanging"] else "readonly_shm=1"
+        return sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro&{how}", uri=True, **options)
 
     @sa.event.listens_for(engine, "checkout")
     def _checkout(_connection: Any, record: Any, _proxy: Any) -> None:
-        if record.info["unchanging"] and not _is_unchanging(file):
+        if record.info["unchanging"] and not _is_unchanging(file, only_looks):
             raise sa.exc.DisconnectionError("somebody has begun to write into the catalog: connect anew")
 
     @sa.event.listens_for(engine, "connect")
@@ -73,7 +75,7 @@ def prepare_engine(engine: sa.Engine, lease_seconds: float) -> None:
             "foreign_keys = ON",
             "cache_size = -65536",
         ):
-            if not (record.info["unchanging"] and pragma.startswith("journal_mode")):
+            if not ((record.info["unchanging"] or only_looks) and pragma.startswith("journal_mode")):
                 connection.execute(f"PRAGMA {pragma}")
 
     @sa.event.listens_for(engine, "begin")
@@ -82,10 +84,11 @@ def prepare_engine(engine: sa.Engine, lease_seconds: float) -> None:
         conn.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
 
 
-def _is_unchanging(file: Path) -> bool:
-    """Whether this process may only read, and nobody has the catalog open: SQLite wants to make files beside it for
-    those who come later, and must be told that nobody does."""
-    return not os.access(file.parent, os.W_OK) and not file.with_name(f"{file.name}-wal").exists()
+def _is_unchanging(file: Path, only_looks: bool) -> bool:
+    """Whether this process may or will only read, and nobody has the catalog open: SQLite wants to make files beside it
+    for those who come later, and must be told that nobody does."""
+    beside = [file.with_name(f"{file.name}-{end}").exists() for end in ("wal", "shm")]
+    return not all(beside) if only_looks else not beside[0] and not os.access(file.parent, os.W_OK)
 
 
 def _bound(engine: sa.Engine, seconds: float) -> None:
@@ -181,6 +184,43 @@ def check_encoding(conn: sa.Connection) -> None:
             f"catalog.url: the database has the encoding {encoding}, and featd needs UTF8: create another with"
             " `createdb --encoding=UTF8 --template=template0 NAME`"
         )
+
+
+# What `featd doctor` asks
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A database, as far as it is not featd's own. `settings`: those that the promise rests on. `free_connections`:
+    those that only featd may take, or None where their number has no limit."""
+
+    version: str
+    settings: dict[str, str]
+    may_write: bool
+    free_connections: int | None
+
+
+_SETTINGS = ("fsync", "full_page_writes", "synchronous_commit", "autovacuum")
+
+
+def look_at_server(conn: sa.Connection) -> Server:
+    """How the database is set up. `may_write`: whether this user may change featd's tables, if they are there."""
+    if is_sqlite(conn):
+        file = Path(str(conn.engine.url.database))
+        with file.open("rb") as opened:
+            is_wal = opened.read(20)[18:20] == b"\2\2"
+        may = os.access(file, os.W_OK) and os.access(file.parent, os.W_OK)
+        return Server(sqlite3.sqlite_version, {"journal_mode": "wal" if is_wal else "delete"}, may, None)
+    shown = {name: str(conn.exec_driver_sql(f"SHOW {name}").scalar_one()) for name in _SETTINGS}
+    version = str(conn.exec_driver_sql("SHOW server_version").scalar_one()).partition(" ")[0]
+    may_write, free = conn.exec_driver_sql(
+        "SELECT current_setting('transaction_read_only') = 'off'"
+        " AND COALESCE(has_table_privilege(to_regclass('images'), 'UPDATE'), true),"
+        " current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int"
+        " - (SELECT count(*) FROM pg_stat_activity"
+        " WHERE usesysid IS NOT NULL AND application_name IS DISTINCT FROM 'featd')"
+    ).one()
+    return Server(version, shown, bool(may_write), int(free))
 
 
 # Time

@@ -9,7 +9,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from featd.catalog import dialects, values
+from featd.catalog import counters, dialects, values
 from featd.catalog.leases import OF_NO_WORKER
 from featd.catalog.schema import images, in_state, leases, shards
 from featd.states import PRIORITIES, State
@@ -88,6 +88,12 @@ def shard_totals(conn: sa.Connection) -> ShardTotals:
 def bytes_needed(images_to_do: int, made: ShardTotals) -> int | None:
     """About how many bytes the vectors of so many images take in the store; None while there is no shard to go by."""
     return round(images_to_do * made.bytes / made.rows) if made.rows else None
+
+
+def bytes_to_do(conn: sa.Connection) -> int | None:
+    """About how many bytes the vectors of all images take that are still to do; None while there is no shard."""
+    counts = counters.counts(conn)
+    return bytes_needed(counts[State.PENDING] + counts[State.CLAIMED], shard_totals(conn))
 
 
 def workers(conn: sa.Connection) -> list[WorkerLine]:

@@ -30,6 +30,7 @@ SLICE_SECONDS = 0.2
 """How long one step of a scan takes; files that arrive meanwhile wait for it."""
 CURSOR_SECONDS = 2.0
 """Between two saves of the scan's position: so much is repeated after an interruption."""
+_MOUNTS = "mounts."
 VANISHED = "vanished"
 MASS_IMAGES = 100
 """Of fewer images, any number may vanish at once."""
@@ -134,10 +135,10 @@ class Scan:
 
     def _look_at_mounts(self) -> list[str]:
         """The mount points of earlier scans that are not mounted now. A whole scan remembers those of today."""
-        name = f"mounts.{self.report.root}"
+        name = _MOUNTS + self.report.root
         now = mounts_beneath(self._root.path)
         with connect.reading(self._catalog) as conn:
-            before = set(values.get_value(conn, name) or [])
+            before = known_mounts(conn, self.report.root)
         known = now if self._confirm_gone else now | before
         if not self.start and known != before:
             connect.transact(self._catalog, values.set_value, name, sorted(known))
@@ -345,6 +346,11 @@ def scan_root(
     while not scan.step():
         pass
     return scan.report
+
+
+def known_mounts(conn: sa.Connection, root: str) -> set[str]:
+    """The mount points at and beneath a root that earlier scans saw, as `roots.mounts_beneath` gives them."""
+    return set(values.get_value(conn, _MOUNTS + root) or [])
 
 
 def cursor_name(root: RootConfig) -> str:

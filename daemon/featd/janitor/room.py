@@ -8,9 +8,8 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from featd import logs
-from featd.catalog import connect, counters, stats
+from featd.catalog import connect, stats
 from featd.shards.store import free_bytes, lacks_room
-from featd.states import State
 
 log = logs.get("janitor")
 
@@ -54,10 +53,7 @@ class Room:
         with contextlib.suppress(OSError):
             numbers["free"] = free_bytes(self._store)
         with connect.reading(self._catalog) as conn:
-            counts = counters.counts(conn)
-            needed = stats.bytes_needed(
-                counts[State.PENDING] + counts[State.CLAIMED], stats.shard_totals(conn)
-            )
+            needed = stats.bytes_to_do(conn)
         return numbers | ({} if needed is None else {"needed": needed})
 
     def ends_drain(self, now: float) -> str:

@@ -15,7 +15,7 @@ def resolve(configured: str | tuple[str, ...]) -> list[str]:
     """The devices to run a worker on; "auto" is every GPU, or one `cpu` without any."""
     if not isinstance(configured, str):
         return list(configured)
-    return [f"cuda:{index}" for index in range(_gpu_count())] or ["cpu"]
+    return [f"cuda:{index}" for index in range(gpu_count())] or ["cpu"]
 
 
 def labels(devices: list[str]) -> list[str]:
@@ -41,15 +41,25 @@ def isolate(device: str) -> str:
     if kind != "cuda":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
         return "cpu"
-    inherited = _visible()
-    count = _gpu_count()
     # Another GPU than the one that was meant may be another job's.
-    if int(index) >= count and (count or inherited is not None):
-        where = "this machine has" if inherited is None else "CUDA_VISIBLE_DEVICES has"
-        raise ConfigError(f"workers.devices: there is no {device}: {where} {count} GPUs, counted from cuda:0")
+    if why := why_missing(device):
+        raise ConfigError(f"workers.devices: {why}")
+    inherited = _visible()
     os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
     os.environ["CUDA_VISIBLE_DEVICES"] = index if inherited is None else inherited[int(index)]
     return "cuda:0"
+
+
+def why_missing(device: str, installed: int | None = None) -> str:
+    """Why there is no such device; empty where there is one, or where that cannot be told. `installed`: how many GPUs
+    this machine has, where that is known better than from /proc."""
+    kind, _, index = device.partition(":")
+    inherited = _visible()
+    count = gpu_count() if installed is None or inherited is not None else installed
+    if kind != "cuda" or int(index) < count or (not count and inherited is None and installed is None):
+        return ""
+    where = "this machine has" if inherited is None else "CUDA_VISIBLE_DEVICES has"
+    return f"there is no {device}: {where} {count} GPUs, counted from cuda:0"
 
 
 def cpu_threads(devices: list[str]) -> int:
@@ -67,7 +77,8 @@ def _visible() -> list[str] | None:
     return list(itertools.takewhile(lambda name: name not in ("", "-1"), names))
 
 
-def _gpu_count() -> int:
+def gpu_count() -> int:
+    """How many GPUs this process may see, as far as the kernel shows them."""
     if (visible := _visible()) is not None:
         return len(visible)
     try:

@@ -24,6 +24,9 @@ from featd.errors import (
 from featd.processes.last_words import telling
 from featd.processes.signals import HANDLED, die_with_parent, name_of, reset_in_child
 
+DEATH_SECONDS = 2.0
+"""A process that is killed is waited for as long; the kernel keeps one that is in a call to a dead mount."""
+
 
 def fork(work: Callable[[], int], stderr_fd: int, close: Sequence[int] = ()) -> int:
     """Fork a process that exits with the code that `work` returns; returns its pid. OSError.
@@ -127,10 +130,13 @@ class Throwaway:
             self.end()
 
     def end(self) -> None:
-        """Kill the process if it still runs, and forget it."""
+        """Kill the process if it still runs, and forget it. One that waits for a dead mount may die much later."""
         if self.pid is not None:
             os.kill(self.pid, signal.SIGKILL)
-            os.waitpid(self.pid, 0)
+            died = os.pidfd_open(self.pid)
+            select.select([died], [], [], DEATH_SECONDS)
+            os.close(died)
+            os.waitpid(self.pid, os.WNOHANG)
             self.pid = None
         for fd in (self._said, self._stderr):
             with contextlib.suppress(OSError):

@@ -81,6 +81,11 @@ def turn_of(nonce: str | None) -> int:
 def check_store(path: Path, key: StoreKey) -> None:
     """StoreUnavailableError or OtherStoreError where `path` is not the writable store of `key`; says what to do."""
     check_readable(path, key)
+    check_writable(path)
+
+
+def check_writable(path: Path) -> None:
+    """StoreUnavailableError where this process may not write to a store that is there; says what to do."""
     for folder in (path, shards_folder(path)):
         if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
             raise StoreUnavailableError(

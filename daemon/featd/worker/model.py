@@ -15,6 +15,7 @@ from featd.engines.ten_crop import TenCropEngine
 from featd.errors import ConfigError
 from featd.images.decode import DECODER
 from featd.net.load import load_net
+from featd.net.net import Net
 from featd.preprocess.resolve import input_size, resolve
 from featd.preprocess.spec import PreprocessSpec
 from featd.shards.layout import check_blobs
@@ -34,16 +35,16 @@ class Model:
         return fingerprint(self.spec)
 
 
-def load_model(
-    config: ModelConfig, preparation: PreprocessConfig, dtype: str, device: str, threads: int
-) -> Model:
-    """Read the net, load it on `device`. ModelError or ConfigError with the way out."""
+def read_model(
+    config: ModelConfig, preparation: PreprocessConfig, dtype: str
+) -> tuple[Net, PreprocessSpec, dict[str, Any]]:
+    """The net, its preprocessing, and everything that decides the values of vectors; nothing is loaded into an engine.
+    ModelError or ConfigError with the way out."""
     net = load_net(config.net, config.weights, config.blobs, partial(input_size, preparation))
     check_blobs(list(net.blobs))
     preprocess = resolve(preparation, net.input_shape, net.preprocess)
     if (preprocess.depth, *preprocess.crop) != net.input_shape:
         raise ConfigError(f"preprocess: makes {preprocess.shape} pictures, the net takes {net.input_shape}")
-    engine = _cropping(load_engine(net, config.engine, device, threads), preprocess)
     # Keys added later are included only where they are not at their default, so that old fingerprints stay the same.
     spec = {
         "net": net.identity,
@@ -52,7 +53,15 @@ def load_model(
         "decoder": DECODER,
         "dtype": dtype,
     }
-    return Model(engine, preprocess, spec)
+    return net, preprocess, spec
+
+
+def load_model(
+    config: ModelConfig, preparation: PreprocessConfig, dtype: str, device: str, threads: int
+) -> Model:
+    """Read the net, load it on `device`. ModelError or ConfigError with the way out."""
+    net, preprocess, spec = read_model(config, preparation, dtype)
+    return Model(_cropping(load_engine(net, config.engine, device, threads), preprocess), preprocess, spec)
 
 
 def prepared_as(model: Model, preprocess: PreprocessSpec) -> Model:

@@ -1,0 +1,136 @@
+"""Checks of the devices of workers: what NVIDIA's driver says of the GPUs through NVML, which takes no memory of a GPU,
+and whether the driver, its libraries and the engine fit together. Untested on hardware.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from featd.config import Settings
+from featd.doctor.finding import About, Finding, error, ok, warning
+from featd.errors import ModelError, first_line
+from featd.processes import devices
+
+
+@dataclass(frozen=True, slots=True)
+class Driver:
+    """`gpus`: the name of each, in PCI order. `cuda`: the newest CUDA that the driver supports, (major,
+    minor). `problem`: why the driver could not be asked, with its `way_out`; then the rest is empty."""
+
+    gpus: tuple[str, ...] = ()
+    version: str = ""
+    cuda: tuple[int, int] | None = None
+    problem: str = ""
+    way_out: str = ""
+
+
+def installed() -> Driver:
+    """The GPUs of this machine and their driver."""
+    try:
+        import pynvml
+    except ImportError:
+        return Driver(problem="nvidia-ml-py is not installed", way_out="`pip install nvidia-ml-py`")
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError as problem:
+        return Driver(
+            problem=f"NVML says: {problem}", way_out="install the NVIDIA driver; `nvidia-smi` must work"
+        )
+    try:
+        gpus = []
+        for index in range(pynvml.nvmlDeviceGetCount()):
+            gpus.append(str(pynvml.nvmlDeviceGetName(pynvml.nvmlDeviceGetHandleByIndex(index))))
+        number = pynvml.nvmlSystemGetCudaDriverVersion()  # 12040 for CUDA 12.4
+        cuda = (number // 1000, number % 1000 // 10)
+        return Driver(tuple(gpus), str(pynvml.nvmlSystemGetDriverVersion()), cuda)
+    except pynvml.NVMLError as problem:
+        return Driver(problem=f"NVML says: {problem}", way_out="look at `nvidia-smi` and `dmesg`")
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def look_at_devices(settings: Settings | None) -> Iterator[Finding]:
+    """The devices that workers are to use, and whether a GPU's driver and libraries fit."""
+    driver = installed()
+    configured = "auto" if settings is None else settings.workers.devices
+    wanted = devices.resolve(configured)
+    count = devices.gpu_count() if driver.problem else len(driver.gpus)
+    missing = [why for name in wanted if (why := devices.why_missing(name, count))]
+    for why in missing:
+        yield error(
+            About.DEVICES,
+            why,
+            'correct workers.devices (`nvidia-smi` lists the GPUs), or write devices = "auto"',
+        )
+    if not missing:
+        gpus = "; ".join(f"cuda:{index} {gpu}" for index, gpu in enumerate(driver.gpus))
+        yield ok(About.DEVICES, f"{', '.join(devices.labels(wanted))}" + (f" ({gpus})" if gpus else ""))
+    on_gpus = [name for name in wanted if name != "cpu"]
+    if on_gpus and not missing:
+        yield from _look_at_driver(driver, on_gpus[0], "auto" if settings is None else settings.model.engine)
+    elif driver.gpus and not on_gpus and configured == "auto":
+        yield warning(
+            About.DRIVER,
+            f"this machine has {len(driver.gpus)} GPUs, and workers use the CPU: this process does not see the GPUs",
+            'look at CUDA_VISIBLE_DEVICES; or name them: devices = ["cuda:0"]',
+        )
+
+
+def _look_at_driver(driver: Driver, device: str, engine: str) -> Iterator[Finding]:
+    """Whether an engine can use the GPUs of workers."""
+    from featd.doctor.engines import (  # here: where only the CPU is used, no engine is loaded
+        ONE_RUNTIME,
+        find_caffe,
+    )
+    from featd.engines import caffe, onnxruntime
+
+    if driver.problem:
+        yield warning(About.DRIVER, f"the driver cannot be asked: {driver.problem}", driver.way_out)
+    try:
+        module: Any = onnxruntime.import_onnxruntime()
+        has_cuda = "CUDAExecutionProvider" in module.get_available_providers()
+    except ModelError:
+        module, has_cuda = None, False
+    if not has_cuda or engine == caffe.NAME:
+        if engine != onnxruntime.NAME and find_caffe()[0] and caffe.can_use(device):
+            yield ok(About.DRIVER, f"real Caffe can use {device}")
+        else:
+            yield error(
+                About.DRIVER,
+                f"no installed engine can use {device}: this ONNX Runtime has no CUDA",
+                f'{ONE_RUNTIME}; or set devices = ["cpu"]',
+            )
+        return
+    built_for = str(getattr(module, "cuda_version", "") or "")
+    if driver.cuda and built_for and int(built_for.split(".")[0]) > driver.cuda[0]:
+        yield error(
+            About.DRIVER,
+            f"driver {driver.version} supports CUDA {driver.cuda[0]}.{driver.cuda[1]}, and this ONNX Runtime needs CUDA"
+            f" {built_for}",
+            f"install a newer NVIDIA driver, or an onnxruntime-gpu that is built for CUDA {driver.cuda[0]}",
+        )
+    elif why := _lacks_libraries(Path(module.__file__).parent / "capi"):
+        yield error(
+            About.DRIVER,
+            f"ONNX Runtime {module.__version__} cannot load its CUDA libraries: {why}",
+            f"install CUDA {built_for} and cuDNN for it, and put their libraries on LD_LIBRARY_PATH",
+        )
+    else:
+        driver_told = f"driver {driver.version}, " if driver.version else ""
+        yield ok(About.DRIVER, f"{driver_told}ONNX Runtime {module.__version__} for CUDA {built_for or '?'}")
+
+
+def _lacks_libraries(capi: Path) -> str:
+    """Why ONNX Runtime's part for CUDA cannot be loaded; empty where it can. ONNX Runtime itself would only warn, and
+    run on the CPU."""
+    try:
+        ctypes.CDLL(str(capi / "libonnxruntime_providers_shared.so"), os.RTLD_GLOBAL)
+        ctypes.CDLL(str(capi / "libonnxruntime_providers_cuda.so"))
+    except OSError as problem:
+        return first_line(problem)
+    return ""

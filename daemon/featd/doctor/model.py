@@ -1,0 +1,47 @@
+"""Checks of the model's files: read, and compared with each other and the catalog. No engine loads the net."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from featd.catalog import connect, instance, migrate
+from featd.config import Settings
+from featd.doctor.database import opened
+from featd.doctor.engines import find_caffe, find_onnxruntime
+from featd.doctor.finding import About, Finding, ok, told
+from featd.engines import caffe, onnxruntime
+from featd.engines.select import require_engine
+from featd.errors import FeatdError, FingerprintError
+from featd.worker.model import differences, fingerprint, read_model
+
+
+def look_at_model(settings: Settings) -> Iterator[Finding]:
+    """The files of the model, and whether they make the vectors that the catalog has."""
+    net, preprocess, spec = read_model(settings.model, settings.preprocess, settings.store.dtype)
+    engine = settings.model.engine
+    if (engine != caffe.NAME and find_onnxruntime()[0]) or (engine != onnxruntime.NAME and find_caffe()[0]):
+        require_engine(net, engine)
+    height, width = preprocess.crop
+    blobs = ", ".join(f"{blob} ({size:,} numbers)" for blob, size in net.blobs.items())
+    yield ok(About.MODEL, f"{settings.model.net}: {blobs}, from pictures of {height} x {width}")
+    yield from _fingerprint(settings, spec)
+
+
+def _fingerprint(settings: Settings, spec: dict[str, Any]) -> Iterator[Finding]:
+    """Nothing where the catalog is away, which another check tells."""
+    mine = fingerprint(spec)
+    with opened(settings) as catalog:
+        try:
+            migrate.check_schema(catalog)
+            with connect.reading(catalog) as conn:
+                held, held_spec = instance.fingerprint(conn), instance.spec(conn)
+        except FeatdError:
+            return
+    try:
+        instance.check_fingerprint(held, mine, differences(held_spec, spec))
+        yield ok(
+            About.FINGERPRINT, f"{mine[:12]}, {'as in the catalog' if held else 'the first of this catalog'}"
+        )
+    except FingerprintError as problem:
+        yield told(About.FINGERPRINT, problem)
