@@ -110,7 +110,6 @@ def _of_the_instance(settings: Settings) -> list[Check]:
             for root in settings.roots
         ),
         Check(About.ROOTS, partial(places.look_at_roots, settings.roots), SLOW_DISK, 2 * SECONDS),
-        Check(About.USER, partial(places.look_at_user, store.path), f"{store.path}: {SLOW_DISK}"),
         Check(About.STORE, partial(places.look_at_store, store), f"{store.path}: {SLOW_DISK}"),
         Check(About.CATALOG, partial(database.look_at_catalog, settings), SLOW_DATABASE, 2 * SECONDS),
         Check(About.PAIRING, partial(database.look_at_pairing, settings), SLOW_DATABASE, 2 * SECONDS),

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,8 +69,10 @@ def look_at_devices(settings: Settings | None) -> Iterator[Finding]:
             'correct workers.devices (`nvidia-smi` lists the GPUs), or write devices = "auto"',
         )
     if not missing:
-        gpus = "; ".join(f"cuda:{index} {gpu}" for index, gpu in enumerate(driver.gpus))
-        yield ok(About.DEVICES, f"{', '.join(devices.labels(wanted))}" + (f" ({gpus})" if gpus else ""))
+        gpus = ", ".join(f"{count} x {name}" for name, count in Counter(driver.gpus).items())
+        yield ok(
+            About.DEVICES, ", ".join(devices.labels(wanted)) + (f"; this machine has {gpus}" if gpus else "")
+        )
     on_gpus = [name for name in wanted if name != "cpu"]
     if on_gpus and not missing:
         yield from _look_at_driver(driver, on_gpus[0], "auto" if settings is None else settings.model.engine)

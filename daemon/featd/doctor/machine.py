@@ -19,6 +19,7 @@ from featd.paths import to_catalog
 from featd.roots import Globs, RootState, root_state
 
 INOTIFY = Path("/proc/sys/fs/inotify")
+"""The folder of the kernel's limits."""
 COUNT_SECONDS = 4.0
 """Folders are counted for so long."""
 FEW_FILES = 1024
@@ -27,11 +28,10 @@ USUAL_EVENTS = 16_384
 """The kernel's own limit of waiting events."""
 
 
-def look_at_inotify(roots: Sequence[RootConfig], limits: Path = INOTIFY) -> Iterator[Finding]:
-    """The limits of inotify against the folders to watch, which are counted for COUNT_SECONDS. `limits`: the folder of
-    the kernel's three values."""
+def look_at_inotify(roots: Sequence[RootConfig]) -> Iterator[Finding]:
+    """The limits of inotify against the folders to watch, which are counted for COUNT_SECONDS."""
     names = ("max_user_watches", "max_user_instances", "max_queued_events")
-    watches, instances, events = (int((limits / name).read_text()) for name in names)
+    watches, instances, events = (int((INOTIFY / name).read_text()) for name in names)
     watched = [root for root in roots if root.watch and root_state(root.path) is RootState.ONLINE]
     watched = [
         root for root in watched if file_system(os.path.realpath(root.path)) not in REMOTE_FILE_SYSTEMS

@@ -33,7 +33,7 @@ _RIGHTS = "give featd's user the right to read: `chmod` or `setfacl`, or add the
 _WAITS = "until then its images keep their state"
 
 
-def look_at_user(store: Path) -> Iterator[Finding]:
+def _look_at_user(store: Path) -> Iterator[Finding]:
     """Whether this user is the one that featd works as: another may read and write other things."""
     try:
         owner = store.stat().st_uid
@@ -113,6 +113,7 @@ def look_at_roots(roots: Sequence[RootConfig]) -> Iterator[Finding]:
 
 def look_at_store(store: StoreConfig) -> Iterator[Finding]:
     """Whether the store is there and can be written. `pairing` tells whose it is, and `room` whether it has room."""
+    yield from _look_at_user(store.path)
     if not is_store(store.path):
         missing = "there is no store" if store.path.is_dir() else "no such folder"
         yield error(
