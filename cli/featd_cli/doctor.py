@@ -66,12 +66,10 @@ def _show(findings: Iterable[Finding]) -> list[Finding]:
             text += wrap(arrow + shown(finding.way_out), width - MARGIN, indent=" " * len(arrow))
         head = Text.assemble((f"{finding.level:<9}", COLOURS[finding.level]), f"{finding.check:<17}")
         for line in text:
-            console.print(head + line if head else " " * MARGIN + line, soft_wrap=True)
-            head = Text()
+            console.print(head, Text(line), sep="", soft_wrap=True)
+            head = Text(" " * MARGIN)
     counts = {level: sum(finding.level is level for finding in found) for level in Level}
     bad = [counted(counts[level], str(level)) for level in (Level.ERROR, Level.WARNING) if counts[level]]
-    verdict = f"{' and '.join(bad)}: see the arrows" if bad else "no errors and no warnings"
-    console.print(
-        Text(f"{verdict} ({counted(len(found), 'finding')})", COLOURS[worst(found)]), soft_wrap=True
-    )
+    verdict = f"{' and '.join(bad)}: {arrow}says what to do" if bad else "no errors, no warnings"
+    console.print(Text(verdict, COLOURS[worst(found)]), soft_wrap=True)
     return found

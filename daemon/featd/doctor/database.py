@@ -183,10 +183,7 @@ def look_at_pairing(settings: Settings) -> Iterator[Finding]:
         try:
             pairing.check(catalog, settings.store.path, writable=False)
             yield ok(About.PAIRING, "the store is the one of this catalog")
-        except OtherStoreError as problem:
-            yield told(About.PAIRING, problem)
-            return
-        except StoreUnavailableError as problem:
+        except (OtherStoreError, StoreUnavailableError) as problem:
             yield told(About.PAIRING, problem)
             return
         yield from _room(settings, catalog)

@@ -33,7 +33,6 @@ def look_at_engines(settings: Settings | None) -> Iterator[Finding]:
             f"{' and '.join(both)} are both installed: they are one module, and overwrite each other's files",
             ONE_RUNTIME,
         )
-    yield look_at_extras()
     (runtime, without_runtime), (real, without_caffe) = find_onnxruntime(), find_caffe()
     if wanted == caffe.NAME and not real:
         yield told(About.ENGINES, without_caffe)
@@ -51,6 +50,7 @@ def look_at_engines(settings: Settings | None) -> Iterator[Finding]:
             About.ENGINES,
             f"{', '.join(told_of)} (featd {__version__}, Python {platform.python_version()})",
         )
+    yield look_at_extras()
 
 
 def find_onnxruntime() -> tuple[str, ModelError]:

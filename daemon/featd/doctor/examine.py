@@ -6,7 +6,7 @@ The checks are forked from this process, so it loads no engine, NumPy or HDF5, w
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -43,9 +43,9 @@ def read_configuration(explicit: Path | None) -> Configuration:
         settings = load(file, faults)
     except ConfigError as problem:
         way_out = "correct the file; `featd init` writes one in which every key is explained"
-        return Configuration(
-            file, None, (told(About.CONFIGURATION, problem, "" if file is None else way_out),)
-        )
+        finding = told(About.CONFIGURATION, problem, "" if file is None else way_out)
+        rest = f"{finding.text}; roots, store, catalog and model are not checked"
+        return Configuration(file, None, (replace(finding, text=rest),))
     found = [
         error(About.CONFIGURATION, fault, "correct it; `featd run` refuses the file until then")
         for fault in faults

@@ -73,14 +73,19 @@ _WAY_OUT = re.compile(
     re.IGNORECASE,
 )
 """Where the way out begins in the message of an error."""
+_ELSE = {
+    About.MODEL: "correct the section [model]; `featd net FILE` lists the layers and blobs of a net",
+    About.PAIRING: "see docs/operations.md",
+}
+"""The way out where a message names none."""
 
 
 def told(check: About, problem: FeatdError, way_out: str = "", level: Level = Level.ERROR) -> Finding:
-    """An error of featd as a finding. Its message says what to do; `way_out` is for those that do not."""
+    """An error of featd as a finding. Its message says what to do, as a rule; `way_out` replaces that."""
     parts = _WAY_OUT.split(str(problem), maxsplit=1)
     if len(parts) == 2 and not way_out:
         return Finding(check, level, parts[0], parts[1])
-    return Finding(check, level, str(problem), way_out or "see `docs/error-kinds.md`")
+    return Finding(check, level, str(problem), way_out or _ELSE.get(check, "correct the configuration"))
 
 
 def worst(findings: Iterable[Finding]) -> Level:

@@ -41,7 +41,8 @@ def _fingerprint(settings: Settings, spec: dict[str, Any]) -> Iterator[Finding]:
     try:
         instance.check_fingerprint(held, mine, differences(held_spec, spec))
         yield ok(
-            About.FINGERPRINT, f"{mine[:12]}, {'as in the catalog' if held else 'the first of this catalog'}"
+            About.FINGERPRINT,
+            f"{mine[:12]}, {'as in the catalog' if held else 'and the catalog has no vectors yet'}",
         )
     except FingerprintError as problem:
         yield told(About.FINGERPRINT, problem)

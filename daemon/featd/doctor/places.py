@@ -30,7 +30,6 @@ _OFFLINE = {
     RootState.EMPTY: "mount its disk; an empty root is taken for a mount point without its disk",
 }
 _RIGHTS = "give featd's user the right to read: `chmod` or `setfacl`, or add the user to their group"
-_WAITS = "until then its images keep their state"
 
 
 def _look_at_user(store: Path) -> Iterator[Finding]:
@@ -60,7 +59,7 @@ def look_at_root(root: RootConfig) -> Iterator[Finding]:
     """Whether a root is there, and whether its folders and images can be read."""
     state = root_state(root.path)
     if state is not RootState.ONLINE:
-        yield error(About.ROOT, f"{root.path} is {state}: {_WAITS}", _OFFLINE[state])
+        yield error(About.ROOT, f"{root.path} is {state}: its images keep their state", _OFFLINE[state])
         return
     walk = Walk(os.fsencode(root.path), Globs(root.include, root.exclude), root.follow_symlinks)
     deadline = clock.monotonic() + LOOK_SECONDS
