@@ -48,13 +48,22 @@ def look_at_service(explicit: Path | None) -> Iterator[Finding]:
         yield warning(About.SERVICE, f"{unit} is not installed", f"`featd service install{options}`")
         return
     for path, text in wanted.items():
-        if (path.read_text(encoding="utf-8") if path.exists() else "") != text:
+        if _essential(path.read_text(encoding="utf-8") if path.exists() else "") != _essential(text):
             yield warning(
                 About.SERVICE,
                 f"{path} is not what this installation and configuration need",
                 _INSTALL.format(options=options, unit=unit),
             )
     yield from _state(unit)
+
+
+def _essential(text: str) -> list[str]:
+    """The lines of a unit, without those that the environment of whoever installed it has decided."""
+    return [
+        line
+        for line in text.splitlines()
+        if not line.startswith(("Environment=PYTHONPATH=", "BindReadOnlyPaths="))
+    ]
 
 
 def _instance_of(file: Path) -> str | None:
@@ -69,7 +78,7 @@ def _instance_of(file: Path) -> str | None:
 
 def _state(unit: str) -> Iterator[Finding]:
     """What systemd says of a unit that is installed."""
-    wanted = ("ActiveState", "UnitFileState", "NeedDaemonReload", "ExecMainStatus")
+    wanted = ("ActiveState", "UnitFileState", "NeedDaemonReload", "Result", "ExecMainStatus")
     shown = subprocess.run(
         ["systemctl", "show", unit, "--property", ",".join(wanted)],
         capture_output=True,
@@ -88,9 +97,11 @@ def _state(unit: str) -> Iterator[Finding]:
         yield warning(About.SERVICE, f"systemd has an older {unit} in mind", "`systemctl daemon-reload`")
     match says.get("ActiveState"):
         case "failed":
+            ended = says.get("Result", "")
+            why = f"exit code {says.get('ExecMainStatus')}" if ended == "exit-code" else ended
             yield error(
                 About.SERVICE,
-                f"{unit} has failed with exit code {says.get('ExecMainStatus')}",
+                f"{unit} has failed: {why}",
                 f"`journalctl -u {unit} -n 20` says why; then `systemctl restart {unit}`",
             )
         case "active" | "reloading" as state:

@@ -219,6 +219,34 @@ def test_featd_itself_ends_with_those_codes(host: Host) -> None:
         edit_config(host, "batsch = 32", "batch = 32")
 
 
+def told_of_the_service(host: Host) -> list[tuple[str, str]]:
+    """Level and text of what doctor says of the service."""
+    checks = json.loads(host.featd("doctor --json || true"))["checks"]
+    return [(check["level"], check["text"]) for check in checks if check["check"] == "service"]
+
+
+def test_doctor_tells_of_the_service(service: Host) -> None:
+    not_enabled = ("warning", "featd does not start with the machine")
+    assert told_of_the_service(service) == [("ok", "featd is active"), not_enabled]
+    edit_config(service, "stop_seconds = 90", "stop_seconds = 60")
+    try:
+        service.run("systemctl stop featd; systemctl reset-failed featd", check=False)
+        file = "/etc/systemd/system/featd.service.d/10-configuration.conf"
+        assert told_of_the_service(service) == [
+            ("warning", f"{file} is not what this installation and configuration need"),
+            ("warning", "featd is inactive"),
+            not_enabled,
+        ]
+    finally:
+        edit_config(service, "stop_seconds = 60", "stop_seconds = 90")
+    edit_config(service, "batch = 32", "batsch = 32")
+    try:
+        service.run("systemctl start featd", check=False)
+        assert told_of_the_service(service) == [("error", "featd has failed: exit code 78"), not_enabled]
+    finally:
+        edit_config(service, "batsch = 32", "batch = 32")
+
+
 def test_instances_run_side_by_side(service: Host) -> None:
     """The other one on PostgreSQL, whose password is a credential."""
     port = start_postgres(service)

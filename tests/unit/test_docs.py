@@ -15,6 +15,7 @@ import typer
 
 from featd import errors
 from featd.adopt.outcome import Why
+from featd.doctor.finding import About
 from featd.states import Kind, State
 from featd_cli.main import EPILOG, app
 
@@ -100,6 +101,10 @@ def test_the_states_are_those_of_the_code() -> None:
 
 def test_the_reasons_for_which_a_row_is_left_are_those_of_the_code() -> None:
     assert first_column(page("docs/from-a-script.md"), "why") == [why.value for why in Why]
+
+
+def test_the_checks_of_the_doctor_are_those_of_the_code() -> None:
+    assert sorted(first_column(page("docs/doctor.md"), "check")) == sorted(about.value for about in About)
 
 
 def test_the_kinds_are_those_of_the_code() -> None:
