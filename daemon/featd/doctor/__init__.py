@@ -1,1 +1,1 @@
-"""Whether this machine and this configuration can work: one finding for each check. Nothing is changed or locked."""
+"""Whether this machine and this configuration can work: one finding for each check. Nothing is changed."""
