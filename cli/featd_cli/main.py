@@ -29,6 +29,7 @@ from featd_cli import (
     index,
     init,
     net,
+    pause,
     restore,
     retry_failed,
     roots,
@@ -101,6 +102,8 @@ app.command("init")(init.init)
 app.command("run")(run.run)
 app.command("status")(status.status)
 app.command("doctor")(doctor.doctor)
+app.command("pause")(pause.pause)
+app.command("resume")(pause.resume)
 app.command("failures")(failures.failures)
 app.command("retry-failed")(retry_failed.retry_failed)
 app.command("scan")(scan.scan)

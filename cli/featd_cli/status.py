@@ -21,12 +21,20 @@ def status(
             help="Update the screen about every second, until q or Ctrl-C. Not with --json.",
         ),
     ] = False,
+    with_code: Annotated[
+        bool,
+        typer.Option(
+            "--exit-code",
+            help="Exit with 0 healthy, 3 not running, 1 failing: see the warnings. Not with --watch.",
+        ),
+    ] = False,
     config: ConfigOption = None,
 ) -> None:
     """Show whether featd runs, its progress and its bottleneck.
 
-    Shows counts, rate, workers and failures by kind. Works while the daemon is down, and then exits 0. With --watch it
-    keeps running while the database is away; off a terminal it prints one report after the other.
+    Shows counts, rate, workers and failures by kind. Works while the daemon is down, and then exits 0; with
+    --exit-code, 3. With --watch it keeps running while the database is away; off a terminal it prints one report after
+    the other.
     """
     from featd.report import status as report_status
     from featd.report.watched import Watched
@@ -36,6 +44,8 @@ def status(
         raise typer.BadParameter(
             "cannot be combined with --json: call `featd status --json` again", param_hint="--watch"
         )
+    if watch and with_code:
+        raise typer.BadParameter("cannot be combined with --watch", param_hint="--exit-code")
     blocks = "utf" in (sys.stdout.encoding or "").lower()
     with open_instance(ctx, config, check=not watch, only_looks=True) as instance:
         if watch:
@@ -46,5 +56,7 @@ def status(
         report = report_status.look(instance.catalog, Watched.of(instance.settings), instance.faults)
     if as_json:
         document(report_status.as_json(report))
-        return
-    status_screen.show(status_screen.lines(report, blocks=blocks))
+    else:
+        status_screen.show(status_screen.lines(report, blocks=blocks))
+    if with_code:
+        raise typer.Exit(report_status.exit_code(report))

@@ -88,7 +88,12 @@ def fitted(report: Report, *, blocks: bool, width: int, height: int) -> list[Tex
         some = len(report.workers) - over - 1
         if not level.two_lines and level.workers is None and some > 1:
             return lines(report, blocks=blocks, width=width, detail=replace(level, workers=some))
-    least = (_faults(report, width), _images(report, width, blocks), _verdict(report, width, LEVELS[-1]))
+    least = (
+        _faults(report, width),
+        _pauses(report, width, blocks),
+        _images(report, width, blocks),
+        _verdict(report, width, LEVELS[-1]),
+    )
     return [line for part in least for line in part][:height]
 
 
@@ -99,6 +104,7 @@ def show(screen: Iterable[Text]) -> None:
 
 def _head(report: Report, width: int, blocks: bool, detail: Detail) -> Iterator[Text]:
     yield _running(report, blocks)
+    yield from _pauses(report, width, blocks)
     yield Text(clip(f"catalog  {shown(report.catalog)}", width, 9), "bold")
     if not detail.whole_head:
         return
@@ -122,6 +128,13 @@ def _running(report: Report, blocks: bool) -> Text:
         None: ("?", "?", "bold yellow"),
     }[runs]
     return Text(f"{mark if blocks else plain} {told}", colour)
+
+
+def _pauses(report: Report, width: int, blocks: bool) -> Iterator[Text]:
+    """What is paused, since when, why, and how it goes on."""
+    for told in words.pauses(report):
+        mark = "‖" if blocks else "="
+        yield from (Text(line, "bold yellow") for line in wrap(shown(f"{mark} {told}"), width, indent="  "))
 
 
 def _images(report: Report, width: int, blocks: bool) -> Iterator[Text]:
@@ -227,12 +240,13 @@ def _faults(report: Report, width: int) -> Iterator[Text]:
 
 
 def _verdict(report: Report, width: int, detail: Detail) -> Iterator[Text]:
-    some = report.warnings[: detail.warnings]
+    warnings = [*report.warnings, *report.notices]
+    some = warnings[: detail.warnings]
     for warning in some:
         first, *rest = wrap(shown(f"warning: {warning}"), width, indent="  ")
         yield Text(first, "yellow")
         yield from map(Text, rest)
-    if left := len(report.warnings) - len(some):
+    if left := len(warnings) - len(some):
         yield Text(f"{left} more {'warning' if left == 1 else 'warnings'}", "yellow")
     sentence = holds_back(report)
     yield from map(Text, wrap(shown(sentence[0].upper() + sentence[1:] + "."), width))

@@ -7,7 +7,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from featd.catalog import corrections, counters, dialects, gone, leases
+from featd.catalog import corrections, counters, dialects, gone, leases, pause
 from featd.catalog.counters import StateChanges
 from featd.catalog.enqueue import FoundFile
 from featd.catalog.schema import images, in_state
@@ -30,8 +30,11 @@ def claim(
     roots: Sequence[str],
     priorities: Sequence[int] = PRIORITIES,
 ) -> list[ClaimedImage]:
-    """Claim up to `limit` due rows of `roots` (those online) under `lease`, oldest first within priority."""
+    """Claim up to `limit` due rows of `roots` (those online) under `lease`, oldest first within priority; none while
+    the lease's host is paused."""
     leases.hold(conn, lease)
+    if pause.holds(conn, lease):
+        return []
     claimed: list[ClaimedImage] = []
     lacked, seeks = corrections.requeued(conn), gone.any_kept(conn)
     values = {"state": State.CLAIMED, "lease_id": lease.id, "updated_at": dialects.now(conn)}

@@ -146,6 +146,13 @@ def pending_roots(conn: sa.Connection) -> set[str]:
     return {*queued_roots(conn), *conn.execute(claimed).scalars()}
 
 
+def claims_of(conn: sa.Connection, host: str) -> bool:
+    """Whether a worker of this host has a claimed image."""
+    mine = sa.select(leases.c.id).where(leases.c.ended_at.is_(None), leases.c.host == host)
+    claimed = sa.select(images.c.id).where(in_state(State.CLAIMED), images.c.lease_id.in_(mine))
+    return conn.execute(claimed.limit(1)).first() is not None
+
+
 def last_image(conn: sa.Connection) -> int:
     """The highest id of an image; 0 where there is none."""
     return int(conn.scalar(sa.select(sa.func.max(images.c.id))) or 0)

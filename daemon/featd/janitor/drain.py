@@ -35,15 +35,16 @@ def begin(catalog: sa.Engine) -> Start:
 
 
 def look(
-    catalog: sa.Engine, host: str, roots: Sequence[str], start: Start, no_room: str = ""
+    catalog: sa.Engine, host: str, roots: Sequence[str], start: Start, held: str = ""
 ) -> StopRequest | None:
-    """How the drain ended; None while there is work that this host's workers can do, now or after a back-off. `no_room`
+    """How the drain ended; None while there is work that this host's workers can do, now or after a back-off. `held`
     says why they have not claimed for a while."""
     with connect.reading(catalog) as conn:
         counts = counters.counts(conn)
         open_rows = counts[State.PENDING] + counts[State.CLAIMED]
         waiting = stats.pending_roots(conn) if open_rows else set()
         reports = hosts.ingest_reports(conn)
+        working = bool(counts[State.CLAIMED]) and (not held or stats.claims_of(conn, host))
         told = [worker.shares.get("doubted", {}) for worker in stats.workers(conn) if worker.host == host]
     if open_rows == 0:
         mine = reports[host].report if host in reports else {}
@@ -57,12 +58,12 @@ def look(
         root for root, state in offline.items() if state is not RootState.ONLINE or root not in roots
     }
     doubted = {root for rounds in told for root, count in rounds.items() if count >= DOUBTED_ROUNDS}
-    if counts[State.CLAIMED]:
+    if working:
         return None
     if waiting - unreachable - doubted:
-        left = f"not drained, {_images(counts[State.PENDING])} left"
+        left = f"not drained, {_images(open_rows)} left"
         again = "then `featd run --drain` again"
-        return StopRequest(EXIT_OUT_OF_REACH, f"{left}: {no_room}, {again}") if no_room else None
+        return StopRequest(EXIT_OUT_OF_REACH, f"{left}: {held}, {again}") if held else None
     names = ", ".join(
         f"{root} ({offline[root] if root in roots else 'not in the configuration'})"
         for root in sorted(unreachable)

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 from featd import clock, logs
 from featd.catalog import connect, counters, feed, forget, hosts, mend, pairing, samples, stats
 from featd.errors import CatalogUnavailableError
-from featd.janitor import drain
+from featd.janitor import drain, holds
 from featd.janitor.compaction import Compaction
+from featd.janitor.holds import Paused, Room
 from featd.janitor.indexing import Indexing
 from featd.janitor.leftovers import Leftovers
 from featd.janitor.plan import JanitorPlan
 from featd.janitor.purge import purging
 from featd.janitor.rescue import Cause, Rescue
-from featd.janitor.room import Room
 from featd.janitor.slow_round import SlowRound
 from featd.janitor.task import Task
 from featd.processes.last_words import telling
@@ -36,7 +36,7 @@ log = logs.get("janitor")
 
 EXPIRED_EVERY_SECONDS = 5.0
 DUTY_EVERY_SECONDS = 5.0
-ROOM_EVERY_SECONDS = 1.0
+HOLDS_EVERY_SECONDS = 1.0
 FEED_EVERY_SECONDS = 0.5
 FEED_FORGET_SECONDS = 3600.0
 STATUS_EVERY_SECONDS = 3.0
@@ -95,10 +95,13 @@ class Janitor:
             ]
         self._indexing = Indexing(self._catalog, plan) if plan.search else None
         self._marked = read_mark(plan.store.path)
-        self._room = Room(self._catalog, plan.store.path, plan.store.min_free)
+        self._holds = (
+            Paused(self._catalog, plan.host),
+            Room(self._catalog, plan.store.path, plan.store.min_free),
+        )
         self._rescue = Rescue(self._catalog, plan.run_folder, plan.host, plan.retry)
         self._due = dict.fromkeys(
-            ("room", "feed", "status", "expired", "duty", "mend", "sample", "drain"), 0.0
+            ("holds", "feed", "status", "expired", "duty", "mend", "sample", "drain"), 0.0
         )
 
     def begin(self) -> None:
@@ -113,8 +116,9 @@ class Janitor:
         while self._heard:
             self._hear(self._heard[0])
             self._heard.popleft()
-        if self._is_due("room", now, ROOM_EVERY_SECONDS):
-            self._room.look(now)
+        if self._is_due("holds", now, HOLDS_EVERY_SECONDS):
+            for hold in self._holds:
+                hold.look(now)
         if self._is_due("status", now, STATUS_EVERY_SECONDS):
             self._link.report(StatusLine(self._status()))
         if self._is_due("expired", now, EXPIRED_EVERY_SECONDS):
@@ -147,7 +151,7 @@ class Janitor:
                 self._host,
                 [str(root) for root in self._plan.roots],
                 self._drain_start,
-                self._room.ends_drain(now),
+                holds.ends_drain(self._holds, now),
             )
             if end is not None:
                 self._link.report(end)
@@ -218,12 +222,15 @@ class Janitor:
             counts = counters.counts(conn)
             workers = stats.workers(conn)
         open_rows = counts[State.PENDING] + counts[State.CLAIMED]
-        waits = "; the store's disk has less than min_free: nothing is claimed" if self._room.lacking else ""
         rate = sum(float(worker.shares.get("images_per_second", 0.0)) for worker in workers)
-        return (
-            f"{counts[State.DONE]:,} images done, {open_rows:,} to do, {counts[State.FAILED]:,} failed;"
-            f" {rate:,.1f} images/s by {len(workers)} {'worker' if len(workers) == 1 else 'workers'}{waits}"
+        paused, no_room = (hold.status for hold in self._holds)
+        told = (
+            paused,
+            f"{counts[State.DONE]:,} images done, {open_rows:,} to do, {counts[State.FAILED]:,} failed",
+            f"{rate:,.1f} images/s by {len(workers)} {'worker' if len(workers) == 1 else 'workers'}",
+            no_room,
         )
+        return "; ".join(text for text in told if text)
 
     def close(self) -> None:
         for task in self._tasks:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from rich.filesize import decimal
 
 from featd import clock
-from featd.errors import ConfigError, StoreUnavailableError
+from featd.errors import EXIT_ERROR, EXIT_OK, ConfigError, StoreUnavailableError
 from featd.report import running
 from featd.report.running import Daemon
 from featd.report.watched import Watched
@@ -25,12 +25,14 @@ from featd.worker.shares import KINDS
 if TYPE_CHECKING:
     import sqlalchemy as sa
 
+    from featd.catalog.pause import Pause
     from featd.catalog.stats import FailureLine, ShardTotals, WorkerLine
     from featd.config import StoreConfig
 
 FULL_BYTES = 1024 * 1024
 NEW_SECONDS = 60.0
 """A worker that is older than this is not called new."""
+EXIT_NOT_RUNNING = 3
 LEASE_WARNING = 1 / 3
 """A lease with less than this part of its time left should have been renewed long ago."""
 
@@ -48,6 +50,8 @@ class Report:
     failures: list[FailureLine]
     ingest: dict[str, Any]
     decoders: int
+    pauses: list[Pause] = field(default_factory=list)
+    """What `featd pause` has stopped: of all hosts first, then of single ones, this or another."""
     unknown: dict[str, int] = field(default_factory=dict)
     """How many `files` and `bytes` of shards are in the store that the catalog does not know."""
     faulty: dict[str, str] = field(default_factory=dict)
@@ -62,6 +66,9 @@ class Report:
     offline: dict[str, str] = field(default_factory=dict)
     """Roots of the configuration that are offline -> their state."""
     warnings: list[str] = field(default_factory=list)
+    """What is wrong and wants a person."""
+    notices: list[str] = field(default_factory=list)
+    """What is to be known, and may stay as it is; shown as warnings, too."""
     faults: tuple[str, ...] = ()
     """What is wrong in the configuration."""
     store_fault: str = ""
@@ -83,6 +90,12 @@ class Report:
         return self.counts[State.PENDING] + self.counts[State.CLAIMED]
 
     @property
+    def paused(self) -> Pause | None:
+        """The pause that holds for this host."""
+        here = socket.gethostname()
+        return next((one for one in self.pauses if one.host in (None, here)), None)
+
+    @property
     def images_per_second(self) -> float:
         return round(sum((rate_of(worker) for worker in self.workers), 0.0), 2)
 
@@ -94,7 +107,7 @@ class Report:
 
 def look(catalog: sa.Engine, watched: Watched, faults: Sequence[str] = ()) -> Report:
     """Read everything once. Rows of `images` are read by index only. faults: what is wrong in the configuration."""
-    from featd.catalog import connect, counters, forget, hosts, stats, values
+    from featd.catalog import connect, counters, forget, hosts, pause, stats, values
     from featd.catalog import instance as identity
 
     store = watched.store
@@ -119,6 +132,7 @@ def look(catalog: sa.Engine, watched: Watched, faults: Sequence[str] = ()) -> Re
             failures=stats.failures_by_kind(conn),
             ingest=hosts.ingest_of_all(conn, down),
             decoders=watched.decoders,
+            pauses=pause.pauses(conn),
             faulty=_faulty(conn),
             unknown=values.get_value(conn, stats.UNKNOWN) or stats.NO_UNKNOWN,
             roots=len(watched.roots),
@@ -126,7 +140,7 @@ def look(catalog: sa.Engine, watched: Watched, faults: Sequence[str] = ()) -> Re
             next_due_seconds=stats.next_due_seconds(conn) if stuck else None,
             offline=_offline(watched),
             # With a fault in a root it is not known which roots there are.
-            warnings=_foreign_roots(watched, stats.known_roots(conn)) if not faults else [],
+            notices=_foreign_roots(watched, stats.known_roots(conn)) if not faults else [],
             faults=tuple(f"configuration: {fault}" for fault in faults),
             store_fault=_store_fault(store.path),
             forgetting=forget.read(conn) is not None,
@@ -136,6 +150,16 @@ def look(catalog: sa.Engine, watched: Watched, faults: Sequence[str] = ()) -> Re
         )
     report.warnings.extend(_warnings(catalog, watched, report))
     return report
+
+
+def exit_code(report: Report) -> int:
+    """For `featd status --exit-code`: 0 healthy, 3 not running on this host, 1 failing: what the warnings tell wants a
+    person, or nobody can tell whether featd runs. A pause is healthy; so are failed images, which are counted."""
+    if report.daemon.down:
+        return EXIT_NOT_RUNNING
+    if not report.daemon.pid or report.faults or report.warnings:
+        return EXIT_ERROR
+    return EXIT_OK
 
 
 def state_of(worker: WorkerLine) -> str:
@@ -256,7 +280,7 @@ def _warnings(catalog: sa.Engine, watched: Watched, report: Report) -> list[str]
     elif report.room["lacking"]:
         found.append(f"store {store}: {_no_room(report.room)}")
     if report.forgetting:
-        found.append(
+        report.notices.append(
             "a `featd forget` is not finished: a running featd goes on with it; or run it again to see what is left"
         )
     for path, fault in sorted(report.faulty.items()):
@@ -265,7 +289,7 @@ def _warnings(catalog: sa.Engine, watched: Watched, report: Report) -> list[str]
     notes = dict(report.ingest["notes"])
     for root, state in report.offline.items():
         if state == RootState.UNREADABLE and not _is_owner(store):
-            found.append(f"root {root} cannot be read by this user; featd may be able to")
+            report.notices.append(f"root {root} cannot be read by this user; featd may be able to")
             continue
         found.append(f"root {root} is offline ({state}): images of this root keep their state")
         notes.pop(root, None)  # says the same
@@ -299,6 +323,8 @@ def holds_back(report: Report) -> str:
         return f"every image{' that was found' if partly else ''} is processed{_way_out(report)}"
     if not report.workers:
         return _no_worker(report)
+    if report.paused is not None:
+        return f"workers finish what they have and claim nothing more: featd is {report.paused}"
     if report.room.get("lacking"):
         return f"images are waiting for room in the store: {_no_room(report.room)}"
     working = [worker for worker in report.workers if state_of(worker) == "working"]
@@ -409,6 +435,8 @@ def as_json(report: Report) -> dict[str, Any]:
     """The document of `featd status --json`."""
     return {
         "running": bool(report.daemon.pid),
+        "paused": report.paused is not None,
+        "pauses": [asdict(one) for one in report.pauses],
         "instance": report.instance,
         "catalog": report.catalog,
         "fingerprint": report.fingerprint,
@@ -437,5 +465,5 @@ def as_json(report: Report) -> dict[str, Any]:
         "ingest": report.ingest,
         "daemon": {"pid": report.daemon.pid, "failed_start": report.daemon.failed_start},
         "holds_back": holds_back(report),
-        "warnings": [*report.faults, *report.warnings],
+        "warnings": [*report.faults, *report.warnings, *report.notices],
     }

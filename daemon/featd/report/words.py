@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections import Counter
 from datetime import datetime
 
@@ -24,6 +25,16 @@ def running(report: Report) -> tuple[bool | None, str]:
     if daemon.down:
         return False, NOT_RUNNING
     return None, "unknown whether featd runs: the store cannot be read"
+
+
+def pauses(report: Report) -> list[str]:
+    """What is paused, since when, why, and how it goes on."""
+    here = socket.gethostname()
+    told = []
+    for one in report.pauses:
+        whom = "" if one.host in (None, here) else f"host {one.host} is "
+        told.append(f"{whom}{one}; {one.ended_by(here)} goes on")
+    return told
 
 
 def percent(report: Report) -> str:

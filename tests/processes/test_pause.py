@@ -1,0 +1,97 @@
+"""`featd pause` amid work: what is claimed is finished, nothing more is claimed, and everything goes on afterwards."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from photographs import write_photographs
+from running import Instance, check_promise, kill_all, make_instance, wait_for
+
+PHOTOGRAPHS = 80
+
+
+@pytest.fixture
+def instance(tmp_path: Path, database_url: str) -> Instance:
+    """It takes some seconds for its images."""
+    write_photographs(tmp_path / "images", PHOTOGRAPHS)
+    return make_instance(
+        tmp_path / "instance",
+        tmp_path / "images",
+        database_url,
+        workers__devices=["cpu"],
+        workers__batch=2,
+        workers__decoders=1,
+        store__shard_rows=20,
+    )
+
+
+@pytest.fixture
+def started() -> Iterator[list[subprocess.Popen[str]]]:
+    processes: list[subprocess.Popen[str]] = []
+    yield processes
+    for process in processes:
+        kill_all(process)
+
+
+def test_a_pause_amid_work_outlives_the_daemon_and_ends_when_it_is_resumed(
+    instance: Instance, started: list[subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    log = instance.folder / "stderr"
+    started.append(instance.start("run"))
+    wait_for(lambda: instance.count("done") > 10, 60, "work")
+    said = instance.run("pause", "--reason", "the disk\nis moved").stdout
+    assert said.startswith("this host: paused since ")
+    assert said.endswith(": the disk is moved; `featd --config " + f"{instance.config} resume` goes on\n")
+    wait_for(lambda: instance.count("claimed") == 0, 20, "the end of what is claimed")
+    left = instance.count("pending")
+    assert left > 0, "the pause came too late for this test"
+    wait_for(lambda: " paused: featd is paused: workers finish what they have" in log.read_text(), 10, "it")
+    told = instance.status()
+    assert (told["running"], told["paused"], told["warnings"]) == (True, True, [])
+    assert [(one["host"], one["reason"]) for one in told["pauses"]] == [
+        (socket.gethostname(), "the disk is moved")
+    ]
+    assert told["holds_back"].startswith("workers finish what they have and claim nothing more: featd is paused")
+    healthy = instance.run("status", "--exit-code")
+    assert healthy.returncode == 0, healthy.stdout
+    assert healthy.stdout.splitlines()[1][2:].startswith("paused since ")
+
+    (tmp_path / "images" / "new.jpg").write_bytes(next((tmp_path / "images").glob("*.jpg")).read_bytes())
+    wait_for(lambda: instance.count("pending") == left + 1, 30, "the new file, which is found")
+    started[-1].terminate()
+    assert started[-1].wait(60) == 0
+    started.append(instance.start("run"))
+    wait_for(lambda: log.read_text().count(" paused: ") == 2, 60, "the pause in the next life")
+    wait_for(instance.live_workers, 60, "a worker")
+    assert instance.count("pending") == left + 1, "nothing was claimed"
+
+    assert "resumed; was paused since" in instance.run("resume").stdout
+    wait_for(lambda: instance.count("done") == PHOTOGRAPHS + 1, 60, "the rest")
+    assert not instance.status()["paused"]
+    started[-1].terminate()
+    assert started[-1].wait(60) == 0
+    assert check_promise(instance) == {"done": PHOTOGRAPHS + 1}
+    assert log.read_text().count(" resumed: ") == 1
+    assert "child_died" not in log.read_text()
+
+
+def test_a_drain_ends_where_its_host_is_paused_and_says_so(
+    instance: Instance, started: list[subprocess.Popen[str]]
+) -> None:
+    started.append(instance.start("run", "--drain"))
+    wait_for(lambda: instance.count("done") > 10, 60, "work")
+    assert instance.run("pause", "--all").returncode == 0
+    assert started[-1].wait(60) == 75
+    left = instance.count("pending")
+    said = (instance.folder / "stderr").read_text()
+    assert f"not drained, {left} images left: featd is paused on all hosts since" in said
+    assert "`featd resume --all`, then `featd run --drain` again" in said
+    assert check_promise(instance) == {"pending": left, "done": PHOTOGRAPHS - left}
+    assert instance.run("resume", "--all").returncode == 0
+    assert instance.run("run", "--drain").returncode == 0
+    assert check_promise(instance) == {"done": PHOTOGRAPHS}
