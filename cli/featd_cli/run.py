@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import typer
@@ -22,9 +23,16 @@ def run(
     Finds images, extracts their vectors and seals them into shards. SIGTERM or Ctrl-C stops it after sealing the
     batches in flight; a second one stops it at once. SIGHUP reloads the configuration. With --drain it exits 0 when
     all images are done, 4 if failed images remain, and 1 if only images of an offline root remain.
+
+    In a terminal it shows one line of its progress, with warnings above it, in place of the log. It shows the log
+    where standard error goes elsewhere, or where [log] sets another format or level.
     """
     from featd import daemon
     from featd.config import find
+    from featd_cli import run_line
 
     settings = load_settings(ctx, config)
-    raise typer.Exit(daemon.run(settings, drain=drain, config=find(config or ctx.obj).absolute()))
+    file = find(config or ctx.obj).absolute()
+    if run_line.suits(settings, sys.stderr):
+        raise typer.Exit(run_line.run(settings, sys.stderr, drain=drain, config=file))
+    raise typer.Exit(daemon.run(settings, drain=drain, config=file))
