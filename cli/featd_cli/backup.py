@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import sys
-from collections.abc import Callable, Iterator
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from featd.errors import EXIT_FAILED_ROWS
-from featd_cli.console import complain, note, say, shown
+from featd_cli.console import complain, note, progress, say, shown
 from featd_cli.instance import ConfigOption, open_instance
 
 if TYPE_CHECKING:
@@ -37,13 +35,13 @@ def backup(
     from featd.backup.backup import back_up
     from featd.config import find
 
-    with open_instance(ctx, config) as instance, progress("backing up") as advance:
+    with open_instance(ctx, config) as instance, progress() as advance:
         made = back_up(
             instance.catalog,
             instance.settings.store.path,
             find(config or ctx.obj),
             folder.absolute(),
-            advance,
+            functools.partial(advance, "backing up"),
         )
     say(
         f"{made.done:,} images in {made.shards:,} shards are in {shown(str(folder))}: {made.new:,} shards new"
@@ -70,18 +68,3 @@ def in_bytes(count: int) -> str:
         if count >= size:
             return f"{count / size:,.1f} {unit}"
     return f"{count / 1e3:,.1f} kB"
-
-
-@contextlib.contextmanager
-def progress(doing: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on standard error, if that is a terminal. It takes the bytes that are done, and all of them."""
-    if not sys.stderr.isatty():
-        yield lambda done, total: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(doing, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import socket
+import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from featd_cli.backup import in_bytes
-from featd_cli.console import say
+from featd_cli.console import progress, say
 from featd_cli.instance import ConfigOption, open_instance
 
 if TYPE_CHECKING:
@@ -47,8 +48,10 @@ def compact(
         if dry_run:
             _tell(compaction.preview(), store, room=compaction.has_room())
             return
-        for _ in compaction.work():
-            pass
+        with progress() as advance:
+            total = compaction.to_merge() if sys.stderr.isatty() else 0
+            for _ in compaction.work():
+                advance("merging shards", compaction.merged, max(total, compaction.merged))
         with instance.read() as conn:
             totals = stats.shard_totals(conn)
     if compaction.merged:

@@ -7,10 +7,10 @@ import json
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import typer
 
@@ -55,25 +55,21 @@ def array(items: Iterable[Any]) -> int:
     return count
 
 
+class Advance(Protocol):
+    """Takes what is done, how far, how far it goes (0 where that is not known), and how much has failed so far."""
+
+    def __call__(self, doing: str, done: int, total: int, failed: int = 0) -> None: ...
+
+
 @contextlib.contextmanager
-def progress() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar on standard error, if that is a terminal. It takes what is done, how far, and how far it goes: 0 where
-    that is not known."""
+def progress() -> Iterator[Advance]:
+    """A bar on standard error, if that is a terminal."""
     if not sys.stderr.isatty():
-        yield lambda doing, done, total: None
+        yield lambda doing, done, total, failed=0: None
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+    from featd_cli.bar import bar
 
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=None)
-
-        def advance(doing: str, done: int, total: int) -> None:
-            if bar.tasks[0].description != doing:
-                bar.reset(task, description=doing)
-            bar.update(task, completed=done, total=total or None)
-
+    with bar() as advance:
         yield advance
 
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from featd.states import Correction
-from featd_cli.console import document, note, say, shown
+from featd_cli.console import document, note, progress, say, shown
 from featd_cli.instance import ConfigOption, Instance, JsonOption, open_instance
 
 app = typer.Typer(help="Show and upgrade the catalog's schema.", no_args_is_help=True)
@@ -50,7 +50,9 @@ def upgrade(
         if name not in (_ALL, *Correction):
             raise typer.BadParameter(f"{name!r} is no correction: there are {', '.join(Correction)}")
     with open_instance(ctx, config, check=False) as instance:
-        before, after = migrate.upgrade(instance.catalog, create=False)
+        with progress() as advance:
+            advance("upgrading", 0, 0)
+            before, after = migrate.upgrade(instance.catalog, create=False)
         note(f"the catalog already has this featd's schema: {after}" if before == after else "upgraded")
         say(f"{before or 'empty'} -> {after}")
         _decide(instance, requeue or (), keep or ())
@@ -74,7 +76,10 @@ def _decide(instance: Instance, requeue: Sequence[str], keep: Sequence[str]) -> 
 
     again, kept = chosen(requeue, keep), chosen(keep, requeue)
     if again:
-        images = corrections.requeue(instance.catalog, again, roots)
+        with progress() as advance:
+            images = corrections.requeue(
+                instance.catalog, again, roots, lambda count: advance("making images pending", count, 0)
+            )
         count = "1 image" if images == 1 else f"{images:,} images"
         note(
             shown(
@@ -87,7 +92,8 @@ def _decide(instance: Instance, requeue: Sequence[str], keep: Sequence[str]) -> 
     left = {one: newest for one, newest in lacked.items() if one not in (*again, *kept)}
     if not left:
         return
-    with instance.read() as conn:
+    with progress() as advance, instance.read() as conn:
+        advance("counting images", 0, 0)
         counted = corrections.count(conn, left, roots)
     connect.transact(instance.catalog, corrections.keep, [one for one in left if not counted[one]])
     if not counted.total():

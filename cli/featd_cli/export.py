@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from featd.states import State
-from featd_cli.console import note, say, shown
+from featd_cli.console import note, progress, say, shown
 from featd_cli.files import check_output
 from featd_cli.instance import ConfigOption, open_instance
 
@@ -110,11 +110,13 @@ def export(
     from featd.config import find
     from featd.export import export as exporting
 
-    with open_instance(ctx, config) as instance:
+    with open_instance(ctx, config) as instance, progress() as advance:
         store = instance.settings.store.path
         wanted = exporting.Wanted(blob or (), all_blobs, since, l2, dtype)
         if to_stdout:
-            exported = exporting.to_stream(instance.catalog, store, sys.stdout.buffer, wanted)
+            exported = exporting.to_stream(
+                instance.catalog, store, sys.stdout.buffer, wanted, advance=advance
+            )
         else:
             check_output(out, instance.settings, find(config or ctx.obj))
             write = {
@@ -122,7 +124,7 @@ def export(
                 Format.HDF5: exporting.to_hdf5,
                 Format.PARQUET: exporting.to_parquet,
             }
-            exported = write[form](instance.catalog, store, out, wanted, force=force)
+            exported = write[form](instance.catalog, store, out, wanted, force=force, advance=advance)
         with instance.read() as conn:
             counts = counters.counts(conn)
     left_out = sum(counts[state] for state in (State.PENDING, State.CLAIMED, State.FAILED))

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from featd.errors import EXIT_FAILED_ROWS, ConfigError, FeatdError
-from featd_cli.backup import complain_of_shards, progress
-from featd_cli.console import note, say, shown
+from featd_cli.backup import complain_of_shards
+from featd_cli.console import note, progress, say, shown
 from featd_cli.instance import ConfigOption, load_settings, open_catalog
 
 
@@ -39,8 +40,10 @@ def restore(
         say(f"wrote {shown(str(file))}")
     settings = load_settings(ctx, file)
     store = settings.store.path
-    with open_catalog(settings) as catalog, progress("restoring") as advance:
-        made = restoring.restore(folder, catalog, store, settings.retry.policy, advance)
+    with open_catalog(settings) as catalog, progress() as advance:
+        made = restoring.restore(
+            folder, catalog, store, settings.retry.policy, functools.partial(advance, "restoring")
+        )
     say(f"{made.done:,} images in {made.shards:,} shards are in {shown(str(store))}")
     system = file.is_relative_to("/etc")
     option = f" --config {shown(str(file))}" if file != Path("featd.toml").absolute() else ""

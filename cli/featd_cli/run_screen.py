@@ -20,8 +20,6 @@ WIDTH = 80
 WIDE = 100
 HINT = "Ctrl-C: finish and stop"
 STOPS = "stopping: sealing what is extracted; Ctrl-C again: exit now and repeat it later"
-    "stopping: finishing and sealing the batches in flight; Ctrl-C again: exit now, the next start recovers"
-)
 STARTS = "starting: loading the net"
 NAMES = {"wait": "waiting for images", "decode": "decoding", "forward": "network", "write": "writing"}
 """What limits the rate, in a word or two."""
@@ -114,6 +112,8 @@ def _state(look: Look, report: Report, stopping: bool, drain: bool) -> str:
     if report.paused is not None:
         return shown(str(report.paused))
     sentence = holds_back(report)
+    if report.daemon.says.get("pid") != report.daemon.pid:
+        return STARTS  # what is known of workers is of an earlier run
     if not report.workers:
         return shown(sentence) if report.open and sentence.startswith("no worker can start") else STARTS
     if any(state_of(worker) == "working" for worker in report.workers):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from featd.errors import EXIT_ERROR, ConfigError
-from featd_cli.console import say, shown
+from featd_cli.console import progress, say, shown
 from featd_cli.files import locate
 from featd_cli.instance import ConfigOption, open_instance
 
@@ -39,7 +39,7 @@ def scan(
     folders that cannot be read, and then exits 1.
     """
     from featd import logs
-    from featd.ingest.scan import describe, scan_root
+    from featd.ingest.scan import Scan, describe
     from featd.roots import RootState, check_apart
 
     logs.setup("ERROR")  # the lines below report everything
@@ -49,7 +49,11 @@ def scan(
             raise ConfigError("roots: name at least one folder of images in a [[roots]] section")
         check_apart([root.path for root in instance.settings.roots])
         for root, start in _chosen(instance.settings.roots, path):
-            report = scan_root(instance.catalog, root, start=start, confirm_gone=confirm_gone)
+            scanning = Scan(instance.catalog, root, start=start, confirm_gone=confirm_gone)
+            report = scanning.report
+            with progress() as advance:
+                while not scanning.step():
+                    advance("scanning", report.files, 0, len(report.enqueued.refused))
             incomplete |= report.state is not RootState.ONLINE or bool(
                 report.unreadable or report.held or report.away
             )

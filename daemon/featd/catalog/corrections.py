@@ -9,7 +9,7 @@ which the user has not decided, and raises REQUEUED where it moves vectors (`fol
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import sqlalchemy as sa
 
@@ -102,13 +102,19 @@ def count(conn: sa.Connection, lacked: Mapping[Correction, int], roots: Sequence
     return counted
 
 
-def requeue(catalog: sa.Engine, chosen: Mapping[Correction, int], roots: Sequence[str]) -> int:
-    """Make the done images of `roots` pending that the corrections `chosen` may concern; returns how many. Workers may
-    run. If it is interrupted, it can be repeated."""
+def requeue(
+    catalog: sa.Engine,
+    chosen: Mapping[Correction, int],
+    roots: Sequence[str],
+    advance: Callable[[int], None] = lambda count: None,
+) -> int:
+    """Make the done images of `roots` pending that the corrections `chosen` may concern; returns how many, and tells
+    `advance` meanwhile. Workers may run. If it is interrupted, it can be repeated."""
     connect.transact(catalog, _look_from_now_on, chosen)
     count = 0
     for ids in _walk(catalog, chosen, roots, 2000):
         count += connect.transact(catalog, _to_pending, ids)
+        advance(count)
     connect.transact(catalog, keep, list(chosen))
     return count
 

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import sqlalchemy as sa
 
-from featd.catalog import connect, feed, instance, live, pairing
+from featd.catalog import connect, counters, feed, instance, live, pairing
 from featd.catalog.feed import Token
 from featd.catalog.live import LiveVector
 from featd.errors import FeatdError, ModelError, NothingMatchedError
@@ -25,6 +25,7 @@ from featd.export.hdf5 import Hdf5Sink
 from featd.export.npy import NpySink, NpyStream
 from featd.paths import for_terminal
 from featd.reader.vectors import Chunk, Kind, LiveReader
+from featd.states import State
 
 CHUNK_BYTES = 30_000_000
 """Of vectors in memory at a time."""
@@ -69,31 +70,55 @@ class Sink(Protocol):
     def discard(self) -> None: ...
 
 
+Advance = Callable[[str, int, int], None]
+"""Is told what is done, how far and how far it goes."""
 Create = Callable[[Mapping[str, Kind], Mapping[str, str]], Sink]
 """Makes the sink for vectors of these kinds, with these attributes."""
 
 
+def _silent(doing: str, done: int, total: int) -> None:
+    """For whoever does not want to know."""
+
+
 def to_npy(
-    catalog: sa.Engine, store: Path, out: Path, wanted: Wanted = Wanted(), *, force: bool = False
+    catalog: sa.Engine,
+    store: Path,
+    out: Path,
+    wanted: Wanted = Wanted(),
+    *,
+    force: bool = False,
+    advance: Advance = _silent,
 ) -> Exported:
     """Write a folder: see featd.export.npy."""
     if out.exists() and not force and not (out.is_dir() and not any(out.iterdir())):
         raise _exists(out)
     if out.exists() and not out.is_dir():
         raise FeatdError(f"{out} is a file: name a folder to create, or use --format hdf5 or parquet")
-    return _export(catalog, store, wanted, lambda blobs, about: NpySink(out, blobs, about))
+    return _export(catalog, store, wanted, advance, lambda blobs, about: NpySink(out, blobs, about))
 
 
 def to_hdf5(
-    catalog: sa.Engine, store: Path, out: Path, wanted: Wanted = Wanted(), *, force: bool = False
+    catalog: sa.Engine,
+    store: Path,
+    out: Path,
+    wanted: Wanted = Wanted(),
+    *,
+    force: bool = False,
+    advance: Advance = _silent,
 ) -> Exported:
     """Write one HDF5 file: see featd.export.hdf5."""
     _check_file(out, force)
-    return _export(catalog, store, wanted, lambda blobs, about: Hdf5Sink(out, blobs, about))
+    return _export(catalog, store, wanted, advance, lambda blobs, about: Hdf5Sink(out, blobs, about))
 
 
 def to_parquet(
-    catalog: sa.Engine, store: Path, out: Path, wanted: Wanted = Wanted(), *, force: bool = False
+    catalog: sa.Engine,
+    store: Path,
+    out: Path,
+    wanted: Wanted = Wanted(),
+    *,
+    force: bool = False,
+    advance: Advance = _silent,
 ) -> Exported:
     """Write one Parquet file: see featd.export.parquet. FeatdError where pyarrow is not installed."""
     from featd.export import parquet  # pyarrow is an extra
@@ -101,10 +126,19 @@ def to_parquet(
     _check_file(out, force)
     if wanted.since is not None:
         _check_file(parquet.deleted_of(out), force)
-    return _export(catalog, store, wanted, lambda blobs, about: parquet.ParquetSink(out, blobs, about))
+    return _export(
+        catalog, store, wanted, advance, lambda blobs, about: parquet.ParquetSink(out, blobs, about)
+    )
 
 
-def to_stream(catalog: sa.Engine, store: Path, stream: IO[bytes], wanted: Wanted = Wanted()) -> Exported:
+def to_stream(
+    catalog: sa.Engine,
+    store: Path,
+    stream: IO[bytes],
+    wanted: Wanted = Wanted(),
+    *,
+    advance: Advance = _silent,
+) -> Exported:
     """Write the array of to_npy's features.npy to a stream. FeatdError where one array is not enough."""
     if wanted.since is not None:
         raise FeatdError("the deleted ids of --since have no place on standard output: name a folder")
@@ -115,7 +149,7 @@ def to_stream(catalog: sa.Engine, store: Path, stream: IO[bytes], wanted: Wanted
         (kind,) = blobs.values()
         return NpyStream(stream, kind)
 
-    return _export(catalog, store, wanted, create)
+    return _export(catalog, store, wanted, advance, create)
 
 
 def _check_file(out: Path, force: bool) -> None:
@@ -129,12 +163,13 @@ def _exists(out: Path) -> FeatdError:
     return FeatdError(f"{out} exists already: name another place, or replace it with --force")
 
 
-def _export(catalog: sa.Engine, store: Path, wanted: Wanted, create: Create) -> Exported:
+def _export(catalog: sa.Engine, store: Path, wanted: Wanted, advance: Advance, create: Create) -> Exported:
     """Copy the vectors that are wanted into the sink."""
     with connect.reading(catalog) as conn:
         about = {"instance": instance.instance_id(conn)}
         fingerprint, spec = instance.fingerprint(conn), instance.spec(conn)
         token = feed.now(conn)
+        total = counters.counts(conn)[State.DONE]
     if fingerprint is None or spec is None:
         raise NothingMatchedError("nothing to export: no image is done yet")
     pairing.check(catalog, store, writable=False)
@@ -171,6 +206,7 @@ def _export(catalog: sa.Engine, store: Path, wanted: Wanted, create: Create) -> 
                     },
                 )
                 rows += len(chunk.images)
+                advance("exporting", rows, total if changed is None else len(changed))
             deleted = None if changed is None else np.concatenate([np.empty(0, np.int64), *gone])
             sink.publish(deleted)
         except BaseException:

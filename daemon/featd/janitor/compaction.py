@@ -155,6 +155,10 @@ class Compaction:
         size = sum(shard.bytes for shard in there)
         return Preview(len(there), made - again, size, len(removed), forgotten)
 
+    def to_merge(self) -> int:
+        """About how many shards `work` would merge, with those that are merged again."""
+        return sum(map(len, plan(self._candidates(), self._store, eager=self._eager)))
+
     def _choose(self) -> list[OldShard]:
         return choose(self._candidates(), self._store, eager=self._eager)
 
