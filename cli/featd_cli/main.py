@@ -49,10 +49,11 @@ Exit codes:
   0   success
   1   an error; no worker could start; a drain stopped early
   2   wrong usage of the command line
-  3   nothing matched
+  3   nothing matched; `featd status --exit-code`: not running
   4   drained, and failed images remain; a backup lacks shards; `featd verify`
       found faults; `featd adopt` left rows
-  75  catalog or store out of reach: try again later
+  75  catalog or store out of reach; a drain was paused, or lacks room: try
+      again later
   78  bad configuration, including a missing or unsupported model, a wrong
       blob, another fingerprint, schema or store
   130 interrupted

@@ -34,7 +34,7 @@ def pause(
     ] = "",
     config: ConfigOption = None,
 ) -> None:
-    """Let the workers of a host claim nothing more until `featd resume`.
+    """Let workers claim nothing more until `featd resume`.
 
     They finish and seal what they have claimed. New files are still found, and everything else goes on. The pause
     stands in the catalog, so it survives restarts. A drain of a paused host ends with exit code 75.
@@ -57,7 +57,10 @@ def resume(
     all_hosts: AllOption = False,
     config: ConfigOption = None,
 ) -> None:
-    """Let the workers of a paused host go on. With --all, every pause ends, also those of single hosts."""
+    """Let the workers of a paused host go on.
+
+    With --all, every pause ends, also those of single hosts.
+    """
     from featd.catalog import connect
     from featd.catalog import pause as pauses
 

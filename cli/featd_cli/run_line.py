@@ -36,7 +36,7 @@ EVERY_SECONDS = 1.0
 INTERRUPTED = 130
 CLEAR = "\r\x1b[K"
 COLOURS = {"warning": "yellow", "error": "red"}
-TOLD = ("drain_finished", "featd_stopped", "resumed", "reload_started", "reload_applied")
+TOLD = ("drain_finished", "featd_stopped", "featd_resumed", "reload_started", "reload_applied")
 """Events that are printed although they are no warnings."""
 STANDARD = ("time", "level", "logger", "pid", "event", "message", "traceback", "exit_code")
 """What is printed otherwise than as a field, or not at all."""

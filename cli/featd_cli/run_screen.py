@@ -70,7 +70,7 @@ def _fitted(parts: list[tuple[int, Text]], width: int, hint: str) -> Text:
             text = Text(GAP).join(part for rank, part in parts if rank < least)
     text.truncate(width, overflow="ellipsis")
     left = width - text.cell_len - len(hint)
-    return Text.assemble(text, " " * left, (hint, "bright_black")) if left >= len(GAP) else text
+    return Text.assemble(text, " " * left, (hint, "bright_black")) if hint and left >= len(GAP) else text
 
 
 def _counts(report: Report) -> list[tuple[int, Text]]:

@@ -17,7 +17,7 @@ EXIT_USAGE = 2
 EXIT_NOTHING_MATCHED = 3
 EXIT_FAILED_ROWS = 4
 EXIT_OUT_OF_REACH = 75
-"""EX_TEMPFAIL: catalog or store out of reach, or no room for a drain. systemd retries."""
+"""EX_TEMPFAIL: catalog or store out of reach, or a drain that is paused or has no room. systemd retries."""
 EXIT_BAD_CONFIG = 78
 """EX_CONFIG: needs a person. systemd must not restart."""
 

@@ -63,7 +63,9 @@ def test_a_pause_amid_work_outlives_the_daemon_and_ends_when_it_is_resumed(
     wait_for(lambda: instance.count("claimed") == 0, 20, "the end of what is claimed")
     left = instance.count("pending")
     assert left > 0, "the pause came too late for this test"
-    wait_for(lambda: " paused: featd is paused: workers finish what they have" in log.read_text(), 10, "it")
+    wait_for(
+        lambda: " featd_paused: featd is paused: workers finish what they have" in log.read_text(), 10, "it"
+    )
     told = instance.status()
     assert (told["running"], told["paused"], told["warnings"]) == (True, True, [])
     assert [(one["host"], one["reason"]) for one in told["pauses"]] == [
@@ -81,7 +83,7 @@ def test_a_pause_amid_work_outlives_the_daemon_and_ends_when_it_is_resumed(
     started[-1].terminate()
     assert started[-1].wait(60) == 0
     started.append(instance.start("run"))
-    wait_for(lambda: log.read_text().count(" paused: ") == 2, 60, "the pause in the next life")
+    wait_for(lambda: log.read_text().count(" featd_paused: ") == 2, 60, "the pause in the next life")
     wait_for(instance.live_workers, 60, "a worker")
     assert instance.count("pending") == left + 1, "nothing was claimed"
 
@@ -91,7 +93,7 @@ def test_a_pause_amid_work_outlives_the_daemon_and_ends_when_it_is_resumed(
     started[-1].terminate()
     assert started[-1].wait(60) == 0
     assert check_promise(instance) == {"done": PHOTOGRAPHS + 1}
-    assert log.read_text().count(" resumed: ") == 1
+    assert log.read_text().count(" featd_resumed: ") == 1
     assert "child_died" not in log.read_text()
 
 

@@ -82,7 +82,7 @@ class Paused:
             found = pause.of_host(conn, self._host)
         if found is not None and self._pause is None:
             log.warning(
-                "paused",
+                "featd_paused",
                 "featd is paused: workers finish what they have and claim nothing more;"
                 f" {found.ended_by(self._host)} goes on",
                 since=found.since.isoformat(),
@@ -91,7 +91,7 @@ class Paused:
             )
             self.since = now
         elif found is None and self._pause is not None:
-            log.info("resumed", "featd is paused no more: workers go on")
+            log.info("featd_resumed", "featd is paused no more: workers go on")
             self.since = None
         self._pause = found
 

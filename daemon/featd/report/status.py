@@ -51,7 +51,7 @@ class Report:
     ingest: dict[str, Any]
     decoders: int
     pauses: list[Pause] = field(default_factory=list)
-    """What `featd pause` has stopped: of all hosts first, then of single ones, this or another."""
+    """What `featd pause` has stopped: what holds for this host comes first."""
     unknown: dict[str, int] = field(default_factory=dict)
     """How many `files` and `bytes` of shards are in the store that the catalog does not know."""
     faulty: dict[str, str] = field(default_factory=dict)
@@ -132,7 +132,8 @@ def look(catalog: sa.Engine, watched: Watched, faults: Sequence[str] = ()) -> Re
             failures=stats.failures_by_kind(conn),
             ingest=hosts.ingest_of_all(conn, down),
             decoders=watched.decoders,
-            pauses=pause.pauses(conn),
+            # What holds for this host comes first.
+            pauses=sorted(pause.pauses(conn), key=lambda one: one.host not in (None, socket.gethostname())),
             faulty=_faulty(conn),
             unknown=values.get_value(conn, stats.UNKNOWN) or stats.NO_UNKNOWN,
             roots=len(watched.roots),
