@@ -24,6 +24,7 @@ class Terminal:
 
     def __init__(self, command: Sequence[str], columns: int = 80, rows: int = 24, **environment: str) -> None:
         self.output = b""
+        self._hung_up = False
         self._master, slave = pty.openpty()
         self.screen = pyte.Screen(columns, rows)
         self._stream = pyte.ByteStream(self.screen)
@@ -104,9 +105,15 @@ class Terminal:
     def modes_now(self) -> list[Any]:
         return termios.tcgetattr(self._slave)
 
+    def hang_up(self) -> None:
+        """As when the window is closed."""
+        for fd in (self._slave, self._master):
+            os.close(fd)
+        self._hung_up = True
+
     def close(self) -> None:
         with contextlib.suppress(ProcessLookupError):
             self.process.send_signal(signal.SIGKILL)
         self.process.wait(10)
-        os.close(self._master)
-        os.close(self._slave)
+        if not self._hung_up:
+            self.hang_up()

@@ -25,9 +25,7 @@ from featd.processes.throwaway import fork
 from featd_cli.console import complain, shown
 
 if TYPE_CHECKING:
-    from rich.text import Text
-
-    from featd_cli.status_watch import Look, Looker
+    from featd_cli.status_watch import Looker
 
 PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 PIPE_BYTES = 1 << 20
@@ -125,7 +123,6 @@ class _Line:
         self._log_fd = log_fd
         self._signals = signals
         self._looker: Looker | None = looker
-        self._look: Look | None = None
         self._stream = stream
         self._console = Console(file=stream, highlight=False, markup=False, emoji=False)
         self._drain = drain
@@ -170,53 +167,56 @@ class _Line:
 
     def _tell(self, line: str) -> None:
         """One line of the log, or of what a library has written to standard error."""
-        from rich.text import Text
-
         from featd_cli import run_screen
 
         try:
             record = json.loads(line)
-            level, event = record["level"], record["event"]
+            level, event = str(record["level"]), str(record["event"])
         except (ValueError, KeyError, TypeError, RecursionError):
-            self._print(Text(shown(line)))
+            self._print(shown(line))
             return
         if event == "stop_requested":
             self._stopping = True
-            self._print(Text(run_screen.STOPS))
+            self._print(run_screen.STOPS)
         elif event in TOLD and not (self._drain and event == "featd_stopped"):
-            self._print(Text(shown(f"{record.get('message')}"), COLOURS.get(level, "")))
+            self._print(shown(str(record.get("message"))), COLOURS.get(level, ""))
         elif level in COLOURS:
             fields = [f"{name}={shown(str(value))}" for name, value in record.items() if name not in STANDARD]
             text = f"{run_screen.moment(record)} {level}: {shown(str(record.get('message')))}"
-            self._print(Text(f"{text} ({', '.join(fields)})" if fields else text, COLOURS[level]))
+            self._print(f"{text} ({', '.join(fields)})" if fields else text, COLOURS[level])
             for more in str(record.get("traceback") or "").splitlines():
-                self._print(Text(f"  {shown(more)}"))
+                self._print(f"  {shown(more)}")
 
     # The terminal
 
     def _draw(self) -> None:
         from featd_cli import run_screen
 
-        if self._looker is not None:
-            try:
-                self._look = self._looker.take()
-            except Exception:  # the daemon says itself what is wrong; a line must not end it
-                self._looker = None
-        if not _in_foreground(self._stream):
+        if self._looker is None or not _in_foreground(self._stream):
             return
-        with contextlib.suppress(OSError):
-            width = os.get_terminal_size(self._stream.fileno()).columns or run_screen.WIDTH
+        try:
+            look = self._looker.take()
             line = run_screen.line(
-                self._look, width - 1, drain=self._drain, stopping=self._stopping, blocks=self._blocks
+                look, self._width() - 1, drain=self._drain, stopping=self._stopping, blocks=self._blocks
             )
             self._write(CLEAR)
             self._console.print(line, end="\r", no_wrap=True, overflow="crop", crop=True)
+        except Exception:  # the daemon says itself what is wrong; whatever happens here must not end it
+            self._looker = None
 
-    def _print(self, text: Text) -> None:
+    def _width(self) -> int:
+        from featd_cli import run_screen
+
+        return os.get_terminal_size(self._stream.fileno()).columns or run_screen.WIDTH
+
+    def _print(self, text: str, colour: str = "") -> None:
         """Print above the line. Where the terminal has gone, nothing is printed any more."""
+        from featd_cli.status_screen import wrap
+
         self._write(CLEAR)
         with contextlib.suppress(OSError):
-            self._console.print(text, soft_wrap=True)
+            for line in wrap(text, self._width(), indent="  "):
+                self._console.print(line, style=colour or None, soft_wrap=True)
 
     def _write(self, text: str) -> None:
         with contextlib.suppress(OSError):

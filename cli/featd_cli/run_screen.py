@@ -26,9 +26,9 @@ NAMES = {"wait": "waiting for images", "decode": "decoding", "forward": "network
 GAP = "  "
 
 
-def head() -> Text:
+def head() -> str:
     """What is said once, before the line."""
-    return Text(f"featd {__version__}. {HINT}.")
+    return f"featd {__version__}. {HINT}."
 
 
 def moment(record: dict[str, Any]) -> str:

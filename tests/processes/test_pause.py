@@ -71,9 +71,7 @@ def test_a_pause_amid_work_outlives_the_daemon_and_ends_when_it_is_resumed(
     assert [(one["host"], one["reason"]) for one in told["pauses"]] == [
         (socket.gethostname(), "the disk is moved")
     ]
-    assert told["holds_back"].startswith(
-        "workers finish what they have and claim nothing more: featd is paused"
-    )
+    assert told["holds_back"].startswith("featd is paused: workers finish what they have")
     healthy = instance.run("status", "--exit-code")
     assert healthy.returncode == 0, healthy.stdout
     assert healthy.stdout.splitlines()[1][2:].startswith("paused since ")

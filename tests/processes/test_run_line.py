@@ -86,8 +86,8 @@ def test_a_drain_shows_a_bar_and_hands_its_exit_code_through(
     assert terminal.end() == 4
     assert any(re.match(r"[■·]{30} +\d+\.\d %  ", line) for line in bars), bars
     assert all(len(line) < 120 for line in bars)
-    last = [line for line in terminal.lines() if line][-2:]
-    assert last[0].startswith(f"drained: {PHOTOGRAPHS} images done in "), last
+    assert f"drained: {PHOTOGRAPHS} images done in " in terminal.text()
+    assert "featd stopped" not in terminal.text(), "that is said already"
 
 
 def test_nobody_is_left_where_either_is_killed(instance: Instance, start: Callable[..., Terminal]) -> None:
@@ -102,8 +102,16 @@ def test_nobody_is_left_where_either_is_killed(instance: Instance, start: Callab
     terminal.wait(lambda text: " done  " in text and "starting" not in text, 60)
     terminal.process.kill()
     wait_for(lambda: not session_of(terminal.process), 10, "the end of the daemon")
-    assert instance.run("run", "--drain").returncode == 4, "the next start recovers"
-    assert check_promise(instance) == {"done": PHOTOGRAPHS, "failed": 1}
+
+
+def test_closing_the_window_stops_it_in_order(instance: Instance, start: Callable[..., Terminal]) -> None:
+    terminal = start()
+    terminal.wait(lambda text: " done  " in text and "starting" not in text, 60)
+    terminal.hang_up()
+    assert terminal.process.wait(30) == 0
+    wait_for(lambda: not session_of(terminal.process), 10, "the end of all")
+    assert not instance.live_workers()
+    assert check_promise(instance)["claimed"] == 0
 
 
 def test_an_error_ends_it_with_its_code_and_no_line(

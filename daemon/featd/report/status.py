@@ -325,7 +325,8 @@ def holds_back(report: Report) -> str:
     if not report.workers:
         return _no_worker(report)
     if report.paused is not None:
-        return f"workers finish what they have and claim nothing more: featd is {report.paused}"
+        goes_on = report.paused.ended_by(socket.gethostname())
+        return f"featd is paused: workers finish what they have and claim nothing more; {goes_on} goes on"
     if report.room.get("lacking"):
         return f"images are waiting for room in the store: {_no_room(report.room)}"
     working = [worker for worker in report.workers if state_of(worker) == "working"]
