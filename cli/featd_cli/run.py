@@ -22,7 +22,8 @@ def run(
 
     Finds images, extracts their vectors and seals them into shards. SIGTERM or Ctrl-C stops it after sealing the
     batches in flight; a second one stops it at once. SIGHUP reloads the configuration. With --drain it exits 0 when
-    all images are done, 4 if failed images remain, and 1 if only images of an offline root remain.
+    all images are done, 4 if failed images remain, 1 if only images of an offline root remain, and 75 if featd is
+    paused or the store's disk is nearly full.
 
     In a terminal it shows one line of its progress, with warnings above it, in place of the log. It shows the log
     where standard error goes elsewhere, or where [log] sets another format or level.
