@@ -42,9 +42,11 @@ STANDARD = ("time", "level", "logger", "pid", "event", "message", "traceback", "
 
 def suits(settings: Settings, stream: TextIO) -> bool:
     """Whether the line is shown in place of the log: in a terminal whose keys reach this process, and where the
-    configuration asks for no log of another form or level."""
+    configuration asks for no log of another form or level. Not as a container's first process, which the daemon must be
+    itself to reap what others leave."""
     return (
         (settings.log.format, settings.log.level) == ("auto", "info")
+        and os.getpid() != 1
         and stream.isatty()
         and os.environ.get("TERM") not in (None, "", "dumb")
         and not logs.goes_to_journal(stream)
