@@ -11,7 +11,7 @@ from rich.table import Column
 from rich.text import Text
 
 from featd_cli.console import Advance
-from featd_cli.status_screen import duration
+from featd.report.words import duration
 
 EXACT = 100_000
 """Numbers from here on are shortened, so that bytes and images look alike."""

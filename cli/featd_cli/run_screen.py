@@ -9,12 +9,13 @@ from typing import Any
 from rich.text import Text
 
 from featd import __version__, clock
+from featd.report.looking import Look
+from featd.report.status import Report, holds_back, shares_of, state_of
+from featd.report.words import duration, percent
 from featd.states import State
 from featd.worker.shares import KINDS
 from featd_cli.console import shown
-from featd_cli.status_report import Report, holds_back, shares_of, state_of
-from featd_cli.status_screen import clip, duration
-from featd_cli.status_watch import Look
+from featd_cli.status_screen import clip
 
 WIDTH = 80
 WIDE = 100
@@ -39,7 +40,7 @@ def moment(record: dict[str, Any]) -> str:
         return f"{clock.utcnow().astimezone():%H:%M:%S}"
 
 
-def line(look: Look | None, width: int, *, drain: bool, stopping: bool, blocks: bool) -> Text:
+def line(look: Look[Report] | None, width: int, *, drain: bool, stopping: bool, blocks: bool) -> Text:
     """The line, at most `width` columns. `blocks`: the terminal can show block characters."""
     report = look.report if look is not None else None
     if look is None or report is None:
@@ -88,11 +89,9 @@ def _so_far(report: Report, wide: bool, blocks: bool) -> list[tuple[int, Text]]:
     length = 30 if wide else 10
     bar = length * processed // there if there else 0
     full, empty = ("■", "·") if blocks else ("#", "-")
-    # 99.97 % is not 100 %.
-    percent = f"{processed * 1000 // there / 10 if there else 0.0:5.1f} %"
     return [
         (1, Text(full * bar, "green") + Text(empty * (length - bar))),
-        (0, Text(percent)),
+        (0, Text(f"{percent(report):>7}")),
         (3, Text(f"{processed:>{len(f'{there:,}')},} of {there:,}")),
         (0, _failed(report)),
     ]
@@ -103,7 +102,7 @@ def _failed(report: Report) -> Text:
     return Text(f"{failed:,} failed", "red" if failed else "")
 
 
-def _state(look: Look, report: Report, stopping: bool, drain: bool) -> str:
+def _state(look: Look[Report], report: Report, stopping: bool, drain: bool) -> str:
     """What is to be known in place of a rate; empty while one is measured."""
     if look.trouble is not None:
         return shown(look.trouble)

@@ -14,7 +14,9 @@ from rich.cells import cell_len
 
 from featd.catalog import connect, pause
 from featd.states import Kind
-from featd_cli import status_report, status_screen
+from featd.report import status
+from featd.report.watched import Watched
+from featd_cli import status_screen
 from featd_cli.instance import Instance
 from featd_cli.main import main
 from filled import Filled
@@ -98,7 +100,7 @@ def test_status_says_first_what_is_paused_and_why(filled: Filled, featd: Run, wi
     featd("pause", "--host", "here")
     with connect.reading(filled.catalog) as conn:
         said = pause.of_host(conn, HERE)
-    report = status_report.look(Instance(filled.settings, filled.catalog))
+    report = status.look(filled.catalog, Watched.of(filled.settings))
     lines = [line.plain for line in status_screen.lines(report, blocks=True, width=width)]
     assert lines[0] == "○ not running"
     text = "\n".join(lines)

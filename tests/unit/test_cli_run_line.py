@@ -10,12 +10,12 @@ import pytest
 
 from featd.catalog.pause import Pause
 from featd.catalog.stats import ShardTotals, WorkerLine
+from featd.report.looking import Look
+from featd.report.running import Daemon
+from featd.report.status import Report
 from featd.states import State
 from featd_cli import run_screen
 from featd_cli.run_screen import HINT, STARTS, STOPS
-from featd_cli.status_daemon import Daemon
-from featd_cli.status_report import Report
-from featd_cli.status_watch import Look
 
 NOW = datetime(2026, 11, 28, 10, 2, tzinfo=UTC)
 
