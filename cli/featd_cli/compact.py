@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from featd_cli.backup import in_bytes
-from featd_cli.console import progress, say
-from featd_cli.instance import ConfigOption, open_instance
+from featd_cli.console import document, progress, say, shows_progress
+from featd_cli.instance import ConfigOption, JsonOption, open_instance
 
 if TYPE_CHECKING:
     from featd.config import StoreConfig
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 def compact(
     ctx: typer.Context,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
+    as_json: JsonOption = False,
     config: ConfigOption = None,
 ) -> None:
     """Merge small shards into larger ones.
@@ -45,15 +46,22 @@ def compact(
             instance.settings.workers.lease_seconds,
             eager=True,
         )
-        if dry_run:
-            _tell(compaction.preview(), store, room=compaction.has_room())
-            return
-        with progress() as advance:
-            total = compaction.to_merge() if sys.stderr.isatty() else 0
-            for _ in compaction.work():
-                advance("merging shards", compaction.merged, max(total, compaction.merged))
+        done = compaction.preview() if dry_run else compaction
+        if not dry_run:
+            with progress() as advance:
+                total = compaction.to_merge() if shows_progress() else 0
+                for _ in compaction.work():
+                    advance("merging shards", compaction.merged, max(total, compaction.merged))
         with instance.read() as conn:
             totals = stats.shard_totals(conn)
+    if as_json:
+        what = {name: getattr(done, name) for name in ("merged", "made", "removed", "forgotten")}
+        kept = {"shards": totals.count, "retired": totals.retired, "retired_bytes": totals.retired_bytes}
+        document({"dry_run": dry_run, "has_room": compaction.has_room(), **what, **kept})
+        return
+    if not isinstance(done, Compaction):
+        _tell(done, store, room=compaction.has_room())
+        return
     if compaction.merged:
         say(
             f"merged {compaction.merged:,} shards into {compaction.made:,}; the store has {totals.count:,} now"

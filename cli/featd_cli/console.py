@@ -15,7 +15,9 @@ from typing import Any, Protocol
 import typer
 
 from featd.paths import for_terminal
+from featd_cli.colours import WRONG, paint
 
+_quiet = False
 _RECOMMENDED = re.compile("`featd (?!--|init|service)")
 _featd = "`featd "
 
@@ -25,14 +27,22 @@ def say(text: str = "") -> None:
     typer.echo(text)
 
 
+def be_quiet(quiet: bool) -> None:
+    """With `quiet`, `note` and `progress` print nothing from now on."""
+    global _quiet
+    _quiet = quiet
+
+
 def note(text: str) -> None:
     """Print one line of information for people."""
-    typer.echo(text, err=True)
+    if not _quiet:
+        typer.echo(text, err=True)
 
 
 def complain(text: str) -> None:
     """Print an error. Line breaks stay; characters that could control a terminal are escaped."""
-    note("\n".join(shown(line) for line in f"featd: {text}".splitlines()))
+    told = "\n".join(shown(line) for line in f"featd: {text}".splitlines())
+    typer.echo(paint("featd:", WRONG, bold=True, to=sys.stderr) + told.removeprefix("featd:"), err=True)
 
 
 def document(value: Any) -> None:
@@ -61,10 +71,15 @@ class Advance(Protocol):
     def __call__(self, doing: str, done: int, total: int, failed: int = 0) -> None: ...
 
 
+def shows_progress() -> bool:
+    """Whether somebody looks at standard error, and has not asked for quiet."""
+    return not _quiet and sys.stderr.isatty()
+
+
 @contextlib.contextmanager
 def progress() -> Iterator[Advance]:
     """A bar on standard error, if that is a terminal."""
-    if not sys.stderr.isatty():
+    if not shows_progress():
         yield lambda doing, done, total, failed=0: None
         return
     from featd_cli.bar import bar

@@ -11,6 +11,8 @@ import typer
 from featd.errors import NothingMatchedError
 from featd.paths import stand_in, to_catalog
 from featd.report import explained
+from featd.states import State
+from featd_cli.colours import DOUBTFUL, STATES, WRONG, paint
 from featd_cli.console import document, say, shown
 from featd_cli.files import locate, spelled_out
 from featd_cli.instance import ConfigOption, JsonOption, open_instance
@@ -59,7 +61,19 @@ def explain(
         document({**asdict(found), "shard_fault": fault, "on_disk": on_disk, "next": following})
         return
     for name, value in explained.lines(found, following, fault, on_disk):
-        say(f"{name:<10}{shown(value)}")
+        say(f"{paint(f'{name:<10}', bold=True)}{_coloured(name, shown(value), State(found.state), fault)}")
+
+
+def _coloured(name: str, value: str, state: State, fault: Fault | None) -> str:
+    """The value of a line: a state in its colour, and what is wrong in that of a failure."""
+    if name == "state":
+        first, *rest = value.split(" ", 1)
+        why = rest[0].partition(": ")
+        end = f": {paint(why[2], STATES[State.FAILED])}" if why[1] else ""
+        return f"{paint(first, STATES.get(state), bold=True)} {why[0]}{end}"
+    if name in ("error", "attempt") or (name == "vector" and fault):
+        return paint(value, WRONG)
+    return paint(value, DOUBTFUL) if name == "on disk" else value
 
 
 def _why_unknown(path: Path, root: RootConfig, name: str) -> str:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from featd.states import State
-from featd_cli.console import note, progress, say, shown
+from featd_cli.console import document, note, progress, say, shown
 from featd_cli.files import check_output
-from featd_cli.instance import ConfigOption, open_instance
+from featd_cli.instance import ConfigOption, JsonOption, open_instance
 
 if TYPE_CHECKING:
     pass
@@ -75,6 +75,7 @@ def export(
     l2: Annotated[bool, typer.Option("--l2", help="Divide each vector by its Euclidean norm.")] = False,
     dtype: Annotated[Numbers | None, typer.Option(help="Default: as stored.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace OUT if it exists.")] = False,
+    as_json: JsonOption = False,
     config: ConfigOption = None,
 ) -> None:
     """Write the live vectors to files for other tools.
@@ -95,6 +96,8 @@ def export(
             f"a file of the format {form} cannot be written to standard output: name a file, or use --format npy",
             param_hint="OUT",
         )
+    if to_stdout and as_json:
+        raise typer.BadParameter("standard output has the array already: name a folder", param_hint="--json")
     if to_stdout and sys.stdout.isatty():
         raise typer.BadParameter(
             "standard output is a terminal: write `featd export - > FILE.npy`, or name a folder",
@@ -128,6 +131,11 @@ def export(
         with instance.read() as conn:
             counts = counters.counts(conn)
     left_out = sum(counts[state] for state in (State.PENDING, State.CLAIMED, State.FAILED))
+    if as_json:
+        kinds = {name: {"size": kind.size, "dtype": str(kind.dtype)} for name, kind in exported.blobs.items()}
+        told = {"out": str(out), "format": form, "rows": exported.rows, "blobs": kinds}
+        document({**told, "deleted": exported.deleted, "left_out": left_out, "token": exported.token})
+        return
     blobs = "; ".join(
         f"{exported.rows:,} vectors of {kind.size:,} numbers ({kind.dtype}), blob {shown(name)}"
         for name, kind in exported.blobs.items()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from enum import StrEnum
@@ -14,6 +12,8 @@ import typer
 
 from featd.errors import EXIT_NOTHING_MATCHED, NothingMatchedError
 from featd.paths import full_path
+from featd.states import State
+from featd_cli.colours import STATES, paint
 from featd_cli.console import array, note, say, shown
 from featd_cli.instance import ConfigOption, JsonOption, open_instance
 from featd_cli.selection import KindOption, PathOption, image_filter
@@ -76,7 +76,7 @@ def _images(found: Iterator[FailedImage], limit: int | None, as_json: bool) -> i
         count = 0
         for image in some:
             name = shown(full_path(image.root, image.path))
-            say(f"{_coloured(f'{image.kind:<18}')} {name}: {shown(image.message)}")
+            say(f"{paint(f'{image.kind:<18}', STATES[State.FAILED])} {name}: {shown(image.message)}")
             count += 1
     if limit is not None and count == limit and next(found, None) is not None:
         note(f"only the first {limit:,} are shown: raise --limit for more")
@@ -93,9 +93,10 @@ def _counts(found: Iterator[FailedImage], by: By, limit: int | None, as_json: bo
         array({**dict(zip(keys, name, strict=True)), "count": count} for name, count in some)
     else:
         for name, count in some:
-            say(
-                f"{count:>10,}  {_coloured(name[0]) if by is By.KIND else shown(full_path(*name)).rstrip('/')}"
+            what = (
+                paint(name[0], STATES[State.FAILED]) if by is By.KIND else shown(full_path(*name)).rstrip("/")
             )
+            say(f"{count:>10,}  {what}")
     if len(some) < len(ordered):
         note(f"only the first {len(some):,} of {len(ordered):,} are shown: raise --limit for more")
     return len(some)
@@ -104,11 +105,3 @@ def _counts(found: Iterator[FailedImage], by: By, limit: int | None, as_json: bo
 def _folder_of(image: FailedImage) -> tuple[str, str]:
     """Root and folder below it; the root itself is ""."""
     return image.root, image.path.rpartition("/")[0]
-
-
-def _coloured(kind: str) -> str:
-    """In red on a terminal, unless NO_COLOR is set."""
-    plain = (
-        not sys.stdout.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") in (None, "", "dumb")
-    )
-    return kind if plain else typer.style(kind, fg="red")

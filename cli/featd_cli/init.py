@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import tempfile
@@ -14,7 +15,7 @@ import typer
 from featd.errors import ConfigError, FeatdError, StoreUnavailableError
 from featd_cli.console import note, say, shown
 from featd_cli.instance import open_catalog, sqlite_file
-from featd_cli.template import CATALOG_URL, STORE, Choices, render
+from featd_cli.template import CATALOG_URL, SCHEMA, STORE, Choices, render
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
@@ -108,6 +109,7 @@ def init(
                 )
         _write(file, render(choices))
         say(f"wrote {shown(str(file))}")
+        _write_schema(file.with_name(SCHEMA))
         settings = config.load(file)
     with open_catalog(settings) as catalog:
         made = _make(settings, catalog)
@@ -251,6 +253,14 @@ def _write(file: Path, text: str) -> None:
         write_atomically(file, text.encode())
     except OSError as error:
         raise FeatdError(f"cannot write {file}: {error.strerror}") from None
+
+
+def _write_schema(file: Path) -> None:
+    """Write the schema that the first line of featd.toml names, unless it is there already."""
+    from featd_cli.config_schema import schema
+
+    if not file.exists():
+        _write(file, f"{json.dumps(schema(), indent=2)}\n")
 
 
 def _make(settings: Settings, catalog: sa.Engine) -> bool:

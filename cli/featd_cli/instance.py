@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from featd import logs
 from featd.errors import ConfigError, FeatdError
 from featd_cli.console import name_config
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     import sqlalchemy as sa
 
     from featd.config import Settings
+
+log = logs.get("cli")
 
 ConfigOption = Annotated[
     Path | None,
@@ -47,10 +50,12 @@ class Instance:
 
 def load_settings(ctx: typer.Context, config: Path | None, faults: list[str] | None = None) -> Settings:
     """The configuration given after the command, else before it, else the first one found. `faults`: see `load`."""
-    from featd.config import load
+    from featd.config import find, load
 
     name_config(config or ctx.obj)
-    return load(config or ctx.obj, faults)
+    file = find(config or ctx.obj)
+    log.debug("configuration_read", "reading the configuration", file=str(file))
+    return load(file, faults)
 
 
 @contextmanager
@@ -80,6 +85,7 @@ def open_catalog(settings: Settings) -> Iterator[sa.Engine]:
     from featd.catalog import connect
 
     catalog = connect.open_catalog(settings.catalog.url, settings.workers.lease_seconds)
+    log.debug("catalog_opened", "opening the catalog", url=connect.shown_url(catalog))
     try:
         yield catalog
     finally:

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from featd import logs
 from featd.crash_points import check_variable
 from featd.errors import EXIT_ERROR, EXIT_OK, EXIT_OUT_OF_REACH, FeatdError, first_line, reason
 from featd_cli import (
@@ -18,6 +19,7 @@ from featd_cli import (
     backup,
     changes,
     compact,
+    config,
     db,
     doctor,
     duplicates,
@@ -40,7 +42,7 @@ from featd_cli import (
     status,
     verify,
 )
-from featd_cli.console import complain, note
+from featd_cli.console import be_quiet, complain, note
 
 INTERRUPTED = 130
 
@@ -82,21 +84,35 @@ def _show_version(wanted: bool) -> None:
 @app.callback()
 def featd(
     ctx: typer.Context,
-    config: Annotated[
+    config_file: Annotated[
         Path | None,
         typer.Option(
+            "--config",
             metavar="PATH",
             help="The configuration file. Default: FEATD_CONFIG, ./featd.toml, ~/.config/featd/featd.toml,"
             " /etc/featd/featd.toml.",
         ),
     ] = None,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Print only the result, and errors: no notes, no progress.")
+    ] = False,
+    verbose: Annotated[
+        bool,
+        typer.Option("--verbose", "-v", help="Also log what is done, with details, to standard error."),
+    ] = False,
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     """Options before the command."""
     check_variable()
-    ctx.obj = config
+    if quiet and verbose:
+        raise typer.BadParameter("cannot be combined with --verbose", param_hint="--quiet")
+    be_quiet(quiet)
+    logs.force("error" if quiet else "debug" if verbose else None)
+    if quiet or verbose:
+        logs.setup()
+    ctx.obj = config_file
 
 
 app.command("init")(init.init)
@@ -122,6 +138,7 @@ app.command("verify")(verify.verify)
 app.command("forget")(forget.forget)
 app.command("backup")(backup.backup)
 app.command("restore")(restore.restore)
+app.add_typer(config.app, name="config")
 app.add_typer(db.app, name="db")
 app.add_typer(roots.app, name="roots")
 app.add_typer(service.app, name="service")
@@ -140,6 +157,8 @@ def _show_usage_error(error: Any, arguments: list[str]) -> int:
         error.message = wanted.help or ""  # an argument is missing
     elif wanted is not None and error.message.endswith("requires an argument."):
         error.message = f"Option '{option}' needs a value, {wanted.metavar or wanted.name}: {wanted.help}"
+    if option in ("-q", "-v", "--quiet", "--verbose"):
+        error.message += f" here: it stands before the command, as in `featd {option} status`."
     if getattr(error, "ctx", None) is None:  # then Typer does not say which command it was
         note(f"Usage: {name} [OPTIONS] ...\nTry '{name} -h' for help.\n")
     error.show()

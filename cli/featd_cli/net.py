@@ -9,8 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from featd.errors import EXIT_BAD_CONFIG
+from featd_cli.colours import WRONG, paint
 from featd_cli.console import complain, document, say, shown
 from featd_cli.instance import JsonOption
+
+NOTHING = "nothing: "
+"""What runs a layer that no engine runs, before the reason."""
 
 if TYPE_CHECKING:
     from featd.net.describe import LayerReport, NetReport
@@ -48,7 +52,7 @@ def net(
 
 
 def _print(report: NetReport) -> None:
-    say(shown(f"{report.name}  ({report.source})"))
+    say(f"{paint(shown(report.name), bold=True)}  ({shown(report.source)})")
     say()
     layers = [
         (
@@ -78,7 +82,7 @@ def _shape(shape: tuple[int, ...] | None) -> str:
 
 def _runs_on(layer: LayerReport) -> str:
     if layer.problem is not None:
-        return f"nothing: {layer.problem}"
+        return f"{NOTHING}{layer.problem}"
     return "caffe, onnxruntime" if layer.onnxruntime else "caffe"
 
 
@@ -86,4 +90,6 @@ def _table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
     lines = [head, *([shown(str(cell)) for cell in row] for row in rows)]
     widths = [max(len(line[at]) for line in lines) for at in range(len(head))]
     for line in lines:
-        say("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+        text = "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        wrong = line is not head and line[-1].startswith(NOTHING)
+        say(paint(text, WRONG if wrong else None, bold=line is head) if wrong or line is head else text)

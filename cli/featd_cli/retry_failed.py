@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from featd_cli.console import note, say, shown
-from featd_cli.instance import ConfigOption, open_instance
+from featd_cli.console import document, note, say, shown
+from featd_cli.instance import ConfigOption, JsonOption, open_instance
 from featd_cli.selection import KindOption, PathOption, SinceOption, image_filter, moment_of
 
 
@@ -17,6 +17,7 @@ def retry_failed(
     path: PathOption = None,
     since: SinceOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print how many images there are.")] = False,
+    as_json: JsonOption = False,
     config: ConfigOption = None,
 ) -> None:
     """Make failed images pending again.
@@ -32,6 +33,9 @@ def retry_failed(
         for batch in retry.walk_failed(instance.catalog, kind=single, since=moment):
             ids = [image.id for image in batch if wanted(image)]
             count += len(ids) if dry_run else connect.transact(instance.catalog, retry.retry, ids)
+    if as_json:
+        document({"dry_run": dry_run, "images": count})
+        return
     images = "1 image" if count == 1 else f"{count} images"
     say(f"{images} would be retried" if dry_run else f"{images} pending again")
     if count and not dry_run:

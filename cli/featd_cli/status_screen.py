@@ -17,6 +17,7 @@ from featd.catalog.stats import WorkerLine
 from featd.report import words
 from featd.report.status import Report, holds_back, rate_of, shares_of, state_of
 from featd.states import State
+from featd_cli.colours import STATES
 from featd_cli.console import shown
 
 WIDTH = 80
@@ -26,7 +27,6 @@ HIGH = 24
 BESIDE_BAR = 37
 BESIDE_TIME = 51
 _COMMAND = re.compile(r"`[^`]*`")
-COLOURS = {State.DONE: "green", State.FAILED: "red", State.CLAIMED: "cyan"}
 STATE_COLOURS = {"working": "green", "dead": "red", "stopping": "yellow"}
 TIMES = {
     "wait": ("░", ".", "bright_black"),
@@ -152,7 +152,7 @@ def _images(report: Report, width: int, blocks: bool) -> Iterator[Text]:
     )
     digits = max(len(f"{report.total:,}"), 6)
     cells = [
-        Text(f"{state:<8}{count:>{digits},}", COLOURS.get(state, "") if count else "")
+        Text(f"{state:<8}{count:>{digits},}", STATES.get(state, "") if count else "")
         for state, count in report.counts.items()
     ]
     cells.append(Text(f"{'total':<8}{report.total:>{digits},}"))

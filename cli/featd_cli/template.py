@@ -39,6 +39,7 @@ def render(choices: Choices) -> str:
     )
     blobs = ", ".join(toml_string(blob) for blob in choices.blobs)
     return _FILE.substitute(
+        schema=SCHEMA,
         url=toml_string(choices.url),
         store=toml_string(choices.store),
         roots=roots,
@@ -85,7 +86,11 @@ gone_after_seconds = 3600.0
 follow_symlinks = false
 """)
 
+SCHEMA = "featd.schema.json"
+"""The file beside featd.toml from which editors know its keys."""
+
 _FILE = Template("""\
+#:schema ./$schema
 # The configuration of featd. Relative paths are relative to this file. The values are the defaults, unless a comment
 # says otherwise. Environment variables override single keys: FEATD_WORKERS__BATCH=8.
 
@@ -101,12 +106,12 @@ feed_days = 30.0
 [store]
 # The folder of the shards.
 path = $store
-# A shard is sealed when it has this many vectors,
+# A shard is sealed when it has this many vectors.
 shard_rows = 4096
-# or this many bytes,
+# It is also sealed when it has this many bytes.
 shard_bytes = 268_435_456
-# or when its first images have waited this many seconds. After a crash, only images that were not sealed yet are
-# processed again.
+# It is also sealed when its first images have waited this many seconds. After a crash, only images that were not sealed
+# yet are processed again.
 shard_seconds = 30.0
 # Where nothing is left to do, a shard stays open for this many seconds, for more images (in a drain: not at all).
 idle_seconds = 1.0

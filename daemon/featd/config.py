@@ -396,12 +396,7 @@ def load(explicit: Path | None = None, faults: list[str] | None = None) -> Setti
     default: for commands that only look.
     """
     path = find(explicit)
-    try:
-        text = read_regular(path, MOST_BYTES).decode()
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: {reason(error)}") from None
+    text = read_text(path)
     document = parsed(path, text, faults)
     check_variables(_keys(), faults)
     if isinstance(document.get("roots"), dict):
@@ -412,32 +407,58 @@ def load(explicit: Path | None = None, faults: list[str] | None = None) -> Setti
         raise
     except Exception as error:  # pydantic-settings wraps what it cannot parse from the environment
         raise ConfigError(f"environment: {error} (lists are written as in JSON: '[\"fc7\"]')") from None
-    settings = _absolute(settings, path.absolute())
-    for at, told in _nested([root.path for root in settings.roots]):
+    folder = path.absolute().parent
+    for at, told in _nested([folder / root.path.expanduser() for root in settings.roots]):
         line = line_of(text, ("roots", at, "path"))
         told = f"{path}: {f'line {line}: ' if line else ''}roots: {told}"
         if faults is None:
             raise ConfigError(told)
         faults.append(told)
-    return settings
+    return _absolute(settings, path, text)
+
+
+def read_text(path: Path) -> str:
+    """The text of a configuration file. ConfigError where there is none."""
+    try:
+        return read_regular(path, MOST_BYTES).decode()
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: {reason(error)}") from None
+
+
+def faults_of(explicit: Path | None = None) -> list[str]:
+    """Everything that is wrong in the configuration, each with its file, line and key. ConfigError where there is no
+    file to read."""
+    read_text(find(explicit))
+    faults: list[str] = []
+    try:
+        load(explicit, faults)
+    except ConfigError as error:
+        faults += error.faults
+    return faults
 
 
 def _checked(path: Path, text: str, document: dict[str, Any], faults: list[str] | None) -> Settings:
     """The settings of a document. With `faults`, without those of its keys that are wrong."""
     hidden: set[str] = set()
+    seen: set[tuple[str | int, ...]] = set()
     while True:
         try:
             with without(hidden):
                 return Settings(**document)
         except ValidationError as error:
             wrong = [Fault.of(problem, _keys()) for problem in error.errors(include_url=False)]
-            told = [f"{source_of(fault, path, text)}: {fault.told}" for fault in wrong]
+            # A key that was taken out may be missed by its section: that is no fault of its own.
+            new = [fault for fault in wrong if not seen or fault.section not in {*seen, ()}]
+            told = [f"{source_of(fault, path, text)}: {fault.told}" for fault in new or wrong]
             variables = {fault.variable for fault in wrong if fault.variable and not fault.decides}
             rest = [fault for fault in wrong if fault.variable not in variables]
             if faults is None or not all(fault.is_dropped(document) for fault in rest):
-                raise ConfigError("; ".join(told)) from None
+                raise ConfigError(*told) from None
             hidden |= variables
-            faults.extend(told)
+            seen |= {fault.section for fault in wrong}
+            faults.extend(told if new else ())
 
 
 def _keys() -> dict[str, list[str]]:
@@ -448,16 +469,30 @@ def _keys() -> dict[str, list[str]]:
     }
 
 
-def _absolute(settings: Settings, file: Path) -> Settings:
+def _absolute(settings: Settings, path: Path, text: str) -> Settings:
     """Resolve relative paths against the file's folder; under /etc they are an error."""
+    file = path.absolute()
+
+    def wrong(key: str, told: str) -> ConfigError:
+        place = tuple(int(part) if part.isdecimal() else part for part in key.split("."))
+        return ConfigError(f"{source_of(Fault.at(place), path, text)}: {key}: {told}")
 
     def resolve(key: str, value: Path) -> Path:
         value = value.expanduser()
         if value.is_absolute():
             return value
         if file.is_relative_to("/etc"):
-            raise ConfigError(f"{file}: {key}: {str(value)!r} must be an absolute path in a file under /etc")
+            raise wrong(key, f"{str(value)!r} must be an absolute path in a file under /etc")
         return Path(os.path.normpath(file.parent / value))
+
+    def absolute_url(url: str) -> str:
+        for scheme in ("sqlite:///", "sqlite+pysqlite:///"):
+            if url.startswith(scheme):
+                return scheme + str(resolve("catalog.url", Path(url.removeprefix(scheme))))
+        if not url.startswith(("postgresql+psycopg://", "postgresql://")):
+            told = f"{url.partition(':')[0]!r} is not a supported database: write sqlite:///FILE or"
+            raise wrong("catalog.url", f"{told} postgresql+psycopg://user@host/db")
+        return url
 
     def section(name: str, values: BaseModel) -> BaseModel:
         paths = {key: resolve(f"{name}.{key}", value) for key, value in values if isinstance(value, Path)}
@@ -468,7 +503,8 @@ def _absolute(settings: Settings, file: Path) -> Settings:
     }
     changes["roots"] = tuple(section(f"roots.{at}", root) for at, root in enumerate(settings.roots))
     # These two are text, because they may also be a built-in net and a server.
-    changes["catalog"] = CatalogConfig(url=_absolute_url(settings.catalog.url, resolve))
+    url = absolute_url(settings.catalog.url)
+    changes["catalog"] = settings.catalog.model_copy(update={"url": url})
     if not settings.model.built_in:
         net = str(resolve("model.net", Path(settings.model.net)))
         changes["model"] = changes["model"].model_copy(update={"net": net})
@@ -481,14 +517,3 @@ def _nested(roots: list[Path]) -> Iterator[tuple[int, str]]:
         for at, other in enumerate(roots):
             if one is not other and other.is_relative_to(one):
                 yield at, f"must not be nested, but {one} contains {other}"
-
-
-def _absolute_url(url: str, resolve: Any) -> str:
-    for scheme in ("sqlite:///", "sqlite+pysqlite:///"):
-        if url.startswith(scheme):
-            return scheme + str(resolve("catalog.url", Path(url.removeprefix(scheme))))
-    if not url.startswith(("postgresql+psycopg://", "postgresql://")):
-        raise ConfigError(
-            f"catalog.url: {url.partition(':')[0]!r} is not a supported database: write sqlite:///FILE or postgresql+psycopg://user@host/db"
-        )
-    return url

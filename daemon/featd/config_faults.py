@@ -72,6 +72,11 @@ class Fault:
         return bool(self.doubted)
 
     @classmethod
+    def at(cls, place: tuple[str | int, ...]) -> Fault:
+        """A fault of which only the place is known."""
+        return cls(place, "", unknown=False, doubted=frozenset())
+
+    @classmethod
     def of(cls, problem: Any, keys: Mapping[str, Collection[str]]) -> Fault:
         """What pydantic says. `keys`: the names of the keys of each section."""
         place = tuple(part for part in problem["loc"] if part not in ("literal['auto']", "tuple[str, ...]"))
@@ -98,6 +103,11 @@ class Fault:
             doubted = frozenset(DECIDING)  # an unknown section may be meant to be the one that is missing
         told = f"{'.'.join(map(str, place)) or 'configuration'}: {message}"
         return cls(place, told, unknown, doubted)
+
+    @property
+    def section(self) -> tuple[str | int, ...]:
+        """Its section, or its root; empty where it is about several sections."""
+        return self.place[:2] if self.place[:1] == ("roots",) else self.place[:1]
 
     @property
     def variable(self) -> str:

@@ -58,9 +58,13 @@ class FeatdError(Exception):
 
 
 class ConfigError(FeatdError):
-    """The configuration is wrong, or does not fit this catalog."""
+    """The configuration is wrong, or does not fit this catalog. `faults`: each thing that is wrong, by itself."""
 
     exit_code = EXIT_BAD_CONFIG
+
+    def __init__(self, *faults: str) -> None:
+        super().__init__("; ".join(faults))
+        self.faults = faults
 
 
 class ModelError(ConfigError):

@@ -28,6 +28,7 @@ JOURNAL_BYTES = 64 * 1024
 """The limit for one field, which fits into a datagram."""
 
 _level = "info"
+_forced: str | None = None
 _format = "auto"
 
 
@@ -70,6 +71,12 @@ def configure(level: str, format: str) -> None:
     _level, _format = level, format
 
 
+def force(level: str | None) -> None:
+    """From now on `setup` uses this level, whatever the configuration and its caller say; None: no more."""
+    global _forced
+    _forced = level
+
+
 def setup(level: str | None = None, stream: TextIO | None = None) -> None:
     """Send all records to `stream` (standard error), or to the journal."""
     stream = stream or sys.stderr
@@ -86,7 +93,7 @@ def setup(level: str | None = None, stream: TextIO | None = None) -> None:
         if isinstance(old, JournalHandler):
             old.close()
     root.addHandler(handler)
-    root.setLevel((level or _level).upper())
+    root.setLevel((_forced or level or _level).upper())
     root.propagate = False
 
 

@@ -71,8 +71,13 @@ def credential() -> str | None:
 
 def shown_url(engine: sa.Engine) -> str:
     """The catalog's address without its password."""
-    secrets = {name: "***" for name in engine.url.query if "password" in name}
-    return engine.url.update_query_dict(secrets).render_as_string(hide_password=True)
+    return without_password(engine.url)
+
+
+def without_password(url: sa.URL) -> str:
+    """The address as text, with *** in place of its password."""
+    secrets = {name: "***" for name in url.query if "password" in name}
+    return url.update_query_dict(secrets).render_as_string(hide_password=True)
 
 
 @contextmanager
