@@ -81,7 +81,7 @@ def adopt(
     from featd.adopt.outcome import Outcome
     from featd.adopt.places import Places
     from featd.catalog import pairing
-    from featd.config import find
+    from featd.config_file import find
     from featd.ingest.scan import told_unreadable
     from featd.shards.store import refuse_root
 

@@ -33,7 +33,7 @@ def backup(
     missing or damaged.
     """
     from featd.backup.backup import back_up
-    from featd.config import find
+    from featd.config_file import find
 
     with open_instance(ctx, config) as instance, progress() as advance:
         made = back_up(

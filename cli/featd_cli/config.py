@@ -51,10 +51,11 @@ def check(ctx: typer.Context, as_json: JsonOption = False, config: ConfigOption 
     Each fault with its file, line and key, and the key that may be meant. Exits 78 where there is one. Looks only at
     the file and the environment, not at folders, nets or the database.
     """
-    from featd import config as configuration
+    from featd.config import faults_of
+    from featd.config_file import find
 
-    file = configuration.find(config or ctx.obj)
-    faults = configuration.faults_of(file)
+    file = find(config or ctx.obj)
+    faults = faults_of(file)
     if as_json:
         document({"file": str(file), "sound": not faults, "faults": faults})
     elif not faults:
@@ -72,11 +73,11 @@ def show(ctx: typer.Context, as_json: JsonOption = False, config: ConfigOption =
 
     The file with its line, a variable of the environment, or the default. Paths are absolute. Passwords are hidden.
     """
-    from featd import config as configuration
+    from featd.config_file import find, read_text
 
-    file = configuration.find(config or ctx.obj).absolute()
+    file = find(config or ctx.obj).absolute()
     settings = load_settings(ctx, file)
-    values = dict(_values(settings, file, configuration.read_text(file)))
+    values = dict(_values(settings, file, read_text(file)))
     if as_json:
         told = {
             key: {"value": one.value, "from": one.origin, "line": one.line, "variable": one.variable}

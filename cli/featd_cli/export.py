@@ -110,7 +110,7 @@ def export(
             param_hint="OUT",
         )
     from featd.catalog import counters
-    from featd.config import find
+    from featd.config_file import find
     from featd.export import export as exporting
 
     with open_instance(ctx, config) as instance, progress() as advance:

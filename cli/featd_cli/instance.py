@@ -50,7 +50,8 @@ class Instance:
 
 def load_settings(ctx: typer.Context, config: Path | None, faults: list[str] | None = None) -> Settings:
     """The configuration given after the command, else before it, else the first one found. `faults`: see `load`."""
-    from featd.config import find, load
+    from featd.config import load
+    from featd.config_file import find
 
     name_config(config or ctx.obj)
     file = find(config or ctx.obj)

@@ -19,6 +19,7 @@ from featd_cli import (
     backup,
     changes,
     compact,
+    completion,
     config,
     db,
     doctor,
@@ -30,6 +31,7 @@ from featd_cli import (
     forget,
     index,
     init,
+    journal,
     net,
     pause,
     restore,
@@ -66,7 +68,7 @@ app = typer.Typer(
     help="Turns folders of images into CNN feature vectors with Caffe models, for as long as images keep arriving.",
     epilog=EPILOG,
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=False,  # featd_cli.completion: no shell evaluates a value, and none waits for rich
     rich_markup_mode=None,  # a [folder] in a path is no markup
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -126,6 +128,7 @@ app.command("retry-failed")(retry_failed.retry_failed)
 app.command("scan")(scan.scan)
 app.command("enqueue")(enqueue.enqueue)
 app.command("explain")(explain.explain)
+app.command("logs")(journal.logs)
 app.command("net")(net.net)
 app.command("export")(export.export)
 app.command("adopt")(adopt.adopt)
@@ -138,6 +141,7 @@ app.command("verify")(verify.verify)
 app.command("forget")(forget.forget)
 app.command("backup")(backup.backup)
 app.command("restore")(restore.restore)
+app.command("completion")(completion.completion)
 app.add_typer(config.app, name="config")
 app.add_typer(db.app, name="db")
 app.add_typer(roots.app, name="roots")
@@ -170,6 +174,9 @@ def main(arguments: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, ValueError):
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    if os.environ.get(completion.VARIABLE):
+        words = sys.argv[1:] if arguments is None else arguments
+        return _flushed(completion.answer(typer.main.get_command(app), words))
     try:
         code = app(arguments, prog_name="featd", standalone_mode=False)
         return _flushed(code if isinstance(code, int) else EXIT_OK)

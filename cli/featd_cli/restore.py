@@ -59,7 +59,7 @@ def restore(
 
 def _config(ctx: typer.Context, config: Path | None) -> Path:
     """The configuration to restore with, which may not exist yet where it was named."""
-    from featd.config import find
+    from featd.config_file import find
 
     try:
         return find(config or ctx.obj).absolute()

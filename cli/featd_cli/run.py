@@ -29,7 +29,7 @@ def run(
     where standard error goes elsewhere, or where [log] sets another format or level.
     """
     from featd import daemon
-    from featd.config import find
+    from featd.config_file import find
     from featd_cli import run_line
 
     settings = load_settings(ctx, config)

@@ -30,7 +30,7 @@ ForceOption = Annotated[bool, typer.Option("--force", help="Replace the sheet if
 
 def check_sheet(sheet: Path | None, instance: Instance, config: Path | None, force: bool) -> None:
     """FeatdError where the sheet cannot or must not be written there."""
-    from featd.config import find
+    from featd.config_file import find
     from featd.search.sheet import check_name
 
     if sheet is not None:

@@ -52,7 +52,7 @@ def install(
     from featd import config as configuration
     from featd_cli import units
 
-    service = _service(instance)
+    service = unit_of(instance)
     default = default_config(instance)
     file = Path(os.path.abspath(config or ctx.obj or default))  # noqa: PTH100 - links in people's paths stay
     settings = configuration.load(file)
@@ -94,7 +94,7 @@ def uninstall(instance: InstanceOption = None, dry_run: DryRunOption = False) ->
 
     The configuration, the catalog, the vectors and the user featd stay.
     """
-    service = _service(instance)
+    service = unit_of(instance)
     work = _Work(dry_run)
     work.run("systemctl", "disable", "--now", service, may_fail=True)
     folder = UNITS / f"{service}.d"
@@ -111,7 +111,7 @@ def uninstall(instance: InstanceOption = None, dry_run: DryRunOption = False) ->
     say(f"kept: {ETC}, /var/lib/featd, the user featd")
 
 
-def _service(instance: str | None) -> str:
+def unit_of(instance: str | None) -> str:
     """The name of the service. A usage error where `instance` is no plain name."""
     if instance is None:
         return "featd.service"

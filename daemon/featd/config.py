@@ -26,8 +26,8 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from featd.config_faults import ENV_PREFIX, Fault, check_variables, line_of, parsed, source_of, without
-from featd.errors import ConfigError, reason
-from featd.paths import read_regular
+from featd.config_file import find, read_text
+from featd.errors import ConfigError
 from featd.roots import Globs
 from featd.states import RetryPolicy
 
@@ -58,7 +58,6 @@ DEFAULT_EXCLUDE = (
 )
 """Thumbnails, bins and snapshots that NAS systems, desktops and Syncthing keep beside the images."""
 BUILT_IN_NETS = ("gist",)
-MOST_BYTES = 16 * 1024 * 1024
 
 
 _Seconds = Annotated[float, Field(gt=0, le=1e9)]
@@ -372,23 +371,6 @@ def password_is_readable(settings: Settings, file: Path) -> bool:
     return has_one is not None and bool(file.stat().st_mode & stat.S_IROTH)
 
 
-def find(explicit: Path | None) -> Path:
-    """The configuration file: --config, then FEATD_CONFIG, ./featd.toml, the XDG folder, /etc/featd."""
-    if explicit is not None:
-        return explicit
-    if named := os.environ.get("FEATD_CONFIG"):
-        return Path(named)
-    xdg = Path(os.environ.get("XDG_CONFIG_HOME") or "~/.config").expanduser()
-    candidates = [Path("featd.toml"), xdg / "featd" / "featd.toml", Path("/etc/featd/featd.toml")]
-    for candidate in candidates:
-        if candidate.is_file():
-            return candidate
-    looked = ", ".join(str(path) for path in candidates)
-    raise ConfigError(
-        f"no configuration found (looked for {looked}): make one with `featd init`, or name it with --config"
-    )
-
-
 def load(explicit: Path | None = None, faults: list[str] | None = None) -> Settings:
     """Read, check and freeze the configuration. ConfigError names the file, the line, the dotted key and the reason.
 
@@ -415,16 +397,6 @@ def load(explicit: Path | None = None, faults: list[str] | None = None) -> Setti
             raise ConfigError(told)
         faults.append(told)
     return _absolute(settings, path, text)
-
-
-def read_text(path: Path) -> str:
-    """The text of a configuration file. ConfigError where there is none."""
-    try:
-        return read_regular(path, MOST_BYTES).decode()
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: {reason(error)}") from None
 
 
 def faults_of(explicit: Path | None = None) -> list[str]:

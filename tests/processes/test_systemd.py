@@ -137,6 +137,21 @@ def test_a_hung_worker_is_replaced_while_the_rest_goes_on(service: Host) -> None
     )
 
 
+def test_logs_are_those_of_the_unit(service: Host) -> None:
+    text = service.featd("logs --since 1d --event model_loaded")
+    assert re.search(r"^\S+ featd\[\d+\]: model_loaded: .* batch=", text, re.M)
+    assert "shard_sealed" not in text
+    (one,) = service.featd("logs --json -n 1 --event model_loaded").splitlines()
+    record = json.loads(one)
+    assert (record["FEATD_EVENT"], record["_SYSTEMD_UNIT"]) == ("model_loaded", "featd.service")
+    worse = service.featd("logs --since 1d --priority warning --json").splitlines()
+    assert {int(json.loads(line)["PRIORITY"]) for line in worse} <= {0, 1, 2, 3, 4}
+    path = f"PYTHONPATH={CHECKOUT}/daemon:{CHECKOUT}/cli:{CHECKOUT}/migrations"
+    none = service.run(f"{path} {sys.executable} -m featd_cli.main logs --instance none", check=False)
+    assert none.returncode == 1
+    assert "featd@none.service is not installed here" in none.stderr
+
+
 def test_sigterm_drains_within_its_time(service: Host) -> None:
     service.run("systemctl stop featd")
     assert service.show("featd", "Result") == "success"

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from featd import config
+from featd import config, config_file
 from featd.config import Settings
 from featd.errors import ConfigError
 from featd_cli.template import Choices, render
@@ -404,12 +404,12 @@ def test_where_it_is_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         config.load(None)
     (tmp_path / "xdg/featd").mkdir(parents=True)
     (tmp_path / "xdg/featd/featd.toml").touch()
-    assert config.find(None) == tmp_path / "xdg/featd/featd.toml"
+    assert config_file.find(None) == tmp_path / "xdg/featd/featd.toml"
     (tmp_path / "featd.toml").touch()
-    assert config.find(None) == Path("featd.toml")
+    assert config_file.find(None) == Path("featd.toml")
     monkeypatch.setenv("FEATD_CONFIG", "/elsewhere.toml")
-    assert config.find(None) == Path("/elsewhere.toml")
-    assert config.find(Path("named.toml")) == Path("named.toml")
+    assert config_file.find(None) == Path("/elsewhere.toml")
+    assert config_file.find(Path("named.toml")) == Path("named.toml")
 
 
 def test_an_override_that_is_wrong_is_named_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
