@@ -34,7 +34,8 @@ def schema() -> dict[str, Any]:
         name = _name_of(value)
         definition = definitions[name]
         definition.pop("title")
-        definition["description"] = told.get(section) or f"The section [{section}]."
+        if text := told.get(section):
+            definition["description"] = text
         definition["properties"] = {
             key: _property(f"{section}.{key}", one, told) for key, one in definition["properties"].items()
         }

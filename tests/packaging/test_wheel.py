@@ -86,7 +86,7 @@ def test_the_wheel_holds_three_packages_and_nothing_else(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
     tops = {name.split("/")[0] for name in names}
-    assert {top for top in tops if not top.endswith(".dist-info")} == {
+    assert {top for top in tops if not top.endswith((".dist-info", ".data"))} == {
         "featd",
         "featd_cli",
         "featd_migrations",
@@ -95,6 +95,14 @@ def test_the_wheel_holds_three_packages_and_nothing_else(wheel: Path) -> None:
     assert {"featd.service", "featd@.service"} <= {name.rpartition("featd_cli/systemd/")[2] for name in names}
     assert {"featd/web/html/page.html", "featd/web/static/style.css"} <= set(names)
     assert any(name.endswith("licenses/LICENSE") for name in names)
+    shared = {name.partition(".data/data/share/")[2] for name in names}
+    assert {
+        "man/man1/featd.1",
+        "man/man5/featd.toml.5",
+        "bash-completion/completions/featd",
+        "zsh/site-functions/_featd",
+        "fish/vendor_completions.d/featd.fish",
+    } <= shared
 
 
 def test_every_command_is_there(featd: Run, wheel: Path) -> None:
@@ -102,6 +110,11 @@ def test_every_command_is_there(featd: Run, wheel: Path) -> None:
     for command in ("init", "run", "status", "failures", "retry-failed", "scan", "net", "export", "db"):
         assert f"\n  {command} " in out
     assert featd("--version").stdout == f"featd {wheel.name.split('-')[1]}\n"
+
+
+def test_completion_comes_from_the_wheel(featd: Run) -> None:
+    assert featd("completion", "zsh").stdout.startswith("#compdef featd")
+    assert featd("stat", environment={"_FEATD_COMPLETE": "1"}).stdout.startswith("status\t")
 
 
 def test_migrations_come_from_the_wheel(featd: Run, tmp_path: Path) -> None:
