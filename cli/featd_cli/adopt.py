@@ -16,7 +16,7 @@ import typer
 
 from featd import logs
 from featd.errors import EXIT_FAILED_ROWS, FeatdError, LeaseLostError, NothingMatchedError
-from featd_cli.console import counted, document, note, progress, say, shown
+from featd_cli.console import counted, document, note, progress, say, shown, warn
 from featd_cli.files import check_output
 from featd_cli.instance import ConfigOption, Instance, JsonOption, open_instance
 from featd_cli.selection import moment_of
@@ -111,7 +111,7 @@ def adopt(
         found, unreadable = places.scan(advance)
         places.match(opened, outcome, advance)
         if unreadable:
-            note(shown(f"{chosen.root}: {told_unreadable(unreadable)}: give featd's user the right"))
+            warn(f"{chosen.root}: {told_unreadable(unreadable)}: give featd's user the right")
         if not (placed := places.count()):
             raise NothingMatchedError(
                 f"nothing to adopt: {chosen.root} has {counted(found, 'image')}, and none for a row of these files:"
@@ -135,7 +135,7 @@ def adopt(
     else:
         _show(outcome, agreed, dry_run=dry_run)
     if interrupted:
-        note(f"interrupted: {adopting.AGAIN}")
+        warn(f"interrupted: {adopting.AGAIN}")
         raise typer.Exit(INTERRUPTED)
     if outcome.left:
         if report is None:

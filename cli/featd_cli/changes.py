@@ -8,7 +8,7 @@ import typer
 
 from featd import clock
 from featd.errors import CatalogUnavailableError
-from featd_cli.console import line, note, shown
+from featd_cli.console import line, warn
 from featd_cli.instance import ConfigOption, Instance, open_instance
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def _look_on(instance: Instance, token: Token) -> Changes:
         try:
             return _look(instance, token)
         except CatalogUnavailableError as error:
-            note(shown(f"featd: {error}: trying again"))
+            warn(f"featd: {error}: trying again")
             clock.sleep(AGAIN_SECONDS)
 
 

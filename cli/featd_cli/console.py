@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import typer
 
 from featd.paths import for_terminal
-from featd_cli.colours import WRONG, paint
+from featd_cli.colours import DOUBTFUL, WRONG, paint
 
 _quiet = False
 _RECOMMENDED = re.compile("`featd (?!--|init|service)")
@@ -37,6 +37,11 @@ def note(text: str) -> None:
     """Print one line of information for people."""
     if not _quiet:
         typer.echo(text, err=True)
+
+
+def warn(text: str) -> None:
+    """Print what deserves attention and is no error of this command, also with -q."""
+    typer.echo(paint(shown(text), DOUBTFUL, to=sys.stderr), err=True)
 
 
 def complain(text: str) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from featd.states import Correction
-from featd_cli.console import document, note, progress, say, shown
+from featd_cli.console import document, note, progress, say, shown, warn
 from featd_cli.instance import ConfigOption, Instance, JsonOption, open_instance
 
 app = typer.Typer(help="Show and upgrade the catalog's schema.", no_args_is_help=True)
@@ -135,7 +135,7 @@ def restored(ctx: typer.Context, config: ConfigOption = None) -> None:
         " the catalog does not know move to `unknown` in the store"
     )
     if lost:
-        note(
+        warn(
             f"the store lacks {lost:,} shards that the catalog names: bring them back, or have their vectors made"
             " again: `featd verify --repair`"
         )
@@ -155,6 +155,6 @@ def current(ctx: typer.Context, as_json: JsonOption = False, config: ConfigOptio
         return
     say(revision or "empty")
     if revision is not None and not migrate.is_known(revision):
-        note(f"this schema is newer than this featd ({head}): install a newer featd")
+        warn(f"this schema is newer than this featd ({head}): install a newer featd")
     elif revision != head:
-        note(f"this featd needs {head}: run `featd db upgrade`")
+        warn(f"this featd needs {head}: run `featd db upgrade`")

@@ -17,7 +17,7 @@ from featd.crash_points import CrashPoint, crash_point
 from featd.errors import EXIT_FAILED_ROWS, FeatdError, NothingMatchedError
 from featd.paths import from_catalog, full_path, is_stand_in, stand_in, to_catalog
 from featd.states import State
-from featd_cli.console import counted, document, note, progress, say, shown
+from featd_cli.console import counted, document, note, progress, say, shown, warn
 from featd_cli.files import locate, spelled_out
 from featd_cli.instance import ConfigOption, Instance, JsonOption, open_instance
 
@@ -227,7 +227,7 @@ def _tell_plan(known: Known, found: Found, as_json: bool) -> None:
     else:
         say(_plan(known, found))
         for place, why in found.unreadable.items():
-            note(shown(f"{place} cannot be looked through: {why}"))
+            warn(f"{place} cannot be looked through: {why}")
 
 
 def _tell_done(forgetting: Forgetting, as_json: bool) -> None:
@@ -245,9 +245,9 @@ def _tell_done(forgetting: Forgetting, as_json: bool) -> None:
             f" {counted(forgetting.removed, 'file')}"
         )
     for place, why in forgetting.left.items():
-        note(shown(f"{place} may still have their vectors: {why}"))
+        warn(f"{place} may still have their vectors: {why}")
     if forgetting.waits_for:
-        note(shown(f"not finished: waiting for {forgetting.waits_for}"))
+        warn(f"not finished: waiting for {forgetting.waits_for}")
     if not done:
         note("a running featd goes on by itself; or run the same command again")
         raise typer.Exit(EXIT_FAILED_ROWS)

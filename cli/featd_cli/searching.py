@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from featd.paths import from_catalog, full_path
-from featd_cli.console import counted, note, shown
+from featd_cli.console import counted, warn
 from featd_cli.files import check_output
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def tell_unreadable(shards: Mapping[str, str]) -> None:
     """Say that the vectors of some shards cannot be found."""
     if shards:
         first = next(iter(shards.values()))
-        note(shown(f"the vectors of {counted(len(shards), 'shard')} are left out: {first}"))
+        warn(f"the vectors of {counted(len(shards), 'shard')} are left out: {first}")
 
 
 def file_of(image: LiveVector) -> Path:

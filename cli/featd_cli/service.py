@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from featd_cli.console import note, say, shown
+from featd_cli.console import say, shown, warn
 
 if TYPE_CHECKING:
     from featd.config import Settings
@@ -165,9 +165,9 @@ class _Work:
         if self._dry:
             return
         if shutil.which(command[0]) is None:
-            note(f"{command[0]} is not installed here: run this step where the service will run")
+            warn(f"{command[0]} is not installed here: run this step where the service will run")
             return
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         if result.returncode and not may_fail:
-            note(f"{command[0]} failed: {shown(result.stderr.strip())}")
+            warn(f"{command[0]} failed: {result.stderr.strip()}")
             raise typer.Exit(1)

@@ -11,7 +11,7 @@ import typer
 from featd import logs
 from featd.errors import EXIT_FAILED_ROWS
 from featd_cli.backup import in_bytes
-from featd_cli.console import counted, document, note, progress, say, shown
+from featd_cli.console import counted, document, note, progress, say, shown, warn
 from featd_cli.instance import ConfigOption, Instance, JsonOption, open_instance
 
 if TYPE_CHECKING:
@@ -71,11 +71,9 @@ def verify(
             for line in _plan(report):
                 note(shown(line))
             if many and not yes:
-                note(
-                    shown(
-                        "nothing was changed: more than 10 % of the shards are lost. If no disk"
-                        " is away and no backup has them, say `featd verify --repair --yes`"
-                    )
+                warn(
+                    "nothing was changed: more than 10 % of the shards are lost. If no disk is away and no backup has"
+                    " them, say `featd verify --repair --yes`"
                 )
             else:
                 with progress() as advance:
