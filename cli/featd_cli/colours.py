@@ -30,6 +30,6 @@ def is_coloured(stream: TextIO) -> bool:
 def paint(text: str, colour: str | None = None, *, bold: bool = False, to: TextIO | None = None) -> str:
     """`text` in this colour where `to` (standard output) shows colours; else as it is. What comes from outside must go
     through `console.shown` first."""
-    if not is_coloured(to or sys.stdout):
+    if not (colour or bold) or not is_coloured(to or sys.stdout):
         return text
     return typer.style(text, fg=colour, bold=bold or None)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
+import textwrap
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -61,7 +64,18 @@ def explain(
         document({**asdict(found), "shard_fault": fault, "on_disk": on_disk, "next": following})
         return
     for name, value in explained.lines(found, following, fault, on_disk):
-        say(f"{paint(f'{name:<10}', bold=True)}{_coloured(name, shown(value), State(found.state), fault)}")
+        first, *rest = _folded(name, shown(value))
+        say(f"{paint(f'{name:<10}', bold=True)}{_coloured(name, first, State(found.state), fault)}")
+        for more in rest:
+            say(f"{'':<10}{_coloured(name, more, State(found.state), fault)}")
+
+
+def _folded(name: str, value: str) -> list[str]:
+    """A sentence in lines that fit the terminal; what may be copied, and what is not for a terminal, on one line."""
+    if not sys.stdout.isatty() or name not in ("file", "on disk", "error", "attempt", "next"):
+        return [value]
+    room = max(20, shutil.get_terminal_size().columns - 10)
+    return textwrap.wrap(value, room, break_long_words=False, break_on_hyphens=False) or [""]
 
 
 def _coloured(name: str, value: str, state: State, fault: Fault | None) -> str:

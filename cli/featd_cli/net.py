@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from featd.errors import EXIT_BAD_CONFIG
-from featd_cli.colours import WRONG, paint
+from featd_cli.colours import DOUBTFUL, WRONG, paint
 from featd_cli.console import complain, document, say, shown
 from featd_cli.instance import JsonOption
 
 NOTHING = "nothing: "
 """What runs a layer that no engine runs, before the reason."""
+CAFFE = "caffe"
+"""What runs a layer that needs real Caffe."""
 
 if TYPE_CHECKING:
     from featd.net.describe import LayerReport, NetReport
@@ -83,7 +85,7 @@ def _shape(shape: tuple[int, ...] | None) -> str:
 def _runs_on(layer: LayerReport) -> str:
     if layer.problem is not None:
         return f"{NOTHING}{layer.problem}"
-    return "caffe, onnxruntime" if layer.onnxruntime else "caffe"
+    return "caffe, onnxruntime" if layer.onnxruntime else CAFFE
 
 
 def _table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
@@ -91,5 +93,5 @@ def _table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
     widths = [max(len(line[at]) for line in lines) for at in range(len(head))]
     for line in lines:
         text = "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        wrong = line is not head and line[-1].startswith(NOTHING)
-        say(paint(text, WRONG if wrong else None, bold=line is head) if wrong or line is head else text)
+        colour = WRONG if line[-1].startswith(NOTHING) else DOUBTFUL if line[-1] == CAFFE else None
+        say(paint(text, colour, bold=line is head))

@@ -13,7 +13,7 @@ from filled import Filled
 from nets import input_layer, layer
 from terminal import Terminal
 
-HOSTILE = "[red]x[link=http://y]\\x1b[32m.jpg"
+HOSTILE = "[red]x[link=y]\\x1b[32m.jpg"
 """A name with markup of rich, and, in catalog form, with a sequence that colours a terminal."""
 
 
@@ -31,7 +31,7 @@ def terminal(tmp_path: Path, filled: Filled) -> Iterator[Callable[..., Terminal]
     """Runs a command to its end on a terminal; the cells of its screen have colours."""
     opened: list[Terminal] = []
 
-    def run(*arguments: str, columns: int = 80, **environment: str) -> Terminal:
+    def run(*arguments: str, columns: int = 200, **environment: str) -> Terminal:
         command = [sys.executable, "-m", "featd_cli.main", "--config", str(filled.config), *arguments]
         opened.append(Terminal(["env", "-C", str(tmp_path / "images"), *command], columns, 40, **environment))
         opened[-1].end(60)
@@ -51,15 +51,14 @@ def colour(terminal: Terminal, text: str) -> set[str]:
 
 
 def test_a_state_has_one_colour_everywhere(terminal: Callable[..., Terminal]) -> None:
-    name = HOSTILE.replace("\\x1b", "\\x1b")
-    explained, failures = terminal("explain", name), terminal("failures")
+    explained, failures = terminal("explain", HOSTILE), terminal("failures")
     status = terminal("status")
     assert colour(explained, "failed since") == {"red", "default"}
     assert colour(explained, "failed") == colour(status, "failed  ") == {"red"}
     assert colour(explained, "decode.corrupt") == colour(failures, "decode.corrupt") == {"red"}
     assert colour(terminal("explain", "a.jpg"), "done") == colour(status, "done    ") == {"green"}
     for one in (explained, failures):  # as it is, and in no colour of its own
-        assert colour(one, "[red]x[link=http://y]\\x1b[32m.jpg") == {"default"}
+        assert colour(one, "[red]x[link=y]\\x1b[32m.jpg") == {"default"}
         assert "[bold]cut[/bold]" in one.text()
 
 
@@ -69,13 +68,20 @@ def test_errors_are_red_and_what_they_name_is_not(terminal: Callable[..., Termin
     assert colour(refused, "[red]none.jpg") == {"default"}
 
 
-def test_a_layer_that_nothing_runs_is_red(terminal: Callable[..., Terminal], tmp_path: Path) -> None:
-    (tmp_path / "net.prototxt").write_text(
-        f"{input_layer((1, 3, 8, 8))}\n{layer('odd', 'NoSuchLayer', 'data', 'odd')}\n"
-    )
-    shown = terminal("net", str(tmp_path / "net.prototxt"), columns=120)
-    assert colour(shown, "NoSuchLayer") == {"red"}
+def test_a_layer_that_nothing_here_runs_stands_out(terminal: Callable[..., Terminal], tmp_path: Path) -> None:
+    text = input_layer(3, 8, 8) + layer("odd", "NoSuchLayer", "data") + layer("code", "Python", "data")
+    (tmp_path / "net.prototxt").write_text(text)
+    shown = terminal("net", str(tmp_path / "net.prototxt"))
+    assert colour(shown, "NoSuchLayer") == {"brown"}  # a Caffe that was extended may have it
+    assert colour(shown, "Python") == {"red"}
     assert colour(shown, "Input") == {"default"}
+
+
+def test_what_happens_next_is_folded_at_words(terminal: Callable[..., Terminal]) -> None:
+    lines = terminal("explain", HOSTILE, columns=80).lines()
+    (at,) = [at for at, line in enumerate(lines) if line.startswith("next ")]
+    assert lines[at].endswith("tries it again; as it")
+    assert lines[at + 1] == " " * 10 + "is, it would fail again"
 
 
 @pytest.mark.parametrize("environment", [{"NO_COLOR": "1"}, {"TERM": "dumb"}])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from featd_cli import service
+from featd_cli import journal, service
 from featd_cli.main import main
 
 
@@ -99,3 +99,22 @@ def test_an_instance_has_a_plain_name(machine: Path, name: str) -> None:
 def test_without_a_configuration_nothing_is_installed(machine: Path) -> None:
     assert main(["service", "install", "--instance", "absent"]) == 78
     assert files(machine) == CONFIGS
+
+
+def test_logs_say_what_to_do_where_there_is_no_journal(
+    machine: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal, "FOLDERS", ())
+    assert main(["logs"]) == 1
+    told = capsys.readouterr().err
+    assert "featd.service is not installed here (`featd service install`)" in told
+    assert "logs to its standard error" in told
+    assert main(["--config", str(machine / "etc/featd/other.toml"), "logs"]) == 1
+    assert "featd@other.service is not installed here (`featd service install --instance other`)" in (
+        capsys.readouterr().err
+    )
+    assert main(["service", "install", "--instance", "other"]) == 0
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert main(["logs", "--instance", "other"]) == 1
+    assert "journalctl is not installed here" in capsys.readouterr().err
+    assert main(["logs", "--instance", "../x"]) == 2
