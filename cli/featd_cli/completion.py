@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -152,6 +151,8 @@ def _values(parameter: Any, command: Any, config: str | None) -> Candidates:
 
 def _document(config: str | None) -> Mapping[str, Any]:
     """The configuration, unchecked."""
+    import tomllib
+
     from featd.config_file import find, read_text
 
     return tomllib.loads(read_text(find(Path(config).expanduser() if config else None)))

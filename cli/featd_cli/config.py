@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import textwrap
-import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,6 +115,8 @@ def schema(
 
 def _values(settings: Settings, file: Path, text: str) -> Iterator[tuple[str, Value]]:
     """Dotted key -> value."""
+    import tomllib
+
     written = tomllib.loads(text)
     if isinstance(written.get("roots"), dict):
         written["roots"] = [written["roots"]]
