@@ -10,8 +10,8 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.table import Column
 from rich.text import Text
 
-from featd_cli.console import Advance
 from featd.report.words import duration
+from featd_cli.console import Advance
 
 EXACT = 100_000
 """Numbers from here on are shortened, so that bytes and images look alike."""

@@ -7,7 +7,8 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-from featd.config import find, load
+from featd.config import load
+from featd.config_file import find
 from featd.doctor.bounded import SECONDS, Check
 from featd.doctor.finding import About, Finding, error, ok, warning
 from featd.errors import ConfigError

@@ -79,7 +79,7 @@ def units_of(settings: Settings, file: Path, instance: str | None) -> dict[Path,
 
     present = units.Install.present()
     unit = "featd@.service" if instance else "featd.service"
-    folder = UNITS / f"{_service(instance)}.d"
+    folder = UNITS / f"{unit_of(instance)}.d"
     drop_in = units.drop_in(settings, present, file, default_config=default_config(instance))
     return {
         UNITS / unit: units.service(present, unit),

@@ -13,11 +13,10 @@ import pytest
 from rich.cells import cell_len
 
 from featd.catalog import connect, pause
-from featd.states import Kind
 from featd.report import status
 from featd.report.watched import Watched
+from featd.states import Kind
 from featd_cli import status_screen
-from featd_cli.instance import Instance
 from featd_cli.main import main
 from filled import Filled
 

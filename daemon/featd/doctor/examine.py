@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from featd.config import Settings, find, load, password_is_readable
+from featd.config import Settings, load, password_is_readable
+from featd.config_file import find
 from featd.doctor import database, gpus, machine, places
 from featd.doctor.bounded import SECONDS, Check, run_all
 from featd.doctor.finding import About, Finding, error, ok, told, warning
