@@ -11,8 +11,9 @@ from typing import Any
 import sqlalchemy as sa
 
 from featd import clock
-from featd.catalog import connect, counters, feed, forget, hosts, stats, values, verify
+from featd.catalog import connect, counters, feed, forget, hosts, pause, stats, values, verify
 from featd.catalog.hosts import IngestReport
+from featd.catalog.pause import Pause
 from featd.catalog.stats import DeviceTotals, FailureLine, ShardTotals, WorkerLine
 from featd.errors import FeatdError
 from featd.report import running
@@ -47,6 +48,7 @@ class OfCatalog:
     changes: int
     feed_lag_seconds: float
     forgetting: bool
+    pauses: list[Pause]
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,4 +115,5 @@ def _of_catalog(catalog: sa.Engine) -> OfCatalog:
             changes=feed.now(conn).number,
             feed_lag_seconds=feed.lag_seconds(conn),
             forgetting=forget.read(conn) is not None,
+            pauses=pause.pauses(conn),
         )

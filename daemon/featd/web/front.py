@@ -61,7 +61,7 @@ def tone(look: Look[Front]) -> str:
     working = any(status.state_of(worker) == "working" for worker in report.workers)
     if not runs or (report.open and report.warnings and not working and not _starting(report)):
         return "bad"
-    return "warn" if report.warnings or report.faults else "good"
+    return "warn" if report.pauses or report.warnings or report.notices or report.faults else "good"
 
 
 def _starting(report: Report) -> bool:

@@ -68,6 +68,7 @@ METRICS = {
     "worker_failed_images_total": Described("Images that workers recorded as failed.", DEVICE),
     "overdue_seconds": Described("How long the pending image that is due longest has been due.", ("root",)),
     "workers": Described("Workers with a live lease, by state.", ("host", "state")),
+    "paused": Described("1 where featd is paused: the workers of the host claim nothing.", ("host",)),
     "worker_images_per_second": Described("Images per second over the last 30 seconds.", DEVICE),
     "worker_time_ratio": Described(
         "The part of the last 30 seconds that went into: wait (nothing to claim), decode, forward, write.",
@@ -194,6 +195,7 @@ def _of_workers(found: OfCatalog) -> Iterator[Value]:
     for host in sorted(hosts | {worker.host for worker in found.workers}):
         for state in WORKER_STATES:
             yield "workers", states[host, state], (host, state)
+        yield "paused", int(any(pause.host in (None, host) for pause in found.pauses)), (host,)
     # Where a dead worker's lease has not ended yet, the newer one of the same device counts: it comes last.
     for worker in found.workers:
         at = (worker.host, worker.device)
