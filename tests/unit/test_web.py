@@ -216,12 +216,13 @@ def test_a_thumbnail_is_of_the_file_that_the_catalog_knows(
     (tmp_path / "secret").mkdir()
     picture(filled, "../secret/s.png")
     (filled.roots[0] / "link.png").symlink_to(tmp_path / "secret" / "s.png")
-    found(filled, "a.png", "link.png")
+    (filled.roots[0] / "inside.png").symlink_to("a.png")
+    found(filled, "a.png", "link.png", "inside.png")
     filled.enqueue(["../secret/s.png"])  # as nothing that featd writes
     filled.enqueue(["b.png"], tmp_path / "foreign")
     ids = {row.path: row.id for row in rows(filled)}
     assert shown(page, ids["a.png"]) is not None
-    for name in ("link.png", "../secret/s.png", "b.png"):
+    for name in ("link.png", "inside.png", "../secret/s.png", "b.png"):
         assert shown(page, ids[name]) is None, name
     picture(filled, "a.png", size=(30, 40))
     assert shown(page, ids["a.png"]) is not None, "from the cache"

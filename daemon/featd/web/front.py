@@ -74,6 +74,13 @@ def _starting(report: Report) -> bool:
     )
 
 
+def verdict(report: Report) -> str:
+    """What holds featd back, as `featd status` says it, without what a warning says too."""
+    sentence = status.holds_back(report)
+    first, _, rest = sentence.partition(": ")
+    return first if rest and any(rest in warning for warning in report.warnings) else sentence
+
+
 def values(look: Look[Front], host: str) -> dict[str, Any]:
     """What the templates of the sections need."""
     return {
@@ -84,6 +91,7 @@ def values(look: Look[Front], host: str) -> dict[str, Any]:
         "host": host,
         "words": words,
         "status": status,
+        "verdict": verdict,
         "State": State,
     }
 
