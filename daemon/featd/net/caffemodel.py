@@ -1,4 +1,4 @@
-"""Reads .caffemodel and .binaryproto files, by an own reader of protobuf's wire format.
+"""Reads .caffemodel and .binaryproto files, by featd's own reader of protobuf's wire format.
 
 Real weights are hundreds of megabytes of packed floats. This reader gives them as views on
 the file's bytes, without a Python object per number and without protobuf's own limits on size.
@@ -18,10 +18,10 @@ import numpy.typing as npt
 
 from featd.errors import ModelError, where_to_look
 from featd.net.mapped import copy_of
+from featd.net.wire import BYTES, FIXED32, FIXED64, VARINT, WireError, fields, varint
 
 Array: TypeAlias = npt.NDArray[np.float32]
 
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _NET_LAYER: Final = 100
 _NET_V1_LAYER: Final = 2
 _NAMES: Final = {_NET_LAYER: (1, 7), _NET_V1_LAYER: (4, 6)}
@@ -34,10 +34,6 @@ _LOOKED_AT: Final = 1 << 16
 # A definition in text form.
 _DEFINITION: Final = re.compile(rb"(?:\xef\xbb\xbf)?[^\0-\x08]*?\b(?:layers?|input|input_shape)\s*[:{]")
 _HDF5: Final = b"\x89HDF\r\n\x1a\n"
-
-
-class _WireError(ValueError):
-    """The bytes are not a message."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -85,7 +81,7 @@ def read_weights(path: Path) -> tuple[str, list[StoredLayer]]:
         return sha256, _hdf5(raw, path)
     try:
         layers = list(_layers(raw))
-    except _WireError as error:
+    except WireError as error:
         _refuse_definition(raw, path)
         raise ModelError(f"{path}: not a whole .caffemodel: {error}: copy or download it again") from None
     if not layers:
@@ -127,71 +123,32 @@ def parse_binaryproto(raw: bytes) -> Array:
     """The array that a .binaryproto's bytes hold (a mean image), shaped as they say. ModelError as for weights."""
     try:
         blob = _blob(memoryview(raw))
-    except _WireError as error:
+    except WireError as error:
         raise ModelError(f"not a whole .binaryproto: {error}") from None
     if not blob.data.size:
         raise ModelError("holds no numbers: is this a .binaryproto?")
     return blob.array(blob.shape)
 
 
-def _varint(view: memoryview, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        if at >= len(view):
-            raise _WireError("it ends in the middle of a number")
-        byte = view[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value & 0xFFFF_FFFF_FFFF_FFFF, at
-        shift += 7
-        if shift > 63:
-            raise _WireError(f"byte {at} does not belong to a message")
-
-
-def _fields(view: memoryview) -> Iterator[tuple[int, int, int, memoryview]]:
-    """(field number, wire type, varint value, payload) of each field of a message, at its top level."""
-    at = 0
-    while at < len(view):
-        tag, at = _varint(view, at)
-        number, wire = tag >> 3, tag & 7
-        if number == 0 or tag > 0xFFFF_FFFF:
-            raise _WireError("it holds a field without a number")
-        value, end = 0, at
-        if wire == _VARINT:
-            value, end = _varint(view, at)
-        elif wire == _BYTES:
-            size, at = _varint(view, at)
-            end = at + size
-        elif wire in (_FIXED32, _FIXED64):
-            end = at + (4 if wire == _FIXED32 else 8)
-        else:
-            raise _WireError(f"field {number} has an unknown wire type")
-        if end > len(view):
-            raise _WireError(f"it ends {end - len(view):,} bytes too early (truncated)")
-        yield number, wire, value, view[at:end]
-        at = end
-
-
 def _layers(view: memoryview) -> Iterator[StoredLayer]:
-    for number, wire, _, payload in _fields(view):
-        if number in _NAMES and wire == _BYTES:
+    for number, wire, _, payload in fields(view):
+        if number in _NAMES and wire == BYTES:
             old = _v0(payload) if number == _NET_V1_LAYER else None
             yield _layer(payload, *_NAMES[number]) if old is None else _layer(old, *_V0_NAMES)
 
 
 def _v0(view: memoryview) -> memoryview | None:
     return next(
-        (below for number, wire, _, below in _fields(view) if number == _V0_LAYER and wire == _BYTES), None
+        (below for number, wire, _, below in fields(view) if number == _V0_LAYER and wire == BYTES), None
     )
 
 
 def _layer(view: memoryview, name_number: int, blobs_number: int) -> StoredLayer:
     name, blobs = "", []
-    for field, wire, _, below in _fields(view):
-        if field == name_number and wire == _BYTES:
+    for field, wire, _, below in fields(view):
+        if field == name_number and wire == BYTES:
             name = name_of(bytes(below))
-        elif field == blobs_number and wire == _BYTES:
+        elif field == blobs_number and wire == BYTES:
             blobs.append(_blob(below))
     return StoredLayer(name, tuple(blobs))
 
@@ -201,28 +158,28 @@ def _blob(view: memoryview) -> StoredBlob:
     shape: list[int] = []
     singles: list[memoryview] = []
     doubles: list[memoryview] = []
-    for number, wire, value, payload in _fields(view):
-        if number in (1, 2, 3, 4) and wire == _VARINT:
+    for number, wire, value, payload in fields(view):
+        if number in (1, 2, 3, 4) and wire == VARINT:
             legacy[number] = value
-        elif number == 7 and wire == _BYTES:
+        elif number == 7 and wire == BYTES:
             shape += _dims(payload)
         elif number == 5:
-            singles.append(_numbers(payload, wire, _FIXED32, 4))
+            singles.append(_numbers(payload, wire, FIXED32, 4))
         elif number == 8:
-            doubles.append(_numbers(payload, wire, _FIXED64, 8))
+            doubles.append(_numbers(payload, wire, FIXED64, 8))
         if len(shape) > _MAX_AXES:
-            raise _WireError(f"an array has more than {_MAX_AXES} axes")
+            raise WireError(f"an array has more than {_MAX_AXES} axes")
     data: npt.NDArray[Any] = _joined(doubles, "<f8") if doubles else _joined(singles, "<f4")
     dims = tuple(legacy.get(axis, 0) for axis in (1, 2, 3, 4)) if legacy else tuple(shape)
     count = math.prod(dims)
     if count != data.size:
-        raise _WireError(f"an array of shape {dims} holds {data.size:,} numbers instead of {count:,}")
+        raise WireError(f"an array of shape {dims} holds {data.size:,} numbers instead of {count:,}")
     return StoredBlob(dims, bool(legacy), data)
 
 
 def _numbers(payload: memoryview, wire: int, single: int, size: int) -> memoryview:
-    if wire not in (single, _BYTES) or len(payload) % size:
-        raise _WireError("an array is cut in the middle of a number")
+    if wire not in (single, BYTES) or len(payload) % size:
+        raise WireError("an array is cut in the middle of a number")
     return payload
 
 
@@ -233,12 +190,12 @@ def _joined(parts: list[memoryview], dtype: str) -> npt.NDArray[Any]:
 
 def _dims(view: memoryview) -> list[int]:
     dims = []
-    for number, wire, value, payload in _fields(view):
-        if number == 1 and wire == _VARINT:
+    for number, wire, value, payload in fields(view):
+        if number == 1 and wire == VARINT:
             dims.append(value)
-        elif number == 1 and wire == _BYTES:
+        elif number == 1 and wire == BYTES:
             at = 0
             while at < len(payload):
-                dim, at = _varint(payload, at)
+                dim, at = varint(payload, at)
                 dims.append(dim)
     return dims
