@@ -50,7 +50,8 @@ def init(
         typer.Option("--images", metavar="PATH", help="A folder of images. May be repeated."),
     ] = None,
     net: Annotated[
-        str, typer.Option(metavar="NET", help="`gist` (built in), or the path of a deploy.prototxt.")
+        str,
+        typer.Option(metavar="NET", help="`gist` (built in), or the path of a deploy.prototxt or a .onnx."),
     ] = "gist",
     weights: Annotated[Path | None, typer.Option(metavar="PATH", help="The net's .caffemodel.")] = None,
     blob: Annotated[
@@ -58,13 +59,16 @@ def init(
         typer.Option("--blob", metavar="NAME", help="A blob to extract. May be repeated."),
     ] = None,
     preset: Annotated[
-        str,
+        str | None,
         typer.Option(
             metavar="NAME",
+            show_default="fast; of a .onnx: imagenet",
             help="How pictures are prepared: `fast`, or, to agree with published features,"
-            " `caffe-transform` (Caffe's tools) or `pycaffe` (its Python interface).",
+            " `caffe-transform` (Caffe's tools), `pycaffe` (its Python interface), `imagenet` (torchvision),"
+            " `clip` or `dino`.",
         ),
-    ] = "fast",
+    ] = None,
+    l2: Annotated[bool, typer.Option("--l2", help="Store vectors of length 1.")] = False,
     database: Annotated[
         str | None,
         typer.Option(
@@ -80,7 +84,10 @@ def init(
     """
     from featd import config
     from featd.catalog import connect
+    from featd.net.onnx_file.suffix import is_onnx
 
+    guessed = preset is None and is_onnx(net)
+    preset = preset or ("imagenet" if guessed else "fast")
     folder = Path(os.path.abspath(folder))  # noqa: PTH100 - `resolve` would follow links in people's paths
     file = folder / FILE
     if folder.suffix == ".toml":  # the path of the file itself, for one of several instances
@@ -94,12 +101,13 @@ def init(
             "weights": weights and settings.model.weights == Path(_text(weights)),
             "blob": settings.model.blobs == tuple(blob or ()),
             "preset": settings.preprocess.preset == preset,
+            "l2": settings.store.l2,
             "database": database and settings.catalog.url == _absolute_url(database, folder),
         }
         _refuse_other_options(ctx, file, given)
         note(f"{shown(str(file))} exists already and stays as it is")
     else:
-        choices = choose(file, images, net, weights, blob, preset, database)
+        choices = choose(file, images, net, weights, blob, preset, database, l2=l2)
         settings = _check(folder, choices)
         with open_catalog(settings) as catalog:
             if _exists(settings, catalog):
@@ -110,6 +118,11 @@ def init(
         _write(file, render(choices))
         say(f"wrote {shown(str(file))}")
         _write_schema(file.with_name(SCHEMA))
+        if guessed:
+            note(
+                "pictures are prepared as torchvision does for ImageNet (preset imagenet): if this net was trained with"
+                " other pictures, change [preprocess] before the first run"
+            )
         settings = config.load(file)
     with open_catalog(settings) as catalog:
         made = _make(settings, catalog)
@@ -148,9 +161,12 @@ def choose(
     blobs: list[str] | None,
     preset: str,
     database: str | None,
+    *,
+    l2: bool = False,
 ) -> Choices:
     """The content of the file, checked as far as possible without reading the net."""
     from featd.config import BUILT_IN_NETS
+    from featd.net.onnx_file.suffix import is_onnx
 
     if not images:
         raise typer.BadParameter("name at least one folder of images", param_hint="--images")
@@ -166,7 +182,10 @@ def choose(
         raise ConfigError(f"--net {net}: neither a file nor a built-in net ({', '.join(BUILT_IN_NETS)})")
     if built_in and weights is not None:
         raise ConfigError(f"--weights: the built-in net {net} has its own weights: leave --weights out")
-    if not built_in and (weights is None or not blobs):
+    if is_onnx(net) and weights is not None:
+        raise ConfigError("--weights: an ONNX file has its own weights: leave --weights out")
+    whole = built_in or is_onnx(net)
+    if not whole and (weights is None or not blobs):
         raise ConfigError(_what_else(net, weights, blobs))
     system = file.is_relative_to("/etc")
     state = SYSTEM_FOLDER if file.name == FILE else SYSTEM_FOLDER / file.stem
@@ -176,6 +195,7 @@ def choose(
         weights=None if weights is None else _text(weights),
         blobs=tuple(blobs or ()),
         preset=preset,
+        l2=l2,
         url=database or (f"sqlite:///{state}/featd.db" if system else CATALOG_URL),
         store=f"{state}/features" if system else STORE,
     )

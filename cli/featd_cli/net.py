@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
 
 def net(
-    file: Annotated[str, typer.Argument(metavar="FILE", help="A deploy.prototxt, or `gist` (built in).")],
+    file: Annotated[
+        str, typer.Argument(metavar="FILE", help="A deploy.prototxt, a .onnx, or `gist` (built in).")
+    ],
     weights: Annotated[
         Path | None, typer.Option(metavar="PATH", help="The .caffemodel, to check whether it fits.")
     ] = None,
@@ -62,7 +64,7 @@ def _print(report: NetReport) -> None:
             layer.type,
             " ".join(_shape(shape) for shape in layer.top_shapes),
             "-" if layer.weights is None else f"{layer.weights:,}",
-            _runs_on(layer),
+            _runs_on(layer, "onnxruntime" if report.outputs else "caffe, onnxruntime"),
         )
         for layer in report.layers
     ]
@@ -70,6 +72,11 @@ def _print(report: NetReport) -> None:
     say()
     blobs = [(blob.name, _shape(blob.shape), f"{blob.size:,}" if blob.size else "?") for blob in report.blobs]
     _table(("BLOB", "SHAPE", "SIZE"), blobs)
+    if report.outputs:
+        say()
+        say(shown(f"outputs: {', '.join(report.outputs)}"))
+        for why in report.not_vectors:
+            say(shown(f"no blob: {why}"))
     if report.weights is not None:
         say()
         fit = report.weights
@@ -82,10 +89,10 @@ def _shape(shape: tuple[int, ...] | None) -> str:
     return "?" if shape is None else "x".join(map(str, shape)) or "1"
 
 
-def _runs_on(layer: LayerReport) -> str:
+def _runs_on(layer: LayerReport, engines: str) -> str:
     if layer.problem is not None:
         return f"{NOTHING}{layer.problem}"
-    return "caffe, onnxruntime" if layer.onnxruntime else CAFFE
+    return engines if layer.onnxruntime else CAFFE
 
 
 def _table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:

@@ -21,6 +21,7 @@ class Choices:
     weights: str | None = None
     blobs: tuple[str, ...] = ()
     preset: str = "fast"
+    l2: bool = False
     url: str = CATALOG_URL
     store: str = STORE
 
@@ -49,6 +50,7 @@ def render(choices: Choices) -> str:
         else '# weights = "model.caffemodel"',
         blobs=f"blobs = [{blobs}]" if choices.blobs else '# blobs = ["fc7"]',
         preset=toml_string(choices.preset),
+        l2=str(choices.l2).lower(),
     )
 
 
@@ -119,6 +121,8 @@ idle_seconds = 1.0
 compression = "none"
 # float32 or float16.
 dtype = "float32"
+# Divide each vector by its Euclidean length, so that inner products are cosines.
+l2 = $l2
 # Small shards are merged. The files of merged ones stay this many seconds, for readers that have opened them.
 grace_seconds = 3600.0
 # Images that have been gone for so many days lose their vectors.
@@ -136,29 +140,32 @@ $roots
 [model]
 # caffe, onnxruntime, or auto: real Caffe where it is installed and runs this net, else ONNX Runtime.
 engine = "auto"
-# gist (built in), or the path of a deploy.prototxt, which needs the two keys below.
+# gist (built in), the path of a deploy.prototxt, which needs the two keys below, or of a .onnx.
 net = $net
 # The net's .caffemodel.
 $weights
-# The blobs to extract; the first one is /feats in the shards. `featd net FILE` lists them.
+# The blobs to extract; the first one is /feats in the shards. `featd net FILE` lists them. A .onnx with a single output
+# needs none.
 $blobs
 
 [preprocess]
-# How pictures are prepared: fast, or, to agree with vectors made elsewhere, caffe-transform (Caffe's C++ tools) or
-# pycaffe (caffe.io.Transformer in Python). The preset decides the keys below that are commented out.
+# How pictures are prepared: fast, or, to agree with vectors made elsewhere, caffe-transform (Caffe's C++ tools),
+# pycaffe (caffe.io.Transformer in Python), imagenet (torchvision), clip (OpenAI's) or dino (DINO, DINOv2). The preset
+# decides the keys below that are commented out.
 preset = $preset
 # center, or ten: the mean vector of the four corners, the centre and their mirror images, at ten times the work.
 crops = "center"
 # A picture with more pixels is not decoded and fails with decode.too_large.
 max_pixels = 100_000_000
 # Unless set, these keys come from the preset and the net; shown are the values of a Caffe net with preset fast.
-# Rotate pictures as their EXIF says: apply, or ignore (caffe-transform, pycaffe).
+# Rotate pictures as their EXIF says: apply, or ignore (all presets but fast).
 # orientation = "apply"
 # warp: stretch to size. short_side: scale the shorter side to size. The centre is cropped afterwards.
 # resize = "warp"
 # linear, area, cubic or nearest.
 # interpolation = "linear"
-# opencv: resize in whole grey levels. skimage: resize in floating point, as pycaffe does.
+# opencv: resize in whole grey levels. skimage: resize in floating point, as pycaffe does. pillow: resize with
+# antialiasing, as torchvision does.
 # arithmetic = "opencv"
 # Height and width before the crop to the net's input (pycaffe: the net's input itself).
 # A net that takes any size gets a smaller one if this is smaller.
@@ -171,6 +178,8 @@ max_pixels = 100_000_000
 # mean = [104.0, 117.0, 123.0]
 # Multiplied afterwards.
 # scale = 1.0
+# Divided by afterwards: one value per channel, like mean for pixels from 0 to 255.
+# std = [58.395, 57.12, 57.375]
 
 [workers]
 # auto: every GPU, or one CPU worker if there is none. Or a list: ["cuda:0", "cuda:1"], ["cpu", "cpu"].

@@ -28,6 +28,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from featd.config_faults import ENV_PREFIX, Fault, check_variables, line_of, parsed, source_of, without
 from featd.config_file import find, read_text
 from featd.errors import ConfigError
+from featd.net.onnx_file.suffix import is_onnx
 from featd.roots import Globs
 from featd.states import RetryPolicy
 
@@ -104,6 +105,7 @@ class StoreConfig(_Section):
     shard_seconds: _Seconds = 30.0
     idle_seconds: Annotated[float, Field(ge=0, le=1e9)] = 1.0
     compression: Literal["none", "gzip", "zstd"] = "none"
+    l2: bool = False
     dtype: Literal["float32", "float16"] = "float32"
     grace_seconds: Annotated[float, Field(ge=0, le=1e9)] = 3600.0
     keep_gone_days: Annotated[float, Field(ge=0, le=1e6)] = 30.0
@@ -146,13 +148,22 @@ class ModelConfig(_Section):
     def built_in(self) -> bool:
         return self.net in BUILT_IN_NETS
 
+    @property
+    def is_onnx(self) -> bool:
+        return is_onnx(self.net)
+
     @model_validator(mode="after")
     def _weights_for_files(self) -> ModelConfig:
         if self.built_in and self.weights is not None:
             raise ValueError(f"the built-in net {self.net!r} has its own weights: leave out `weights`")
-        if not self.built_in and self.weights is None:
+        if self.is_onnx and self.weights is not None:
+            raise ValueError("an ONNX file has its own weights: leave out `weights`")
+        if self.is_onnx and self.engine == "caffe":
+            raise ValueError('real Caffe runs no ONNX files: write engine = "auto" or "onnxruntime"')
+        whole = self.built_in or self.is_onnx
+        if not whole and self.weights is None:
             raise ValueError("a net from a file needs `weights`, the path of its .caffemodel")
-        if not self.built_in and not self.blobs:
+        if not whole and not self.blobs:
             raise ValueError(
                 'name at least one blob to extract, for example blobs = ["fc7"]; `featd net` lists them'
             )
@@ -170,19 +181,20 @@ _Pixel = Annotated[float, Field(ge=-1e6, le=1e6)]
 
 class PreprocessConfig(_Section):
     """None means the value of the preset or of the net. gist has its own values; a Caffe net gets 256x256, BGR and
-    ImageNet's mean."""
+    ImageNet's mean, an ONNX file its own size, RGB and a scale of 1/255."""
 
-    preset: Literal["fast", "caffe-transform", "pycaffe"] = "fast"
+    preset: Literal["fast", "caffe-transform", "pycaffe", "imagenet", "clip", "dino"] = "fast"
     orientation: Literal["apply", "ignore"] | None = None
     resize: Literal["warp", "short_side"] | None = None
     size: tuple[_Pixels, _Pixels] | None = None
     crop: tuple[_Pixels, _Pixels] | None = None
     interpolation: Literal["linear", "area", "cubic", "nearest"] | None = None
-    arithmetic: Literal["opencv", "skimage"] | None = None
+    arithmetic: Literal["opencv", "skimage", "pillow"] | None = None
     crops: Literal["center", "ten"] = "center"
     channels: Literal["bgr", "rgb", "gray", "bgra", "rgba", "gray_alpha"] | None = None
     mean: tuple[_Pixel, ...] | Path | None = None
     scale: _Pixel | None = None
+    std: tuple[Annotated[float, Field(gt=0, le=1e6)], ...] | None = None
     max_pixels: Annotated[int, Field(ge=1, le=2**40)] = 100_000_000
 
     @field_validator("size", "crop", mode="before")
@@ -210,6 +222,22 @@ class PreprocessConfig(_Section):
                 "write a number, a list with one for each channel (to a million), or a path to a .npy or .binaryproto"
             )
         return mean
+
+    @field_validator("std", mode="before")
+    @classmethod
+    def _one_or_more(cls, std: object) -> object:
+        return [std] if isinstance(std, int | float) and not isinstance(std, bool) else std
+
+    @model_validator(mode="after")
+    def _of_0_to_255(self) -> PreprocessConfig:
+        mean = self.mean if isinstance(self.mean, tuple) else ()
+        if self.std and max(self.std) <= 1 and any(mean) and all(0 <= value <= 1 for value in mean):
+            raise ValueError(
+                "mean and std are for pixels from 0 to 1, and featd's are from 0 to 255: write 255 times both, mean ="
+                f" {[round(255 * value, 6) for value in mean]}, std = {[round(255 * value, 6) for value in self.std]},"
+                " and no scale"
+            )
+        return self
 
     @field_validator("scale")
     @classmethod

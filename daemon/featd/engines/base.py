@@ -118,13 +118,18 @@ def warn_of(net: Net, engine: str) -> None:
             layers=", ".join(net.filled),
         )
     if net.one_by_one is not None:
-        _log.warning(
-            "images_run_alone",
-            "images in a batch affect each other in this net; running each image alone, which is slower",
-            net=net.source,
-            engine=engine,
-            reason=net.one_by_one,
-        )
+        warn_alone(net.source, engine, net.one_by_one)
+
+
+def warn_alone(source: str, engine: str, reason: str) -> None:
+    """Warn that batches do not speed up a net."""
+    _log.warning(
+        "images_run_alone",
+        "images in a batch affect each other in this net; running each image alone, which is slower",
+        net=source,
+        engine=engine,
+        reason=reason,
+    )
 
 
 def as_vectors(blob: str, array: npt.NDArray[np.float32], images: int, size: int) -> Vectors:

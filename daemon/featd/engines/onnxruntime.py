@@ -1,8 +1,10 @@
-"""The engine `onnxruntime`: the net converted to ONNX. The GPU path is untested on hardware."""
+"""The engine `onnxruntime`: a net of Caffe converted to ONNX. The GPU path is untested on hardware."""
 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,7 +30,7 @@ class OnnxRuntimeEngine:
         self.blobs = dict(net.blobs)
         self._outputs = [output_name(blob) for blob in net.blobs]
         self._alone = net.one_by_one is not None
-        self._session: Any = _session(net, device, threads)
+        self._session: Any = load_session(net.source, partial(to_onnx, net), device, threads)
         warn_of(net, self.name)
         self._input = self._session.get_inputs()[0].name
 
@@ -44,30 +46,33 @@ class OnnxRuntimeEngine:
             )
         except Exception as error:  # the runtime's exception classes are not a stable interface
             if is_out_of_memory(error):
-                self._give_memory_back(batch)
+                give_memory_back(self._session, self.device, self._outputs, {self._input: batch})
             raise EngineError(f"ONNX Runtime failed on {self.device}: {first_line(error)}") from error
         return {
             blob: as_vectors(blob, array, len(batch), size)
             for (blob, size), array in zip(self.blobs.items(), arrays, strict=True)
         }
 
-    def _give_memory_back(self, batch: Batch) -> None:
-        """Run a batch that memory is too short for once more. ONNX Runtime keeps what it took for it, so that smaller
-        batches, and everything else in this process, would find none; but not at the end of a run with this option."""
-        from onnxruntime import RunOptions
-
-        options = RunOptions()
-        arena = "cpu:0" if (index := cuda_index(self.device)) is None else f"gpu:{index}"
-        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", arena)
-        with contextlib.suppress(Exception):
-            self._session.run(self._outputs, {self._input: batch}, options)
-
     def close(self) -> None:
         """Release the session and its threads."""
         self._session = None
 
 
-def _session(net: Net, device: str, threads: int) -> Any:
+def give_memory_back(session: Any, device: str, outputs: list[str], feed: dict[str, Any]) -> None:
+    """Run a batch that memory is too short for once more. ONNX Runtime keeps what it took for it, so that smaller
+    batches, and everything else in this process, would find none; but not at the end of a run with this option."""
+    from onnxruntime import RunOptions
+
+    options = RunOptions()
+    arena = "cpu:0" if (index := cuda_index(device)) is None else f"gpu:{index}"
+    options.add_run_config_entry("memory.enable_memory_arena_shrinkage", arena)
+    with contextlib.suppress(Exception):
+        session.run(outputs, feed, options)
+
+
+def load_session(source: str, serialized: Callable[[Path | None], bytes], device: str, threads: int) -> Any:
+    """A session of a model. `serialized` makes its bytes; into a folder that it is given, it writes large arrays.
+    `source` is for messages. ModelError, EngineError."""
     onnxruntime = import_onnxruntime()
     providers: list[Any] = ["CPUExecutionProvider"]
     index = cuda_index(device)
@@ -92,22 +97,22 @@ def _session(net: Net, device: str, threads: int) -> Any:
         return onnxruntime.InferenceSession(model, options, providers=providers)
 
     try:
-        with naming(net.source):
+        with naming(source):
             try:
                 # Weights in files: ONNX Runtime maps them, and lets go of each once it has packed it. Weights in the
                 # model would be copied four times and limited to 2 GB; those of our own arrays it would keep, too.
                 with mapped.temporary_folder() as folder:
                     model = Path(folder, "net.onnx")
-                    model.write_bytes(to_onnx(net, folder))
+                    model.write_bytes(serialized(folder))
                     session = load(model)
             except OSError as error:
-                mapped.warn_of_no_room(net.source, error)
-                session = load(to_onnx(net))
+                mapped.warn_of_no_room(source, error)
+                session = load(serialized(None))
         mapped.rest()
     except ModelError:
         raise
     except Exception as error:  # as in `forward`
-        raise ModelError(f"{net.source}: ONNX Runtime does not load the net: {first_line(error)}") from error
+        raise ModelError(f"{source}: ONNX Runtime does not load the net: {first_line(error)}") from error
     if index is not None and "CUDAExecutionProvider" not in session.get_providers():
         raise EngineError(f"device {device!r}: ONNX Runtime fell back to the CPU: look at its CUDA libraries")
     return session

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Final
 
 from featd.engines import caffe, onnxruntime
 from featd.engines.base import Engine
+from featd.engines.onnx_file import OnnxFileEngine
 from featd.errors import ModelError
 from featd.net.describe import LayerReport, NetReport
 from featd.net.layers.table import perhaps
 from featd.net.load import require_lowered
 from featd.net.net import Net
+from featd.net.onnx_file.net import OnnxNet
 
 ENGINES: Final = (caffe.NAME, onnxruntime.NAME)
 
 
-def require_engine(net: Net, engine: str) -> None:
+def require_engine(net: Net | OnnxNet, engine: str) -> None:
     """ModelError where no installed engine runs `net` on the CPU. Nothing is loaded."""
+    if isinstance(net, OnnxNet):
+        onnxruntime.import_onnxruntime()
+        return
     without = ""
     if engine != onnxruntime.NAME:
         try:
@@ -35,10 +41,10 @@ def require_engine(net: Net, engine: str) -> None:
 
 def runnable(report: NetReport) -> tuple[list[str], str]:
     """The blobs that an installed engine makes, and why the net does not run to its end here; empty: it does."""
-    try:
-        have = set(caffe.import_caffe().layer_type_list())
-    except caffe.CaffeUnavailableError:
-        have = set()
+    have: set[str] = set()
+    if not report.outputs:  # not a file of ONNX
+        with contextlib.suppress(caffe.CaffeUnavailableError):
+            have = set(caffe.import_caffe().layer_type_list())
     try:
         onnxruntime.import_onnxruntime()
         lowers = True
@@ -74,12 +80,18 @@ def runnable(report: NetReport) -> tuple[list[str], str]:
     return blobs, why
 
 
-def load_engine(net: Net, engine: str, device: str, threads: int = 0) -> Engine:
+def load_engine(net: Net | OnnxNet, engine: str, device: str, threads: int = 0) -> Engine:
     """Load `net` on `device` (`cpu`, `cuda:N`) with `threads` CPU threads (0: the engine's own choice).
 
     `auto` takes real Caffe when it is importable, can use the device and loads this net, else ONNX Runtime.
     Call it in the thread that will call `forward`, after the last fork. ModelError says why there is no engine.
     """
+    if isinstance(net, OnnxNet):
+        if engine == caffe.NAME:
+            raise ModelError(
+                f'{net.source}: real Caffe runs no ONNX files: write engine = "auto" or "onnxruntime"'
+            )
+        return OnnxFileEngine(net, device, threads)
     if engine == onnxruntime.NAME:
         require_lowered(net)
         return onnxruntime.OnnxRuntimeEngine(net, device, threads)

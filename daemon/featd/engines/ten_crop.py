@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -15,8 +15,8 @@ class TenCropEngine:
 
     The crops are `caffe.io.oversample`'s (python/caffe/io.py); the center's offset is `(size - crop) // 2`.
     Where `mean` is given, float32 (C, h, w) of the net's input, pictures come as raw pixels, and each crop,
-    mirrored or not, becomes (crop - mean) * scale: so do caffe.Classifier's. Caffe's own data transformer
-    mirrors what the mean has been taken off: for that, give none and prepared pictures.
+    mirrored or not, becomes (crop - mean) times the factor of its channel: so do caffe.Classifier's. Caffe's own
+    data transformer mirrors what the mean has been taken off: for that, give none and prepared pictures.
     """
 
     def __init__(
@@ -24,7 +24,7 @@ class TenCropEngine:
         inner: Engine,
         size: tuple[int, int],
         mean: npt.NDArray[np.float32] | None = None,
-        scale: float = 1.0,
+        factors: Sequence[np.float32] = (),
     ) -> None:
         self.inner = inner
         self.name = inner.name
@@ -32,7 +32,7 @@ class TenCropEngine:
         self.input_shape = (inner.input_shape[0], *size)
         self.blobs = inner.blobs
         self._mean = mean
-        self._scale = np.float32(scale)
+        self._factors = np.array(factors, np.float32)[:, None, None]
 
     def forward(self, batch: Batch) -> dict[str, Vectors]:
         """One vector per picture: the mean of ten, summed in double precision."""
@@ -54,4 +54,4 @@ class TenCropEngine:
         for top, left in ((0, 0), (0, right), (down, 0), (down, right), (down // 2, right // 2)):
             crops = batch[:, :, top : top + height, left : left + width]
             for one in (crops, crops[..., ::-1]):
-                yield one if self._mean is None else (one - self._mean) * self._scale
+                yield one if self._mean is None else (one - self._mean) * self._factors

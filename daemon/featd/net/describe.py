@@ -13,6 +13,7 @@ from featd.net.caffemodel import StoredLayer, read_weights
 from featd.net.graph import Layer, Shape
 from featd.net.load import not_lowered, trace_whole
 from featd.net.net import flattened
+from featd.net.onnx_file.suffix import is_onnx
 from featd.net.prototxt import define, read
 from featd.net.shapes import Shapes, infer
 from featd.net.upgrade import refusal
@@ -68,10 +69,22 @@ class NetReport:
     blobs: tuple[BlobReport, ...]
     weights: WeightsReport | None
     """None where no weights were given."""
+    outputs: tuple[str, ...] = ()
+    """What an ONNX file itself names as its outputs; empty for a net of Caffe."""
+    not_vectors: tuple[str, ...] = ()
+    """Of these, those that are no blobs, with the reason."""
 
 
 def describe(net_path_or_builtin: str, weights: Path | None = None) -> NetReport:
     """Look at a net without loading it. ModelError only where the files cannot be read at all."""
+    if is_onnx(net_path_or_builtin):
+        from featd.net.onnx_file.describe import describe_onnx
+
+        if weights is not None:
+            raise ModelError(
+                f"{net_path_or_builtin}: an ONNX file has its own weights: leave the weights out"
+            )
+        return describe_onnx(net_path_or_builtin)
     stored: list[StoredLayer] | None = None
     if net_path_or_builtin == gist.NAME:
         definition = define(gist.prototxt().encode(), net_path_or_builtin)

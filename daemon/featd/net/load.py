@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from featd.errors import ModelError, naming
 from featd.net import gist, mapped
@@ -14,6 +14,8 @@ from featd.net.caffemodel import read_weights
 from featd.net.graph import CONSTANTS, INPUT, Graph, Layer, Shape, Step, clash, trace, varying
 from featd.net.layers.table import TYPES, perhaps
 from featd.net.net import MOST_CHANNELS, Net, caffe_defaults, flattened
+from featd.net.onnx_file.net import OnnxNet, load_onnx
+from featd.net.onnx_file.suffix import is_onnx
 from featd.net.prototxt import Definition, define, read
 from featd.net.resized import resized
 from featd.net.shapes import infer
@@ -22,24 +24,30 @@ from featd.net.weights import match
 
 Size: TypeAlias = tuple[int, int]
 """(height, width)."""
+InputSize: TypeAlias = Callable[[Size | None], Size]
+ANY_SIZE: Final = (224, 224)
+"""Of a net that takes any size, where nobody says one."""
 
 
 def load_net(
     net: str,
     weights: Path | None = None,
     blobs: Sequence[str] = (),
-    input_size: Callable[[Size], Size] = lambda own: own,
-) -> Net:
-    """Read a net: `gist`, which is built in, or the path of a definition with the path of its `weights`.
+    input_size: InputSize = lambda own: own or ANY_SIZE,
+) -> Net | OnnxNet:
+    """Read a net: `gist`, which is built in, the path of a definition with the path of its `weights`, or that of an
+    ONNX file, whose only output is the blob where none is named.
 
-    `input_size`: from the (height, width) of the definition's input to those wanted. ModelError says what is wrong and
-    what to do. Nothing is run.
+    `input_size`: from the (height, width) of the input in the file, None where an ONNX file takes any, to those wanted.
+    ModelError says what is wrong and what to do. Nothing is run.
     """
     with naming(net, weights or net):
-        return _load(net, weights, blobs, input_size)
+        if is_onnx(net):
+            return load_onnx(net, blobs, input_size)
+        return _load_caffe(net, weights, blobs, input_size)
 
 
-def _load(net: str, weights: Path | None, blobs: Sequence[str], input_size: Callable[[Size], Size]) -> Net:
+def _load_caffe(net: str, weights: Path | None, blobs: Sequence[str], input_size: InputSize) -> Net:
     built_in = net == gist.NAME
     if built_in:
         raw = gist.prototxt().encode()

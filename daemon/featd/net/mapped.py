@@ -14,7 +14,7 @@ import tempfile
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 from featd import logs
 from featd.paths import open_regular
@@ -26,25 +26,30 @@ _CHUNK_BYTES: Final = 1 << 22
 _mappings: weakref.WeakSet[mmap.mmap] = weakref.WeakSet()
 
 
-def copy_of(path: Path) -> tuple[memoryview, str]:
-    """All bytes of a file that a person named, and their SHA-256 in hex. Nobody can change them any more, for they are
-    a copy without a name, which ends with the process. OSError as `featd.paths.open_regular` and reading give it.
-    """
-    with open_regular(path) as source:
-        hashed = hashlib.sha256()
-        try:
-            with tempfile.TemporaryFile() as file:
-                while chunk := source.read(_CHUNK_BYTES):
-                    hashed.update(chunk)
-                    file.write(chunk)
-                file.flush()
-                mapping = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
-        except (OSError, ValueError) as error:  # ValueError: an empty file cannot be mapped
-            source.seek(0)
-            raw = source.read()
-            if raw:
-                warn_of_no_room(str(path), error)
-            return memoryview(raw), hashlib.sha256(raw).hexdigest()
+def copy_of(path: Path, most_bytes: int | None = None) -> tuple[memoryview, str]:
+    """All bytes of a file that a person named, and their SHA-256 in hex: see `copied`. OSError as
+    `featd.paths.open_regular` and reading give it."""
+    with open_regular(path, most_bytes) as source:
+        return copied(source, str(path))
+
+
+def copied(source: BinaryIO, name: str) -> tuple[memoryview, str]:
+    """All bytes of an open file, and their SHA-256 in hex. Nobody can change them any more, for they are a copy without
+    a name, which ends with the process. OSError."""
+    hashed = hashlib.sha256()
+    try:
+        with tempfile.TemporaryFile() as file:
+            while chunk := source.read(_CHUNK_BYTES):
+                hashed.update(chunk)
+                file.write(chunk)
+            file.flush()
+            mapping = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+    except (OSError, ValueError) as error:  # ValueError: an empty file cannot be mapped
+        source.seek(0)
+        raw = source.read()
+        if raw:
+            warn_of_no_room(name, error)
+        return memoryview(raw), hashlib.sha256(raw).hexdigest()
     _mappings.add(mapping)
     return memoryview(mapping), hashed.hexdigest()
 

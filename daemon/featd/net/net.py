@@ -24,6 +24,8 @@ class PreprocessDefaults:
     """Subtracted per channel, in the order of `channels`, from pixels 0..255."""
     scale: float
     """Multiplied after the mean is subtracted."""
+    std: tuple[float, ...] = ()
+    """Divided by afterwards, per channel; empty: nothing is."""
 
 
 MOST_CHANNELS: Final = 4

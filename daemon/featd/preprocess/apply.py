@@ -1,5 +1,8 @@
 """Applying a spec to pixels. The order is Caffe's data transformer: resize, center crop, channel order, minus mean,
-times scale (src/caffe/data_transformer.cpp; the crop's offset is `(size - crop) // 2`).
+times scale (src/caffe/data_transformer.cpp; the crop's offset is `(size - crop) // 2`), and divided by std.
+
+With the arithmetic "pillow", the resize is Pillow's, with antialiasing, and sizes and crops are rounded as by
+torchvision (transforms/functional.py: `resize`, `center_crop`).
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ _INTERPOLATIONS = {
     "cubic": cv2.INTER_CUBIC,
     "nearest": cv2.INTER_NEAREST,
 }
+_PILLOWS = {"linear": "BILINEAR", "area": "BOX", "cubic": "BICUBIC", "nearest": "NEAREST"}
 _LUMA_BGR = np.array([0.0721, 0.7154, 0.2125], np.float32)
 """skimage.color.rgb2gray's weights, with which `caffe.io.load_image(color=False)` makes grey; OpenCV's are others."""
 
@@ -29,11 +33,11 @@ def apply(pixels: npt.NDArray[np.uint8], spec: PreprocessSpec, out: npt.NDArray[
 
     pixels: uint8 (H, W, 3) in BGR order, or (H, W) for channels "gray" (which also takes colour); with alpha one more
     channel, (H, W, 4) or (H, W, 2), or else 255 is taken for it.
-    out: float32, shape `spec.shape`, values (x - mean) * scale, or x where there is a `spec.mean_after_crops`.
+    out: float32, shape `spec.shape`, values (x - mean) * scale / std, or x where there is a `spec.mean_after_crops`.
     """
     at_size = _bring_to_size(_with_alpha(pixels) if spec.has_alpha else pixels, spec)
     cut = spec.shape[1:]
-    top, left = (at_size.shape[0] - cut[0]) // 2, (at_size.shape[1] - cut[1]) // 2
+    top, left = _offset(at_size.shape[0] - cut[0], spec), _offset(at_size.shape[1] - cut[1], spec)
     at_size = at_size[top : top + cut[0], left : left + cut[1]]
     planes = [at_size] if spec.depth == 1 else list(cv2.split(at_size))
     if spec.channels in ("rgb", "rgba"):
@@ -44,8 +48,14 @@ def apply(pixels: npt.NDArray[np.uint8], spec: PreprocessSpec, out: npt.NDArray[
         return
     for plane, value, target in zip(planes, _cropped_mean(spec), out, strict=True):
         np.subtract(plane, value, out=target, dtype=np.float32)
-    if spec.scale != 1.0:
-        np.multiply(out, np.float32(spec.scale), out=out)
+    if spec.scale != 1.0 or spec.std:
+        for target, factor in zip(out, spec.factors, strict=True):
+            np.multiply(target, factor, out=target)
+
+
+def _offset(rest: int, spec: PreprocessSpec) -> int:
+    """Where the crop begins, of so many pixels that are cut off. torchvision rounds halves to even numbers."""
+    return round(rest / 2) if spec.arithmetic == "pillow" else rest // 2
 
 
 def _with_alpha(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
@@ -66,15 +76,26 @@ def _bring_to_size(pixels: npt.NDArray[np.uint8], spec: PreprocessSpec) -> npt.N
         pixels = np.dstack([colours, pixels[..., 3]]) if spec.has_alpha else colours
     if (height, width) == pixels.shape[:2]:
         return pixels
+    if spec.arithmetic == "pillow":
+        from PIL import Image  # most decoders do not need it
+
+        image = Image.fromarray(np.ascontiguousarray(pixels))
+        return np.asarray(
+            image.resize((width, height), getattr(Image.Resampling, _PILLOWS[spec.interpolation]))
+        )
     return np.asarray(cv2.resize(pixels, (width, height), interpolation=_INTERPOLATIONS[spec.interpolation]))
 
 
 def resized_to(height: int, width: int, spec: PreprocessSpec) -> tuple[int, int]:
     """(height, width) after the resize. short_side: the smallest picture of these proportions that covers
-    `size`; whole numbers, rounded half up, so that every platform agrees."""
+    `size`; whole numbers, rounded half up, so that every platform agrees, or down, as torchvision does."""
     wanted_height, wanted_width = spec.size
     if spec.resize == "warp":
         return wanted_height, wanted_width
+    if spec.arithmetic == "pillow":
+        if wanted_height * width >= wanted_width * height:
+            return wanted_height, max(wanted_width, width * wanted_height // height)
+        return max(wanted_height, height * wanted_width // width), wanted_width
     if wanted_height * width >= wanted_width * height:  # the height decides
         return wanted_height, max(wanted_width, (2 * width * wanted_height + height) // (2 * height))
     return max(wanted_height, (2 * height * wanted_width + width) // (2 * width)), wanted_width
@@ -84,5 +105,5 @@ def _cropped_mean(spec: PreprocessSpec) -> Sequence[Any]:
     if not isinstance(spec.mean, np.ndarray):
         return [np.float32(value) for value in spec.mean]
     height, width = spec.shape[1:]
-    top, left = (spec.mean.shape[1] - height) // 2, (spec.mean.shape[2] - width) // 2
+    top, left = _offset(spec.mean.shape[1] - height, spec), _offset(spec.mean.shape[2] - width, spec)
     return list(spec.mean[:, top : top + height, left : left + width])

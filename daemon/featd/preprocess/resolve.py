@@ -11,18 +11,23 @@ import numpy.typing as npt
 from featd import logs
 from featd.config import PreprocessConfig
 from featd.errors import ConfigError
-from featd.net.net import CAFFE_MEAN_BGR, PreprocessDefaults
+from featd.net.net import CAFFE_MEAN_BGR, PreprocessDefaults, caffe_defaults
 from featd.preprocess.float_resize import resize_mean
 from featd.preprocess.mean_file import read_mean
-from featd.preprocess.presets import ILSVRC_MEAN_BGR, PRESETS, Preset
+from featd.preprocess.presets import ILSVRC_MEAN_BGR, OF_CAFFE, PRESETS, Preset
 from featd.preprocess.spec import DEPTHS, PreprocessSpec
 
 _log = logs.get("preprocess")
 
 
-def input_size(config: PreprocessConfig, own: tuple[int, int]) -> tuple[int, int]:
+def input_size(config: PreprocessConfig, own: tuple[int, int] | None) -> tuple[int, int]:
     """The (height, width) that a net's input shall have, whose definition has `own`: `crop`; or `size` where that is
-    smaller, since nothing of `own` can be cut from it. Warns where they are `own` with height and width exchanged."""
+    smaller, since nothing of `own` can be cut from it. Warns where they are `own` with height and width exchanged.
+
+    None: the net takes any. ConfigError where neither the configuration nor its preset names a size, then.
+    """
+    if own is None:
+        return _any_size(config)
     swapped = own[::-1]
     for key in ("size", "crop"):
         if own != swapped and getattr(config, key) == swapped:
@@ -40,6 +45,23 @@ def input_size(config: PreprocessConfig, own: tuple[int, int]) -> tuple[int, int
     return own
 
 
+def _any_size(config: PreprocessConfig) -> tuple[int, int]:
+    preset = PRESETS[config.preset]
+    if config.crop is not None:
+        return config.crop
+    if config.size is None and preset.crop is None:
+        raise ConfigError(
+            "preprocess.size: the net takes pictures of any size: write the one that it was trained with, for example"
+            " size = [224, 224] (height, width)"
+        )
+    if config.size is None or (
+        preset.crop is not None and not preset.straight and preset.crop <= min(config.size)
+    ):
+        assert preset.crop is not None
+        return preset.crop, preset.crop
+    return config.size
+
+
 def resolve(
     config: PreprocessConfig, input_shape: tuple[int, int, int], defaults: PreprocessDefaults
 ) -> PreprocessSpec:
@@ -48,6 +70,7 @@ def resolve(
     `size` in the configuration is [height, width]. ConfigError names the key that does not fit.
     """
     depth, crop = input_shape[0], input_shape[1:]
+    defaults = _defaults(config.preset, input_shape, defaults)
     channels = config.channels or defaults.channels
     _check_depth(channels, depth)
     preset = PRESETS[config.preset]
@@ -57,6 +80,11 @@ def resolve(
         raise ConfigError(
             f'preprocess.interpolation: arithmetic "skimage" resizes linearly, not by {interpolation!r}: leave '
             'interpolation out, or write arithmetic = "opencv"'
+        )
+    if arithmetic == "pillow" and channels not in ("bgr", "rgb", "gray"):
+        raise ConfigError(
+            f"preprocess.arithmetic: Pillow resizes {channels!r} in another way than colours or grey, which featd does"
+            ' not: write arithmetic = "opencv"'
         )
     if arithmetic == "skimage" and channels not in ("bgr", "rgb", "gray"):
         raise ConfigError(
@@ -76,7 +104,38 @@ def resolve(
         arithmetic=arithmetic,
         crops=config.crops,
     )
-    return replace(spec, mean=_resolve_mean(config.mean, spec, defaults, preset))
+    return replace(
+        spec,
+        mean=_resolve_mean(config.mean, spec, defaults, preset),
+        std=_resolve_std(config.std, spec, defaults),
+    )
+
+
+def _defaults(preset: str, input_shape: tuple[int, int, int], own: PreprocessDefaults) -> PreprocessDefaults:
+    """The values of the preset, where it has some of its own, else the net's. ConfigError."""
+    if preset in OF_CAFFE:  # also for an ONNX file that was made of a net of Caffe
+        return caffe_defaults(input_shape)
+    values = PRESETS[preset].values
+    if values is not None and input_shape[0] != DEPTHS[values.channels]:
+        raise ConfigError(
+            f"preprocess.preset: {preset!r} is for colours, and the net's input has {input_shape[0]} channel(s): write"
+            ' preset = "fast", and mean and std as the net was trained with'
+        )
+    return own if values is None else values
+
+
+def _resolve_std(
+    configured: tuple[float, ...] | None, spec: PreprocessSpec, defaults: PreprocessDefaults
+) -> tuple[float, ...]:
+    """One for each channel, or empty where all are 1."""
+    values = tuple(float(value) for value in configured or defaults.std)
+    if configured is None and {defaults.channels, spec.channels} == {"bgr", "rgb"}:
+        values = values[::-1]
+    if len(values) not in (0, 1, spec.depth):
+        raise ConfigError(
+            f"preprocess.std: {len(values)} values for {spec.depth} channel(s): write one value, or one per channel"
+        )
+    return () if set(values) <= {1.0} else values * spec.depth if len(values) == 1 else values
 
 
 def _check_depth(channels: str, depth: int) -> None:

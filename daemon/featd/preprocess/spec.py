@@ -20,7 +20,8 @@ class PreprocessSpec:
     `size`: what a picture is resized to ("warp"), or at least covers ("short_side": as small as possible with
     its proportions kept). `crop`: the net's input, cut from the center. `mean`: one value per channel, or a
     mean image float32 (C, h, w) as large as `size` or as `crop`; both in the order of `channels`.
-    `arithmetic`: "opencv" resizes whole grey levels, "skimage" floats, linearly, as pycaffe does. `crops`: "ten"
+    `arithmetic`: "opencv" resizes whole grey levels, "skimage" floats, linearly, as pycaffe does, "pillow" as Pillow
+    and torchvision do, with their sizes and crops. `std`: divided by after `scale`; empty: nothing is. `crops`: "ten"
     leaves the picture at `size`, of which `featd.engines.ten_crop` makes ten of `crop`.
     """
 
@@ -35,6 +36,7 @@ class PreprocessSpec:
     max_pixels: int
     arithmetic: str = "opencv"
     crops: str = "center"
+    std: tuple[float, ...] = ()
 
     @property
     def depth(self) -> int:
@@ -49,7 +51,7 @@ class PreprocessSpec:
     @property
     def decode_gray(self) -> bool:
         """Whether the decoder makes the picture grey; pycaffe does that afterwards, in floating point."""
-        return self.is_gray and self.arithmetic == "opencv"
+        return self.is_gray and self.arithmetic != "skimage"
 
     @property
     def is_gray(self) -> bool:
@@ -59,6 +61,11 @@ class PreprocessSpec:
     def has_alpha(self) -> bool:
         """Whether the last channel is the picture's alpha, 255 where it has none."""
         return self.channels in ("bgra", "rgba", "gray_alpha")
+
+    @property
+    def factors(self) -> tuple[np.float32, ...]:
+        """What is multiplied after the mean is subtracted, one for each channel."""
+        return tuple(np.float32(self.scale / std) for std in self.std or (1.0,) * self.depth)
 
     @property
     def mean_after_crops(self) -> npt.NDArray[np.float32] | None:
@@ -82,8 +89,8 @@ class PreprocessSpec:
             mean = {"shape": list(values.shape), "sha256": hashlib.sha256(values.tobytes()).hexdigest()}
         else:
             mean = [float(value) for value in mean]
-        later = {"arithmetic": self.arithmetic, "crops": self.crops}
-        defaults = {"arithmetic": "opencv", "crops": "center"}
+        later = {"arithmetic": self.arithmetic, "crops": self.crops, "std": list(self.std)}
+        defaults = {"arithmetic": "opencv", "crops": "center", "std": []}
         return {
             **{name: value for name, value in later.items() if value != defaults[name]},
             "channels": self.channels,
@@ -112,4 +119,5 @@ class PreprocessSpec:
             mean = np.frombuffer(base64.b64decode(mean["base64"]), "<f4").reshape(mean["shape"])
         else:
             mean = tuple(mean)
-        return cls(**fields | {"size": tuple(fields["size"]), "crop": tuple(fields["crop"]), "mean": mean})
+        pairs = {name: tuple(fields[name]) for name in ("size", "crop", "std")}
+        return cls(**fields | pairs | {"mean": mean})

@@ -40,6 +40,7 @@ def vectors_of(
                 settings.store.dtype,
                 devices.isolate("cpu"),
                 devices.cpu_threads(["cpu"]),
+                l2=settings.store.l2,
             )
             instance.check_fingerprint(fingerprint, model.fingerprint)
             vectors, problems = _run(model, blob, files)

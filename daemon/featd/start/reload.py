@@ -23,6 +23,7 @@ FIXED = (
     "catalog.url",
     "store.path",
     "store.dtype",
+    "store.l2",
     "model.engine",
     "model.net",
     "model.weights",
@@ -37,7 +38,7 @@ MOVES = {
     "store.path": "stop featd, move the store there, then start featd",
 }
 """What must be done before a restart with another value of these keys."""
-OF_VECTORS = ("store.dtype", "model", "preprocess")
+OF_VECTORS = ("store.dtype", "store.l2", "model", "preprocess")
 """Keys, and sections, with which a restart may be refused, as they may give other vectors than the catalog has."""
 
 CHECK_SECONDS = 120.0
@@ -175,7 +176,7 @@ class ConfigReload:
         from featd.catalog import connect, instance
         from featd.worker.model import differences, load_model
 
-        model = load_model(plan.model, plan.preprocess, plan.store.dtype, "cpu", 1)
+        model = load_model(plan.model, plan.preprocess, plan.store.dtype, "cpu", 1, l2=plan.store.l2)
         now = self._now.worker
         with connect.reading(connect.open_catalog(now.catalog_url, now.lease_seconds)) as conn:
             held, held_spec = instance.fingerprint(conn), instance.spec(conn)

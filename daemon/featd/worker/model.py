@@ -12,10 +12,12 @@ from featd.config import ModelConfig, PreprocessConfig
 from featd.engines.base import Engine
 from featd.engines.select import load_engine
 from featd.engines.ten_crop import TenCropEngine
+from featd.engines.unit_length import UnitLengthEngine
 from featd.errors import ConfigError
 from featd.images.decode import DECODER
 from featd.net.load import load_net
 from featd.net.net import Net
+from featd.net.onnx_file.net import OnnxNet
 from featd.preprocess.resolve import input_size, resolve
 from featd.preprocess.spec import PreprocessSpec
 from featd.shards.layout import check_blobs
@@ -36,10 +38,10 @@ class Model:
 
 
 def read_model(
-    config: ModelConfig, preparation: PreprocessConfig, dtype: str
-) -> tuple[Net, PreprocessSpec, dict[str, Any]]:
+    config: ModelConfig, preparation: PreprocessConfig, dtype: str, *, l2: bool = False
+) -> tuple[Net | OnnxNet, PreprocessSpec, dict[str, Any]]:
     """The net, its preprocessing, and everything that decides the values of vectors; nothing is loaded into an engine.
-    ModelError or ConfigError with the way out."""
+    `l2`: vectors have length 1. ModelError or ConfigError with the way out."""
     net = load_net(config.net, config.weights, config.blobs, partial(input_size, preparation))
     check_blobs(list(net.blobs))
     preprocess = resolve(preparation, net.input_shape, net.preprocess)
@@ -52,16 +54,24 @@ def read_model(
         "preprocess": preprocess.identity(),
         "decoder": DECODER,
         "dtype": dtype,
+        **({"l2": True} if l2 else {}),
     }
     return net, preprocess, spec
 
 
 def load_model(
-    config: ModelConfig, preparation: PreprocessConfig, dtype: str, device: str, threads: int
+    config: ModelConfig,
+    preparation: PreprocessConfig,
+    dtype: str,
+    device: str,
+    threads: int,
+    *,
+    l2: bool = False,
 ) -> Model:
-    """Read the net, load it on `device`. ModelError or ConfigError with the way out."""
-    net, preprocess, spec = read_model(config, preparation, dtype)
-    return Model(_cropping(load_engine(net, config.engine, device, threads), preprocess), preprocess, spec)
+    """As `read_model`, and load the net on `device`."""
+    net, preprocess, spec = read_model(config, preparation, dtype, l2=l2)
+    engine = _cropping(load_engine(net, config.engine, device, threads), preprocess)
+    return Model(UnitLengthEngine(engine) if l2 else engine, preprocess, spec)
 
 
 def prepared_as(model: Model, preprocess: PreprocessSpec) -> Model:
@@ -69,15 +79,19 @@ def prepared_as(model: Model, preprocess: PreprocessSpec) -> Model:
 
     Both share one engine: close one of them.
     """
-    engine = model.engine.inner if isinstance(model.engine, TenCropEngine) else model.engine
-    return replace(model, engine=_cropping(engine, preprocess), preprocess=preprocess)
+    engine = model.engine
+    l2 = isinstance(engine, UnitLengthEngine)
+    while isinstance(engine, UnitLengthEngine | TenCropEngine):
+        engine = engine.inner
+    engine = _cropping(engine, preprocess)
+    return replace(model, engine=UnitLengthEngine(engine) if l2 else engine, preprocess=preprocess)
 
 
 def _cropping(engine: Engine, preprocess: PreprocessSpec) -> Engine:
     """The engine, or a wrapper around it that makes ten crops of each picture."""
     if preprocess.crops != "ten":
         return engine
-    return TenCropEngine(engine, preprocess.size, preprocess.mean_after_crops, preprocess.scale)
+    return TenCropEngine(engine, preprocess.size, preprocess.mean_after_crops, preprocess.factors)
 
 
 def fingerprint(spec: dict[str, Any]) -> str:

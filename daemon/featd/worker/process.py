@@ -60,7 +60,12 @@ def boot(plan: WorkerPlan, catalog: sa.Engine) -> Booted:
     with connect.reading(catalog) as conn:
         held, held_spec, stored = instance.fingerprint(conn), instance.spec(conn), instance.golden(conn)
     model = load_model(
-        plan.model, plan.preprocess, plan.store.dtype, devices.isolate(plan.device), plan.threads
+        plan.model,
+        plan.preprocess,
+        plan.store.dtype,
+        devices.isolate(plan.device),
+        plan.threads,
+        l2=plan.store.l2,
     )
     instance.check_fingerprint(held, model.fingerprint, differences(held_spec, model.spec))
     pictures = Golden(model, plan.batch)
