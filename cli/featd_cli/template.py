@@ -178,8 +178,8 @@ max_pixels = 100_000_000
 # mean = [104.0, 117.0, 123.0]
 # Multiplied afterwards.
 # scale = 1.0
-# Divided by afterwards: one value per channel, like mean for pixels from 0 to 255.
-# std = [58.395, 57.12, 57.375]
+# Divided by afterwards: one value, or one per channel, for pixels from 0 to 255 as the mean is.
+# std = 1.0
 
 [workers]
 # auto: every GPU, or one CPU worker if there is none. Or a list: ["cuda:0", "cuda:1"], ["cpu", "cpu"].

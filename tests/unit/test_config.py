@@ -103,7 +103,7 @@ def test_where_the_page_listens(tmp_path: Path) -> None:
         ('[catalog]\nurl = "mysql://x"', "catalog.url"),
         ("[catalog", "featd.toml"),
         ("[retry]\nbackoff_seconds = inf", "retry.backoff_seconds"),
-        ('[preprocess]\npreset = "caffe"', "preprocess.preset: must be 'fast', 'caffe-transform' or"),
+        ('[preprocess]\npreset = "caffe"', "preprocess.preset: must be 'fast', 'caffe-transform', 'pycaffe'"),
         ('[preprocess]\ncrops = "five"', "preprocess.crops"),
         ('[preprocess]\narithmetic = "float"', "preprocess.arithmetic"),
         ("[preprocess]\nmean = [nan, 1, 2]", "preprocess.mean: write a number, a list"),

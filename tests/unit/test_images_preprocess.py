@@ -33,6 +33,7 @@ class Defaults:
     channels: str = "bgr"
     mean: tuple[float, ...] = (104.0, 117.0, 123.0)
     scale: float = 1.0
+    std: tuple[float, ...] = ()
 
 
 SPEC = PreprocessSpec(

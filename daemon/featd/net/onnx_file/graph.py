@@ -41,7 +41,8 @@ class Node:
     """Why featd does not run it, or None."""
 
     def __str__(self) -> str:
-        return f"{self.message.op_type} {self.message.name or self.writes[0]!r}"
+        name = self.message.name or next(iter(self.writes), "without a name")
+        return f"{self.message.op_type} {name!r}"
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import onnx
 
-from featd.errors import FeatdError, ModelError
+from featd.errors import FeatdError, ModelError, first_line
 from featd.processes.throwaway import Throwaway
 
 MOST_SECONDS: Final = 60.0
@@ -42,14 +42,16 @@ def infer(model: Any, source: str) -> dict[str, Tensor]:
     """The tensors of a model whose inputs have a fixed shape. ModelError where it takes too much time or memory."""
 
     def work() -> str:
-        resource.setrlimit(resource.RLIMIT_AS, (_used() + MOST_MEMORY, resource.RLIM_INFINITY))
+        soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+        most = _used() + MOST_MEMORY
+        resource.setrlimit(
+            resource.RLIMIT_AS, (most if soft == resource.RLIM_INFINITY else min(most, soft), hard)
+        )
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         try:
             found = onnx.shape_inference.infer_shapes(model, data_prop=True)
         except Exception as error:  # whatever the library has
-            raise ModelError(
-                f"{source}: its shapes cannot be worked out: {str(error).splitlines()[0]}"
-            ) from None
+            raise ModelError(f"{source}: its shapes cannot be worked out: {first_line(error)}") from None
         graph = found.graph
         return json.dumps(
             {value.name: _told(value) for value in (*graph.input, *graph.value_info, *graph.output)}
@@ -64,7 +66,10 @@ def infer(model: Any, source: str) -> dict[str, Tensor]:
             f"{source}: the library onnx died of {signal.Signals(-answer.code).name} while it worked out the shapes:"
             " the file is damaged or hostile"
         )
-    answer.raise_error()
+    if answer.code:
+        raise ModelError(
+            answer.text if source in answer.text else f"{source}: {answer.text or answer.last_words}"
+        )
     return {
         name: Tensor(kind, None if axes is None else tuple(axes))
         for name, (kind, axes) in json.loads(answer.text).items()

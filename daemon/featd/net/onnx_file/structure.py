@@ -13,7 +13,7 @@ from typing import Final
 from featd.net.wire import BYTES, WireError, fields
 
 MOST_BYTES: Final = 1 << 24
-MOST_PARTS: Final = 500_000
+MOST_PARTS: Final = 200_000
 """Nodes, attributes and arrays."""
 LARGE_BYTES: Final = 1 << 10
 """Arrays of at least so many bytes are weights. Shapes and the like, which ONNX Runtime needs while it loads, are
