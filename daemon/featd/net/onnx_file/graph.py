@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import onnx
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 
 from featd.errors import ModelError, where_to_look
 from featd.net.mapped import copy_of
@@ -95,10 +95,20 @@ def read_graph(source: str) -> Graph:
         model = onnx.ModelProto.FromString(structure.model)
     except (WireError, DecodeError) as error:
         raise ModelError(f"{path}: not a whole ONNX file: {error}: copy or export it again") from None
-    try:
-        return _graph(source, sha256, model, structure)
-    except UnicodeDecodeError:
-        raise ModelError(f"{path}: a name in it is not UTF-8: export it again") from None
+    if not _is_text(model):
+        raise ModelError(f"{path}: a name in it is not UTF-8: the file is damaged: copy or export it again")
+    return _graph(source, sha256, model, structure)
+
+
+def _is_text(message: Any) -> bool:
+    """Whether all texts in a message are UTF-8. protobuf does not ask, and gives bytes for those that are not."""
+    for field, value in message.ListFields():
+        values = (value,) if isinstance(value, str | bytes | Message) else value
+        if field.type == field.TYPE_STRING and not all(isinstance(text, str) for text in values):
+            return False
+        if field.type == field.TYPE_MESSAGE and not all(map(_is_text, values)):
+            return False
+    return True
 
 
 def _graph(source: str, sha256: str, model: Any, structure: Structure) -> Graph:
