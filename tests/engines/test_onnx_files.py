@@ -204,6 +204,24 @@ def test_an_input_that_takes_no_pictures(tmp_path: Path, kind: int, shape: Seque
     assert told in str(caught.value)
 
 
+def test_a_size_that_only_running_tells(tmp_path: Path) -> None:
+    """Exporters compute shapes in the net, and not every computation is followed."""
+    nodes = [
+        node("Shape", "picture", "shape"),
+        node("Slice", "shape one four", "rest"),
+        node("ReduceProd", "rest", "size", keepdims=1),
+        node("Slice", "shape zero one", "images"),
+        node("Concat", "images size", "target", axis=0),
+        node("Reshape", "picture target", "vector"),
+    ]
+    numbers = {name: np.array([value], np.int64) for name, value in (("zero", 0), ("one", 1), ("four", 4))}
+    path = saved(model(nodes, numbers), tmp_path)
+    assert loaded(path).blobs == {"vector": 0}
+    (blob,) = [blob for blob in describe(path).blobs if blob.name == "vector"]
+    assert (blob.shape, blob.size) == (None, 0)
+    np.testing.assert_array_equal(vectors(path)["vector"], BATCH.reshape(5, -1))
+
+
 def test_featd_net_lists_layers_blobs_and_what_runs(tmp_path: Path) -> None:
     path = saved(
         model(

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from featd.net.net import CAFFE_MEAN_BGR, CAFFE_SIZE
 from featd.preprocess.float_resize import resize_mean
-from featd.preprocess.presets import FAST, ILSVRC_MEAN_BGR, PRESETS, PYCAFFE
+from featd.preprocess.presets import CLIP, DINO, FAST, ILSVRC_MEAN_BGR, IMAGENET, PRESETS, PYCAFFE
 from featd.preprocess.spec import PreprocessSpec
 
 Mean = tuple[float, ...] | npt.NDArray[np.float32]
@@ -82,6 +82,14 @@ def _presets(spec: PreprocessSpec) -> Iterator[tuple[str, PreprocessSpec]]:
     yield 'preset "fast" or "caffe-transform"', replace(whole, size=large)
     name = f'preset "fast" or "caffe-transform" with size = {list(spec.size)}'
     yield name, replace(whole, mean=_cut(spec.mean, spec.size, spec.crop))
+    for name in (IMAGENET, CLIP, DINO):
+        values = PRESETS[name].values
+        if values is not None and spec.depth == 3:
+            theirs = replace(
+                _by_preset(spec, name, values.mean), channels=values.channels, scale=values.scale
+            )
+            size = straight if PRESETS[name].straight else large
+            yield f'preset "{name}"', replace(theirs, std=values.std, size=size)
 
 
 def _by_preset(spec: PreprocessSpec, name: str, mean: Mean) -> PreprocessSpec:
@@ -92,6 +100,7 @@ def _by_preset(spec: PreprocessSpec, name: str, mean: Mean) -> PreprocessSpec:
         interpolation=preset.interpolation,
         arithmetic=preset.arithmetic,
         mean=mean,
+        std=(),
     )
 
 
