@@ -22,6 +22,7 @@ from featd.errors import EngineError, ModelError
 from featd.net.load import load_net
 from featd.net.onnx_file import shapes
 from featd.net.onnx_file.net import OnnxNet
+from featd.processes.oom import is_out_of_memory
 from mutated import mutated_bytes, seeds_for_a_while
 from onnx_nets import model, node, saved, small
 
@@ -241,6 +242,21 @@ def test_shapes_that_are_not_worked_out_in_time(tmp_path: Path, monkeypatch: pyt
     assert "cannot be worked out" in with_library(lambda *_, **__: bytes(5 << 30))
     died = with_library(lambda *_, **__: __import__("os").kill(__import__("os").getpid(), 9))
     assert "died of SIGKILL" in died
+
+
+def test_a_size_that_is_not_worked_out_and_that_no_memory_holds(tmp_path: Path) -> None:
+    nodes = [
+        node("ReduceProd", "factors", "size", keepdims=1),
+        node("ConstantOfShape", "size", "large"),
+        node("ReduceSum", "large", "sum", keepdims=1),
+        node("GlobalAveragePool", "picture", "pooled"),
+        node("Add", "pooled sum", "vector"),
+    ]
+    net = load_net(saved(model(nodes, {"factors": int64(10**6, 10**7)}), tmp_path))
+    assert isinstance(net, OnnxNet)
+    with pytest.raises(EngineError, match="ONNX Runtime does not run the net") as caught:
+        OnnxFileEngine(net, "cpu", 1)
+    assert is_out_of_memory(caught.value)
 
 
 def test_a_name_that_is_not_text(tmp_path: Path) -> None:

@@ -118,8 +118,7 @@ class OnnxFileEngine:
         except ModelError as error:
             raise ModelError(f"{self._net.source}: {error}") from None
         except Exception as error:
-            if is_out_of_memory(error):
-                raise
-            raise ModelError(
+            kind = EngineError if is_out_of_memory(error) else ModelError
+            raise kind(
                 f"{self._net.source}: ONNX Runtime does not run the net: {first_line(error)}"
             ) from error
