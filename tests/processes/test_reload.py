@@ -61,6 +61,7 @@ def test_a_key_concerns_certain_children(tmp_path: Path, more: str, kinds: set[s
         ('[catalog]\nurl = "sqlite:///other.db"\n', "catalog.url"),
         ('[store]\npath = "other"\n', "store.path"),
         ('[store]\ndtype = "float16"\n', "store.dtype"),
+        ("[store]\nl2 = true\n", "store.l2"),
         ('[model]\nengine = "onnxruntime"\n', "model.engine"),
         ('[preprocess]\nchannels = "rgb"\n', "preprocess.channels"),
         ('[workers]\ndevices = ["cpu"]\n', "workers.devices"),
@@ -81,6 +82,7 @@ def test_what_decides_the_vectors_needs_a_restart(tmp_path: Path, more: str, key
         ("model.net", "model.net: a restart would be refused: no such file"),
         ("model.engine", "model.engine: a restart would be refused: no such file"),
         ("store.dtype", "store.dtype: a restart would be refused: no such file"),
+        ("store.l2", "store.l2: a restart would be refused: no such file"),
         ("preprocess.channels", "preprocess.channels: a restart would be refused: no such file"),
     ],
 )
