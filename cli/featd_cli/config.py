@@ -136,7 +136,7 @@ def _value(
     from featd.config_faults import line_of
 
     name = str(place[-1])
-    if value is not None and any(secret in name for secret in _SECRETS):
+    if value and any(secret in name for secret in _SECRETS):
         value = HIDDEN
     elif place == ("catalog", "url"):
         value = _without_password(value)

@@ -18,6 +18,7 @@ _ALSO: dict[str, list[dict[str, Any]]] = {
     "preprocess.size": [_NUMBERS],
     "preprocess.crop": [_NUMBERS],
     "preprocess.mean": [{"type": "number"}],
+    "preprocess.std": [{"type": "number"}],
 }
 """What a key may also be given as: one value in place of a list."""
 

@@ -18,7 +18,9 @@ from featd.worker.model import differences, fingerprint, read_model
 
 def look_at_model(settings: Settings) -> Iterator[Finding]:
     """The files of the model, and whether they make the vectors that the catalog has."""
-    net, preprocess, spec = read_model(settings.model, settings.preprocess, settings.store.dtype, l2=settings.store.l2)
+    net, preprocess, spec = read_model(
+        settings.model, settings.preprocess, settings.store.dtype, l2=settings.store.l2
+    )
     engine = settings.model.engine
     if (engine != caffe.NAME and find_onnxruntime()[0]) or (engine != onnxruntime.NAME and find_caffe()[0]):
         require_engine(net, engine)
