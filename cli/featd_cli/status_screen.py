@@ -243,9 +243,8 @@ def _verdict(report: Report, width: int, detail: Detail) -> Iterator[Text]:
     warnings = [*report.warnings, *report.notices]
     some = warnings[: detail.warnings]
     for warning in some:
-        first, *rest = wrap(shown(f"warning: {warning}"), width, indent="  ")
-        yield Text(first, "yellow")
-        yield from map(Text, rest)
+        for line in wrap(shown(f"warning: {warning}"), width, indent="  "):
+            yield Text(line, "yellow")
     if left := len(warnings) - len(some):
         yield Text(f"{left} more {'warning' if left == 1 else 'warnings'}", "yellow")
     sentence = holds_back(report)
