@@ -103,7 +103,7 @@ def _named(whom: str | None, here: str) -> str:
 
 
 def _by(here: str) -> str:
-    """Who asks: `anna@gpu1`."""
+    """Who asks: `operator@gpu1`."""
     name = os.environ.get("SUDO_USER")
     if not name:
         try:

@@ -19,17 +19,17 @@ from featd_cli.status_screen import clip
 
 WIDTH = 80
 WIDE = 100
-HINT = "Ctrl-C: finish and stop"
+HINT = "Ctrl-C: seal and stop"
 STOPS = "stopping: sealing what is extracted; Ctrl-C again: exit now and repeat it later"
 STARTS = "starting: loading the net"
-NAMES = {"wait": "waiting for images", "decode": "decoding", "forward": "network", "write": "writing"}
+NAMES = {"wait": "waiting for images", "decode": "decoding", "forward": "neural net", "write": "writing"}
 """What limits the rate, in a word or two."""
 GAP = "  "
 
 
 def head() -> str:
     """What is said once, before the line."""
-    return f"featd {__version__}. {HINT}."
+    return f"featd {__version__}. Ctrl-C: seal what is extracted, and stop."
 
 
 def moment(record: dict[str, Any]) -> str:
@@ -125,7 +125,7 @@ def _state(look: Look[Report], report: Report, stopping: bool, drain: bool) -> s
 
 
 def _limit(report: Report) -> str:
-    """`network 92 %`."""
+    """`neural net 92 %`."""
     working = [worker for worker in report.workers if state_of(worker) == "working"]
     shares = {kind: fmean(shares_of(worker)[kind] for worker in working) for kind in KINDS}
     kind = max(KINDS, key=shares.__getitem__)

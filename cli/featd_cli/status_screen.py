@@ -35,7 +35,7 @@ TIMES = {
     "write": ("▓", "w", "magenta"),
 }
 """How a worker spends its time: a block, a character, and a colour for each kind."""
-WORDS = {"wait": "idle"}  # there was nothing to claim
+WORDS = {"wait": "idle", "forward": "net"}  # there was nothing to claim
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +127,8 @@ def _running(report: Report, blocks: bool) -> Text:
         False: ("○", "-", "bold yellow"),
         None: ("?", "?", "bold yellow"),
     }[runs]
+    if runs and words.tone(report) == "bad":
+        told, colour = told + words.NOTHING_DONE, "bold red"
     return Text(f"{mark if blocks else plain} {told}", colour)
 
 

@@ -26,12 +26,12 @@ def test_a_paused_host_claims_nothing_and_the_others_go_on(desk: Any) -> None:
     desk.find("a.jpg", "b.jpg", "c.jpg")
     here, there = desk.lease("here"), desk.lease("there")
     (before,) = desk.claim(here, 1)
-    desk.do(pause.pause, "here", "anna@here", "the disk is moved")
+    desk.do(pause.pause, "here", "operator@here", "the disk is moved")
     assert desk.claim(here) == []
     assert len(desk.claim(there, 1)) == 1
     desk.settle(here, [before])
     assert desk.state(before.path) is State.DONE, "what was claimed is finished"
-    assert pauses(desk) == [("here", "anna@here", "the disk is moved")]
+    assert pauses(desk) == [("here", "operator@here", "the disk is moved")]
     assert of_host(desk, "there") is None
     (ended,) = desk.do(pause.resume, "here")
     assert (ended.host, ended.reason) == ("here", "the disk is moved")
@@ -42,27 +42,27 @@ def test_a_paused_host_claims_nothing_and_the_others_go_on(desk: Any) -> None:
 def test_a_pause_of_all_hosts_holds_beside_those_of_single_ones(desk: Any) -> None:
     desk.find("a.jpg")
     here, there = desk.lease("here"), desk.lease("there")
-    desk.do(pause.pause, "here", "anna@here", "")
-    desk.do(pause.pause, None, "anna@here", "")
+    desk.do(pause.pause, "here", "operator@here", "")
+    desk.do(pause.pause, None, "operator@here", "")
     assert [host for host, _, _ in pauses(desk)] == [None, "here"]
     assert desk.claim(there) == []
     assert desk.do(pause.resume, "there") == []
     assert desk.claim(there) == [], "the pause of all goes on"
     assert [one.host for one in desk.do(pause.resume, "here")] == ["here"]
     assert desk.claim(here) == []
-    desk.do(pause.pause, "here", "anna@here", "")
+    desk.do(pause.pause, "here", "operator@here", "")
     assert [one.host for one in desk.do(pause.resume, None)] == [None, "here"]
     assert len(desk.claim(here)) == 1
 
 
 def test_a_second_pause_keeps_its_beginning_and_its_reason(desk: Any, fake_clock: Any) -> None:
-    first = desk.do(pause.pause, "here", "anna@here", "the disk is moved")
+    first = desk.do(pause.pause, "here", "operator@here", "the disk is moved")
     fake_clock.moment = fake_clock.moment.replace(year=fake_clock.moment.year + 1)
-    assert desk.do(pause.pause, "here", "bob@there", "") == Pause(
-        "here", first.since, "bob@there", "the disk is moved"
+    assert desk.do(pause.pause, "here", "admin@there", "") == Pause(
+        "here", first.since, "admin@there", "the disk is moved"
     )
-    assert desk.do(pause.pause, "here", "bob@there", "and cleaned").reason == "and cleaned"
-    assert of_host(desk, "here") == Pause("here", first.since, "bob@there", "and cleaned")
+    assert desk.do(pause.pause, "here", "admin@there", "and cleaned").reason == "and cleaned"
+    assert of_host(desk, "here") == Pause("here", first.since, "admin@there", "and cleaned")
 
 
 @pytest.mark.parametrize("host", ["h_st", "h%", "paused:", "Host"])

@@ -52,7 +52,7 @@ def test_one_line_moves_and_ctrl_c_finishes(instance: Instance, start: Callable[
     terminal = start()
     first = terminal.wait(lambda text: "starting: loading the net" in text, 60)
     assert first.splitlines()[0].startswith("featd ")
-    assert first.splitlines()[0].endswith(". Ctrl-C: finish and stop.")
+    assert first.splitlines()[0].endswith(". Ctrl-C: seal what is extracted, and stop.")
     text = terminal.wait(
         lambda text: f"{PHOTOGRAPHS} done  0 to do  1 failed  waiting for new images" in text, 60
     )

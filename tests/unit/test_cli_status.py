@@ -350,9 +350,9 @@ def test_the_bar_is_full_only_when_all_is_done() -> None:
     ("kind", "words"),
     [
         ("decode", "raise workers.decoders"),
-        ("forward", "bottleneck: the network"),
+        ("forward", "bottleneck: the neural net"),
         ("write", "disk"),
-        ("wait", "waiting for images"),
+        ("wait", "waited for images"),
     ],
 )
 def test_the_largest_share_is_the_limit(kind: str, words: str) -> None:

@@ -85,7 +85,7 @@ def test_it_shows_what_status_shows(filled: Filled, page: Served) -> None:
     assert told == json.loads(json.dumps(expected))
     text = re.sub(r"<[^>]*>", "", page.get("/").text)
     for words in (
-        "Not running", "Bottleneck: the network (70 %); add devices to go faster.", "75.0 %", "of 4 images",
+        "Not running", "Bottleneck: the neural net (70 %); add devices to go faster.", "75.0 %", "of 4 images",
         "decode.corrupt", "no picture in it", "c.jpg", "cpu:0", "working", "4.0 images/s now",
     ):  # fmt: skip
         assert words in text, words

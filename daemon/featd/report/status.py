@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from featd.config import StoreConfig
 
 FULL_BYTES = 1024 * 1024
+MAKE_ROOM = "make room, or lower store.min_free and reload featd"
 NEW_SECONDS = 60.0
 """A worker that is older than this is not called new."""
 EXIT_NOT_RUNNING = 3
@@ -262,7 +263,7 @@ def _no_room(room: dict[str, Any]) -> str:
     needed = f"; the images to do need about {decimal(room['needed'])}" if room["needed"] else ""
     return (
         f"the disk has {decimal(room['free'])} free, less than store.min_free ({decimal(room['min_free'])}), so workers"
-        f" claim nothing{needed}: make room, or lower min_free"
+        f" claim nothing{needed}: {MAKE_ROOM}"
     )
 
 
@@ -318,7 +319,8 @@ def holds_back(report: Report) -> str:
     if report.total == 0:
         return _nothing_found(report)
     if report.workers and all(state_of(worker) == "dead" for worker in report.workers):
-        return "featd was killed: start `featd run`; recovery is automatic"
+        first = f"{MAKE_ROOM}; then " if report.open and report.room.get("lacking") else ""
+        return f"featd was killed: {first}start `featd run`; it goes on where it was"
     if not report.open:
         partly = report.offline or report.ingest.get("notes") or not report.ingest["last_scan_at"]
         return f"every image{' that was found' if partly else ''} is processed{_way_out(report)}"
@@ -328,7 +330,7 @@ def holds_back(report: Report) -> str:
         goes_on = report.paused.ended_by(socket.gethostname())
         return f"featd is paused: workers finish what they have and claim nothing more; {goes_on} goes on"
     if report.room.get("lacking"):
-        return "images are waiting for room in the store: make room, or lower min_free"
+        return f"images are waiting for room in the store: {MAKE_ROOM}"
     working = [worker for worker in report.workers if state_of(worker) == "working"]
     if working:
         return _limit(report, working)
@@ -425,9 +427,9 @@ def _limit(report: Report, working: list[WorkerLine]) -> str:
         return _not_measured(working)
     percent = f"{shares[kind] * 100:.0f} %"
     verdicts = {
-        "wait": f"workers are waiting for images ({percent} of the time)",
+        "wait": f"workers waited for images for {percent} of the last 30 s: these are new, or the catalog is slow",
         "decode": f"bottleneck: decoding ({percent}); raise workers.decoders (now {report.decoders})",
-        "forward": f"bottleneck: the network ({percent}); add devices to go faster",
+        "forward": f"bottleneck: the neural net ({percent}); add devices to go faster",
         "write": f"bottleneck: writing ({percent}); the store's disk or the catalog is slow",
     }
     return verdicts[kind]

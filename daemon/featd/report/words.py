@@ -10,10 +10,11 @@ from rich import filesize
 
 from featd import clock
 from featd.ingest.scan import told_ignored
-from featd.report.status import Report
+from featd.report.status import Report, state_of
 from featd.states import State
 
 NOT_RUNNING = "not running"
+NOTHING_DONE = ", but nothing gets done"
 
 
 def running(report: Report) -> tuple[bool | None, str]:
@@ -25,6 +26,26 @@ def running(report: Report) -> tuple[bool | None, str]:
     if daemon.down:
         return False, NOT_RUNNING
     return None, "unknown whether featd runs: the store cannot be read"
+
+
+def tone(report: Report) -> str:
+    """How it stands: `good`, `warn` where something deserves a look, or `bad` where nothing gets done although there is
+    work, or featd does not run."""
+    runs, _ = running(report)
+    working = any(state_of(worker) == "working" for worker in report.workers)
+    if not runs or (report.open and report.warnings and not working and not _starting(report)):
+        return "bad"
+    return "warn" if report.pauses or report.warnings or report.notices or report.faults else "good"
+
+
+def _starting(report: Report) -> bool:
+    """Whether a worker loads its net, for the first time or after a reload."""
+    children = report.daemon.says.get("children")
+    return any(
+        str(child.get("name")).startswith("worker") and child.get("state") in ("starting", "restarting")
+        for child in (children if isinstance(children, list) else [])
+        if isinstance(child, dict)
+    )
 
 
 def pauses(report: Report) -> list[str]:

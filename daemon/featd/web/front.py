@@ -53,25 +53,10 @@ def gather(catalog: sa.Engine, watched: Watched) -> Front:
 
 
 def tone(look: Look[Front]) -> str:
-    """How it stands, for a colour: `good`, `warn`, or `bad` where nothing gets done although there is work."""
+    """How it stands, for a colour: `good`, `warn` or `bad`."""
     if look.report is None or look.trouble is not None:
         return "bad"
-    report = look.report.report
-    runs, _ = words.running(report)
-    working = any(status.state_of(worker) == "working" for worker in report.workers)
-    if not runs or (report.open and report.warnings and not working and not _starting(report)):
-        return "bad"
-    return "warn" if report.pauses or report.warnings or report.notices or report.faults else "good"
-
-
-def _starting(report: Report) -> bool:
-    """Whether a worker loads its net, for the first time or after a reload."""
-    children = report.daemon.says.get("children")
-    return any(
-        str(child.get("name")).startswith("worker") and child.get("state") in ("starting", "restarting")
-        for child in (children if isinstance(children, list) else [])
-        if isinstance(child, dict)
-    )
+    return words.tone(look.report.report)
 
 
 def verdict(report: Report) -> str:
