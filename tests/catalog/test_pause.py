@@ -68,7 +68,7 @@ def test_a_second_pause_keeps_its_beginning_and_its_reason(desk: Any, fake_clock
 @pytest.mark.parametrize("host", ["h_st", "h%", "paused:", "Host"])
 def test_a_name_is_no_pattern(desk: Any, host: str) -> None:
     desk.find("a.jpg")
-    desk.do(pause.pause, host, "anna", "")
+    desk.do(pause.pause, host, "operator", "")
     assert of_host(desk, "host") is None
     assert len(desk.claim(desk.lease("host"))) == 1
 
@@ -77,7 +77,7 @@ def test_whoever_names_files_claims_them_all_the_same(desk: Any) -> None:
     """`featd adopt` is no worker."""
     desk.find("a.jpg")
     lease = desk.lease("here")
-    desk.do(pause.pause, None, "anna", "")
+    desk.do(pause.pause, None, "operator", "")
     assert len(desk.do(claim.claim_at, lease, desk.root, [FoundFile("a.jpg", 1, 1)])) == 1
 
 

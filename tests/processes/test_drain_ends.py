@@ -104,7 +104,7 @@ def told_to_stop(folder: Path) -> set[int]:
 def paused(filled: Filled) -> set[int | None]:
     filled.enqueue(["a.jpg"])
     filled.lease = filled.open_lease(host=HOST)
-    connect.transact(filled.catalog, pause.pause, HOST, "anna", "")
+    connect.transact(filled.catalog, pause.pause, HOST, "operator", "")
     why = ends(Paused(filled.catalog, HOST))
     assert "featd is paused since" in why
     assert code_of(filled) is None, "images are left"

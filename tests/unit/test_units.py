@@ -113,7 +113,7 @@ path = "/data/features"
 [workers]
 stop_seconds = 300
 [[roots]]
-path = "/home/anna/photos"
+path = "/home/somebody/photos"
 [[roots]]
 path = "/srv/photos"
 """
@@ -123,7 +123,7 @@ path = "/srv/photos"
         "ExecStart=/usr/bin/featd run --config /data/f.toml",
         "TimeoutStopSec=330",
         "ReadWritePaths=/data/features",
-        "BindReadOnlyPaths=/home/anna/photos",
+        "BindReadOnlyPaths=/home/somebody/photos",
         "IPAddressAllow=10.0.0.7",
     ]
 
