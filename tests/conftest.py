@@ -28,6 +28,22 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
     return report
 
 
+ON_BOTH = ("test_kills.py", "test_nemesis.py", "test_drain.py", "test_pause.py", "test_hosts.py")
+"""Of the tests with real processes, those that every run tries on both databases."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The catalog is tested on both databases in every run. Of other tests with real processes that are the same on
+    both, a run tries SQLite, and `script/test --long` PostgreSQL, too."""
+    nodes = {item.nodeid for item in items}
+    for item in items:
+        twin = item.nodeid.replace("postgresql", "sqlite")
+        slow = item.path.parent.name in ("processes", "crash") or item.path.name == "test_verify.py"
+        if slow and item.path.name not in ON_BOTH and twin != item.nodeid and twin in nodes:
+            item.add_marker(pytest.mark.long)
+
+
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in [name for name in os.environ if name.startswith("FEATD_")]:

@@ -382,7 +382,7 @@ def test_the_promise_holds_whatever_happens(desk: Any, unknown_commit: Any) -> N
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=60 if desk.is_sqlite else 15,
+            max_examples=30 if desk.is_sqlite else 12,
             stateful_step_count=40,
             deadline=None,
             database=None,

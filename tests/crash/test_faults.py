@@ -184,7 +184,7 @@ def test_a_database_that_acknowledges_and_never_answers_holds_nothing_up(
         process = instance.start("run", "--drain")
         started.append(process)
         wait_for(lambda: instance.count("done") > 10, 60, "work")
-        assert peer.stall() >= 4  # claims, writer and renewal of a worker, and the janitor
+        assert peer.stall() >= 3  # the janitor, and threads of a worker, which may share one
         assert process.wait(120) == 0
         assert check_promise(instance) == {"done": PHOTOGRAPHS}
     finally:

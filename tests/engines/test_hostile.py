@@ -208,7 +208,7 @@ def caffe_cannot(model: ModelConfig) -> bool:
     """Whether featd says that real Caffe aborts on this net, although its meaning is clear; or it aborts on what featd
     does not use: the batch of the input, or the filler of weights that are there."""
     raw, definition = read(Path(model.net))
-    if re.search(rb"dim: [0-9]{7,}|filler \{[^}]*nan", raw):
+    if re.search(rb"dim: [0-9]{7,}|filler \{[^}]*(nan|: -)", raw):
         return True
     return clash(trace_whole(definition, model.net).steps) is not None
 

@@ -20,7 +20,7 @@ from needs import need_caffe
 from photographs import SHARED, write_photographs
 from running import Instance, check_promise, live_vectors, make_instance
 
-PHOTOGRAPHS = 400
+PHOTOGRAPHS = 120
 MEAN = np.array([104.0, 117.0, 123.0], np.float32)
 
 Vectors = dict[bytes, np.ndarray[Any, Any]]
@@ -28,7 +28,7 @@ Vectors = dict[bytes, np.ndarray[Any, Any]]
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[bytes, Expected]]:
-    """A folder with 400 photographs and the table of odd files; raw path -> what it must become."""
+    """A folder with photographs and the table of odd files; raw path -> what it must become."""
     folder = tmp_path_factory.mktemp("pictures") / "images"
     photographs = write_photographs(folder, PHOTOGRAPHS)
     expected = {os.fsencode(path.relative_to(folder)): Expected("done") for path in photographs}

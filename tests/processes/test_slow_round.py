@@ -12,7 +12,7 @@ import pytest
 
 from featd import clock, logs
 from featd.catalog import connect, stats, values
-from featd.janitor.slow_round import PLACE, SlowRound
+from featd.janitor.slow_round import SlowRound
 from featd.shards import verify as shards_verify
 from featd.shards.store import MARKER, unknown_folder
 from filled import Filled
@@ -135,7 +135,7 @@ def test_a_store_that_is_away_is_not_passed_over(filled: Filled, later: Callable
     look(filled)
     assert told(filled) == []
     with connect.reading(filled.catalog) as conn:
-        assert (values.get_value(conn, PLACE) or {"after": 0})["after"] == 0
+        assert (values.get_value(conn, stats.ROUND) or {"after": 0})["after"] == 0
     (filled.store / MARKER).write_bytes(marker)
     (filled.store / "elsewhere").rename(filled.store / "shards")
 

@@ -7,16 +7,19 @@ import os
 import sqlalchemy as sa
 
 from featd import logs
-from featd.catalog import connect, feed
+from featd.catalog import connect, counters, feed
 from featd.catalog.feed import Token
 from featd.errors import EXIT_NOTHING_MATCHED, EXIT_OK
 from featd.janitor.plan import JanitorPlan
 from featd.processes.throwaway import Throwaway
 from featd.shards.store import lacks_room
+from featd.states import State
 
 log = logs.get("janitor")
 
 EVERY_SECONDS = 30.0
+EMPTY_SECONDS = 2.0
+"""The same, while no image is done."""
 NICE = 10
 
 
@@ -34,8 +37,7 @@ class Indexing:
         """Never waits long. CatalogUnavailableError."""
         if self._process is None:
             if now >= self._due:
-                self._due = now + EVERY_SECONDS
-                self._begin()
+                self._begin(now)
             return
         answer = self._process.poll()
         if answer is None:
@@ -50,10 +52,14 @@ class Indexing:
             )
         self.stop()
 
-    def _begin(self) -> None:
+    def _begin(self, now: float) -> None:
         """Begin an update, if there is something new."""
         with connect.reading(self._catalog) as conn:
             self._begun = feed.now(conn)
+            done = counters.counts(conn)[State.DONE]
+        self._due = now + (EVERY_SECONDS if done else EMPTY_SECONDS)
+        if not done:
+            return
         if self._begun != self._reached and not lacks_room(self._plan.store.path, self._plan.store.min_free):
             self._process = Throwaway(self._update)
 

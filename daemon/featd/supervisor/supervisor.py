@@ -350,7 +350,7 @@ class Supervisor:
         if was_ready and lived > STEADY_SECONDS:
             child.deaths = child.fruitless = 0
         if deaths.count(child, why, code, what, words, was_ready):
-            log.warning("child_lacked_memory", f"{name} ran out of memory; its batch is halved", child=name)
+            self._tell_of_memory(child)
         if 0 < self._set_aside_after <= child.fruitless:
             child.given_up = code if code > 0 else EXIT_ERROR
             child.why = (
@@ -388,12 +388,17 @@ class Supervisor:
             refusal, code = "the net was not loaded in time: its engine or its device hangs", EXIT_ERROR
         child.forget_process()
         if deaths.count(child, why, code, what, f"{words}\n{refusal}", was_ready=False):
+            self._tell_of_memory(child)
             child.start_at = now
             return
         self.refusal = Answer(code, refusal, words)
         for other in self.children.values():  # they wait, with nothing in hand
             other.kill(signal.SIGKILL)
         self.stop(code if code > 0 else EXIT_ERROR, now)
+
+    def _tell_of_memory(self, child: Child) -> None:
+        name = child.spec.name
+        log.warning("child_lacked_memory", f"{name} ran out of memory; its batch is halved", child=name)
 
     def _backoff(self, child: Child) -> float:
         return float(min(MIN_BACKOFF_SECONDS * 2 ** min(child.deaths - 1, 20), MAX_BACKOFF_SECONDS))
