@@ -78,4 +78,6 @@ def serving(settings: Settings, token: str = "") -> Iterator[Served]:
         runs.should_exit = True
         thread.join(30)
         listening.close()
+        for reader in tuple(page._readers._threads):  # noqa: SLF001 - the page waits for none when it closes
+            reader.join(30)
         assert not thread.is_alive()

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 PHOTOGRAPHS = 16
-MORE = 200
+MORE = 100
 HOSTILE = "<img src=x onerror=alert(1)>\u202egpj.jpg"
 
 
@@ -107,9 +107,10 @@ def test_the_page_follows_a_daemon_from_work_to_its_death(browser: Browser, tmp_
             assert pictures.nth(at).evaluate("image => image.naturalWidth") > 0
         # At work, without a reload
         page.evaluate("document.body.id = 'same'")
-        rng = np.random.default_rng(3)
+        small = np.random.default_rng(3).integers(0, 255, (40, 50, 3), np.uint8)
+        _, large = cv2.imencode(".jpg", cv2.resize(small, (5000, 4000)))  # takes a while to decode
         for at in range(MORE):
-            cv2.imwrite(f"{tmp_path}/images/more-{at:03}.png", rng.integers(0, 255, (48, 64, 3), np.uint8))
+            (tmp_path / "images" / f"more-{at:03}.jpg").write_bytes(large.tobytes())
         expect(page.locator("#workers .pill")).to_have_text("working", timeout=60_000)
         assert violations(page) == []
         expect(page.locator("#progress")).to_contain_text(
@@ -119,7 +120,7 @@ def test_the_page_follows_a_daemon_from_work_to_its_death(browser: Browser, tmp_
         expect(page.locator("body#same")).to_be_attached()
         # An image and its neighbours
         assert instance.run("index").returncode == 0
-        with_keys(page, "more-007.png")
+        with_keys(page, "more-007.jpg")
         assert violations(page) == []
         # Without scripts
         plain = open_page(browser, f"http://localhost:{port}/", complaints, java_script_enabled=False)
@@ -133,7 +134,7 @@ def test_the_page_follows_a_daemon_from_work_to_its_death(browser: Browser, tmp_
         instance.config.write_text(text.replace("min_free = 0", f"min_free = {10**15}"))
         process.send_signal(signal.SIGHUP)
         wait_for(lambda: "reload_finished" in log(instance), 90)
-        cv2.imwrite(f"{tmp_path}/images/last.png", rng.integers(0, 255, (48, 64, 3), np.uint8))
+        cv2.imwrite(f"{tmp_path}/images/last.png", small)
         expect(page.locator("#state .notice")).to_contain_text("less than store.min_free", timeout=60_000)
         expect(page.locator("#board")).to_have_attribute("data-tone", "bad", timeout=60_000)
         assert violations(page) == []
