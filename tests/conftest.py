@@ -15,6 +15,7 @@ import sqlalchemy as sa
 
 from featd.catalog import connect, migrate
 from featd.processes.link import Channel, ChildLink, Heartbeat
+from filled import Filled
 from postgres import PostgreSQL
 
 
@@ -161,6 +162,14 @@ def catalog(request: pytest.FixtureRequest, database_url: str) -> Iterator[sa.En
         yield engine
     finally:
         engine.dispose()
+
+
+@pytest.fixture
+def filled(tmp_path: Path, database_url: str) -> Iterator[Filled]:
+    """An instance with one root, `images`, to fill with rows and shards, on each of the two databases."""
+    made = Filled(tmp_path / "instance", database_url, (tmp_path / "images",))
+    yield made
+    made.catalog.dispose()
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -26,13 +26,6 @@ from featd.shards.store import shards_folder
 from featd.shards.write import ShardWriter
 from featd.states import Correction, Lease, SealedShard, State, Unchanged
 from filled import POLICY, Filled
-
-
-@pytest.fixture
-def filled(tmp_path: Path, database_url: str) -> Iterator[Filled]:
-    made = Filled(tmp_path / "instance", database_url, (tmp_path / "images",))
-    yield made
-    made.catalog.dispose()
 
 
 def compaction(filled: Filled, **store: Any) -> Compaction:

@@ -33,13 +33,6 @@ Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def filled(tmp_path: Path, database_url: str) -> Iterator[Filled]:
-    made = Filled(tmp_path / "instance", database_url, (tmp_path / "images",))
-    yield made
-    made.catalog.dispose()
-
-
-@pytest.fixture
 def featd(capsys: pytest.CaptureFixture[str]) -> Run:
     """Run a command; returns exit code, standard output, standard error."""
 

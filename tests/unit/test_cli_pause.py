@@ -7,7 +7,6 @@ import json
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 from rich.cells import cell_len
@@ -22,13 +21,6 @@ from filled import Filled
 
 HERE = socket.gethostname()
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def filled(tmp_path: Path, database_url: str) -> Iterator[Filled]:
-    made = Filled(tmp_path / "instance", database_url, (tmp_path / "images",))
-    yield made
-    made.catalog.dispose()
 
 
 @pytest.fixture

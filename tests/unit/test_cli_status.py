@@ -9,9 +9,7 @@ import re
 import select
 import socket
 import threading
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -30,13 +28,6 @@ from featd_cli.instance import Instance
 from featd_cli.main import main
 from featd_cli.status_watch import SILENT_SECONDS, Looker
 from filled import FINGERPRINT, Filled
-
-
-@pytest.fixture
-def filled(tmp_path: Path, database_url: str) -> Iterator[Filled]:
-    made = Filled(tmp_path / "instance", database_url, (tmp_path / "images",))
-    yield made
-    made.catalog.dispose()
 
 
 def status(filled: Filled, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:

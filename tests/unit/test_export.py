@@ -30,13 +30,6 @@ from featd.shards.layout import ShardError
 from filled import Filled
 
 
-@pytest.fixture
-def filled(tmp_path: Path, database_url: str) -> Iterator[Filled]:
-    made = Filled(tmp_path / "instance", database_url, (tmp_path / "images",))
-    yield made
-    made.catalog.dispose()
-
-
 def names_of(out: Path) -> list[str]:
     return (out / "names.txt").read_text(encoding="utf-8").split("\n")[:-1]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -25,13 +24,6 @@ from filled import Filled
 
 PROJECT = Path(__file__).resolve().parents[2]
 PAGE = (PROJECT / "docs/monitoring.md").read_text(encoding="utf-8")
-
-
-@pytest.fixture
-def filled(tmp_path: Path, database_url: str) -> Iterator[Filled]:
-    made = Filled(tmp_path / "instance", database_url, (tmp_path / "images",))
-    yield made
-    made.catalog.dispose()
 
 
 class Scrape:

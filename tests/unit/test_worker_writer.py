@@ -33,13 +33,6 @@ NEVER = 3600.0
 
 
 @pytest.fixture
-def filled(tmp_path: Path, database_url: str) -> Iterator[Filled]:
-    made = Filled(tmp_path / "instance", database_url, (tmp_path / "images",))
-    yield made
-    made.catalog.dispose()
-
-
-@pytest.fixture
 def make(filled: Filled, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
     """A writer at work; its shards are sealed by nothing unless the test says so."""
     monkeypatch.setattr(writer_module, "RETRY_SECONDS", 0.01)
