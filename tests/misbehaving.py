@@ -11,12 +11,13 @@ import os
 import signal
 import sys
 import time
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from setproctitle import getproctitle
 
 from featd.engines.base import Batch, Vectors
+from featd.errors import ModelError
 from featd.worker import golden, model, pipeline
 
 
@@ -90,10 +91,18 @@ def fail_with_images(mode: str) -> None:
     pipeline.Pipeline._run = failing  # type: ignore[method-assign]  # noqa: SLF001
 
 
+def refuses_late(*_: Any, **_options: Any) -> NoReturn:
+    """After so long that everything else could have begun."""
+    time.sleep(3)
+    raise ModelError("this net is refused")
+
+
 def main() -> None:
     mode = sys.argv.pop(1)
     real = model.load_engine
     model.load_engine = lambda *args, **options: Misbehaving(real(*args, **options), mode)  # type: ignore[assignment]
+    if mode == "refuses-late":
+        model.load_engine = refuses_late  # type: ignore[assignment]
     if mode == "hang":
         pipeline.MIN_HANG_SECONDS = pipeline.HANG_FACTOR = 1.5  # type: ignore[misc]
     if mode.startswith(("lost", "memory")):

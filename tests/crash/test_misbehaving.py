@@ -209,3 +209,13 @@ def test_a_worker_that_memory_was_too_short_for_starts_again_with_half_the_batch
     at_start = request.node.name.endswith("at-start]")
     assert result.stderr.count(" child_died: ") == (0 if at_start else 2)
     check_nothing_was_charged(instance, tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize("instance", ["refuses-late"], indirect=True)
+def test_where_the_net_is_refused_nothing_has_begun(instance: Instance) -> None:
+    result = instance.run("run", "--drain")
+    assert result.returncode == 78
+    assert result.stderr.strip().endswith("this net is refused")
+    assert "featd_started" not in result.stderr
+    assert instance.rows() == []
+    assert instance.live_workers() == []
