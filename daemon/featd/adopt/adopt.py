@@ -17,7 +17,7 @@ import sqlalchemy as sa
 
 from featd.adopt.chosen import Chosen
 from featd.adopt.outcome import Outcome, Why
-from featd.adopt.places import Advance, Place, Places
+from featd.adopt.places import Place, Places
 from featd.adopt.script_file import ScriptFile
 from featd.catalog import claim, connect, enqueue, leases, live, pairing
 from featd.catalog.leases import ADOPTION
@@ -28,6 +28,7 @@ from featd.decoders.wire import Hashed, RootOffline
 from featd.errors import CatalogUnavailableError, FeatdError, StoreUnavailableError
 from featd.paths import from_catalog, mtime_of
 from featd.processes.signals import is_running
+from featd.progress import Advance
 from featd.shards.store import lacks_room
 from featd.shards.write import fits
 from featd.states import ADOPTED, ClaimedImage, Failure, Lease, State, Unchanged

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -21,10 +21,9 @@ from featd.config import RootConfig
 from featd.errors import FeatdError
 from featd.ingest.walk import Walk
 from featd.paths import MOST_CATALOG_BYTES, from_catalog, to_catalog
+from featd.progress import Advance
 from featd.roots import Globs
 
-Advance = Callable[[str, int, int], None]
-"""Is told what is being done, how far, and how far it goes: 0 where that is not known."""
 NAMES = 4096
 MOST_NAME_BYTES = 4096
 """The longest path that Linux takes."""

@@ -24,6 +24,7 @@ from featd.errors import FeatdError, ModelError, NothingMatchedError
 from featd.export.hdf5 import Hdf5Sink
 from featd.export.npy import NpySink, NpyStream
 from featd.paths import for_terminal
+from featd.progress import Advance, silent
 from featd.reader.vectors import Chunk, Kind, LiveReader
 from featd.states import State
 
@@ -70,14 +71,8 @@ class Sink(Protocol):
     def discard(self) -> None: ...
 
 
-Advance = Callable[[str, int, int], None]
-"""Is told what is done, how far and how far it goes."""
 Create = Callable[[Mapping[str, Kind], Mapping[str, str]], Sink]
 """Makes the sink for vectors of these kinds, with these attributes."""
-
-
-def _silent(doing: str, done: int, total: int) -> None:
-    """For whoever does not want to know."""
 
 
 def to_npy(
@@ -87,7 +82,7 @@ def to_npy(
     wanted: Wanted = Wanted(),
     *,
     force: bool = False,
-    advance: Advance = _silent,
+    advance: Advance = silent,
 ) -> Exported:
     """Write a folder: see featd.export.npy."""
     if out.exists() and not force and not (out.is_dir() and not any(out.iterdir())):
@@ -104,7 +99,7 @@ def to_hdf5(
     wanted: Wanted = Wanted(),
     *,
     force: bool = False,
-    advance: Advance = _silent,
+    advance: Advance = silent,
 ) -> Exported:
     """Write one HDF5 file: see featd.export.hdf5."""
     _check_file(out, force)
@@ -118,7 +113,7 @@ def to_parquet(
     wanted: Wanted = Wanted(),
     *,
     force: bool = False,
-    advance: Advance = _silent,
+    advance: Advance = silent,
 ) -> Exported:
     """Write one Parquet file: see featd.export.parquet. FeatdError where pyarrow is not installed."""
     from featd.export import parquet  # pyarrow is an extra
@@ -137,7 +132,7 @@ def to_stream(
     stream: IO[bytes],
     wanted: Wanted = Wanted(),
     *,
-    advance: Advance = _silent,
+    advance: Advance = silent,
 ) -> Exported:
     """Write the array of to_npy's features.npy to a stream. FeatdError where one array is not enough."""
     if wanted.since is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from featd.errors import ModelError, NothingMatchedError, TokenError
 from featd.index import files
 from featd.index.files import Appender, Head, IndexDamagedError
 from featd.index.index import Index, encoded, is_large
+from featd.progress import Advance, silent
 from featd.reader.vectors import Chunk, LiveReader
 from featd.shards.layout import ShardError
 from featd.shards.store import refuse_root
@@ -34,16 +35,13 @@ SAVED_BYTES = 256 * 1024 * 1024
 READ_BYTES = 30_000_000
 """Of vectors that are read at once."""
 
-Advance = Callable[[str, int, int], None]
-"""Told what is done, how much of it, and of how much."""
-
 
 class Keeper:
     """Makes, opens and updates the index of a blob. Vectors in shards that are missing or damaged are left out of it:
     `unreadable` says which."""
 
     def __init__(
-        self, catalog: sa.Engine, store: Path, blob: str | None = None, advance: Advance = lambda *_: None
+        self, catalog: sa.Engine, store: Path, blob: str | None = None, advance: Advance = silent
     ) -> None:
         """blob: the first one if None. NothingMatchedError while no image is done; ModelError."""
         with connect.reading(catalog) as conn:

@@ -14,8 +14,8 @@ from featd.catalog import connect, live
 from featd.catalog.live import LiveVector
 from featd.errors import FeatdError, ImageError
 from featd.images.header import probe
-from featd.index.update import Advance
 from featd.paths import from_catalog
+from featd.progress import Advance, silent
 from featd.search.pairs import Rows, components
 from featd.search.searcher import Searcher
 
@@ -47,7 +47,7 @@ class Finder:
     """Finds groups of images that are nearly the same picture."""
 
     def __init__(
-        self, catalog: sa.Engine, store: Path, blob: str | None = None, advance: Advance = lambda *_: None
+        self, catalog: sa.Engine, store: Path, blob: str | None = None, advance: Advance = silent
     ) -> None:
         """As a Searcher."""
         self._catalog = catalog

@@ -10,7 +10,7 @@ import xxhash
 
 from featd.index.index import Index
 from featd.index.lists import Floats, faiss
-from featd.index.update import Advance
+from featd.progress import Advance, silent
 
 ALL_PAIRS = 20_000
 """Up to so many vectors, each is compared with each."""
@@ -23,7 +23,7 @@ Pairs = npt.NDArray[np.int64]
 """(n, 2) rows."""
 
 
-def components(index: Index, within: float, advance: Advance = lambda *_: None) -> list[Rows]:
+def components(index: Index, within: float, advance: Advance = silent) -> list[Rows]:
     """Rows of the index that pairs of vectors within this distance connect: two or more in each. Where there are many
     vectors, only each one's NEIGHBOURS nearest are looked at, and a pair may be missed."""
     rows = index.rows()

@@ -17,7 +17,8 @@ from featd.catalog.live import LiveVector
 from featd.errors import ConfigError, StoreUnavailableError
 from featd.index.files import IndexDamagedError
 from featd.index.index import Index, Near
-from featd.index.update import Advance, Keeper
+from featd.index.update import Keeper
+from featd.progress import Advance, silent
 from featd.reader.features import open_both
 
 log = logs.get("search")
@@ -39,7 +40,7 @@ class Searcher:
     store, and makes it where there is none. Use in one thread."""
 
     def __init__(
-        self, catalog: sa.Engine, store: Path, blob: str | None = None, advance: Advance = lambda *_: None
+        self, catalog: sa.Engine, store: Path, blob: str | None = None, advance: Advance = silent
     ) -> None:
         """blob: the first one if None. NothingMatchedError while no image is done; ModelError."""
         self._catalog = catalog

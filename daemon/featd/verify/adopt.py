@@ -25,6 +25,7 @@ from featd.config import RootConfig
 from featd.errors import ImageError, reason
 from featd.images.read import read_image
 from featd.paths import from_catalog, to_catalog
+from featd.progress import Advance
 from featd.roots import RootState, root_state
 from featd.shards.atomic import move_file
 from featd.shards.checksum import checksum
@@ -32,7 +33,7 @@ from featd.shards.layout import ShardError, ShardName
 from featd.shards.read import ShardReader
 from featd.states import Lease, SealedShard
 from featd.verify import files
-from featd.verify.report import Advance, Report
+from featd.verify.report import Report
 
 if TYPE_CHECKING:
     from featd.verify.repair import Repaired

@@ -11,10 +11,11 @@ import sqlalchemy as sa
 
 from featd.catalog import connect, leases, stats
 from featd.errors import reason
+from featd.progress import Advance
 from featd.shards.layout import ShardName
 from featd.shards.store import shards_folder, unknown_folder
 from featd.states import Lease
-from featd.verify.report import Advance, Report
+from featd.verify.report import Report
 
 BATCH_FILES = 500
 

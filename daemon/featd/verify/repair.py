@@ -13,12 +13,13 @@ from featd.catalog import connect, pairing
 from featd.catalog import repair as catalog_repair
 from featd.catalog import verify as catalog_verify
 from featd.config import RootConfig
+from featd.progress import Advance
 from featd.shards.atomic import move_file
 from featd.shards.checksum import checksum
 from featd.shards.store import unknown_folder
 from featd.shards.verify import Verified
 from featd.verify import adopt
-from featd.verify.report import Advance, Report, ShardFault
+from featd.verify.report import Report, ShardFault
 
 MANY = 0.1
 """Part of all shards above which a repair wants to be asked for twice: perhaps a disk is away."""

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from featd.catalog.verify import Recount
 from featd.shards.verify import Fault
-
-Advance = Callable[[str, int, int], None]
-"""Called with what is being done, how far it is, and how far it goes: in bytes for shards, else in rows."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,9 @@ from featd.catalog.verify import DoneFile
 from featd.config import RootConfig
 from featd.errors import reason
 from featd.paths import from_catalog, mtime_of
+from featd.progress import Advance
 from featd.roots import RootState, root_state
-from featd.verify.report import Advance, FileFault, Report
+from featd.verify.report import FileFault, Report
 
 PAGE_IMAGES = 5000
 

@@ -20,11 +20,12 @@ from featd.catalog import connect, stats
 from featd.catalog import verify as catalog_verify
 from featd.catalog.verify import NamingRow, ShardRow
 from featd.errors import reason
+from featd.progress import Advance
 from featd.shards.layout import ShardError
 from featd.shards.read import ShardReader
 from featd.shards.store import unknown_folder
 from featd.shards.verify import Fault, Verified
-from featd.verify.report import Advance, Report, RowFault, ShardFault
+from featd.verify.report import Report, RowFault, ShardFault
 
 PAGE_SHARDS = 500
 GROUP_ROWS = 8192

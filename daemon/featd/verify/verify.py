@@ -9,8 +9,9 @@ import sqlalchemy as sa
 from featd.catalog import connect, pairing
 from featd.catalog import verify as catalog_verify
 from featd.config import RootConfig
+from featd.progress import Advance
 from featd.verify import files, roots, vectors
-from featd.verify.report import Advance, Report
+from featd.verify.report import Report
 
 
 def verify(
