@@ -1,4 +1,4 @@
-"""The way in: `featd`. Every command is imported when it runs, so that `featd --help` is quick."""
+"""The way in: `featd`. The commands stand in featd_cli.commands."""
 
 from __future__ import annotations
 
@@ -14,36 +14,7 @@ import typer
 from featd import logs
 from featd.crash_points import check_variable
 from featd.errors import EXIT_ERROR, EXIT_OK, EXIT_OUT_OF_REACH, FeatdError, first_line, reason
-from featd_cli import (
-    adopt,
-    backup,
-    changes,
-    compact,
-    completion,
-    config,
-    db,
-    doctor,
-    duplicates,
-    enqueue,
-    explain,
-    export,
-    failures,
-    forget,
-    index,
-    init,
-    journal,
-    net,
-    pause,
-    restore,
-    retry_failed,
-    roots,
-    run,
-    scan,
-    search,
-    service,
-    status,
-    verify,
-)
+from featd_cli.commands import Commands
 from featd_cli.console import be_quiet, complain, note
 
 INTERRUPTED = 130
@@ -65,6 +36,7 @@ Exit codes:
 
 app = typer.Typer(
     name="featd",
+    cls=Commands,
     help="Turns folders of images into CNN feature vectors with Caffe models, for as long as images keep arriving.",
     epilog=EPILOG,
     no_args_is_help=True,
@@ -117,37 +89,6 @@ def featd(
     ctx.obj = config_file
 
 
-app.command("init")(init.init)
-app.command("run")(run.run)
-app.command("status")(status.status)
-app.command("doctor")(doctor.doctor)
-app.command("pause")(pause.pause)
-app.command("resume")(pause.resume)
-app.command("failures")(failures.failures)
-app.command("retry-failed")(retry_failed.retry_failed)
-app.command("scan")(scan.scan)
-app.command("enqueue")(enqueue.enqueue)
-app.command("explain")(explain.explain)
-app.command("logs")(journal.logs)
-app.command("net")(net.net)
-app.command("export")(export.export)
-app.command("adopt")(adopt.adopt)
-app.command("changes")(changes.changes)
-app.command("search")(search.search)
-app.command("duplicates")(duplicates.duplicates)
-app.command("index")(index.index)
-app.command("compact")(compact.compact)
-app.command("verify")(verify.verify)
-app.command("forget")(forget.forget)
-app.command("backup")(backup.backup)
-app.command("restore")(restore.restore)
-app.command("completion")(completion.completion)
-app.add_typer(config.app, name="config")
-app.add_typer(db.app, name="db")
-app.add_typer(roots.app, name="roots")
-app.add_typer(service.app, name="service")
-
-
 def _show_usage_error(error: Any, arguments: list[str]) -> int:
     """Print an error of usage, with what is wanted in the words of the help; returns its exit code."""
     command, name = typer.main.get_command(app), "featd"
@@ -174,7 +115,9 @@ def main(arguments: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, ValueError):
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    if os.environ.get(completion.VARIABLE):
+    if os.environ.get("_FEATD_COMPLETE"):  # a shell asks: see completion.py
+        from featd_cli import completion
+
         words = sys.argv[1:] if arguments is None else arguments
         return _flushed(completion.answer(typer.main.get_command(app), words))
     try:

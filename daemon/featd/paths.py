@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import hashlib
 import os
 import re
 import stat
@@ -73,6 +72,8 @@ def stand_in(path: str) -> str:
     encoded = path.encode()
     if len(encoded) <= MOST_CATALOG_BYTES:
         return path
+    import hashlib  # here: OpenSSL takes longer to load than most commands need to begin
+
     start = encoded[:_KEPT_BYTES].decode(errors="ignore").rpartition("/")[0] or "..."
     return f"{start}//{hashlib.sha256(encoded).hexdigest()}"
 

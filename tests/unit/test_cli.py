@@ -23,7 +23,7 @@ from featd.config import RootConfig
 from featd.ingest.scan import scan_root
 from featd.paths import to_catalog
 from featd.states import Kind
-from featd_cli import selection
+from featd_cli import commands, selection
 from featd_cli.main import app, main
 from filled import Filled
 from nets import input_layer, layer, random_weights
@@ -136,8 +136,13 @@ def test_help_loads_no_database_and_no_engine() -> None:
         text=True,
         check=True,
     ).stderr
-    for heavy in ("sqlalchemy", "numpy", "h5py", "onnxruntime", "cv2", "pydantic", "rich"):
+    for heavy in ("sqlalchemy", "numpy", "h5py", "onnxruntime", "cv2", "pydantic", "rich", "featd_cli.run"):
         assert f"'{heavy}'" not in loaded
+
+
+def test_the_list_of_commands_says_what_each_says_of_itself() -> None:
+    built = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    assert {name: command.help.splitlines()[0] for name, command in built.items()} == commands.HELP
 
 
 def test_a_closed_pipe_is_quiet(filled: Filled) -> None:
