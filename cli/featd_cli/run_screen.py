@@ -19,17 +19,22 @@ from featd_cli.status_screen import clip
 
 WIDTH = 80
 WIDE = 100
-HINT = "Ctrl-C: seal and stop"
-STOPS = "stopping: sealing what is extracted; Ctrl-C again: exit now and repeat it later"
+HINT = "Ctrl-C stops"
+STOPS = "stopping: writing what is extracted; Ctrl-C again: exit now and repeat it later"
 STARTS = "starting: loading the net"
-NAMES = {"wait": "waiting for images", "decode": "decoding", "forward": "neural net", "write": "writing"}
+NAMES = {
+    "wait": "waiting for images",
+    "decode": "limited by decoding",
+    "forward": "limited by the net",
+    "write": "limited by writing",
+}
 """What limits the rate, in a word or two."""
 GAP = "  "
 
 
 def head() -> str:
     """What is said once, before the line."""
-    return f"featd {__version__}. Ctrl-C: seal what is extracted, and stop."
+    return f"featd {__version__}. Ctrl-C stops it; what is extracted is kept."
 
 
 def moment(record: dict[str, Any]) -> str:
@@ -57,7 +62,7 @@ def line(look: Look[Report] | None, width: int, *, drain: bool, stopping: bool, 
         )
         if report.eta_seconds is not None:
             parts.append((0, Text(f"{duration(report.eta_seconds)} left")))
-        parts.append((2, Text(_limit(report))))
+        parts.append((3, Text(_limit(report))))
     if drain and _scans(report):
         parts.append((1, Text("scanning")))
     return _fitted([(rank, text) for rank, text in parts if text], width, "" if stopping else HINT)
@@ -92,7 +97,7 @@ def _so_far(report: Report, wide: bool, blocks: bool) -> list[tuple[int, Text]]:
     return [
         (1, Text(full * bar, "green") + Text(empty * (length - bar))),
         (0, Text(f"{percent(report):>7}")),
-        (3, Text(f"{processed:>{len(f'{there:,}')},} of {there:,}")),
+        (2, Text(f"{processed:>{len(f'{there:,}')},} of {there:,}")),
         (0, _failed(report)),
     ]
 
@@ -125,11 +130,11 @@ def _state(look: Look[Report], report: Report, stopping: bool, drain: bool) -> s
 
 
 def _limit(report: Report) -> str:
-    """`neural net 92 %`."""
+    """`limited by the net`."""
     working = [worker for worker in report.workers if state_of(worker) == "working"]
     shares = {kind: fmean(shares_of(worker)[kind] for worker in working) for kind in KINDS}
     kind = max(KINDS, key=shares.__getitem__)
-    return f"{NAMES[kind]} {shares[kind] * 100:.0f} %" if shares[kind] else ""
+    return NAMES[kind] if shares[kind] else ""
 
 
 def _scans(report: Report) -> bool:

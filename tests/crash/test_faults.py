@@ -288,7 +288,7 @@ def test_workers_claim_nothing_while_the_disk_has_less_than_min_free(
     assert told["room"]["needed"] > 0
     (warning,) = told["warnings"]
     assert "less than store.min_free (52.4 MB), so workers claim nothing; the images to do need" in warning
-    assert told["holds_back"].startswith("images are waiting for room in the store")
+    assert told["holds_back"].startswith("images are waiting for room on the store's disk")
     assert 0 < instance.count("pending") == left
     ballast.unlink()
     wait_for(lambda: instance.count("done") == PHOTOGRAPHS, 60, "the rest")

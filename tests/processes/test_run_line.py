@@ -52,7 +52,7 @@ def test_one_line_moves_and_ctrl_c_finishes(instance: Instance, start: Callable[
     terminal = start()
     first = terminal.wait(lambda text: "starting: loading the net" in text, 60)
     assert first.splitlines()[0].startswith("featd ")
-    assert first.splitlines()[0].endswith(". Ctrl-C: seal what is extracted, and stop.")
+    assert first.splitlines()[0].endswith(". Ctrl-C stops it; what is extracted is kept.")
     text = terminal.wait(
         lambda text: f"{PHOTOGRAPHS} done  0 to do  1 failed  waiting for new images" in text, 60
     )
@@ -64,7 +64,7 @@ def test_one_line_moves_and_ctrl_c_finishes(instance: Instance, start: Callable[
     terminal.process.send_signal(signal.SIGHUP)  # is passed on
     terminal.wait(lambda text: "the configuration" in text, 30, "the reload")
     terminal.type("\x03")
-    terminal.wait(lambda text: "stopping: sealing what is extracted; Ctrl-C again: exit now" in text, 20)
+    terminal.wait(lambda text: "stopping: writing what is extracted; Ctrl-C again: exit now" in text, 20)
     assert terminal.end() == 0
     assert terminal.lines()[terminal.screen.cursor.y - 1] == "featd stopped"
     assert terminal.modes_now() == terminal.modes

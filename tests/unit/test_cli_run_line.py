@@ -51,17 +51,17 @@ def line(found: Report | None, width: int = 79, trouble: str | None = None, **ho
 
 
 def test_how_far_how_fast_and_what_limits_it() -> None:
-    assert line(report()) == "12,345 done  6,789 to do  3 failed  41.2/s  2 min 45 s left  neural net 92 %"
+    assert line(report()) == "12,345 done  6,789 to do  3 failed  41.2/s  2 min 45 s left  limited by the net"
     assert line(report(), 119) == (
-        "12,345 done  6,789 to do  3 failed  41.2 images/s  2 min 45 s left  neural net 92 %"
-        + " " * 15
+        "12,345 done  6,789 to do  3 failed  41.2 images/s  2 min 45 s left  limited by the net"
+        + " " * (119 - 86 - len(HINT))
         + HINT
     )
 
 
 def test_a_drain_has_a_bar() -> None:
     assert line(report(), drain=True) == (
-        "■■■■■■····   64.5 %  3 failed  41.2/s  2 min 45 s left  neural net 92 %"
+        "■■■■■■····   64.5 %  12,348 of 19,137  3 failed  41.2/s  2 min 45 s left"
     )
     assert line(report(done=0, to_do=0, failed=0), 119, drain=True, blocks=False).startswith(
         "------------------------------    0.0 %  0 of 0  0 failed"
@@ -82,7 +82,7 @@ def test_a_drain_has_a_bar() -> None:
         ({"workers": [worker("idle", 0.0)], "next_due_seconds": 20.0}, "6,789 images will be retried, the next"),
         ({"workers": [worker("idle", 0.0)], "to_do": 0}, "waiting for new images"),
         ({"pauses": [Pause(None, NOW, "operator@here", "disk")]}, "paused on all hosts since 2026-11-28 10:02 UTC by"),
-        ({"pauses": [Pause("another", NOW, "operator@here", "disk")]}, "41.2/s  2 min 45 s left  neural net 92 %"),
+        ({"pauses": [Pause("another", NOW, "operator@here", "disk")]}, "41.2/s  2 min 45 s left  limited by the net"),
     ],
 )  # fmt: skip
 def test_where_it_does_not_work_it_says_why(changes: dict[str, Any], end: str) -> None:

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from featd.config import StoreConfig
 
 FULL_BYTES = 1024 * 1024
-MAKE_ROOM = "make room, or lower store.min_free and reload featd"
 NEW_SECONDS = 60.0
 """A worker that is older than this is not called new."""
 EXIT_NOT_RUNNING = 3
@@ -258,12 +257,17 @@ def _room(store: StoreConfig, counts: dict[State, int], shards: ShardTotals) -> 
     }
 
 
-def _no_room(room: dict[str, Any]) -> str:
+def _make_room(daemon: Daemon) -> str:
+    reload = f" and reload featd: `kill -HUP {daemon.pid}`" if daemon.pid else ""
+    return f"make room, or lower store.min_free in featd.toml{reload}"
+
+
+def _no_room(room: dict[str, Any], daemon: Daemon) -> str:
     """That workers claim nothing, with the numbers."""
     needed = f"; the images to do need about {decimal(room['needed'])}" if room["needed"] else ""
     return (
         f"the disk has {decimal(room['free'])} free, less than store.min_free ({decimal(room['min_free'])}), so workers"
-        f" claim nothing{needed}: {MAKE_ROOM}"
+        f" claim nothing{needed}: {_make_room(daemon)}"
     )
 
 
@@ -280,7 +284,7 @@ def _warnings(catalog: sa.Engine, watched: Watched, report: Report) -> list[str]
     if report.store_fault:
         found.append(report.store_fault)
     elif report.room["lacking"]:
-        found.append(f"store {store}: {_no_room(report.room)}")
+        found.append(f"store {store}: {_no_room(report.room, report.daemon)}")
     if report.forgetting:
         report.notices.append(
             "a `featd forget` is not finished: a running featd goes on with it; or run it again to see what is left"
@@ -319,7 +323,7 @@ def holds_back(report: Report) -> str:
     if report.total == 0:
         return _nothing_found(report)
     if report.workers and all(state_of(worker) == "dead" for worker in report.workers):
-        first = f"{MAKE_ROOM}; then " if report.open and report.room.get("lacking") else ""
+        first = f"{_make_room(report.daemon)}; then " if report.open and report.room.get("lacking") else ""
         return f"featd was killed: {first}start `featd run`; it goes on where it was"
     if not report.open:
         partly = report.offline or report.ingest.get("notes") or not report.ingest["last_scan_at"]
@@ -330,7 +334,7 @@ def holds_back(report: Report) -> str:
         goes_on = report.paused.ended_by(socket.gethostname())
         return f"featd is paused: workers finish what they have and claim nothing more; {goes_on} goes on"
     if report.room.get("lacking"):
-        return f"images are waiting for room in the store: {MAKE_ROOM}"
+        return f"images are waiting for room on the store's disk: see the warning"
     working = [worker for worker in report.workers if state_of(worker) == "working"]
     if working:
         return _limit(report, working)
@@ -427,7 +431,8 @@ def _limit(report: Report, working: list[WorkerLine]) -> str:
         return _not_measured(working)
     percent = f"{shares[kind] * 100:.0f} %"
     verdicts = {
-        "wait": f"workers waited for images for {percent} of the last 30 s: these are new, or the catalog is slow",
+        "wait": f"workers waited for images for {percent} of the last 30 s, as they do when new ones have just come; if"
+        " this stays, the catalog is slow: `featd doctor`",
         "decode": f"bottleneck: decoding ({percent}); raise workers.decoders (now {report.decoders})",
         "forward": f"bottleneck: the neural net ({percent}); add devices to go faster",
         "write": f"bottleneck: writing ({percent}); the store's disk or the catalog is slow",

@@ -45,7 +45,7 @@ function look() {
 function tellLost() {
   if (lost.hidden) {
     const at = new Date(heardAt).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", second: "2-digit" });
-    lost.textContent = `featd does not answer: look at "featd status" on its machine. What is below was so at ${at}. Trying again every few seconds.`;
+    lost.textContent = `featd does not answer: look at "featd status" on its machine. What follows is the state at ${at}. Trying again every few seconds.`;
     lost.hidden = false;
     board.classList.add("outdated");
     const headline = board.querySelector(".headline");
