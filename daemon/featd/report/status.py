@@ -334,7 +334,7 @@ def holds_back(report: Report) -> str:
         goes_on = report.paused.ended_by(socket.gethostname())
         return f"featd is paused: workers finish what they have and claim nothing more; {goes_on} goes on"
     if report.room.get("lacking"):
-        return f"images are waiting for room on the store's disk: see the warning"
+        return "images are waiting for room on the store's disk: see the warning"
     working = [worker for worker in report.workers if state_of(worker) == "working"]
     if working:
         return _limit(report, working)
