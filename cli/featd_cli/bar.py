@@ -51,14 +51,15 @@ def amount(number: int) -> str:
 
 
 @contextmanager
-def bar() -> Iterator[Advance]:
-    """Drawn on standard error, and taken away in the end."""
+def bar(threads: bool = True) -> Iterator[Advance]:
+    """Drawn on standard error, and taken away in the end. Without `threads`, whenever it advances."""
     columns = (
         TextColumn("{task.description}", table_column=Column(no_wrap=True)),
         BarColumn(30),
         Figures(),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, auto_refresh=threads) as progress:
 
         def advance(doing: str, done: int, total: int, failed: int = 0) -> None:
             if not progress.tasks or progress.tasks[0].description != doing:
@@ -66,6 +67,6 @@ def bar() -> Iterator[Advance]:
                     progress.remove_task(task)
                 progress.add_task(doing, total=None, failed=0)
             (task,) = progress.task_ids
-            progress.update(task, completed=done, total=total or None, failed=failed)
+            progress.update(task, completed=done, total=total or None, failed=failed, refresh=not threads)
 
         yield advance

@@ -19,6 +19,7 @@ HELP = {
     "run": "Run the daemon.",
     "status": "Show whether featd runs, its progress and its bottleneck.",
     "doctor": "Check machine, configuration, roots, store and catalog.",
+    "bench": "Measure this machine, and choose the settings.",
     "pause": "Let workers claim nothing more until `featd resume`.",
     "resume": "Let the workers of a paused host go on.",
     "failures": "List the failed images and why they failed.",

@@ -82,14 +82,14 @@ def shows_progress() -> bool:
 
 
 @contextlib.contextmanager
-def progress() -> Iterator[Advance]:
-    """A bar on standard error, if that is a terminal."""
+def progress(forks: bool = False) -> Iterator[Advance]:
+    """A bar on standard error, if that is a terminal. `forks`: no thread draws it, as processes are forked."""
     if not shows_progress():
         yield lambda doing, done, total, failed=0: None
         return
     from featd_cli.bar import bar
 
-    with bar() as advance:
+    with bar(threads=not forks) as advance:
         yield advance
 
 

@@ -182,12 +182,15 @@ max_pixels = 100_000_000
 # std = 1.0
 
 [workers]
-# auto: every GPU, or one CPU worker if there is none. Or a list: ["cuda:0", "cuda:1"], ["cpu", "cpu"].
+# auto: a worker on every GPU; without GPUs, as many on the CPU as `featd bench` found best, else one. Or a list:
+# ["cuda:0", "cuda:1"], ["cpu", "cpu"].
 devices = "auto"
-# Images per pass through the net. Halved by itself where memory is short.
-batch = 32
-# Decoding processes per worker.
-decoders = 2
+# Images per pass through the net. auto: as `featd bench` found best, else 32. Halved by itself where memory is short.
+batch = "auto"
+# Threads of each worker's net on the CPU. auto: as `featd bench` found best, else the cores divided among the workers.
+threads = "auto"
+# Decoding processes per worker. auto: as `featd bench` found best, else 2.
+decoders = "auto"
 # After this many seconds without a renewal, a worker loses its images to others.
 lease_seconds = 60.0
 # Seconds that a worker has at a stop to seal what it has in hand.

@@ -25,7 +25,7 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from featd.config_faults import ENV_PREFIX, Fault, check_variables, line_of, parsed, source_of, without
+from featd.config_faults import AUTO, ENV_PREFIX, Fault, check_variables, line_of, parsed, source_of, without
 from featd.config_file import find, read_text
 from featd.errors import ConfigError
 from featd.net.onnx_file.suffix import is_onnx
@@ -252,9 +252,12 @@ def _is_pixel(value: object) -> bool:
 
 
 class WorkersConfig(_Section):
+    """What "auto" stands for: featd.sizing."""
+
     devices: Literal["auto"] | tuple[str, ...] = "auto"
-    batch: Annotated[int, Field(ge=1, le=4096)] = 32
-    decoders: Annotated[int, Field(ge=1, le=256)] = 2
+    batch: Literal["auto"] | Annotated[int, Field(ge=1, le=4096)] = "auto"
+    threads: Literal["auto"] | Annotated[int, Field(ge=1, le=4096)] = "auto"
+    decoders: Literal["auto"] | Annotated[int, Field(ge=1, le=256)] = "auto"
     lease_seconds: Annotated[float, Field(ge=2, le=86_400)] = 60.0
     stop_seconds: _Seconds = 90.0
     set_aside_after: Annotated[int, Field(ge=0, le=1_000_000)] = 5
@@ -448,7 +451,9 @@ def _checked(path: Path, text: str, document: dict[str, Any], faults: list[str] 
             with without(hidden):
                 return Settings(**document)
         except ValidationError as error:
-            wrong = [Fault.of(problem, _keys()) for problem in error.errors(include_url=False)]
+            # A value that may also be "auto" gets two errors: the other one says what is wrong.
+            problems = [one for one in error.errors(include_url=False) if one["loc"][-1:] != (AUTO,)]
+            wrong = [Fault.of(problem, _keys()) for problem in problems]
             # A key that was taken out may be missed by its section: that is no fault of its own.
             new = [fault for fault in wrong if not seen or fault.section not in {*seen, ()}]
             told = [f"{source_of(fault, path, text)}: {fault.told}" for fault in new or wrong]

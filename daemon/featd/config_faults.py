@@ -22,6 +22,9 @@ _HEADER = re.compile(r"\s*\[\[?([^\[\]]+)\]")
 _HEADER_LINE = re.compile(r"^[ \t]*(\[\[?)(?:([\w\-. \"]+)\]\]?|([A-Za-z_]+))[ \t]*(?:#.*)?$", re.MULTILINE)
 """The line of a header, also where a bracket is missing. (No value in a list is a bare word of letters.)"""
 _ASSIGNED = re.compile(r"\s*([\w\-.\" ]+?)\s*=")
+AUTO = "literal['auto']"
+_FORMS = (AUTO, "tuple[str, ...]", "constrained-int")
+"""What pydantic appends to the place of a value that may have one of several forms."""
 _MOST_LINES = 1000
 _MEANT = {
     "caffemodel": "weights",
@@ -39,7 +42,6 @@ _MEANT = {
     "output": "blobs",
     "outputs": "blobs",
     "prototxt": "net",
-    "threads": "decoders",
 }
 """Words that people write for a key whose name has other letters."""
 _TWICE = re.compile(r"Cannot declare \('(.*?)',?\) twice")
@@ -79,7 +81,7 @@ class Fault:
     @classmethod
     def of(cls, problem: Any, keys: Mapping[str, Collection[str]]) -> Fault:
         """What pydantic says. `keys`: the names of the keys of each section."""
-        place = tuple(part for part in problem["loc"] if part not in ("literal['auto']", "tuple[str, ...]"))
+        place = tuple(part for part in problem["loc"] if part not in _FORMS)
         message = problem["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
         kind, _, rest = problem["type"].partition("_")
         meant = ""

@@ -23,6 +23,7 @@ from featd.processes.link import ChildLink
 from featd.report.watched import Watched
 from featd.shards.atomic import make_folder
 from featd.shards.store import instance_of, is_store, refuse_root, run_folder
+from featd.sizing import sizes
 from featd.start.preflight import check_without_net
 from featd.start.reload import ConfigReload, Configuration
 from featd.supervisor.state_file import forget_failed_start, leave_failed_start
@@ -170,7 +171,7 @@ def configured(settings: Settings, host: str, *, drain: bool) -> Configuration:
         roots=settings.roots,
         once=drain,
     )
-    chosen = devices.resolve(settings.workers.devices)
+    chosen = sizes(settings, host)
     workers = [
         WorkerPlan(
             catalog_url=settings.catalog.url,
@@ -185,11 +186,11 @@ def configured(settings: Settings, host: str, *, drain: bool) -> Configuration:
             preprocess=settings.preprocess,
             device=device,
             label=label,
-            threads=devices.cpu_threads(chosen),
-            batch=settings.workers.batch,
-            decoders=settings.workers.decoders,
+            threads=chosen.threads,
+            batch=chosen.batch,
+            decoders=chosen.decoders,
         )
-        for device, label in zip(chosen, devices.labels(chosen), strict=True)
+        for device, label in zip(chosen.devices, devices.labels(list(chosen.devices)), strict=True)
     ]
     specs = [
         ChildSpec("janitor", _janitor, janitor, last=True),

@@ -280,7 +280,7 @@ def test_a_look_goes_on_where_the_file_is_wrong(tmp_path: Path, text: str, words
     faults: list[str] = []
     settings = config.load(file, faults)
     assert (settings.store.path, settings.catalog.url) == (tmp_path / "s", f"sqlite:///{tmp_path}/c")
-    assert settings.workers.batch == (8 if "batch = 8" in text else 32)
+    assert settings.workers.batch == (8 if "batch = 8" in text else "auto")
     assert len(settings.roots) == text.count("[[roots]")
     (fault,) = faults
     assert fault.startswith(f"{file}: ")

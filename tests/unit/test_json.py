@@ -29,7 +29,7 @@ READS = {
         "compact",
     ),
     *("retry-failed", "adopt", "forget", "roots list", "db current", "config check", "config show"),
-    *("config schema", "logs", "doctor"),
+    *("config schema", "logs", "doctor", "bench"),
 }
 """Commands that read, or can be told to only look."""
 WRITES = {

@@ -18,9 +18,9 @@ from featd.errors import CatalogUnavailableError, ConfigError, FeatdError, Schem
 from featd.ingest.scan import known_mounts
 from featd.ingest.watch import REMOTE_FILE_SYSTEMS, file_system
 from featd.paths import to_catalog
-from featd.processes import devices
 from featd.roots import RootState, mounts_beneath, root_state
 from featd.shards.store import OtherStoreError, free_bytes, is_store
+from featd.sizing import sizes
 
 ANSWER_SECONDS = 5.0
 """A database that takes longer to answer is taken to be out of reach."""
@@ -147,7 +147,7 @@ def _of_postgresql(settings: Settings, server: dialects.Server) -> Iterator[Find
             f"PostgreSQL {server.version} is too old",
             f"upgrade it to {OLDEST_POSTGRESQL} or newer; featd is tested with 15",
         )
-    workers = len(devices.resolve(settings.workers.devices))
+    workers = len(sizes(settings).devices)
     needed = CONNECTIONS[0] + CONNECTIONS[1] * workers
     if server.free_connections is not None and server.free_connections < needed:
         yield error(

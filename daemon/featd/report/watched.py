@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from featd.config import RootConfig, Settings, StoreConfig
+from featd.sizing import sizes
 from featd.states import RetryPolicy
 
 
@@ -20,7 +21,10 @@ class Watched:
 
     @classmethod
     def of(cls, settings: Settings) -> Watched:
-        workers = settings.workers
         return cls(
-            settings.store, settings.roots, workers.decoders, workers.lease_seconds, settings.retry.policy
+            settings.store,
+            settings.roots,
+            sizes(settings).decoders,
+            settings.workers.lease_seconds,
+            settings.retry.policy,
         )

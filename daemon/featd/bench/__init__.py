@@ -1,0 +1,1 @@
+"""What this machine does with this model: measured for `featd bench`."""
