@@ -181,9 +181,9 @@ def test_an_editor_finds_the_schema_that_init_writes(tmp_path: Path, taplo: str)
     file = tmp_path / "it/featd.toml"
     assert json.loads(file.with_name(SCHEMA).read_text()) == schema()
     assert lint(taplo, file) == []
-    file.write_text(file.read_text().replace("shard_rows = 4096", "shard_rows = 0\nbatsch = 3"))
+    file.write_text(file.read_text().replace("lease_seconds = 60.0", "lease_seconds = 1\nbatsch = 3"))
     assert lint(taplo, file) == [
-        "0 is less than the minimum of 1",
+        "1 is less than the minimum of 2",
         "Additional properties are not allowed ('batsch' was unexpected)",
     ]
 
