@@ -20,8 +20,9 @@ PROGRAMS = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: in
 class PostgreSQL:
     """A server of its own, and databases in it."""
 
-    def __init__(self, network: str = "") -> None:
-        """`network`: from which it may be reached over TCP, on port 5432; none: only over its socket."""
+    def __init__(self, network: str = "", *, durable: bool = False) -> None:
+        """`network`: from which it may be reached over TCP, on port 5432; none: only over its socket. `durable`: as
+        real servers are; tests need not wait for the disk."""
         if not PROGRAMS:
             missing("PostgreSQL's server programs are not installed (Debian: postgresql)")
         self.home = Path(tempfile.mkdtemp(prefix="featd-pg-"))
@@ -47,7 +48,7 @@ class PostgreSQL:
             "-w",
         ]
         options = f"-c listen_addresses={'*' if network else ''} -c unix_socket_directories={self.home}"
-        options += " -c fsync=off -c max_connections=60"
+        options += f" -c fsync={'on' if durable else 'off'} -c max_connections=60"
         self._run("-o", options, "start")
         self._admin = sa.create_engine(
             self.url("postgres"), isolation_level="AUTOCOMMIT", poolclass=sa.NullPool

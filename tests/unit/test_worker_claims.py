@@ -77,8 +77,31 @@ def test_a_flood_of_arrivals_is_claimed_as_it_is_eaten(
     assert claimed(filled) == 700
 
 
-def test_what_was_eaten_is_claimed_anew_at_once(filled: Filled, claims: Claims) -> None:
+@pytest.mark.parametrize(("seconds", "grown"), [(0.0, 1), (60.0, 2)])
+def test_what_was_eaten_is_claimed_anew_at_once_and_more_where_it_was_eaten_soon(
+    filled: Filled, claims: Claims, monkeypatch: pytest.MonkeyPatch, seconds: float, grown: int
+) -> None:
+    monkeypatch.setattr("featd.worker.claims.CLAIM_SECONDS", seconds)
     before = claimed(filled)
     for _ in range(AHEAD // 2):
         assert claims.take() is not None
-    wait_for(lambda: claimed(filled) == before + AHEAD // 2, 20, "the next claim")
+    eaten = AHEAD // 2
+    wait_for(lambda: claimed(filled) == before + eaten + (grown - 1) * AHEAD, 20, "the next claim")
+
+
+def test_claims_grow_until_they_last_and_shrink_again(filled: Filled, link: ChildLink) -> None:
+    filled.enqueue([f"{n:04}.jpg" for n in range(4000)])
+    roots = [str(filled.roots[0])]
+    made = Claims(filled.catalog, filled.lease, link, roots, Held(), ahead=AHEAD, lease_seconds=60.0)
+    now = 0.0
+
+    def claims_at(rate: int) -> int:
+        """Images of the next claim, of a net that takes `rate` a second."""
+        nonlocal now
+        while (count := made.step(now)) == 0:
+            now += 1 / rate
+            assert made.take() is not None
+        return count
+
+    assert [claims_at(400) for _ in range(8)][-3:] == [256, 256, 256]  # lasts 0.64 s
+    assert [claims_at(10) for _ in range(8)][-3:] == [AHEAD // 2] * 3

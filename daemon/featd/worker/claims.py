@@ -26,6 +26,11 @@ POLL_SECONDS = 0.5
 PLACES_SECONDS = 2.0
 """Between two checks of which roots are online, and of whether the store's disk has room."""
 
+CLAIM_SECONDS = 1.0
+"""About as long lasts what one claim takes: a claim costs the catalog as much for few rows as for many. More would keep
+it from workers that have nothing left to do."""
+MOST_AHEAD = 4096
+
 
 class Held:
     """The ids that a worker has claimed and neither settled nor released, and since when. Shared by its threads."""
@@ -56,7 +61,8 @@ class Held:
 
 
 class Claims(WorkerThread):
-    """Keeps up to `ahead` claimed images ready for the pipeline, arrivals first.
+    """Keeps at least `ahead` claimed images ready for the pipeline, arrivals first; more where they last for less than
+    CLAIM_SECONDS.
 
     `exhausted`: the last claim got fewer rows than it asked for, so nothing more can be claimed now. Nothing is claimed
     while `lacks_room` says that the store has no room for more vectors.
@@ -84,7 +90,8 @@ class Claims(WorkerThread):
         self._places_due = 0.0
         self._lacks_room = lacks_room
         self._held = held
-        self._ahead = ahead
+        self._ahead = self._least_ahead = ahead
+        self._refilled_at = float("-inf")
         self._arrived: deque[ClaimedImage] = deque()
         self._ready: deque[ClaimedImage] = deque()
         self._returned: deque[int] = deque()
@@ -157,6 +164,9 @@ class Claims(WorkerThread):
             want, priorities = want + self._ahead // 2, (PRIORITY_ASKED, PRIORITY_ARRIVAL)
             if not self._woken or want <= 0:
                 return 0
+        else:
+            self._fit(now)
+            want = self._ahead - self._kept()
         if now >= self._places_due:
             roots = () if self._lacks_room() else self._roots
             self._online = [root for root in roots if root_state(Path(root)) is RootState.ONLINE]
@@ -175,6 +185,14 @@ class Claims(WorkerThread):
         if priorities is PRIORITIES:
             self.exhausted = len(claimed) < want
         return len(claimed)
+
+    def _fit(self, now: float) -> None:
+        """Keep so much ready that the half, after which more is claimed, lasts for about CLAIM_SECONDS."""
+        lasted, self._refilled_at = now - self._refilled_at, now
+        if lasted < CLAIM_SECONDS / 2 and not self.exhausted:
+            self._ahead = max(self._least_ahead, min(2 * self._ahead, MOST_AHEAD))
+        elif lasted > 2 * CLAIM_SECONDS:
+            self._ahead = max(self._least_ahead, self._ahead // 2)
 
     def _release_returned(self) -> None:
         ids = list(self._returned)
