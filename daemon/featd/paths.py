@@ -112,7 +112,9 @@ def ctime_of(found: os.stat_result) -> int:
 
 
 def _limited(nanoseconds: int) -> int:
-    return max(-(2**63), min(nanoseconds, 2**63 - 1))
+    if -(2**63) <= nanoseconds < 2**63:
+        return nanoseconds
+    return 2**63 - 1 if nanoseconds > 0 else -(2**63)
 
 
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"

@@ -102,6 +102,10 @@ _looks: dict[Path, _Look] = {}
 _lock = threading.Lock()
 
 
+_ENDING = re.compile(r"\*\*/\*(\.[A-Za-z0-9]+)")
+_NAME = re.compile(r"\*\*/([A-Za-z0-9@#$._ ]+)(\*?)")
+
+
 class Globs:
     """A root's patterns, ignoring case. They match paths in catalog form, relative to the root. As in a shell, `*` does
     not match a leading dot, but in an exclude pattern it does."""
@@ -111,18 +115,36 @@ class Globs:
         self._include = _compile(include)
         self._exclude = _compile(exclude, dots=True)
         self._excludes_any = bool(exclude)
+        # Most patterns say no more than this, and millions of paths are compared with them. Other letters than ASCII's
+        # have their own rules of upper and lower case: there the patterns themselves decide.
+        endings = [_ENDING.fullmatch(pattern) for pattern in include]
+        self._endings = None if None in endings else tuple(one[1].lower() for one in endings if one)
+        names = [_NAME.fullmatch(pattern) for pattern in exclude]
+        self._names = None if None in names else frozenset(n[1].lower() for n in names if n and not n[2])
+        self._beginnings = tuple(one[1].lower() for one in names if one and one[2])
+        self._folder = ("", True)
+        """The last folder that `takes` was asked of, and the answer: paths come folder by folder."""
 
     def wants(self, path: str) -> bool:
         """Whether a file of this path is an image of the root."""
-        return self._include.match(path) is not None and not self.excludes(path)
+        if self._endings is None or not path.isascii():
+            return self._include.match(path) is not None and not self.excludes(path)
+        ends = path.lower().endswith(self._endings) and path[0] != "." and "/." not in path
+        return ends and not self.excludes(path)
 
     def excludes(self, path: str) -> bool:
         """Whether a file of this path is left out on purpose."""
-        return self._exclude.match(path) is not None
+        if self._names is None or not path.isascii():
+            return self._exclude.match(path) is not None
+        name = path.rstrip("/").rpartition("/")[2].lower()
+        return name in self._names or name.startswith(self._beginnings)
 
     def takes(self, path: str) -> bool:
         """Whether a walk of the root would reach the file `path`, and want it."""
-        return self.wants(path) and self.takes_folder(path.rpartition("/")[0])
+        folder, taken = path.rpartition("/")[0], self._folder
+        if folder != taken[0]:
+            self._folder = taken = (folder, self.takes_folder(folder))
+        return taken[1] and self.wants(path)
 
     def takes_folder(self, path: str) -> bool:
         """Whether a walk of the root would enter the folder `path`; the root itself is ""."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from featd.config import DEFAULT_EXCLUDE, DEFAULT_INCLUDE
-from featd.roots import Globs
+from featd.roots import Globs, _compile
 
 
 @pytest.mark.parametrize(
@@ -59,3 +61,46 @@ def test_thumbnails_and_bins_are_left_out_by_default(folder: str, above: str) ->
     assert globs.excludes_folder(above + folder)
     assert not globs.takes(f"{above}{folder}/a.jpg/SYNOPHOTO_THUMB_M.jpg")
     assert globs.takes(f"{above}my {folder}/a.jpg")
+
+
+@given(
+    include=st.lists(
+        st.sampled_from(["**/*.jpg", "**/*.PNG", "**/*.tar.gz", "*.jpg", "**/a*.jpg"]), min_size=1
+    ),
+    exclude=st.lists(
+        st.sampled_from(["**/@eaDir", "**/.Trash*", "**/Tmp", "**/a b*", "x/**", "**/*.bak.jpg"])
+    ),
+    parts=st.lists(
+        st.sampled_from(
+            [
+                "a.jpg",
+                "a.JPG",
+                ".jpg",
+                "jpg",
+                ".a.jpg",
+                "a.png",
+                "@EADIR",
+                ".trash-1",
+                ".Trash",
+                "tmp",
+                "tmp2",
+                "x",
+            ]
+        )
+        | st.sampled_from(
+            ["a b", "A B.jpg", "a.bak.jpg", "a.tar.gz", "ſ.jpg", "a.jpg\n", "İ.PNG", "a..jpg", "..a.jpg"]
+        ),
+        min_size=1,
+        max_size=4,
+    ),
+)
+def test_usual_patterns_mean_what_their_expressions_match(
+    include: list[str], exclude: list[str], parts: list[str]
+) -> None:
+    globs, path = Globs(include, exclude), "/".join(parts)
+    included = _compile(include).match(path) is not None
+    for one in (path, f"{path}/"):
+        assert globs.excludes(one) == (_compile(exclude, dots=True).match(one) is not None)
+    assert globs.wants(path) == (included and not globs.excludes(path))
+    folder = path.rpartition("/")[0]
+    assert globs.takes(path) == globs.takes(path) == (globs.wants(path) and globs.takes_folder(folder))
