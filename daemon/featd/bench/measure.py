@@ -164,7 +164,7 @@ def _without_net(settings: Settings, sample: Sample, seconds: float) -> dict[str
     counts = [count for count in sorted({1, 2, cores() // 2, cores()}) if 1 <= count <= max(2, cores())]
     decoding, unreadable = [], 0
     for count in counts:
-        rate, bad = _decode(spec, sample, count, seconds * 0.6 / len(counts))
+        rate, bad = decode_rate(spec, sample, count, seconds * 0.6 / len(counts))
         decoding.append({"decoders": count, "images_per_second": rate})
         unreadable = max(unreadable, bad)
     return {
@@ -199,7 +199,7 @@ def _read(sample: Sample, seconds: float) -> Disk:
     return Disk(len(sizes_read) / took, sum(sizes_read) / took / 1e6)
 
 
-def _decode(spec: PreprocessSpec, sample: Sample, decoders: int, seconds: float) -> tuple[float, int]:
+def decode_rate(spec: PreprocessSpec, sample: Sample, decoders: int, seconds: float) -> tuple[float, int]:
     """Pictures per second of so many decoders, from the page cache; and how many of the sample have none."""
     places = 32
     good = bad = done = 0
