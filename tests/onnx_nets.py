@@ -104,13 +104,17 @@ def plain(path: str, picture: Array, tensors: Sequence[str]) -> list[Array]:
     return plain_of_each(path, [picture], tensors)[0]
 
 
-def plain_of_each(path: str, pictures: Sequence[Array], tensors: Sequence[str]) -> list[list[Array]]:
-    """The same for several inputs, one after the other."""
+def plain_of_each(
+    path: str, pictures: Sequence[Array], tensors: Sequence[str], without: Sequence[str] = ()
+) -> list[list[Array]]:
+    """The same for several inputs, one after the other. `without`: optimizers that are not used."""
     import onnxruntime
 
     made = onnx.load(path)
     have = {value.name for value in made.graph.output}
     made.graph.output.extend(onnx.ValueInfoProto(name=name) for name in tensors if name not in have)
-    session = onnxruntime.InferenceSession(made.SerializeToString(), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        made.SerializeToString(), providers=["CPUExecutionProvider"], disabled_optimizers=list(without)
+    )
     name = session.get_inputs()[0].name
     return [list(session.run(list(tensors), {name: picture})) for picture in pictures]

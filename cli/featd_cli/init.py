@@ -108,7 +108,7 @@ def init(
         note(f"{shown(str(file))} exists already and stays as it is")
     else:
         choices = choose(file, images, net, weights, blob, preset, database, l2=l2)
-        settings = _check(folder, choices)
+        settings, blobs = _check(folder, choices)
         with open_catalog(settings) as catalog:
             if _exists(settings, catalog):
                 raise FeatdError(
@@ -118,6 +118,11 @@ def init(
         _write(file, render(choices))
         say(f"wrote {shown(str(file))}")
         _write_schema(file.with_name(SCHEMA))
+        if not choices.blobs and is_onnx(net):
+            note(
+                f"the blob is {shown(', '.join(blobs))}, the file's only output: `featd net` lists the others, such as"
+                " the features before a classifier"
+            )
         if guessed:
             note(
                 "pictures are prepared as torchvision does for ImageNet (preset imagenet): if this net was trained with"
@@ -224,8 +229,8 @@ def _text(path: Path) -> str:
     return text
 
 
-def _check(folder: Path, choices: Choices) -> Settings:
-    """The settings of the file to be written, after loading the net and finding its blobs."""
+def _check(folder: Path, choices: Choices) -> tuple[Settings, list[str]]:
+    """The settings of the file to be written, and the blobs, after loading the net."""
     from featd import config
     from featd.engines.select import require_engine
     from featd.worker.model import read_model
@@ -244,7 +249,7 @@ def _check(folder: Path, choices: Choices) -> Settings:
     net, _, _ = read_model(settings.model, settings.preprocess, settings.store.dtype)
     require_engine(net, settings.model.engine)
     catalog = settings.catalog.model_copy(update={"url": _absolute_url(choices.url, folder)})
-    return settings.model_copy(update={"catalog": catalog})
+    return settings.model_copy(update={"catalog": catalog}), list(net.blobs)
 
 
 def _absolute_url(url: str, folder: Path) -> str:

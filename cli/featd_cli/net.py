@@ -74,6 +74,7 @@ def _print(report: NetReport) -> None:
     _table(("BLOB", "SHAPE", "SIZE"), blobs)
     if report.outputs:
         say()
+        say(shown(f"input: {report.input}"))
         say(shown(f"outputs: {', '.join(report.outputs)}"))
         for why in report.not_vectors:
             say(shown(f"no blob: {why}"))
@@ -91,7 +92,8 @@ def _shape(shape: tuple[int, ...] | None) -> str:
 
 def _runs_on(layer: LayerReport, engines: str) -> str:
     if layer.problem is not None:
-        return f"{NOTHING}{layer.problem}"
+        # What to do about it is said once, in the end.
+        return f"{NOTHING}{layer.problem.partition(': export ')[0]}"
     return engines if layer.onnxruntime else CAFFE
 
 

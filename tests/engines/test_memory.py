@@ -135,6 +135,19 @@ def test_folders_of_killed_processes_are_removed(tmp_path: Path, monkeypatch: py
     assert not [*tmp_path.iterdir()]
 
 
+def test_processes_make_such_folders_at_the_same_time(tmp_path: Path) -> None:
+    """One may take the new folder of another for one that was left, before its owner has locked it."""
+    code = (
+        "from featd.net import mapped\n"
+        "for _ in range(500):\n"
+        " with mapped.temporary_folder() as folder: (folder / 'tensor').write_bytes(b'x')"
+    )
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    both = [subprocess.Popen([sys.executable, "-c", code], env=environment) for _ in range(2)]
+    assert [one.wait(60) for one in both] == [0, 0]
+    assert not [*tmp_path.iterdir()]
+
+
 WIDE = input_layer(3, 64, 64) + layer(
     "x", "Convolution", "data", "convolution_param { num_output: 256 kernel_size: 3 }"
 )

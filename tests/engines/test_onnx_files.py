@@ -25,7 +25,7 @@ from featd.net.load import load_net
 from featd.net.onnx_file.net import OnnxNet
 from featd.worker.model import load_model
 from needs import missing
-from onnx_nets import model, node, plain, saved, small
+from onnx_nets import model, node, plain, plain_of_each, saved, small
 
 BATCH = np.random.default_rng(1).uniform(-100, 100, (5, 3, 32, 32)).astype(np.float32)
 
@@ -222,6 +222,97 @@ def test_a_size_that_only_running_tells(tmp_path: Path) -> None:
     np.testing.assert_array_equal(vectors(path)["vector"], BATCH.reshape(5, -1))
 
 
+def test_a_first_axis_that_only_running_tells(tmp_path: Path) -> None:
+    """It is refused, as it is where the shapes tell."""
+    nodes = [node("Max", "one one", "shape"), node("Reshape", "picture shape", "vector")]
+    path = saved(model(nodes, {"one": np.array([32, -1, 96], np.int64)}), tmp_path)
+    assert loaded(path).blobs == {"vector": 0}
+    assert "blob 'vector' is 32x1x96 for 1 image(s): its first axis is not the batch" in refused(path)
+
+
+def test_a_blob_whose_size_varies(tmp_path: Path) -> None:
+    """As many numbers as the picture has different ones: no fault of the device, but of the choice of the blob."""
+    nodes = [node("Unique", "picture", "different"), node("Unsqueeze", "different zero", "vector")]
+    path = saved(model(nodes, {"zero": np.array([0], np.int64)}), tmp_path)
+    engine = load_engine(loaded(path), "auto", "cpu", 1)
+    with pytest.raises(ModelError, match="its size varies from image to image"):
+        engine.forward(np.zeros_like(BATCH))
+    engine.close()
+
+
+def test_an_output_that_depends_on_no_picture(tmp_path: Path) -> None:
+    for output in ("picture", "constant"):
+        made = model([node("Relu", "w", "constant")], {"w": np.ones(3, np.float32)}, outputs=(output,))
+        assert "none of its outputs depends on a picture" in refused(saved(made, tmp_path))
+
+
+def test_what_the_file_says_of_shapes_stays(tmp_path: Path) -> None:
+    """ONNX Runtime joins operators by what it knows of shapes, which changes the last bits of vectors: as little may be
+    left out as added. test_onnx_torch has nets where this can be seen."""
+    made = small(shape=("batch", 3, "height", "width"))
+    made.graph.value_info.append(
+        helper.make_tensor_value_info("/relu1", TensorProto.FLOAT, ["batch", 8, "h", "w"])
+    )
+    made.graph.output[0].CopyFrom(
+        helper.make_tensor_value_info("vector", TensorProto.FLOAT, ["batch", "numbers"])
+    )
+    run = onnx.ModelProto.FromString(loaded(saved(made, tmp_path)).serialized())
+    assert list(run.graph.input) == list(made.graph.input)
+    assert list(run.graph.output) == list(made.graph.output)
+    assert list(run.graph.value_info) == list(made.graph.value_info)
+    made.graph.output.extend(onnx.ValueInfoProto(name=name) for name in ("ids", "pooled"))
+    run = onnx.ModelProto.FromString(loaded(saved(made, tmp_path), "vector").serialized())
+    assert [value.name for value in run.graph.output] == ["vector", "pooled"]
+
+
+def test_what_the_file_says_of_shapes_may_be_wrong(tmp_path: Path) -> None:
+    made = small()
+    made.graph.value_info.append(
+        helper.make_tensor_value_info("/relu1", TensorProto.FLOAT, [1, 8, 10**6, 10**6])
+    )
+    made.graph.output[0].CopyFrom(helper.make_tensor_value_info("vector", TensorProto.FLOAT, [1, 10**9]))
+    path = saved(made, tmp_path)
+    assert {blob.name: blob.size for blob in describe(path).blobs}["vector"] == 24
+    np.testing.assert_array_equal(vectors(path)["vector"], plain(path, BATCH, ["vector"])[0])
+
+
+def test_a_transformer_of_float16(tmp_path: Path) -> None:
+    """As torch exports attention. ONNX Runtime 1.32 itself dies of a net like this one."""
+    random = np.random.default_rng(0)
+    nodes = [
+        node("Reshape", "picture tokens", "a"),
+        node("LayerNormalization", "a ones", "b"),
+        node("Transpose", "b", "c", perm=[1, 0, 2]),
+        node("MatMul", "c w", "d"),
+        node("Transpose", "d", "e", perm=[1, 0, 2]),
+        node("ReduceMean", "e", "vector", axes=[1], keepdims=0),
+    ]
+    arrays = {
+        "tokens": np.array([0, 96, 32], np.int64),
+        "ones": np.ones(32, np.float16),
+        "w": random.standard_normal((32, 24)).astype(np.float16),
+    }
+    path = saved(model(nodes, arrays, kind=TensorProto.FLOAT16), tmp_path)
+    without = loaded(path).without
+    assert without == ("FuseFp16InitializerToFp32NodeTransformer",)
+    (theirs,) = plain_of_each(path, [BATCH.astype(np.float16)], ["vector"], without)
+    np.testing.assert_array_equal(vectors(path)["vector"], theirs[0].astype(np.float32))
+    assert loaded(saved(small(half=True), tmp_path)).without == ()
+
+
+@pytest.mark.parametrize(
+    ("shape", "told"),
+    [
+        (("n", 3, 32, 32), "picture, float32, n x 3 x 32 x 32"),
+        ((4, "c", "h", -1), "picture, float32, 4 x 3 x h x w (shown for 224x224)"),
+    ],
+)
+def test_featd_net_says_how_the_net_takes_pictures(tmp_path: Path, shape: Sequence[Any], told: str) -> None:
+    assert describe(saved(small(shape=shape), tmp_path)).input == told
+    last = describe(saved(small(shape=("n", 32, 32, 3), last=True, half=True), tmp_path))
+    assert last.input == "picture, float16, n x 32 x 32 x 3"
+
+
 def test_featd_net_lists_layers_blobs_and_what_runs(tmp_path: Path) -> None:
     path = saved(
         model(
@@ -273,6 +364,20 @@ def test_what_featd_does_not_run_is_refused(tmp_path: Path, nodes: list[Any], to
 )
 def test_an_opset_that_is_not_known(tmp_path: Path, opset: int, told: str) -> None:
     assert told in refused(saved(small(opset=opset), tmp_path))
+
+
+def test_a_version_of_the_format_that_is_not_known(tmp_path: Path) -> None:
+    made = small()
+    made.ir_version = 99
+    assert "its ir_version is 99, and this featd reads up to" in refused(saved(made, tmp_path))
+
+
+def test_what_onnx_runtime_refuses_is_told_without_our_own_file(tmp_path: Path) -> None:
+    made = model([helper.make_node("Relu", ["picture"], ["a"], name="n"), node("Abs", "a", "vector")])
+    made.graph.node[1].name = "n"
+    told = refused(saved(made, tmp_path))
+    assert "two nodes with same node name (n)" in told
+    assert "net.onnx failed" not in told
 
 
 def test_real_caffe_runs_no_onnx_file(tmp_path: Path) -> None:

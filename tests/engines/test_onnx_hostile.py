@@ -153,6 +153,30 @@ BOMBS: dict[str, Any] = {
         ],
         {"times": int64(1, 80_000, 1, 1)},
     ),
+    "a window": lambda: model(
+        [
+            node("HannWindow", "size", "x"),
+            node("ReduceSum", "x", "sum", keepdims=0),
+            node("Add", "picture sum", "vector"),
+        ],
+        {"size": np.array(10**12)},
+    ),
+    "classes": lambda: model(
+        [
+            node("Cast", "picture", "classes", to=TensorProto.INT64),
+            node("OneHot", "classes depth values", "vector"),
+        ],
+        {"depth": int64(10**12), "values": np.array([0, 1], np.float32)},
+    ),
+    "tiles of a size that is not worked out": lambda: model(
+        [
+            node("Max", "times times", "hidden"),
+            node("Tile", "picture hidden", "x"),
+            node("GlobalAveragePool", "x", "vector"),
+        ],
+        {"times": int64(1, 1, 10**4, 10**4)},
+    ),
+    "a sparse array": lambda: _sparse(),
     "an outer product": lambda: model(
         [
             node("Reshape", "picture column", "a"),
@@ -185,6 +209,18 @@ BOMBS: dict[str, Any] = {
         inputs=[helper.make_tensor_value_info(f"i{at}", TensorProto.FLOAT, [1]) for at in range(1000)],
     ),
 }
+
+
+def _sparse() -> Any:
+    made = model([node("ReduceSum", "w", "sum", keepdims=0), node("Add", "picture sum", "vector")])
+    made.graph.sparse_initializer.append(
+        helper.make_sparse_tensor(
+            helper.make_tensor("w", TensorProto.FLOAT, [1], [1.0]),
+            helper.make_tensor("", TensorProto.INT64, [1], [5]),
+            [10**9, 10**9],
+        )
+    )
+    return made
 
 
 def _hollow(size: int = 10**15) -> Any:

@@ -104,7 +104,9 @@ def test_init_takes_the_only_output_and_says_how_pictures_are_prepared(
     (tmp_path / "images").mkdir()
     init = ["init", str(tmp_path / "a"), "--images", str(tmp_path / "images"), "--net", net]
     assert main(init) == 0
-    assert "prepared as torchvision does for ImageNet" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "the blob is vector, the file's only output" in told
+    assert "prepared as torchvision does for ImageNet" in told
     settings = config.load(tmp_path / "a" / "featd.toml")
     assert settings.preprocess.preset == "imagenet"
     assert not settings.store.l2
@@ -118,7 +120,7 @@ def test_init_takes_the_only_output_and_says_how_pictures_are_prepared(
     assert "takes pictures of any size" in capsys.readouterr().err
     assert main(["net", net]) == 0
     out = capsys.readouterr().out
-    assert "outputs: vector" in out
+    assert "input: picture, float32, n x 3 x h x w (shown for 224x224)\noutputs: vector" in out
     assert "onnxruntime" in out
     assert "caffe" not in out
     assert main(["net", net, "--weights", net]) == 78

@@ -34,7 +34,7 @@ class OnnxFileEngine:
         self._net = net
         self._at_once = net.input.batch
         """Images that the net takes: this many, or any number (0)."""
-        self._session: Any = load_session(net.source, net.serialized, device, threads)
+        self._session: Any = load_session(net.source, net.serialized, device, threads, net.without)
         if (mixed := self._look()) is not None:
             if net.input.batch > 1:
                 raise ModelError(
@@ -52,6 +52,8 @@ class OnnxFileEngine:
         step = self._at_once or len(batch)
         try:
             parts = [self._run(batch[at : at + step]) for at in range(0, len(batch), step)]
+        except ModelError:
+            raise
         except Exception as error:  # the runtime's exception classes are not a stable interface
             if is_out_of_memory(error):
                 feed = {self._net.input.name: self._net.input.feed(batch[:step])}
@@ -81,6 +83,11 @@ class OnnxFileEngine:
     def _flat(self, blob: str, array: npt.NDArray[Any], images: int) -> Vectors:
         if array.dtype.kind != "f":
             raise ModelError(f"blob {blob!r} holds {array.dtype}, not floats: it is no feature vector")
+        if array.ndim == 0 or array.shape[0] != images:
+            shape = "x".join(map(str, array.shape)) or "a single number"
+            raise ModelError(
+                f"blob {blob!r} is {shape} for {images} image(s): its first axis is not the batch"
+            )
         size = self.blobs[blob] or array.size // images
         return as_vectors(blob, array, images, size)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -70,9 +71,15 @@ def give_memory_back(session: Any, device: str, outputs: list[str], feed: dict[s
         session.run(outputs, feed, options)
 
 
-def load_session(source: str, serialized: Callable[[Path | None], bytes], device: str, threads: int) -> Any:
+def load_session(
+    source: str,
+    serialized: Callable[[Path | None], bytes],
+    device: str,
+    threads: int,
+    without: Sequence[str] = (),
+) -> Any:
     """A session of a model. `serialized` makes its bytes; into a folder that it is given, it writes large arrays.
-    `source` is for messages. ModelError, EngineError."""
+    `source` is for messages. `without`: optimizers of ONNX Runtime that are not to be used. ModelError, EngineError."""
     onnxruntime = import_onnxruntime()
     providers: list[Any] = ["CPUExecutionProvider"]
     index = cuda_index(device)
@@ -94,7 +101,9 @@ def load_session(source: str, serialized: Callable[[Path | None], bytes], device
 
     def load(model: Path | bytes) -> Any:
         mapped.rest()
-        return onnxruntime.InferenceSession(model, options, providers=providers)
+        return onnxruntime.InferenceSession(
+            model, options, providers=providers, disabled_optimizers=list(without)
+        )
 
     try:
         with naming(source):
@@ -112,7 +121,8 @@ def load_session(source: str, serialized: Callable[[Path | None], bytes], device
     except ModelError:
         raise
     except Exception as error:  # as in `forward`
-        raise ModelError(f"{source}: ONNX Runtime does not load the net: {first_line(error)}") from error
+        told = re.sub(r"Load model from .* failed:", "", first_line(error))  # our own file
+        raise ModelError(f"{source}: ONNX Runtime does not load the net: {told}") from error
     if index is not None and "CUDAExecutionProvider" not in session.get_providers():
         raise EngineError(f"device {device!r}: ONNX Runtime fell back to the CPU: look at its CUDA libraries")
     return session

@@ -73,6 +73,8 @@ class NetReport:
     """What an ONNX file itself names as its outputs; empty for a net of Caffe."""
     not_vectors: tuple[str, ...] = ()
     """Of these, those that are no blobs, with the reason."""
+    input: str | None = None
+    """How an ONNX file takes pictures."""
 
 
 def describe(net_path_or_builtin: str, weights: Path | None = None) -> NetReport:

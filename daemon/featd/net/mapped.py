@@ -22,6 +22,7 @@ from featd.paths import open_regular
 _log = logs.get("net")
 
 _PREFIX: Final = "featd-weights-"
+_ATTEMPTS: Final = 10
 _CHUNK_BYTES: Final = 1 << 22
 _mappings: weakref.WeakSet[mmap.mmap] = weakref.WeakSet()
 
@@ -70,16 +71,32 @@ def temporary_folder() -> Iterator[Path]:
     for left in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
         with contextlib.suppress(OSError), _locked(left):
             shutil.rmtree(left)
-    with tempfile.TemporaryDirectory(prefix=_PREFIX, ignore_cleanup_errors=True) as name, _locked(Path(name)):
-        yield Path(name)
+    with contextlib.ExitStack() as held:
+        yield _new_folder(held)
+
+
+def _new_folder(held: contextlib.ExitStack) -> Path:
+    """A folder that is locked. Until it is, another process may take it for one that was left, and remove it."""
+    for attempt in range(_ATTEMPTS):
+        name = tempfile.TemporaryDirectory(prefix=_PREFIX, ignore_cleanup_errors=True)
+        folder = Path(held.enter_context(name))
+        try:
+            held.enter_context(_locked(folder))
+            break
+        except (BlockingIOError, FileNotFoundError):
+            if attempt == _ATTEMPTS - 1:
+                raise
+    return folder
 
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Hold the lock of a folder, which ends with the process. BlockingIOError where another one holds it."""
+    """Hold the lock of a folder, which ends with the process. BlockingIOError where another one holds it,
+    FileNotFoundError where another one has removed it."""
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        folder.stat()
         yield
     finally:
         os.close(fd)

@@ -92,7 +92,7 @@ def check_blobs(names: Iterable[str]) -> None:
         parts = name.split("/")
         if any(part in ("", ".", "..") for part in parts) or "\0" in name:
             raise ConfigError(
-                f"model.blobs: {name!r} cannot be stored: an empty part, '.' or '..' between slashes"
+                f"model.blobs: {name!r} cannot be stored: an empty part, '.' or '..' between slashes, or a NUL"
             )
         for other in seen:
             if name == other:

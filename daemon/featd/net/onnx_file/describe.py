@@ -11,6 +11,7 @@ from featd.net.graph import INPUT
 from featd.net.load import ANY_SIZE
 from featd.net.onnx_file.graph import Graph, read_graph
 from featd.net.onnx_file.net import (
+    PictureInput,
     Size,
     blob_name,
     cut,
@@ -72,7 +73,19 @@ def describe_onnx(source: str) -> NetReport:
         None,
         tuple(blob_name(name) for name in graph.outputs),
         tuple(others),
+        _pictures(graph, picture),
     )
+
+
+def _pictures(graph: Graph, picture: PictureInput) -> str:
+    """How the net takes pictures, for people: `pixels, float32, n x 3 x h x w (shown for 224x224)`."""
+    channels, height, width = picture.shape
+    names = ("n", "h", "w", channels) if picture.channels_last else ("n", channels, "h", "w")
+    axes = graph.inputs[picture.name].type.tensor_type.shape.dim
+    told = [axis.dim_value if axis.dim_value > 0 else name for axis, name in zip(axes, names, strict=True)]
+    shown = f" (shown for {height}x{width})" if {"h", "w"}.intersection(told) else ""
+    kind = "float16" if picture.half else "float32"
+    return f"{blob_name(picture.name)}, {kind}, {' x '.join(map(str, told))}{shown}"
 
 
 def _any_size(own: Size | None) -> Size:

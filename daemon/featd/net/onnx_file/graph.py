@@ -133,7 +133,12 @@ def _graph(source: str, sha256: str, model: Any, structure: Structure) -> Graph:
 
 
 def _opsets(source: str, model: Any) -> dict[str, int]:
-    """Domain -> version. ModelError where the standard's version is not one that featd knows."""
+    """Domain -> version. ModelError where the version of the format or of the standard is not one that featd knows."""
+    if model.ir_version > onnx.IR_VERSION:
+        raise ModelError(
+            f"{source}: its ir_version is {model.ir_version}, and this featd reads up to {onnx.IR_VERSION}: export it"
+            " with an older opset_version, or install a newer onnx and onnxruntime"
+        )
     opsets = {_domain(one.domain): one.version for one in model.opset_import}
     newest = onnx.defs.onnx_opset_version()
     if "" not in opsets:
@@ -155,6 +160,11 @@ def _arrays(
     source: str, model: Any, structure: Structure
 ) -> tuple[dict[str, Any], dict[str, Large], set[int]]:
     """Initializers, and constants that hold a large array, by name; and the indices of these constants' nodes."""
+    for sparse in model.graph.sparse_initializer:
+        raise ModelError(
+            f"{source}: array {sparse.values.name!r} is a sparse one, which featd does not read: export it as an"
+            " ordinary one"
+        )
     arrays: dict[str, Any] = {}
     large: dict[str, Large] = {}
     constants = {place[0] for place in structure.large if len(place) == 2}

@@ -72,6 +72,8 @@ class OnnxNet:
     preprocess: PreprocessDefaults
     mixing: str | None
     """Why images must run one at a time, as far as the operators tell."""
+    without: tuple[str, ...]
+    """Optimizers of ONNX Runtime that crash on this net."""
     model: Any
     """ModelProto, with the arrays in `large` left empty."""
     large: dict[str, memoryview]
@@ -121,9 +123,21 @@ def load_onnx(source: str, blobs: Sequence[str], input_size: Callable[[Size | No
         },
         preprocess=onnx_defaults(picture.shape),
         mixing=graph.mixing(nodes),
+        without=_crashing(graph, nodes),
         model=model,
         large=large,
     )
+
+
+def _crashing(graph: Graph, nodes: Sequence[Node]) -> tuple[str, ...]:
+    """ONNX Runtime 1.32 dies on the CPU where numbers of float16 are transposed and then multiplied by stored ones, as
+    in PyTorch's attention (nn.MultiheadAttention), unless it leaves this optimizer out."""
+    transposed = {name for node in nodes if node.message.op_type == "Transpose" for name in node.writes}
+    half = {name for name, array in graph.arrays.items() if array.data_type == TensorProto.FLOAT16}
+    products = (node for node in nodes if node.message.op_type == "MatMul")
+    if any(transposed.intersection(node.reads) and half.intersection(node.reads) for node in products):
+        return ("FuseFp16InitializerToFp32NodeTransformer",)
+    return ()
 
 
 def onnx_defaults(input_shape: tuple[int, int, int]) -> PreprocessDefaults:
@@ -142,8 +156,10 @@ def blob_name(tensor: str) -> str:
 def _wanted(graph: Graph, blobs: Sequence[str]) -> tuple[str, ...]:
     """The tensors of these blobs, or of the only output."""
     if not blobs:
-        outputs = [name for name in graph.outputs if graph.depends[name]]
-        if len(outputs) != 1:
+        outputs = [name for name in graph.outputs if graph.depends[name] and name not in graph.inputs]
+        if not outputs:
+            raise ModelError(f"{graph.source}: none of its outputs depends on a picture")
+        if len(outputs) > 1:
             raise ModelError(
                 f"{graph.source}: has {len(outputs)} outputs: name the blobs to extract in model.blobs, for example"
                 f" {', '.join(map(blob_name, outputs[:8]))}"
@@ -231,7 +247,11 @@ def picture_input(graph: Graph, name: str, input_size: Callable[[Size | None], S
 
 
 def cut(graph: Graph, nodes: Sequence[Node], tensors: Sequence[str], picture: PictureInput) -> Any:
-    """The ModelProto of these nodes alone: the input `picture`, and these tensors as outputs."""
+    """The ModelProto of these nodes alone: the input `picture`, and as outputs these tensors and those of the file.
+
+    The file's own outputs that these nodes make, and what it says of shapes, stay as they are: both decide which
+    operators ONNX Runtime joins, and that changes the last bits of vectors.
+    """
     model = onnx.ModelProto(ir_version=graph.message.ir_version)
     model.opset_import.extend(graph.message.opset_import)
     model.graph.name = graph.message.graph.name or "net"
@@ -245,28 +265,32 @@ def cut(graph: Graph, nodes: Sequence[Node], tensors: Sequence[str], picture: Pi
             array.ClearField("data_location")
     for node in nodes:
         model.graph.node.add().CopyFrom(node.message)
-    _shape(
-        model.graph.input.add(),
-        graph.inputs[picture.name],
-        picture.dims if picture.batch else (0, *picture.dims[1:]),
+    value = model.graph.input.add()
+    value.CopyFrom(graph.inputs[picture.name])
+    for axis in value.type.tensor_type.shape.dim:
+        if axis.dim_value <= 0 and not axis.dim_param:
+            axis.Clear()  # of any length, as no axis at all
+    known = {value.name: value for value in (*graph.message.graph.value_info, *graph.message.graph.output)}
+    made = {name for node in nodes for name in node.writes}
+    outputs = dict.fromkeys((*tensors, *(name for name in graph.outputs if name in made)))
+    model.graph.output.extend(known.get(name, onnx.ValueInfoProto(name=name)) for name in outputs)
+    model.graph.value_info.extend(
+        known[name] for name in sorted(made.intersection(known).difference(outputs))
     )
-    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in tensors)
     return model
 
 
 def fixed(model: Any, picture: PictureInput) -> Any:
-    """The model for the smallest batch, to infer shapes with."""
+    """The model for the smallest batch, to infer shapes with: what the file itself says of them may be wrong."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    for value in copy.graph.input:
-        _shape(value, value, picture.dims)
+    del copy.graph.value_info[:]
+    for value in copy.graph.output:
+        value.ClearField("type")
+    (value,) = copy.graph.input
+    for axis, length in zip(value.type.tensor_type.shape.dim, picture.dims, strict=True):
+        axis.dim_value = length
     return copy
-
-
-def _shape(value: Any, like: Any, dims: Sequence[int]) -> None:
-    """Make `value` an input as `like`, of these axes; 0: of any length."""
-    kind = like.type.tensor_type.elem_type
-    value.CopyFrom(onnx.helper.make_tensor_value_info(like.name, kind, [axis or "batch" for axis in dims]))
 
 
 def _size(graph: Graph, name: str, tensor: Tensor, picture: PictureInput) -> int:

@@ -101,7 +101,8 @@ def _told(value: Any) -> tuple[int, list[int | None] | None]:
     if not tensor.HasField("shape"):
         return tensor.elem_type, None
     return tensor.elem_type, [
-        axis.dim_value if axis.HasField("dim_value") else None for axis in tensor.shape.dim
+        axis.dim_value if axis.HasField("dim_value") and axis.dim_value >= 0 else None
+        for axis in tensor.shape.dim
     ]
 
 

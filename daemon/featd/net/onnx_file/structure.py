@@ -1,5 +1,5 @@
 """An ONNX file's structure without its weights: the large arrays stay in the file's bytes, and what nothing here needs
-(comments, declared shapes, training, functions) is left out.
+(comments, training, functions) is left out.
 
 protobuf takes up to 80 times the bytes of what it parses, so that a hostile file of 2 GB would take all memory; a
 structure of MOST_BYTES takes 1.4 GB at most.
@@ -33,7 +33,7 @@ _BELOW: Final = {
 """Message -> the fields that are gone into. All numbers are those of onnx.proto."""
 _LEFT_OUT: Final = {
     _MODEL: {6, 14, 20, 25, 26},
-    _GRAPH: {10, 13, 14, 16},
+    _GRAPH: {10, 14, 16},
     _NODE: {6, 9, 10},
     _ATTRIBUTE: {13},
     _TENSOR: {12, 16},
