@@ -15,7 +15,7 @@ from featd.net.load import load_net
 from featd.preprocess.apply import apply
 from featd.preprocess.resolve import resolve
 from featd_cli.main import main
-from onnx_nets import plain_of_each, saved, small
+from onnx_nets import model, node, plain_of_each, saved, small
 from photographs import write_photographs
 from running import Instance, check_promise, drain, kill_all, live_vectors, wait_for
 
@@ -123,5 +123,16 @@ def test_init_takes_the_only_output_and_says_how_pictures_are_prepared(
     assert "input: picture, float32, n x 3 x h x w (shown for 224x224)\noutputs: vector" in out
     assert "onnxruntime" in out
     assert "caffe" not in out
+    optimized = saved(
+        model([node("FusedConv", "picture", "vector", domain="com.microsoft")], domains=("com.microsoft",)),
+        tmp_path,
+        "optimized.onnx",
+    )
+    assert main(["net", optimized]) == 78
+    captured = capsys.readouterr()
+    advice = "export the net without it"
+    assert "nothing: operator 'FusedConv' is of 'com.microsoft'" in captured.out
+    assert advice not in captured.out  # of which there would be hundreds
+    assert advice in captured.err
     assert main(["net", net, "--weights", net]) == 78
     assert not (tmp_path / "b").exists()
