@@ -74,7 +74,7 @@ class Misbehaving:
 
 def marks(batch: Batch) -> Any:
     """Which pictures are of one colour, and that one magenta: a mask (n,)."""
-    flat = batch.reshape(len(batch), batch.shape[1], -1)
+    flat = batch.reshape(len(batch), -1, 3).transpose(0, 2, 1).astype(np.float32)
     one_colour = (flat.max(axis=2) - flat.min(axis=2) < 1e-3).all(axis=1)
     return one_colour & (flat[:, 0, 0] - flat[:, 1, 0] > 0.5) & (abs(flat[:, 0, 0] - flat[:, 2, 0]) < 30)
 

@@ -28,7 +28,6 @@ from featd.errors import FeatdError, FingerprintError, ImageError
 from featd.images.decode import decode
 from featd.images.read import read_image
 from featd.paths import from_catalog
-from featd.preprocess.apply import apply
 from featd.preprocess.variants import variants
 from featd.processes.throwaway import Throwaway
 from featd.shards.write import fits
@@ -196,18 +195,20 @@ def _likely(model: Model, chosen: Chosen, drawn: Sequence[Drawn]) -> str:
     finally:
         os.close(root_fd)
     held = np.stack([one.vector for one in drawn])
+    prepared = model.prepared()
     for mistake, spec in variants(model.preprocess):
-        inputs = np.empty((len(drawn), *spec.shape), np.float32)
-        for file, target in zip(files, inputs, strict=True):
-            pixels = decode(  # decoders have decoded these files before
+        pixels = [
+            decode(  # decoders have decoded these files before
                 file.data,
                 max_pixels=spec.max_pixels,
                 gray=spec.decode_gray,
                 alpha=spec.has_alpha,
                 orientation=spec.orientation,
             )
-            apply(pixels, spec, target)
-        made = prepared_as(model, spec).engine.forward(inputs)[chosen.blob]
+            for file in files
+        ]
+        tried = prepared_as(prepared, spec)
+        made = tried.engine.forward(tried.inputs(pixels))[chosen.blob]
         if distances(made, held).max() <= TOLERANCE:
             return mistake
     return ""

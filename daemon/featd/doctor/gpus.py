@@ -90,12 +90,12 @@ def _look_at_driver(driver: Driver, device: str, engine: str) -> Iterator[Findin
         ONE_RUNTIME,
         find_caffe,
     )
-    from featd.engines import caffe, onnxruntime
+    from featd.engines import caffe, onnxruntime, session
 
     if driver.problem:
         yield warning(About.DRIVER, f"the driver cannot be asked: {driver.problem}", driver.way_out)
     try:
-        module: Any = onnxruntime.import_onnxruntime()
+        module: Any = session.import_onnxruntime()
         has_cuda = "CUDAExecutionProvider" in module.get_available_providers()
     except ModelError:
         module, has_cuda = None, False

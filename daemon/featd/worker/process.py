@@ -66,6 +66,7 @@ def boot(plan: WorkerPlan, catalog: sa.Engine) -> Booted:
         devices.isolate(plan.device),
         plan.threads,
         l2=plan.store.l2,
+        pixels=True,
     )
     instance.check_fingerprint(held, model.fingerprint, differences(held_spec, model.spec))
     pictures = Golden(model, plan.batch)

@@ -1,0 +1,133 @@
+"""A session of ONNX Runtime: a model on one device, arrays in, arrays out. The GPU path is untested on hardware."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy.typing as npt
+import onnx
+
+from featd.engines.base import cuda_index
+from featd.errors import EngineError, ModelError, first_line, naming
+from featd.net import mapped
+from featd.processes.oom import is_out_of_memory
+
+_LOG_ERRORS: Final = 3
+
+
+class Session:
+    """A loaded model with one input. It has threads: never create one before a fork.
+
+    `serialized` makes the model's bytes; into a folder that it is given, it writes large arrays. `change` is applied to
+    the ModelProto before it is loaded. `source` is for messages. ModelError, EngineError.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        serialized: Callable[[Path | None], bytes],
+        outputs: Sequence[str],
+        device: str,
+        threads: int,
+        change: Callable[[Any], None] | None = None,
+    ) -> None:
+        self._device = device
+        self._outputs = tuple(outputs)
+        self._session: Any = _load(source, serialized, device, threads, change)
+        self._input = self._session.get_inputs()[0].name
+
+    def run(self, images: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
+        """What the model makes of `images`: one new array per output. Whatever ONNX Runtime raises."""
+        arrays: list[npt.NDArray[Any]] = self._session.run(self._outputs, {self._input: images})
+        return arrays
+
+    def failed(self, error: Exception, images: npt.NDArray[Any]) -> EngineError:
+        """The error to raise for one that `run` raised for `images`; memory is given back where it was short."""
+        if is_out_of_memory(error):
+            self._give_memory_back(images)
+        return EngineError(f"ONNX Runtime failed on {self._device}: {first_line(error)}")
+
+    def _give_memory_back(self, images: npt.NDArray[Any]) -> None:
+        """Run a batch that memory is too short for once more. ONNX Runtime keeps what it took for it, so that smaller
+        batches, and everything else in this process, would find none; but not at the end of a run with this option."""
+        from onnxruntime import RunOptions
+
+        options = RunOptions()
+        arena = "cpu:0" if (index := cuda_index(self._device)) is None else f"gpu:{index}"
+        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", arena)
+        with contextlib.suppress(Exception):
+            self._session.run(self._outputs, {self._input: images}, options)
+
+
+def _load(
+    source: str,
+    serialized: Callable[[Path | None], bytes],
+    device: str,
+    threads: int,
+    change: Callable[[Any], None] | None,
+) -> Any:
+    onnxruntime = import_onnxruntime()
+    providers: list[Any] = ["CPUExecutionProvider"]
+    index = cuda_index(device)
+    if index is not None:
+        have = onnxruntime.get_available_providers()
+        if "CUDAExecutionProvider" not in have:
+            raise ModelError(
+                f"device {device!r}: this onnxruntime has no CUDA (it has {', '.join(have)}): "
+                'install the extra `cuda` in place of `cpu`, or use real Caffe, or devices = ["cpu"]'
+            )
+        # With TF32, the engines would not agree within the tolerance.
+        providers.insert(0, ("CUDAExecutionProvider", {"device_id": index, "use_tf32": 0}))
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = max(threads, 0)
+    options.inter_op_num_threads = 1
+    options.log_severity_level = _LOG_ERRORS
+    # Idle threads must not use the cores that the decoders need.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+
+    def made(folder: Path | None) -> bytes:
+        if change is None:
+            return serialized(folder)
+        model = onnx.ModelProto.FromString(serialized(folder))
+        change(model)
+        return bytes(model.SerializeToString())
+
+    def load(model: Path | bytes) -> Any:
+        mapped.rest()
+        return onnxruntime.InferenceSession(model, options, providers=providers)
+
+    try:
+        with naming(source):
+            try:
+                # Weights in files: ONNX Runtime maps them, and lets go of each once it has packed it. Weights in the
+                # model would be copied four times and limited to 2 GB; those of our own arrays it would keep, too.
+                with mapped.temporary_folder() as folder:
+                    model = Path(folder, "net.onnx")
+                    model.write_bytes(made(folder))
+                    session = load(model)
+            except OSError as error:
+                mapped.warn_of_no_room(source, error)
+                session = load(made(None))
+        mapped.rest()
+    except ModelError:
+        raise
+    except Exception as error:  # the runtime's exception classes are not a stable interface
+        raise ModelError(f"{source}: ONNX Runtime does not load the net: {first_line(error)}") from error
+    if index is not None and "CUDAExecutionProvider" not in session.get_providers():
+        raise EngineError(f"device {device!r}: ONNX Runtime fell back to the CPU: look at its CUDA libraries")
+    return session
+
+
+def import_onnxruntime() -> Any:
+    """The module `onnxruntime`. ModelError names the extra to install where there is none."""
+    try:
+        import onnxruntime
+    except ImportError:
+        raise ModelError(
+            "ONNX Runtime is not installed: install featd with the extra `cpu`, or `cuda` for NVIDIA GPUs"
+            " (pip install 'featd[cpu]')"
+        ) from None
+    return onnxruntime
