@@ -11,15 +11,12 @@ import numpy.typing as npt
 from featd.engines.base import Batch, Vectors, as_batch, as_vectors, warn_alone
 from featd.engines.first_nodes import prepend
 from featd.engines.onnxruntime import NAME
+from featd.engines.precision import FLOAT32, TOLERANCES
 from featd.engines.session import Session
 from featd.errors import EngineError, ModelError, first_line
 from featd.net.onnx_file.net import OnnxNet
 from featd.preprocess.spec import PreprocessSpec
 from featd.processes.oom import is_out_of_memory
-
-TOLERANCE: Final = 1e-3
-"""Relative L2 distance between the vectors of a picture alone and beside another. Rounding is far below; where images
-affect each other, it is far above."""
 
 
 class OnnxFileEngine:
@@ -27,12 +24,19 @@ class OnnxFileEngine:
 
     `pixels`: take pixels, which the graph prepares so; None: take prepared pictures.
     Two made-up pictures, alone and together, show whether the net keeps the images of a batch apart, and how large its
-    vectors are.
+    vectors are. Rounding changes vectors by far less than the tolerance, other images by far more.
     """
 
     name: Final = NAME
 
-    def __init__(self, net: OnnxNet, device: str, threads: int, pixels: PreprocessSpec | None = None) -> None:
+    def __init__(
+        self,
+        net: OnnxNet,
+        device: str,
+        threads: int,
+        pixels: PreprocessSpec | None = None,
+        precision: str = FLOAT32,
+    ) -> None:
         self.device = device
         self.input_shape = net.input_shape if pixels is None else pixels.pixels_shape
         self.blobs = dict(net.blobs)
@@ -40,6 +44,7 @@ class OnnxFileEngine:
         self._at_once = net.input.batch
         """Images that the net takes: this many, or any number (0)."""
         self._pixels = pixels is not None
+        self._tolerance = TOLERANCES[precision]
         self._session: Session | None = Session(
             net.source,
             net.serialized,
@@ -47,6 +52,7 @@ class OnnxFileEngine:
             device,
             threads,
             None if pixels is None else partial(prepend, spec=pixels, channels_last=net.input.channels_last),
+            precision,
         )
         if (mixed := self._look()) is not None:
             if net.input.batch > 1:
@@ -121,7 +127,7 @@ class OnnxFileEngine:
                 return f"blob {blob!r} is not finite for a made-up picture, so that this cannot be tested"
             length = np.linalg.norm(mine.astype(np.float64), axis=1)
             distance = np.linalg.norm(mine.astype(np.float64) - beside, axis=1)
-            if not (distance <= TOLERANCE * np.maximum(length, 1e-12)).all():
+            if not (distance <= self._tolerance * np.maximum(length, 1e-12)).all():
                 return f"blob {blob!r} of a picture is another one beside another picture"
         return None
 

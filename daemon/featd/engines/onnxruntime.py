@@ -9,6 +9,7 @@ import numpy as np
 
 from featd.engines.base import Batch, Vectors, as_batch, as_vectors, run_all, warn_of
 from featd.engines.first_nodes import prepend
+from featd.engines.precision import FLOAT16, FLOAT32
 from featd.engines.session import Session
 from featd.errors import EngineError
 from featd.net.lower import output_name, to_onnx
@@ -21,12 +22,20 @@ NAME: Final = "onnxruntime"
 class OnnxRuntimeEngine:
     """A converted net in an ONNX Runtime session, which has threads: never create it before a fork.
 
-    `pixels`: take pixels, which the graph prepares so; None: take prepared pictures.
+    `pixels`: take pixels, which the graph prepares so; None: take prepared pictures. `precision`: of a GPU; on the CPU
+    it is always float32.
     """
 
     name: Final = NAME
 
-    def __init__(self, net: Net, device: str, threads: int, pixels: PreprocessSpec | None = None) -> None:
+    def __init__(
+        self,
+        net: Net,
+        device: str,
+        threads: int,
+        pixels: PreprocessSpec | None = None,
+        precision: str = FLOAT32,
+    ) -> None:
         self.device = device
         self.input_shape = net.input_shape if pixels is None else pixels.pixels_shape
         self.blobs = dict(net.blobs)
@@ -34,11 +43,12 @@ class OnnxRuntimeEngine:
         self._alone = net.one_by_one is not None
         self._session: Session | None = Session(
             net.source,
-            partial(to_onnx, net),
+            partial(to_onnx, net, half=precision == FLOAT16 and device != "cpu"),
             [output_name(blob) for blob in net.blobs],
             device,
             threads,
             None if pixels is None else partial(prepend, spec=pixels),
+            precision,
         )
         warn_of(net, self.name)
 

@@ -9,6 +9,7 @@ from featd.engines import caffe, onnxruntime
 from featd.engines.base import Engine
 from featd.engines.onnx_file import OnnxFileEngine
 from featd.engines.pixels import PixelsEngine
+from featd.engines.precision import FLOAT32
 from featd.engines.session import import_onnxruntime
 from featd.errors import ModelError
 from featd.net.describe import LayerReport, NetReport
@@ -84,12 +85,18 @@ def runnable(report: NetReport) -> tuple[list[str], str]:
 
 
 def load_engine(
-    net: Net | OnnxNet, engine: str, device: str, threads: int = 0, pixels: PreprocessSpec | None = None
+    net: Net | OnnxNet,
+    engine: str,
+    device: str,
+    threads: int = 0,
+    pixels: PreprocessSpec | None = None,
+    precision: str = FLOAT32,
 ) -> Engine:
     """Load `net` on `device` (`cpu`, `cuda:N`) with `threads` CPU threads (0: the engine's own choice).
 
     `auto` takes real Caffe when it is importable, can use the device and loads this net, else ONNX Runtime.
-    `pixels`: the engine takes pixels and prepares them so; None: it takes prepared pictures.
+    `pixels`: the engine takes pixels and prepares them so; None: it takes prepared pictures. `precision`: of a GPU, by
+    ONNX Runtime; on the CPU, and by real Caffe, it is always float32.
     Call it in the thread that will call `forward`, after the last fork. ModelError says why there is no engine.
     """
     if isinstance(net, OnnxNet):
@@ -99,11 +106,11 @@ def load_engine(
             )
         if pixels is not None and net.input.half:
             # As the graph's first nodes, ONNX Runtime's CPU provider leaves out the rounding to float16.
-            return PixelsEngine(OnnxFileEngine(net, device, threads), pixels)
-        return OnnxFileEngine(net, device, threads, pixels)
-    if engine == onnxruntime.NAME:
+            return PixelsEngine(OnnxFileEngine(net, device, threads, None, precision), pixels)
+        return OnnxFileEngine(net, device, threads, pixels, precision)
+    if engine == onnxruntime.NAME or (engine == "auto" and precision != FLOAT32):
         require_lowered(net)
-        return onnxruntime.OnnxRuntimeEngine(net, device, threads, pixels)
+        return onnxruntime.OnnxRuntimeEngine(net, device, threads, pixels, precision)
     if engine not in ("auto", caffe.NAME):
         raise ModelError(f"unknown engine {engine!r}: write one of auto, {', '.join(ENGINES)}")
     try:
@@ -113,6 +120,6 @@ def load_engine(
         if engine == caffe.NAME:
             raise
         try:
-            return onnxruntime.OnnxRuntimeEngine(net, device, threads, pixels)
+            return onnxruntime.OnnxRuntimeEngine(net, device, threads, pixels, precision)
         except ModelError as error:
             raise ModelError(f"{error} (and real Caffe was not taken: {without})") from None

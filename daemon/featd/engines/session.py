@@ -11,6 +11,7 @@ import numpy.typing as npt
 import onnx
 
 from featd.engines.base import cuda_index
+from featd.engines.precision import FLOAT32, TF32
 from featd.errors import EngineError, ModelError, first_line, naming
 from featd.net import mapped
 from featd.processes.oom import is_out_of_memory
@@ -22,7 +23,8 @@ class Session:
     """A loaded model with one input. It has threads: never create one before a fork.
 
     `serialized` makes the model's bytes; into a folder that it is given, it writes large arrays. `change` is applied to
-    the ModelProto before it is loaded. `source` is for messages. ModelError, EngineError.
+    the ModelProto before it is loaded. `precision`: whether a GPU computes in TF32. `source` is for messages.
+    ModelError, EngineError.
     """
 
     def __init__(
@@ -33,10 +35,11 @@ class Session:
         device: str,
         threads: int,
         change: Callable[[Any], None] | None = None,
+        precision: str = FLOAT32,
     ) -> None:
         self._device = device
         self._outputs = tuple(outputs)
-        self._session: Any = _load(source, serialized, device, threads, change)
+        self._session: Any = _load(source, serialized, device, threads, change, precision)
         self._input = self._session.get_inputs()[0].name
 
     def run(self, images: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
@@ -68,6 +71,7 @@ def _load(
     device: str,
     threads: int,
     change: Callable[[Any], None] | None,
+    precision: str,
 ) -> Any:
     onnxruntime = import_onnxruntime()
     providers: list[Any] = ["CPUExecutionProvider"]
@@ -79,8 +83,10 @@ def _load(
                 f"device {device!r}: this onnxruntime has no CUDA (it has {', '.join(have)}): "
                 'install the extra `cuda` in place of `cpu`, or use real Caffe, or devices = ["cpu"]'
             )
-        # With TF32, the engines would not agree within the tolerance.
-        providers.insert(0, ("CUDAExecutionProvider", {"device_id": index, "use_tf32": 0}))
+        # ONNX Runtime's default is 1: vectors would be those of TF32.
+        providers.insert(
+            0, ("CUDAExecutionProvider", {"device_id": index, "use_tf32": int(precision == TF32)})
+        )
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = max(threads, 0)
     options.inter_op_num_threads = 1

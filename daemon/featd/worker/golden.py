@@ -25,8 +25,6 @@ log = logs.get("worker")
 
 T = TypeVar("T")
 
-TOLERANCE = 1e-3
-"""Relative L2 distance. Engines agree within 3e-4 on the deepest published nets; a mistake gives about 1e-1."""
 EVERY_SECONDS = 3600.0
 """How often a worker compares them while it works."""
 FIRST_SECONDS = 60.0
@@ -115,6 +113,7 @@ class Golden:
     def check(self, stored: dict[str, Any], made: dict[str, Vectors]) -> None:
         """EngineError where `made`, the vectors as they are now, differ from `stored`; names the likeliest reason."""
         held = unpack(stored)
+        tolerance = self._model.tolerance
         for blob, values in held.items():
             if blob not in made or made[blob].shape != values.shape:
                 raise EngineError(
@@ -122,22 +121,23 @@ class Golden:
                 )
         worst = max(held, key=lambda blob: distances(made[blob], held[blob]).max())
         differing = distances(made[worst], held[worst])
-        if differing.max() <= TOLERANCE:
+        if differing.max() <= tolerance:
             return
         raise EngineError(
-            f"golden vectors: {np.count_nonzero(differing > TOLERANCE)} of {len(differing)} built-in pictures give"
+            f"golden vectors: {np.count_nonzero(differing > tolerance)} of {len(differing)} built-in pictures give"
             f" other vectors than the catalog holds (blob {worst!r}, relative L2 up to {differing.max():.2g},"
-            f" tolerance {TOLERANCE:g}). Likely: {self._likely_reason(held, made)}."
+            f" tolerance {tolerance:g}). Likely: {self._likely_reason(held, made)}."
             " This worker claims nothing until they agree; other vectors belong in another instance"
         )
 
     def _likely_reason(self, held: dict[str, Vectors], made: dict[str, Vectors]) -> str:
         """Try usual mistakes, the likeliest first, until one explains the difference. The model may be closed then."""
-        if _apart(self._run(self._model), made) > TOLERANCE:
+        tolerance = self._model.tolerance
+        if _apart(self._run(self._model), made) > tolerance:
             return "the device gave different results for the same input: check its memory, temperature and driver"
         prepared = self._model.prepared()
         for mistake, spec in variants(prepared.preprocess):
-            if _apart(self._run(prepared_as(prepared, spec)), held) <= TOLERANCE:
+            if _apart(self._run(prepared_as(prepared, spec)), held) <= tolerance:
                 return f"another preprocessing: the catalog's vectors match {mistake}"
         return (
             "the device, the engine or one of its libraries has changed, since no usual mistake of the preprocessing"

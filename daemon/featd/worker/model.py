@@ -15,6 +15,7 @@ import numpy.typing as npt
 from featd.config import ModelConfig, PreprocessConfig
 from featd.engines.base import Batch, Engine
 from featd.engines.pixels import PixelsEngine
+from featd.engines.precision import FLOAT32, tolerance
 from featd.engines.select import load_engine
 from featd.engines.ten_crop import TenCropEngine
 from featd.engines.unit_length import UnitLengthEngine
@@ -43,6 +44,11 @@ class Model:
     @property
     def fingerprint(self) -> str:
         return fingerprint(self.spec)
+
+    @property
+    def tolerance(self) -> float:
+        """How far vectors of the same picture may lie apart, relative L2."""
+        return tolerance(self.spec)
 
     def inputs(self, pictures: Sequence[npt.NDArray[np.uint8]]) -> Batch:
         """Decoded pictures as the engine takes them."""
@@ -81,6 +87,7 @@ def read_model(
         "decoder": DECODER,
         "dtype": dtype,
         **({"l2": True} if l2 else {}),
+        **({"precision": config.precision} if config.precision != FLOAT32 else {}),
     }
     return net, preprocess, spec
 
@@ -100,7 +107,9 @@ def load_model(
     net, preprocess, spec = read_model(config, preparation, dtype, l2=l2)
     raw = pixels and preprocess.whole_numbers
     in_graph = raw and preprocess.crops == "center"
-    engine = load_engine(net, config.engine, device, threads, preprocess if in_graph else None)
+    engine = load_engine(
+        net, config.engine, device, threads, preprocess if in_graph else None, config.precision
+    )
     engine = _cropping(engine, preprocess)
     if raw and not in_graph:
         engine = PixelsEngine(engine, preprocess)

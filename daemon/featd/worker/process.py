@@ -14,6 +14,7 @@ from featd.catalog import connect, instance, leases, live, migrate, pairing
 from featd.catalog.settle import Identity
 from featd.crash_points import CrashPoint, crash_point
 from featd.decoders.pool import DecoderPool
+from featd.engines.precision import require_precision
 from featd.errors import CatalogUnavailableError, EngineError, FeatdError
 from featd.processes import devices
 from featd.processes.link import ChildLink
@@ -59,6 +60,7 @@ def boot(plan: WorkerPlan, catalog: sa.Engine) -> Booted:
     pairing.check(catalog, plan.store.path)
     with connect.reading(catalog) as conn:
         held, held_spec, stored = instance.fingerprint(conn), instance.spec(conn), instance.golden(conn)
+    require_precision(plan.model.precision, plan.device)
     model = load_model(
         plan.model,
         plan.preprocess,
