@@ -121,7 +121,7 @@ class DecoderPool:
             "OPENCV_IO_MAX_IMAGE_PIXELS": str(spec.max_pixels),
         }
         with contextlib.ExitStack() as undo:
-            self.hands = Hands.create(hands_path, decoders, batch)
+            self.hands = Hands.create(hands_path, decoders, trays * batch)
             undo.callback(self.hands.close)
             crash_point(CrashPoint.HANDS_CREATED)
             one, dtype = (spec.pixels_shape, "u1") if spec.whole_numbers else (spec.shape, "f4")

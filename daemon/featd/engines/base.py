@@ -26,7 +26,7 @@ Vectors: TypeAlias = npt.NDArray[np.float32]
 
 
 class Engine(Protocol):
-    """One loaded net. Used by one thread: the one that made it."""
+    """One loaded net. Used by one thread, the one that made it; where `parallel` is more, by any."""
 
     @property
     def name(self) -> str:
@@ -35,6 +35,10 @@ class Engine(Protocol):
     @property
     def device(self) -> str:
         """`cpu` or `cuda:N`."""
+
+    @property
+    def parallel(self) -> int:
+        """How many threads may be in `forward` at a time for the device to be busy."""
 
     @property
     def input_shape(self) -> tuple[int, int, int]:

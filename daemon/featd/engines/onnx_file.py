@@ -54,6 +54,7 @@ class OnnxFileEngine:
             None if pixels is None else partial(prepend, spec=pixels, channels_last=net.input.channels_last),
             precision,
         )
+        self.parallel = self._session.parallel
         if (mixed := self._look()) is not None:
             if net.input.batch > 1:
                 raise ModelError(

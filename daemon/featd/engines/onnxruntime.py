@@ -50,6 +50,7 @@ class OnnxRuntimeEngine:
             None if pixels is None else partial(prepend, spec=pixels),
             precision,
         )
+        self.parallel = self._session.parallel
         warn_of(net, self.name)
 
     def forward(self, batch: Batch) -> dict[str, Vectors]:

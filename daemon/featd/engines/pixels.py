@@ -17,6 +17,7 @@ class PixelsEngine:
         self.inner = inner
         self.name = inner.name
         self.device = inner.device
+        self.parallel = inner.parallel
         self.input_shape = spec.pixels_shape
         self.blobs = inner.blobs
         self._spec = spec

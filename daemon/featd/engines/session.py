@@ -10,6 +10,7 @@ from typing import Any, Final
 import numpy.typing as npt
 import onnx
 
+from featd.engines import cuda
 from featd.engines.base import cuda_index
 from featd.engines.precision import FLOAT32, TF32
 from featd.errors import EngineError, ModelError, first_line, naming
@@ -17,6 +18,8 @@ from featd.net import mapped
 from featd.processes.oom import is_out_of_memory
 
 _LOG_ERRORS: Final = 3
+_TF32_SINCE: Final = (8, 0)
+"""Compute capability."""
 
 
 class Session:
@@ -41,10 +44,21 @@ class Session:
         self._outputs = tuple(outputs)
         self._session: Any = _load(source, serialized, device, threads, change, precision)
         self._input = self._session.get_inputs()[0].name
+        index = cuda_index(device)
+        self._place = ("cpu", 0) if index is None else ("cuda", index)
+        self.parallel = 1 if index is None else 2
+        """How many threads may be in `run` for the device to be busy all the time: while one batch is in the net, the
+        next is copied to the device, and the vectors of the last one from it."""
 
-    def run(self, images: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
-        """What the model makes of `images`: one new array per output. Whatever ONNX Runtime raises."""
-        arrays: list[npt.NDArray[Any]] = self._session.run(self._outputs, {self._input: images})
+    def run(self, images: npt.NDArray[Any], options: Any = None) -> list[npt.NDArray[Any]]:
+        """What the model makes of `images`: one new array per output. Any thread may call it. Whatever ONNX Runtime
+        raises."""
+        binding = self._session.io_binding()
+        binding.bind_cpu_input(self._input, images)
+        for name in self._outputs:
+            binding.bind_output(name, *self._place)
+        self._session.run_with_iobinding(binding, options)
+        arrays: list[npt.NDArray[Any]] = binding.copy_outputs_to_cpu()
         return arrays
 
     def failed(self, error: Exception, images: npt.NDArray[Any]) -> EngineError:
@@ -62,7 +76,7 @@ class Session:
         arena = "cpu:0" if (index := cuda_index(self._device)) is None else f"gpu:{index}"
         options.add_run_config_entry("memory.enable_memory_arena_shrinkage", arena)
         with contextlib.suppress(Exception):
-            self._session.run(self._outputs, {self._input: images}, options)
+            self.run(images, options)
 
 
 def _load(
@@ -77,16 +91,14 @@ def _load(
     providers: list[Any] = ["CPUExecutionProvider"]
     index = cuda_index(device)
     if index is not None:
+        onnxruntime.preload_dlls()  # CUDA and cuDNN of the extra `cuda`, which are not where the system's would be
         have = onnxruntime.get_available_providers()
         if "CUDAExecutionProvider" not in have:
             raise ModelError(
                 f"device {device!r}: this onnxruntime has no CUDA (it has {', '.join(have)}): "
                 'install the extra `cuda` in place of `cpu`, or use real Caffe, or devices = ["cpu"]'
             )
-        # ONNX Runtime's default is 1: vectors would be those of TF32.
-        providers.insert(
-            0, ("CUDAExecutionProvider", {"device_id": index, "use_tf32": int(precision == TF32)})
-        )
+        providers.insert(0, ("CUDAExecutionProvider", _cuda_options(index, precision)))
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = max(threads, 0)
     options.inter_op_num_threads = 1
@@ -124,7 +136,28 @@ def _load(
         raise ModelError(f"{source}: ONNX Runtime does not load the net: {first_line(error)}") from error
     if index is not None and "CUDAExecutionProvider" not in session.get_providers():
         raise EngineError(f"device {device!r}: ONNX Runtime fell back to the CPU: look at its CUDA libraries")
+    if index is not None and precision == TF32:
+        has = cuda.capability(index)
+        if has is not None and has < _TF32_SINCE:
+            raise ModelError(
+                f"model.precision: device {device!r} has no TF32 (compute capability {has[0]}.{has[1]}, and TF32 needs"
+                ' 8.0): write precision = "float32" or "float16"'
+            )
     return session
+
+
+def _cuda_options(index: int, precision: str) -> dict[str, Any]:
+    """Where featd departs from the defaults of ONNX Runtime's CUDA provider."""
+    return {
+        "device_id": index,
+        # The default is 1: vectors would be those of TF32.
+        "use_tf32": int(precision == TF32),
+        # The default tries every algorithm for each new size of a batch, which takes seconds, and may choose another
+        # one each time, whose vectors differ a little.
+        "cudnn_conv_algo_search": "HEURISTIC",
+        # The default takes memory in powers of two, which other workers and jobs on the device then lack.
+        "arena_extend_strategy": "kSameAsRequested",
+    }
 
 
 def import_onnxruntime() -> Any:
