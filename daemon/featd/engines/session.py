@@ -91,7 +91,7 @@ def _load(
     providers: list[Any] = ["CPUExecutionProvider"]
     index = cuda_index(device)
     if index is not None:
-        onnxruntime.preload_dlls()  # CUDA and cuDNN of the extra `cuda`, which are not where the system's would be
+        preload_cuda(onnxruntime)
         have = onnxruntime.get_available_providers()
         if "CUDAExecutionProvider" not in have:
             raise ModelError(
@@ -158,6 +158,13 @@ def _cuda_options(index: int, precision: str) -> dict[str, Any]:
         # The default takes memory in powers of two, which other workers and jobs on the device then lack.
         "arena_extend_strategy": "kSameAsRequested",
     }
+
+
+def preload_cuda(onnxruntime: Any) -> None:
+    """Load CUDA and cuDNN where they are installed as wheels, as the extra `cuda` does it. ONNX Runtime before 1.21
+    finds only those on the library path."""
+    if hasattr(onnxruntime, "preload_dlls"):
+        onnxruntime.preload_dlls()
 
 
 def import_onnxruntime() -> Any:
