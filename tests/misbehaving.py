@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 import time
 from typing import Any, NoReturn
 
@@ -25,11 +26,16 @@ class Misbehaving:
     """The real engine, until it sees the mark; `sick` is wrong by one percent from the beginning, `drift` from the
     mark on; `lost` fails from the first batch of images on, whatever is in it, and so does `lost-1` in one worker;
     `memory` is short of it for more than three images, also from there on, and `memory-abort` dies of it. Where that is
-    `memory-abort-at-start`, it does so from the beginning."""
+    `memory-abort-at-start`, it does so from the beginning. With `two-` in front, two batches are in the net at a time,
+    as on a GPU, and `two-beside` goes on only when they are."""
 
     def __init__(self, engine: Any, mode: str) -> None:
         self._engine = engine
+        self.parallel = 2 if mode.startswith("two-") else engine.parallel
+        mode = mode.removeprefix("two-")
         self._mode = mode
+        self._meeting = threading.Barrier(2, timeout=30)
+        self._late = 2 if mode == "beside" else 0
         self._error = 1.01 if mode == "sick" else 1.0
         self.lost = False
         self.short_of_memory = mode == "memory-abort-at-start"
@@ -49,6 +55,9 @@ class Misbehaving:
                 2, b"F1124 syncedmem.hpp:71] Check failed: error == cudaSuccess (2 vs. 0)  out of memory\n"
             )
             os.abort()
+        if self._late and threading.current_thread() is not threading.main_thread():
+            self._late -= 1
+            self._meeting.wait()
         marked = marks(batch)
         if marked.any():
             match self._mode:
@@ -74,21 +83,24 @@ class Misbehaving:
 
 def marks(batch: Batch) -> Any:
     """Which pictures are of one colour, and that one magenta: a mask (n,)."""
-    flat = batch.reshape(len(batch), batch.shape[1], -1)
+    flat = batch.reshape(len(batch), -1, 3).transpose(0, 2, 1).astype(np.float32)
     one_colour = (flat.max(axis=2) - flat.min(axis=2) < 1e-3).all(axis=1)
     return one_colour & (flat[:, 0, 0] - flat[:, 1, 0] > 0.5) & (abs(flat[:, 0, 0] - flat[:, 2, 0]) < 30)
 
 
 def fail_with_images(mode: str) -> None:
     """Once the pipeline runs its first batch: lose the device (or, with `lost-1`, the second one), or memory."""
-    run = pipeline.Pipeline._run  # noqa: SLF001
+    run = pipeline.Pipeline._next_tray  # noqa: SLF001
 
-    def failing(self: Any, tray: Any) -> None:
+    def failing(self: Any) -> Any:
+        tray = run(self)
+        if tray is None:
+            return None
         self._engine.lost = mode == "lost" or (mode == "lost-1" and getproctitle().endswith("worker-1"))
         self._engine.short_of_memory = mode.startswith("memory")
-        run(self, tray)
+        return tray
 
-    pipeline.Pipeline._run = failing  # type: ignore[method-assign]  # noqa: SLF001
+    pipeline.Pipeline._next_tray = failing  # type: ignore[method-assign]  # noqa: SLF001
 
 
 def refuses_late(*_: Any, **_options: Any) -> NoReturn:
@@ -105,8 +117,8 @@ def main() -> None:
         model.load_engine = refuses_late  # type: ignore[assignment]
     if mode == "hang":
         pipeline.MIN_HANG_SECONDS = pipeline.HANG_FACTOR = 1.5  # type: ignore[misc]
-    if mode.startswith(("lost", "memory")):
-        fail_with_images(mode)
+    if mode.startswith(("lost", "memory", "two-memory")):
+        fail_with_images(mode.removeprefix("two-"))
     if mode == "drift":
         golden.EVERY_SECONDS = golden.FIRST_SECONDS = 0.5
     from featd_cli.main import main as featd

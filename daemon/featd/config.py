@@ -143,6 +143,7 @@ class ModelConfig(_Section):
     net: str = "gist"
     weights: Path | None = None
     blobs: tuple[str, ...] = ()
+    precision: Literal["float32", "tf32", "float16"] = "float32"
 
     @property
     def built_in(self) -> bool:
@@ -160,6 +161,14 @@ class ModelConfig(_Section):
             raise ValueError("an ONNX file has its own weights: leave out `weights`")
         if self.is_onnx and self.engine == "caffe":
             raise ValueError('real Caffe runs no ONNX files: write engine = "auto" or "onnxruntime"')
+        if self.precision != "float32" and self.engine == "caffe":
+            raise ValueError(
+                f'real Caffe computes in float32: for precision = "{self.precision}", write engine = "auto"'
+            )
+        if self.precision == "float16" and self.is_onnx:
+            raise ValueError(
+                "an ONNX file is run in the precision that it has: export the net in float16, and leave out `precision`"
+            )
         whole = self.built_in or self.is_onnx
         if not whole and self.weights is None:
             raise ValueError("a net from a file needs `weights`, the path of its .caffemodel")

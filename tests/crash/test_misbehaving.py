@@ -31,6 +31,8 @@ def instance(tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest
         tmp_path / "instance",
         tmp_path / "images",
         workers__devices=["cpu"],
+        # Real Caffe takes one batch at a time.
+        model__engine="onnxruntime" if request.param.startswith("two-") else "auto",
         workers__batch=8,
         workers__lease_seconds=20,
         retry__backoff_seconds=0.1,
@@ -48,7 +50,7 @@ def check_only_the_marked_failed(instance: Instance, kind: str, word: str) -> No
     assert word in failed.error
 
 
-@pytest.mark.parametrize("instance", ["abort"], indirect=True)
+@pytest.mark.parametrize("instance", ["abort", "two-abort"], indirect=True)
 def test_an_abort_is_charged_to_the_culprit_with_its_last_words(instance: Instance) -> None:
     check_only_the_marked_failed(instance, "crash", "Check failed: error == cudaSuccess")
 
@@ -68,7 +70,7 @@ def test_a_hang_is_noticed_and_charged_to_the_culprit(instance: Instance) -> Non
     check_only_the_marked_failed(instance, "crash", "no progress")
 
 
-@pytest.mark.parametrize("instance", ["error"], indirect=True)
+@pytest.mark.parametrize("instance", ["error", "two-error"], indirect=True)
 def test_an_error_of_the_engine_costs_no_other_image_of_the_batch(instance: Instance) -> None:
     check_only_the_marked_failed(instance, "extract.error", "makes this engine fail")
 
@@ -183,9 +185,19 @@ def check_nothing_was_charged(instance: Instance, tmp_path: Path, monkeypatch: p
         np.testing.assert_allclose(vector, expected[name], rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("instance", ["memory"], indirect=True)
-def test_where_memory_is_short_a_worker_goes_on_with_smaller_batches(
+@pytest.mark.parametrize("instance", ["two-beside"], indirect=True)
+def test_where_an_engine_takes_two_batches_at_a_time_the_next_is_begun_before_the_last_is_done(
     instance: Instance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = instance.run("run", "--drain")
+    assert result.returncode == 0, result.stderr
+    assert "batch_failed" not in result.stderr
+    check_nothing_was_charged(instance, tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize("instance", ["memory", "two-memory"], indirect=True)
+def test_where_memory_is_short_a_worker_goes_on_with_smaller_batches(
+    instance: Instance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     result = instance.run("run", "--drain")
     assert result.returncode == 0, result.stderr
@@ -193,6 +205,7 @@ def test_where_memory_is_short_a_worker_goes_on_with_smaller_batches(
     assert [f" batch={batch} " in line for batch, line in zip((4, 2), halved, strict=True)] == [True, True]
     assert "batch_failed" not in result.stderr
     assert "child_died" not in result.stderr
+    assert result.stderr.count(" memory_short_for_two: ") == ("two-" in request.node.name)
     check_nothing_was_charged(instance, tmp_path, monkeypatch)
 
 

@@ -10,6 +10,7 @@ import pytest
 
 import nets
 from featd.config import ModelConfig, PreprocessConfig
+from featd.engines.precision import FLOAT32, TOLERANCES
 from featd.errors import EngineError
 from featd.preprocess.variants import variants
 from featd.worker import golden
@@ -46,7 +47,7 @@ def test_the_engines_pass_each_others_golden_vectors(settings: dict[str, Any]) -
     Golden(caffe, 8).check(golden.pack(ours), theirs)
     for blob in BLOBS:
         # A tenth of the tolerance: there is room for another device.
-        assert golden.distances(ours[blob], theirs[blob]).max() < golden.TOLERANCE / 10
+        assert golden.distances(ours[blob], theirs[blob]).max() < TOLERANCES[FLOAT32] / 10
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ NET = (
 class Recorder:
     """An engine whose vector is its input, and which keeps what it was given."""
 
-    name, device, input_shape = "recorder", "cpu", (3, *CROP)
+    name, device, parallel, input_shape = "recorder", "cpu", 1, (3, *CROP)
     blobs = {"data": 3 * CROP[0] * CROP[1]}  # noqa: RUF012
 
     def __init__(self) -> None:

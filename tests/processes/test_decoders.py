@@ -162,11 +162,11 @@ def test_pixels_come_back_in_their_slots(tmp_path: Path, root: Path) -> None:
             found = (root / name.replace("\\\\", "\\")).stat()
             pool.submit(at + 2, claimed(root, name, at, found))
         results = collect(pool, len(names))
-        assert pool.trays.shape == (2, 4, 3, 56, 48)
-        flat = pool.trays.reshape(8, 3, 56, 48)
+        assert (pool.trays.shape, pool.trays.dtype) == ((2, 4, 56, 48, 3), np.uint8)
+        flat = pool.trays.reshape(8, 56, 48, 3)
         for at, name in enumerate(names):
             data = (root / name.replace("\\\\", "\\")).read_bytes()
-            expected = np.empty(SPEC.shape, np.float32)
+            expected = np.empty(SPEC.pixels_shape, np.uint8)
             apply(decode(data, max_pixels=10**6), SPEC, expected)
             result = results[at]
             assert isinstance(result, Decoded)

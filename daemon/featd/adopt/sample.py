@@ -24,17 +24,17 @@ from featd.catalog import connect
 from featd.catalog.enqueue import FoundFile
 from featd.catalog.settle import Identity
 from featd.decoders.pool import DecoderPool
+from featd.engines.precision import tolerance
 from featd.errors import FeatdError, FingerprintError, ImageError
 from featd.images.decode import decode
 from featd.images.read import read_image
 from featd.paths import from_catalog
-from featd.preprocess.apply import apply
 from featd.preprocess.variants import variants
 from featd.processes.throwaway import Throwaway
 from featd.shards.write import fits
 from featd.states import ClaimedImage
 from featd.worker import process
-from featd.worker.golden import TOLERANCE, distances
+from featd.worker.golden import distances
 from featd.worker.model import Model, prepared_as
 
 CHECK_SECONDS = 3600.0
@@ -84,12 +84,13 @@ class Sample:
                 f"nothing was adopted: none of the images drawn could be computed again to compare: {some}"
             )
         worst = sorted(self.compared, key=lambda one: -one.distance)
-        differing = sum(one.distance > TOLERANCE for one in worst)
+        most = tolerance(self.identity.spec)
+        differing = sum(one.distance > most for one in worst)
         if differing:
             named = ", ".join(f"{one.path} {one.distance:.2g}" for one in worst[: min(TOLD, differing)])
             raise FingerprintError(
                 f"nothing was adopted: {differing} of {len(worst)} images of the sample have other vectors with this"
-                f" configuration (relative L2 distance above {TOLERANCE:g}). The worst: {named}."
+                f" configuration (relative L2 distance above {most:g}). The worst: {named}."
                 f" {self._reason(differing)}: see docs/nets.md, `Which configuration for which vectors`"
             )
 
@@ -163,7 +164,7 @@ def _computed(chosen: Chosen, drawn: Sequence[Drawn], wanted: int) -> dict[str, 
             held = np.stack([drawn[some[slot].id].vector for slot in good])
             for slot, distance in zip(good, distances(mine, held).tolist(), strict=True):
                 compared.append(Compared(some[slot].path, distance))
-    apart = {one.path for one in compared if one.distance > TOLERANCE}
+    apart = {one.path for one in compared if one.distance > booted.model.tolerance}
     likely = ""
     if len(apart) > len(compared) / 2:
         likely = _likely(booted.model, chosen, [one for one in drawn if one.found.path in apart][:TRIED])
@@ -196,18 +197,20 @@ def _likely(model: Model, chosen: Chosen, drawn: Sequence[Drawn]) -> str:
     finally:
         os.close(root_fd)
     held = np.stack([one.vector for one in drawn])
+    prepared = model.prepared()
     for mistake, spec in variants(model.preprocess):
-        inputs = np.empty((len(drawn), *spec.shape), np.float32)
-        for file, target in zip(files, inputs, strict=True):
-            pixels = decode(  # decoders have decoded these files before
+        pixels = [
+            decode(  # decoders have decoded these files before
                 file.data,
                 max_pixels=spec.max_pixels,
                 gray=spec.decode_gray,
                 alpha=spec.has_alpha,
                 orientation=spec.orientation,
             )
-            apply(pixels, spec, target)
-        made = prepared_as(model, spec).engine.forward(inputs)[chosen.blob]
-        if distances(made, held).max() <= TOLERANCE:
+            for file in files
+        ]
+        tried = prepared_as(prepared, spec)
+        made = tried.engine.forward(tried.inputs(pixels))[chosen.blob]
+        if distances(made, held).max() <= model.tolerance:
             return mistake
     return ""

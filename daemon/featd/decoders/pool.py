@@ -21,6 +21,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -74,12 +75,13 @@ class _Decoder:
 class DecoderPool:
     """`decoders` processes that fill the slots of `trays`.
 
-    trays: float32 (trays, batch, C, H, W) in shared memory; slot = tray * batch + place in the batch. A slot
+    trays: in shared memory, uint8 (trays, batch, H, W, C): pixels for `featd.preprocess.apply.prepare`; or where they
+    are no whole numbers, prepared, float32 (trays, batch, C, H, W). slot = tray * batch + place in the batch. A slot
     belongs to the decoders from `submit` until its result came out of `poll`. One thread uses a pool: the one
     that made it, which must be the process's main thread (a decoder dies with the thread that spawned it).
     """
 
-    trays: npt.NDArray[np.float32]
+    trays: npt.NDArray[Any]
 
     def __init__(
         self,
@@ -119,19 +121,20 @@ class DecoderPool:
             "OPENCV_IO_MAX_IMAGE_PIXELS": str(spec.max_pixels),
         }
         with contextlib.ExitStack() as undo:
-            self.hands = Hands.create(hands_path, decoders, batch)
+            self.hands = Hands.create(hands_path, decoders, trays * batch)
             undo.callback(self.hands.close)
             crash_point(CrashPoint.HANDS_CREATED)
-            shape = (trays * batch, *spec.shape)
+            one, dtype = (spec.pixels_shape, "u1") if spec.whole_numbers else (spec.shape, "f4")
+            shape = (trays * batch, *one)
             self._slots_fd = os.memfd_create("featd-trays", os.MFD_CLOEXEC)
             undo.callback(os.close, self._slots_fd)
-            size = int(np.prod(shape, dtype=np.int64)) * 4
+            size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
             os.ftruncate(self._slots_fd, size)
             self._map = mmap.mmap(self._slots_fd, size)
-            self.trays = np.frombuffer(self._map, np.float32).reshape(trays, batch, *spec.shape)
+            self.trays = np.frombuffer(self._map, dtype).reshape(trays, batch, *one)
             self._setup_fd = os.memfd_create("featd-setup", os.MFD_CLOEXEC)
             undo.callback(os.close, self._setup_fd)
-            os.write(self._setup_fd, Setup(self._roots, shape, spec).to_bytes())
+            os.write(self._setup_fd, Setup(self._roots, shape, dtype, spec).to_bytes())
             undo.callback(self._end_decoders)
             for index in range(decoders):
                 self._spawn(index)
@@ -193,7 +196,7 @@ class DecoderPool:
     def close(self) -> None:
         """End the decoders and free everything but the hands file. May be called twice."""
         self._undo.close()
-        self.trays = np.empty((0, 0, *self.trays.shape[2:]), np.float32)
+        self.trays = self.trays[:0, :0].copy()
         with contextlib.suppress(BufferError):  # the caller still looks at a tray: freed with its array
             self._map.close()
 

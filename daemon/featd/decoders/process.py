@@ -16,6 +16,7 @@ import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -47,13 +48,13 @@ from featd.states import ClaimedImage, Correction, Failure, Kind, Unchanged
 
 @dataclass(frozen=True, slots=True)
 class Decoder:
-    """The loop of a decoder process. `slots`: float32 (slots, C, H, W), shared with the pool."""
+    """The loop of a decoder process. `slots`: shared with the pool, as its setup says."""
 
     index: int
     hands: Hands
     tasks: socket.socket
     setup: Setup
-    slots: npt.NDArray[np.float32]
+    slots: npt.NDArray[Any]
 
     def run(self) -> None:
         """Answer tasks until the pool has closed its end."""
@@ -140,8 +141,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     settle_in(given.parent)
     setup = Setup.from_bytes(os.pread(given.setup, os.fstat(given.setup).st_size, 0))
     os.close(given.setup)
-    slots_bytes = int(np.prod(setup.shape, dtype=np.int64)) * 4
-    slots = np.frombuffer(mmap.mmap(given.slots, slots_bytes), np.float32).reshape(setup.shape)
+    slots = np.frombuffer(mmap.mmap(given.slots, 0), setup.dtype).reshape(setup.shape)
     os.close(given.slots)
     with Hands.open(given.hands) as hands:
         decoder = Decoder(given.index, hands, socket.socket(fileno=given.tasks), setup, slots)

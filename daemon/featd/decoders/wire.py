@@ -84,17 +84,18 @@ def clean(text: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What a decoder is told once. `roots`: folder -> whether links in it are followed; `shape`: of all slots,
-    (slots, C, H, W)."""
+    """What a decoder is told once. `roots`: folder -> whether links in it are followed; `shape` and `dtype`: of all
+    slots, float32 (slots, C, H, W) or uint8 (slots, H, W, C)."""
 
     roots: dict[str, bool]
     shape: tuple[int, int, int, int]
+    dtype: str
     spec: PreprocessSpec
 
     def to_bytes(self) -> bytes:
-        return json.dumps([self.roots, self.shape, self.spec.to_json()]).encode()
+        return json.dumps([self.roots, self.shape, self.dtype, self.spec.to_json()]).encode()
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Setup:
-        roots, shape, spec = json.loads(data)
-        return cls(roots, tuple(shape), PreprocessSpec.from_json(spec))
+        roots, shape, dtype, spec = json.loads(data)
+        return cls(roots, tuple(shape), dtype, PreprocessSpec.from_json(spec))

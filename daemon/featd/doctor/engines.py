@@ -9,7 +9,7 @@ from importlib import metadata
 from featd import __version__
 from featd.config import Settings
 from featd.doctor.finding import About, Finding, error, ok, told
-from featd.engines import caffe, onnxruntime
+from featd.engines import caffe, onnxruntime, session
 from featd.errors import ModelError
 
 RUNTIMES = ("onnxruntime", "onnxruntime-gpu")
@@ -56,7 +56,7 @@ def look_at_engines(settings: Settings | None) -> Iterator[Finding]:
 def find_onnxruntime() -> tuple[str, ModelError]:
     """Name and version of ONNX Runtime; empty, with the reason, where there is none."""
     try:
-        module = onnxruntime.import_onnxruntime()
+        module = session.import_onnxruntime()
     except ModelError as problem:
         return "", problem
     gpu = " with CUDA" if "CUDAExecutionProvider" in module.get_available_providers() else ""

@@ -90,12 +90,12 @@ def _look_at_driver(driver: Driver, device: str, engine: str) -> Iterator[Findin
         ONE_RUNTIME,
         find_caffe,
     )
-    from featd.engines import caffe, onnxruntime
+    from featd.engines import caffe, onnxruntime, session
 
     if driver.problem:
         yield warning(About.DRIVER, f"the driver cannot be asked: {driver.problem}", driver.way_out)
     try:
-        module: Any = onnxruntime.import_onnxruntime()
+        module: Any = session.import_onnxruntime()
         has_cuda = "CUDAExecutionProvider" in module.get_available_providers()
     except ModelError:
         module, has_cuda = None, False
@@ -117,20 +117,25 @@ def _look_at_driver(driver: Driver, device: str, engine: str) -> Iterator[Findin
             f" {built_for}",
             f"install a newer NVIDIA driver, or an onnxruntime-gpu that is built for CUDA {driver.cuda[0]}",
         )
-    elif why := _lacks_libraries(Path(module.__file__).parent / "capi"):
+    elif why := _lacks_libraries(module):
         yield error(
             About.DRIVER,
             f"ONNX Runtime {module.__version__} cannot load its CUDA libraries: {why}",
-            f"install CUDA {built_for} and cuDNN for it, and put their libraries on LD_LIBRARY_PATH",
+            f"`pip install 'onnxruntime-gpu[cuda,cudnn]'`, or install CUDA {built_for} and cuDNN for it, and put their"
+            " libraries on LD_LIBRARY_PATH",
         )
     else:
         driver_told = f"driver {driver.version}, " if driver.version else ""
         yield ok(About.DRIVER, f"{driver_told}ONNX Runtime {module.__version__} for CUDA {built_for or '?'}")
 
 
-def _lacks_libraries(capi: Path) -> str:
+def _lacks_libraries(onnxruntime: Any) -> str:
     """Why ONNX Runtime's part for CUDA cannot be loaded; empty where it can. ONNX Runtime itself would only warn, and
     run on the CPU."""
+    from featd.engines import session  # here: where only the CPU is used, no engine is loaded
+
+    session.preload_cuda(onnxruntime)
+    capi = Path(onnxruntime.__file__).parent / "capi"
     try:
         ctypes.CDLL(str(capi / "libonnxruntime_providers_shared.so"), os.RTLD_GLOBAL)
         ctypes.CDLL(str(capi / "libonnxruntime_providers_cuda.so"))

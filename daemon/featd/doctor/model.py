@@ -11,8 +11,10 @@ from featd.doctor.database import opened
 from featd.doctor.engines import find_caffe, find_onnxruntime
 from featd.doctor.finding import About, Finding, ok, told
 from featd.engines import caffe, onnxruntime
+from featd.engines.precision import require_precision
 from featd.engines.select import require_engine
-from featd.errors import FeatdError, FingerprintError
+from featd.errors import ConfigError, FeatdError, FingerprintError
+from featd.processes import devices
 from featd.worker.model import differences, fingerprint, read_model
 
 
@@ -24,6 +26,11 @@ def look_at_model(settings: Settings) -> Iterator[Finding]:
     engine = settings.model.engine
     if (engine != caffe.NAME and find_onnxruntime()[0]) or (engine != onnxruntime.NAME and find_caffe()[0]):
         require_engine(net, engine)
+    try:
+        for device in devices.resolve(settings.workers.devices):
+            require_precision(settings.model.precision, device)
+    except ConfigError as problem:
+        yield told(About.MODEL, problem)
     height, width = preprocess.crop
     blobs = ", ".join(f"{blob} ({size:,} numbers)" for blob, size in net.blobs.items())
     yield ok(About.MODEL, f"{settings.model.net}: {blobs}, from pictures of {height} x {width}")

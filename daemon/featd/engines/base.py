@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from typing import Final, Protocol, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -18,14 +18,15 @@ _log = logs.get("engine")
 
 _TRANSFORM: Final = re.compile(r"(^|[\s}])transform_param\s*:?\s*[{<]")
 
-Batch: TypeAlias = npt.NDArray[np.float32]
-"""float32, (n, channels, height, width)."""
+Batch: TypeAlias = npt.NDArray[Any]
+"""Prepared pictures, float32 (n, channels, height, width); or for an engine that was loaded to take them, pixels as
+decoders make them, uint8 (n, height, width, channels)."""
 Vectors: TypeAlias = npt.NDArray[np.float32]
 """float32, (n, d), row i belongs to picture i."""
 
 
 class Engine(Protocol):
-    """One loaded net. Used by one thread: the one that made it."""
+    """One loaded net. Used by one thread, the one that made it; where `parallel` is more, by any."""
 
     @property
     def name(self) -> str:
@@ -36,8 +37,12 @@ class Engine(Protocol):
         """`cpu` or `cuda:N`."""
 
     @property
+    def parallel(self) -> int:
+        """How many threads may be in `forward` at a time for the device to be busy."""
+
+    @property
     def input_shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of one picture."""
+        """Of one picture: (channels, height, width), or of pixels (height, width, channels)."""
 
     @property
     def blobs(self) -> dict[str, int]:
@@ -53,13 +58,16 @@ class Engine(Protocol):
         """Release memory and device. May be called twice."""
 
 
-def as_batch(batch: Batch, input_shape: tuple[int, int, int]) -> Batch:
-    """The batch, contiguous float32. ValueError names both shapes."""
+def as_batch(batch: Batch, input_shape: tuple[int, int, int], dtype: type = np.float32) -> Batch:
+    """The batch, contiguous. ValueError names both shapes; and where pixels are wanted and come prepared, or prepared
+    pictures and come as pixels."""
     if batch.ndim != 4 or batch.shape[0] < 1 or batch.shape[1:] != input_shape:
         raise ValueError(
             f"a batch of shape {batch.shape} for a net that takes (n, {', '.join(map(str, input_shape))})"
         )
-    return np.ascontiguousarray(batch, np.float32)
+    if (batch.dtype == np.uint8) != (dtype == np.uint8):
+        raise ValueError(f"a batch of {batch.dtype} for a net that takes {np.dtype(dtype)}")
+    return np.ascontiguousarray(batch, dtype)
 
 
 def run_all(run: Callable[[Batch], Sequence[Vectors]], batch: Batch, alone: bool) -> Sequence[Vectors]:

@@ -192,6 +192,7 @@ class CaffeEngine:
     """A net in real Caffe."""
 
     name: Final = NAME
+    parallel: Final = 1
 
     def __init__(self, net: Net, device: str, threads: int) -> None:
         message = check(net, device)

@@ -2,39 +2,60 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from featd.engines.base import Batch, Vectors, as_batch, as_vectors, warn_alone
-from featd.engines.onnxruntime import NAME, give_memory_back, load_session
+from featd.engines.first_nodes import prepend
+from featd.engines.onnxruntime import NAME
+from featd.engines.precision import FLOAT32, TOLERANCES
+from featd.engines.session import Session
 from featd.errors import EngineError, ModelError, first_line
 from featd.net.onnx_file.net import OnnxNet
+from featd.preprocess.spec import PreprocessSpec
 from featd.processes.oom import is_out_of_memory
-
-TOLERANCE: Final = 1e-3
-"""Relative L2 distance between the vectors of a picture alone and beside another. Rounding is far below; where images
-affect each other, it is far above."""
 
 
 class OnnxFileEngine:
     """An ONNX file in an ONNX Runtime session, which has threads: never create it before a fork.
 
+    `pixels`: take pixels, which the graph prepares so; None: take prepared pictures.
     Two made-up pictures, alone and together, show whether the net keeps the images of a batch apart, and how large its
-    vectors are.
+    vectors are. Rounding changes vectors by far less than the tolerance, other images by far more.
     """
 
     name: Final = NAME
 
-    def __init__(self, net: OnnxNet, device: str, threads: int) -> None:
+    def __init__(
+        self,
+        net: OnnxNet,
+        device: str,
+        threads: int,
+        pixels: PreprocessSpec | None = None,
+        precision: str = FLOAT32,
+    ) -> None:
         self.device = device
-        self.input_shape = net.input_shape
+        self.input_shape = net.input_shape if pixels is None else pixels.pixels_shape
         self.blobs = dict(net.blobs)
         self._net = net
         self._at_once = net.input.batch
         """Images that the net takes: this many, or any number (0)."""
-        self._session: Any = load_session(net.source, net.serialized, device, threads, net.without)
+        self._pixels = pixels is not None
+        self._tolerance = TOLERANCES[precision]
+        self._session: Session | None = Session(
+            net.source,
+            net.serialized,
+            net.tensors,
+            device,
+            threads,
+            None if pixels is None else partial(prepend, spec=pixels, channels_last=net.input.channels_last),
+            precision,
+            net.without,
+        )
+        self.parallel = self._session.parallel
         if (mixed := self._look()) is not None:
             if net.input.batch > 1:
                 raise ModelError(
@@ -45,20 +66,18 @@ class OnnxFileEngine:
             warn_alone(net.source, NAME, mixed)
 
     def forward(self, batch: Batch) -> dict[str, Vectors]:
-        """Run `batch` (n, C, H, W); blob -> (n, d), the caller's own arrays."""
-        if self._session is None:
+        """Run `batch`; blob -> (n, d), the caller's own arrays."""
+        session = self._session
+        if session is None:
             raise EngineError("the engine is closed")
-        batch = as_batch(batch, self.input_shape)
+        batch = as_batch(batch, self.input_shape, np.uint8 if self._pixels else np.float32)
         step = self._at_once or len(batch)
         try:
             parts = [self._run(batch[at : at + step]) for at in range(0, len(batch), step)]
         except ModelError:
             raise
         except Exception as error:  # the runtime's exception classes are not a stable interface
-            if is_out_of_memory(error):
-                feed = {self._net.input.name: self._net.input.feed(batch[:step])}
-                give_memory_back(self._session, self.device, list(self._net.tensors), feed)
-            raise EngineError(f"ONNX Runtime failed on {self.device}: {first_line(error)}") from error
+            raise session.failed(error, self._fed(batch[:step])) from error
         return {
             blob: np.concatenate([part[at] for part in parts]) if len(parts) > 1 else parts[0][at]
             for at, blob in enumerate(self.blobs)
@@ -72,13 +91,15 @@ class OnnxFileEngine:
         """The vectors of these images, by blob. A net for more images gets the last one again and again."""
         lacking = max(self._net.input.batch - len(images), 0)
         padded = np.concatenate([images, np.repeat(images[-1:], lacking, axis=0)]) if lacking else images
-        arrays = self._session.run(
-            list(self._net.tensors), {self._net.input.name: self._net.input.feed(padded)}
-        )
+        assert self._session is not None  # `forward` looked
+        arrays = self._session.run(self._fed(padded))
         return [
             self._flat(blob, np.asarray(array), len(padded))[: len(images)]
             for blob, array in zip(self.blobs, arrays, strict=True)
         ]
+
+    def _fed(self, images: Batch) -> npt.NDArray[Any]:
+        return images if images.dtype == np.uint8 else self._net.input.feed(images)
 
     def _flat(self, blob: str, array: npt.NDArray[Any], images: int) -> Vectors:
         if array.dtype.kind != "f":
@@ -95,7 +116,7 @@ class OnnxFileEngine:
         """Find the sizes that are unknown, and why images must run one at a time; None: they need not."""
         net = self._net
         random = np.random.default_rng(0)
-        one, other = (random.standard_normal((1, *net.input_shape), np.float32) * 50 for _ in range(2))
+        one, other = (self._noise(random) for _ in range(2))
         alone = self._tried(one)
         for blob, vectors in zip(net.blobs, alone, strict=True):
             if not vectors.size:
@@ -115,9 +136,15 @@ class OnnxFileEngine:
                 return f"blob {blob!r} is not finite for a made-up picture, so that this cannot be tested"
             length = np.linalg.norm(mine.astype(np.float64), axis=1)
             distance = np.linalg.norm(mine.astype(np.float64) - beside, axis=1)
-            if not (distance <= TOLERANCE * np.maximum(length, 1e-12)).all():
+            if not (distance <= self._tolerance * np.maximum(length, 1e-12)).all():
                 return f"blob {blob!r} of a picture is another one beside another picture"
         return None
+
+    def _noise(self, random: np.random.Generator) -> Batch:
+        """A made-up picture."""
+        if self._pixels:
+            return random.integers(0, 256, (1, *self.input_shape), np.uint8)
+        return random.standard_normal((1, *self.input_shape), np.float32) * 50
 
     def _tried(self, picture: Batch) -> list[Vectors]:
         try:

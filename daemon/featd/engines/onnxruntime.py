@@ -2,53 +2,67 @@
 
 from __future__ import annotations
 
-import contextlib
-import re
-from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from featd.engines.base import Batch, Vectors, as_batch, as_vectors, cuda_index, run_all, warn_of
-from featd.errors import EngineError, ModelError, first_line, naming
-from featd.net import mapped
+import numpy as np
+
+from featd.engines.base import Batch, Vectors, as_batch, as_vectors, run_all, warn_of
+from featd.engines.first_nodes import prepend
+from featd.engines.precision import FLOAT16, FLOAT32
+from featd.engines.session import Session
+from featd.errors import EngineError
 from featd.net.lower import output_name, to_onnx
 from featd.net.net import Net
-from featd.processes.oom import is_out_of_memory
+from featd.preprocess.spec import PreprocessSpec
 
 NAME: Final = "onnxruntime"
-_LOG_ERRORS: Final = 3
 
 
 class OnnxRuntimeEngine:
-    """A converted net in an ONNX Runtime session, which has threads: never create it before a fork."""
+    """A converted net in an ONNX Runtime session, which has threads: never create it before a fork.
+
+    `pixels`: take pixels, which the graph prepares so; None: take prepared pictures. `precision`: of a GPU; on the CPU
+    it is always float32.
+    """
 
     name: Final = NAME
 
-    def __init__(self, net: Net, device: str, threads: int) -> None:
+    def __init__(
+        self,
+        net: Net,
+        device: str,
+        threads: int,
+        pixels: PreprocessSpec | None = None,
+        precision: str = FLOAT32,
+    ) -> None:
         self.device = device
-        self.input_shape = net.input_shape
+        self.input_shape = net.input_shape if pixels is None else pixels.pixels_shape
         self.blobs = dict(net.blobs)
-        self._outputs = [output_name(blob) for blob in net.blobs]
+        self._dtype = np.float32 if pixels is None else np.uint8
         self._alone = net.one_by_one is not None
-        self._session: Any = load_session(net.source, partial(to_onnx, net), device, threads)
+        self._session: Session | None = Session(
+            net.source,
+            partial(to_onnx, net, half=precision == FLOAT16 and device != "cpu"),
+            [output_name(blob) for blob in net.blobs],
+            device,
+            threads,
+            None if pixels is None else partial(prepend, spec=pixels),
+            precision,
+        )
+        self.parallel = self._session.parallel
         warn_of(net, self.name)
-        self._input = self._session.get_inputs()[0].name
 
     def forward(self, batch: Batch) -> dict[str, Vectors]:
-        """Run `batch` (n, C, H, W); blob -> (n, d), the caller's own arrays."""
-        if self._session is None:
+        """Run `batch`; blob -> (n, d), the caller's own arrays."""
+        session = self._session
+        if session is None:
             raise EngineError("the engine is closed")
-        batch = as_batch(batch, self.input_shape)
+        batch = as_batch(batch, self.input_shape, self._dtype)
         try:
-            # ONNX Runtime returns a new array per run, so that no copy is needed.
-            arrays = run_all(
-                lambda images: self._session.run(self._outputs, {self._input: images}), batch, self._alone
-            )
+            arrays = run_all(session.run, batch, self._alone)
         except Exception as error:  # the runtime's exception classes are not a stable interface
-            if is_out_of_memory(error):
-                give_memory_back(self._session, self.device, self._outputs, {self._input: batch})
-            raise EngineError(f"ONNX Runtime failed on {self.device}: {first_line(error)}") from error
+            raise session.failed(error, batch) from error
         return {
             blob: as_vectors(blob, array, len(batch), size)
             for (blob, size), array in zip(self.blobs.items(), arrays, strict=True)
@@ -57,84 +71,3 @@ class OnnxRuntimeEngine:
     def close(self) -> None:
         """Release the session and its threads."""
         self._session = None
-
-
-def give_memory_back(session: Any, device: str, outputs: list[str], feed: dict[str, Any]) -> None:
-    """Run a batch that memory is too short for once more. ONNX Runtime keeps what it took for it, so that smaller
-    batches, and everything else in this process, would find none; but not at the end of a run with this option."""
-    from onnxruntime import RunOptions
-
-    options = RunOptions()
-    arena = "cpu:0" if (index := cuda_index(device)) is None else f"gpu:{index}"
-    options.add_run_config_entry("memory.enable_memory_arena_shrinkage", arena)
-    with contextlib.suppress(Exception):
-        session.run(outputs, feed, options)
-
-
-def load_session(
-    source: str,
-    serialized: Callable[[Path | None], bytes],
-    device: str,
-    threads: int,
-    without: Sequence[str] = (),
-) -> Any:
-    """A session of a model. `serialized` makes its bytes; into a folder that it is given, it writes large arrays.
-    `source` is for messages. `without`: optimizers of ONNX Runtime that are not to be used. ModelError, EngineError."""
-    onnxruntime = import_onnxruntime()
-    providers: list[Any] = ["CPUExecutionProvider"]
-    index = cuda_index(device)
-    if index is not None:
-        have = onnxruntime.get_available_providers()
-        if "CUDAExecutionProvider" not in have:
-            raise ModelError(
-                f"device {device!r}: this onnxruntime has no CUDA (it has {', '.join(have)}): "
-                'install the extra `cuda` in place of `cpu`, or use real Caffe, or devices = ["cpu"]'
-            )
-        # With TF32, the engines would not agree within the tolerance.
-        providers.insert(0, ("CUDAExecutionProvider", {"device_id": index, "use_tf32": 0}))
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = max(threads, 0)
-    options.inter_op_num_threads = 1
-    options.log_severity_level = _LOG_ERRORS
-    # Idle threads must not use the cores that the decoders need.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-
-    def load(model: Path | bytes) -> Any:
-        mapped.rest()
-        return onnxruntime.InferenceSession(
-            model, options, providers=providers, disabled_optimizers=list(without)
-        )
-
-    try:
-        with naming(source):
-            try:
-                # Weights in files: ONNX Runtime maps them, and lets go of each once it has packed it. Weights in the
-                # model would be copied four times and limited to 2 GB; those of our own arrays it would keep, too.
-                with mapped.temporary_folder() as folder:
-                    model = Path(folder, "net.onnx")
-                    model.write_bytes(serialized(folder))
-                    session = load(model)
-            except OSError as error:
-                mapped.warn_of_no_room(source, error)
-                session = load(serialized(None))
-        mapped.rest()
-    except ModelError:
-        raise
-    except Exception as error:  # as in `forward`
-        told = re.sub(r"Load model from .* failed:", "", first_line(error))  # our own file
-        raise ModelError(f"{source}: ONNX Runtime does not load the net: {told}") from error
-    if index is not None and "CUDAExecutionProvider" not in session.get_providers():
-        raise EngineError(f"device {device!r}: ONNX Runtime fell back to the CPU: look at its CUDA libraries")
-    return session
-
-
-def import_onnxruntime() -> Any:
-    """The module `onnxruntime`. ModelError names the extra to install where there is none."""
-    try:
-        import onnxruntime
-    except ImportError:
-        raise ModelError(
-            "ONNX Runtime is not installed: install featd with the extra `cpu`, or `cuda` for NVIDIA GPUs"
-            " (pip install 'featd[cpu]')"
-        ) from None
-    return onnxruntime

@@ -8,12 +8,16 @@ from typing import Final
 from featd.engines import caffe, onnxruntime
 from featd.engines.base import Engine
 from featd.engines.onnx_file import OnnxFileEngine
+from featd.engines.pixels import PixelsEngine
+from featd.engines.precision import FLOAT32
+from featd.engines.session import import_onnxruntime
 from featd.errors import ModelError
 from featd.net.describe import LayerReport, NetReport
 from featd.net.layers.table import perhaps
 from featd.net.load import require_lowered
 from featd.net.net import Net
 from featd.net.onnx_file.net import OnnxNet
+from featd.preprocess.spec import PreprocessSpec
 
 ENGINES: Final = (caffe.NAME, onnxruntime.NAME)
 
@@ -21,7 +25,7 @@ ENGINES: Final = (caffe.NAME, onnxruntime.NAME)
 def require_engine(net: Net | OnnxNet, engine: str) -> None:
     """ModelError where no installed engine runs `net` on the CPU. Nothing is loaded."""
     if isinstance(net, OnnxNet):
-        onnxruntime.import_onnxruntime()
+        import_onnxruntime()
         return
     without = ""
     if engine != onnxruntime.NAME:
@@ -34,7 +38,7 @@ def require_engine(net: Net | OnnxNet, engine: str) -> None:
             without = f" (and real Caffe was not taken: {error})"
     try:
         require_lowered(net)
-        onnxruntime.import_onnxruntime()
+        import_onnxruntime()
     except ModelError as error:
         raise ModelError(f"{error}{without}") from None
 
@@ -46,7 +50,7 @@ def runnable(report: NetReport) -> tuple[list[str], str]:
         with contextlib.suppress(caffe.CaffeUnavailableError):
             have = set(caffe.import_caffe().layer_type_list())
     try:
-        onnxruntime.import_onnxruntime()
+        import_onnxruntime()
         lowers = True
     except ModelError:
         lowers = False
@@ -80,10 +84,19 @@ def runnable(report: NetReport) -> tuple[list[str], str]:
     return blobs, why
 
 
-def load_engine(net: Net | OnnxNet, engine: str, device: str, threads: int = 0) -> Engine:
+def load_engine(
+    net: Net | OnnxNet,
+    engine: str,
+    device: str,
+    threads: int = 0,
+    pixels: PreprocessSpec | None = None,
+    precision: str = FLOAT32,
+) -> Engine:
     """Load `net` on `device` (`cpu`, `cuda:N`) with `threads` CPU threads (0: the engine's own choice).
 
     `auto` takes real Caffe when it is importable, can use the device and loads this net, else ONNX Runtime.
+    `pixels`: the engine takes pixels and prepares them so; None: it takes prepared pictures. `precision`: of a GPU, by
+    ONNX Runtime; on the CPU, and by real Caffe, it is always float32.
     Call it in the thread that will call `forward`, after the last fork. ModelError says why there is no engine.
     """
     if isinstance(net, OnnxNet):
@@ -91,18 +104,22 @@ def load_engine(net: Net | OnnxNet, engine: str, device: str, threads: int = 0) 
             raise ModelError(
                 f'{net.source}: real Caffe runs no ONNX files: write engine = "auto" or "onnxruntime"'
             )
-        return OnnxFileEngine(net, device, threads)
-    if engine == onnxruntime.NAME:
+        if pixels is not None and net.input.half:
+            # As the graph's first nodes, ONNX Runtime's CPU provider leaves out the rounding to float16.
+            return PixelsEngine(OnnxFileEngine(net, device, threads, None, precision), pixels)
+        return OnnxFileEngine(net, device, threads, pixels, precision)
+    if engine == onnxruntime.NAME or (engine == "auto" and precision != FLOAT32):
         require_lowered(net)
-        return onnxruntime.OnnxRuntimeEngine(net, device, threads)
-    if engine == caffe.NAME:
-        return caffe.CaffeEngine(net, device, threads)
-    if engine != "auto":
+        return onnxruntime.OnnxRuntimeEngine(net, device, threads, pixels, precision)
+    if engine not in ("auto", caffe.NAME):
         raise ModelError(f"unknown engine {engine!r}: write one of auto, {', '.join(ENGINES)}")
     try:
-        return caffe.CaffeEngine(net, device, threads)
+        with_caffe = caffe.CaffeEngine(net, device, threads)
+        return with_caffe if pixels is None else PixelsEngine(with_caffe, pixels)
     except caffe.CaffeUnavailableError as without:
+        if engine == caffe.NAME:
+            raise
         try:
-            return onnxruntime.OnnxRuntimeEngine(net, device, threads)
+            return onnxruntime.OnnxRuntimeEngine(net, device, threads, pixels, precision)
         except ModelError as error:
             raise ModelError(f"{error} (and real Caffe was not taken: {without})") from None

@@ -29,6 +29,7 @@ class TenCropEngine:
         self.inner = inner
         self.name = inner.name
         self.device = inner.device
+        self.parallel = inner.parallel
         self.input_shape = (inner.input_shape[0], *size)
         self.blobs = inner.blobs
         self._mean = mean

@@ -15,6 +15,7 @@ class UnitLengthEngine:
         self.inner = inner
         self.name = inner.name
         self.device = inner.device
+        self.parallel = inner.parallel
         self.input_shape = inner.input_shape
         self.blobs = inner.blobs
 

@@ -12,6 +12,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from featd.errors import ModelError
+from featd.net import schema
 from featd.net.fold import absorbed, fold
 from featd.net.graph import INPUT, Shape, Step
 from featd.net.layers.affine import bn, statistics
@@ -25,6 +26,27 @@ IR_VERSION: Final = 8
 """The oldest onnxruntime that featd allows supports both."""
 _APART_BYTES: Final = 1 << 16
 """Smaller arrays are always in the bytes; shapes are among them, which ONNX Runtime needs while it loads."""
+
+
+_IN_HALF: Final = frozenset(
+    {
+        *("Convolution", "Deconvolution", "InnerProduct", "ReLU", "Eltwise"),
+        *("Concat", "Dropout", "Flatten", "Pooling", "Reshape", "Slice", "Split"),
+    }
+)
+"""What computes in float16 where that is asked for: sums that GPUs have units for, which they add up in float32, and
+what stands between them. All others (LRN, Softmax, Power, ...) have squares, exponents or long sums, and stay in
+float32."""
+
+
+def _computes_in_half(step: Step, doubtful: set[int]) -> bool:
+    """Whether a layer computes in float16 where that is asked for."""
+    layer = step.layer
+    if layer.type == "Pooling":  # of averages, the sums would be float16
+        method = layer.param.pooling_param.pool
+        if method != schema.ENUMS["PoolingParameter.PoolMethod"]["MAX"] or len(layer.tops) > 1:
+            return False
+    return layer.type in _IN_HALF and not doubtful.intersection(step.reads)
 
 
 def _doubtful(net: Net) -> set[int]:
@@ -64,10 +86,15 @@ class _Graph:
 
     def __init__(self, name: str, apart: Path | None) -> None:
         self._apart = apart
+        self._half = False
+        """Whether the layer that is being lowered computes in float16."""
+        self._in_half: set[str] = set()
+        """Tensors that are float16; all others are float32, or no floats."""
+        self._cast: dict[str, str] = {}
         self.model = onnx.ModelProto(ir_version=IR_VERSION, producer_name="featd")
         self.model.opset_import.append(helper.make_opsetid("", OPSET))
         self.model.graph.name = name
-        self._scalars: dict[float, str] = {}
+        self._scalars: dict[tuple[float, bool], str] = {}
         self._count = 0
 
     def _fresh(self) -> str:
@@ -87,6 +114,8 @@ class _Graph:
         return outputs
 
     def constant(self, array: npt.NDArray[Any]) -> str:
+        if self._half and array.dtype == np.float32:
+            array = _as_half(array)
         name = self._fresh()
         tensor = self.model.graph.initializer.add(
             name=name, dims=array.shape, data_type=helper.np_dtype_to_tensor_dtype(array.dtype)
@@ -101,9 +130,29 @@ class _Graph:
         return name
 
     def scalar(self, value: float) -> str:
-        if value not in self._scalars:
-            self._scalars[value] = self.constant(np.array(value, np.float32))
-        return self._scalars[value]
+        key = (value, self._half)
+        if key not in self._scalars:
+            self._scalars[key] = self.constant(np.array(value, np.float32))
+        return self._scalars[key]
+
+    def begin(self, half: bool) -> None:
+        """The layer that is lowered next computes in float16, or float32."""
+        self._half = half
+
+    def read(self, tensor: str) -> str:
+        """The tensor in the precision of the layer that reads it."""
+        if (tensor in self._in_half) == self._half:
+            return tensor
+        if tensor not in self._cast:
+            to = TensorProto.FLOAT16 if self._half else TensorProto.FLOAT
+            self._cast[tensor] = self.node("Cast", [tensor], to=to)
+            self.made([self._cast[tensor]])
+        return self._cast[tensor]
+
+    def made(self, tensors: Sequence[str]) -> None:
+        """These tensors are of the layer's precision."""
+        if self._half:
+            self._in_half.update(tensors)
 
     def reshape(self, tensor: str, shape: Shape, fixed: bool = False) -> str:
         # 0 copies the batch axis from the input.
@@ -111,12 +160,24 @@ class _Graph:
         return self.node("Reshape", [tensor, self.constant(np.array(dims, np.int64))])
 
 
-def to_onnx(net: Net, apart: Path | None = None) -> bytes:
+def _as_half(array: npt.NDArray[Any]) -> npt.NDArray[np.float16]:
+    with np.errstate(over="ignore"):
+        half = array.astype(np.float16)
+    if not np.isfinite(half).all() and np.isfinite(array).all():
+        raise ModelError(
+            f"float16 has no numbers beyond 65,504, and a weight is {np.abs(array).max():,.0f}: write"
+            ' precision = "tf32" or "float32"'
+        )
+    return half
+
+
+def to_onnx(net: Net, apart: Path | None = None, half: bool = False) -> bytes:
     """The serialized ModelProto of `net`: input `net.input_blob` float32 (n, C, H, W), outputs (n, d) in the
     order of `net.blobs`, named as `output_name` says. ModelError names a layer that cannot be lowered.
 
     `apart`: a folder that gets a file for each large array, which then is not in the bytes (ONNX calls it external).
-    OSError where they cannot be written."""
+    OSError where they cannot be written. `half`: layers of _IN_HALF compute in float16; input and outputs stay float32.
+    """
     require_lowered(net)
     graph = _Graph(net.name, apart)
     values: dict[int, tuple[str, Shape]] = {}
@@ -132,18 +193,21 @@ def to_onnx(net: Net, apart: Path | None = None) -> bytes:
             tensors: Sequence[str] = [_input_name(top) for top in layer.tops]
         else:
             weights = absorbed(net, step, folded.absorbing[at]) if at in folded.absorbing else None
+            graph.begin(half and at not in folded.affine and _computes_in_half(step, doubtful))
             at_layer = _lowered(net, graph, step, values, weights, doubtful)
             affine = folded.affine.get(at)
             lower = TYPES[layer.type].lower if affine is None else affine.lower
             tensors = lower(graph, at_layer)
+            graph.made(tensors)
         for value, tensor, top in zip(step.writes, tensors, tops, strict=False):
             values[value] = (tensor, top)
+    graph.begin(False)
     batch = 1 if net.one_by_one else "n"
     made = graph.model.graph
     for blob, size in net.blobs.items():
         tensor, _ = _made(net, values, net.values[blob], blob)
         to_rows = graph.constant(np.array([-1, size], np.int64))
-        made.node.append(helper.make_node("Reshape", [tensor, to_rows], [output_name(blob)]))
+        made.node.append(helper.make_node("Reshape", [graph.read(tensor), to_rows], [output_name(blob)]))
         made.output.append(helper.make_tensor_value_info(output_name(blob), TensorProto.FLOAT, [batch, size]))
     name = _input_name(net.input_blob)
     made.input.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, [batch, *net.input_shape]))
@@ -163,7 +227,8 @@ def _lowered(
     bottoms, shapes, fixed = [], [], []
     for value, bottom in zip(step.reads, layer.bottoms, strict=True):
         alone = net.one_by_one is not None or value in net.constants
-        bottoms.append(_as_named(graph, _made(net, values, value, bottom), _known(net, bottom), alone))
+        tensor, made = _made(net, values, value, bottom)
+        bottoms.append(_as_named(graph, (graph.read(tensor), made), _known(net, bottom), alone))
         shapes.append(_known(net, bottom))
         fixed.append(alone)
     if weights is None:

@@ -28,27 +28,40 @@ _LUMA_BGR = np.array([0.0721, 0.7154, 0.2125], np.float32)
 """skimage.color.rgb2gray's weights, with which `caffe.io.load_image(color=False)` makes grey; OpenCV's are others."""
 
 
-def apply(pixels: npt.NDArray[np.uint8], spec: PreprocessSpec, out: npt.NDArray[np.float32]) -> None:
-    """Write the net's input made of `pixels` into `out`.
+def apply(pixels: npt.NDArray[np.uint8], spec: PreprocessSpec, out: npt.NDArray[Any]) -> None:
+    """Write the net's input made of `pixels` into `out`, or what `prepare` makes it of.
 
     pixels: uint8 (H, W, 3) in BGR order, or (H, W) for channels "gray" (which also takes colour); with alpha one more
     channel, (H, W, 4) or (H, W, 2), or else 255 is taken for it.
-    out: float32, shape `spec.shape`, values (x - mean) * scale / std, or x where there is a `spec.mean_after_crops`.
+    out: float32 of shape `spec.shape`: see `prepare`. Or uint8 of shape `spec.pixels_shape`: resized and cropped, in
+    the order of `pixels`; not with pycaffe's arithmetic, whose pixels are no whole numbers.
     """
     at_size = _bring_to_size(_with_alpha(pixels) if spec.has_alpha else pixels, spec)
     cut = spec.shape[1:]
     top, left = _offset(at_size.shape[0] - cut[0], spec), _offset(at_size.shape[1] - cut[1], spec)
     at_size = at_size[top : top + cut[0], left : left + cut[1]]
-    planes = [at_size] if spec.depth == 1 else list(cv2.split(at_size))
-    if spec.channels in ("rgb", "rgba"):
+    if out.dtype == np.uint8:
+        out[...] = at_size.reshape(out.shape)
+    else:
+        prepare(at_size, spec, out)
+
+
+def prepare(pixels: npt.NDArray[Any], spec: PreprocessSpec, out: npt.NDArray[np.float32]) -> None:
+    """Channel order, mean and scale: the second half of `apply`, which `featd.engines.first_nodes` does in the graph.
+
+    pixels: of the size of `out`, (H, W), (H, W, 1) or (H, W, C). out: float32, shape `spec.shape`, values
+    (x - mean) * scale / std, or x where there is a `spec.mean_after_crops`.
+    """
+    planes = [pixels.reshape(spec.shape[1:])] if spec.depth == 1 else list(cv2.split(pixels))
+    if spec.swaps_channels:
         planes[:3] = planes[2::-1]
     if spec.mean_after_crops is not None:
         for plane, target in zip(planes, out, strict=True):
             target[...] = plane
         return
-    for plane, value, target in zip(planes, _cropped_mean(spec), out, strict=True):
+    for plane, value, target in zip(planes, cropped_mean(spec), out, strict=True):
         np.subtract(plane, value, out=target, dtype=np.float32)
-    if spec.scale != 1.0 or spec.std:
+    if spec.scales:
         for target, factor in zip(out, spec.factors, strict=True):
             np.multiply(target, factor, out=target)
 
@@ -101,7 +114,8 @@ def resized_to(height: int, width: int, spec: PreprocessSpec) -> tuple[int, int]
     return max(wanted_height, (2 * height * wanted_width + width) // (2 * width)), wanted_width
 
 
-def _cropped_mean(spec: PreprocessSpec) -> Sequence[Any]:
+def cropped_mean(spec: PreprocessSpec) -> Sequence[Any]:
+    """What is subtracted of each channel: a float32, or an array (height, width) of them."""
     if not isinstance(spec.mean, np.ndarray):
         return [np.float32(value) for value in spec.mean]
     height, width = spec.shape[1:]

@@ -49,6 +49,26 @@ class PreprocessSpec:
         return (self.depth, *(self.size if self.crops == "ten" else self.crop))
 
     @property
+    def pixels_shape(self) -> tuple[int, int, int]:
+        """Shape of what `apply` makes as uint8, (height, width, C)."""
+        return (*self.shape[1:], self.depth)
+
+    @property
+    def whole_numbers(self) -> bool:
+        """Whether resized pixels are uint8; pycaffe's are not."""
+        return self.arithmetic != "skimage"
+
+    @property
+    def swaps_channels(self) -> bool:
+        """Whether red and blue of decoded pixels, which are BGR, change places."""
+        return self.channels in ("rgb", "rgba")
+
+    @property
+    def scales(self) -> bool:
+        """Whether `factors` change anything."""
+        return self.scale != 1.0 or bool(self.std)
+
+    @property
     def decode_gray(self) -> bool:
         """Whether the decoder makes the picture grey; pycaffe does that afterwards, in floating point."""
         return self.is_gray and self.arithmetic != "skimage"

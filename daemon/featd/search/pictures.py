@@ -41,6 +41,7 @@ def vectors_of(
                 devices.isolate("cpu"),
                 devices.cpu_threads(["cpu"]),
                 l2=settings.store.l2,
+                pixels=True,
             )
             instance.check_fingerprint(fingerprint, model.fingerprint)
             vectors, problems = _run(model, blob, files)

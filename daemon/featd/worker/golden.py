@@ -14,11 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from featd import clock, logs
-from featd.engines.base import Batch, Vectors
+from featd.engines.base import Vectors
 from featd.errors import ConfigError, EngineError, first_line
-from featd.preprocess.apply import apply
 from featd.preprocess.golden_pictures import golden_pictures
-from featd.preprocess.spec import PreprocessSpec
 from featd.preprocess.variants import variants
 from featd.processes.oom import is_out_of_memory
 from featd.worker.model import Model, prepared_as
@@ -27,8 +25,6 @@ log = logs.get("worker")
 
 T = TypeVar("T")
 
-TOLERANCE = 1e-3
-"""Relative L2 distance. Engines agree within 3e-4 on the deepest published nets; a mistake gives about 1e-1."""
 EVERY_SECONDS = 3600.0
 """How often a worker compares them while it works."""
 FIRST_SECONDS = 60.0
@@ -75,8 +71,8 @@ class Golden:
 
     def _timed(self) -> float:
         """The seconds that a batch takes."""
-        spec = self._model.preprocess
-        pictures = np.resize(_inputs(spec), (self.batch, *spec.shape))
+        eight = self._model.inputs(golden_pictures())
+        pictures = np.resize(eight, (self.batch, *eight.shape[1:]))
         self._model.engine.forward(pictures)  # warms the engine up
         began = clock.monotonic()
         self._model.engine.forward(pictures)
@@ -117,6 +113,7 @@ class Golden:
     def check(self, stored: dict[str, Any], made: dict[str, Vectors]) -> None:
         """EngineError where `made`, the vectors as they are now, differ from `stored`; names the likeliest reason."""
         held = unpack(stored)
+        tolerance = self._model.tolerance
         for blob, values in held.items():
             if blob not in made or made[blob].shape != values.shape:
                 raise EngineError(
@@ -124,21 +121,23 @@ class Golden:
                 )
         worst = max(held, key=lambda blob: distances(made[blob], held[blob]).max())
         differing = distances(made[worst], held[worst])
-        if differing.max() <= TOLERANCE:
+        if differing.max() <= tolerance:
             return
         raise EngineError(
-            f"golden vectors: {np.count_nonzero(differing > TOLERANCE)} of {len(differing)} built-in pictures give"
+            f"golden vectors: {np.count_nonzero(differing > tolerance)} of {len(differing)} built-in pictures give"
             f" other vectors than the catalog holds (blob {worst!r}, relative L2 up to {differing.max():.2g},"
-            f" tolerance {TOLERANCE:g}). Likely: {self._likely_reason(held, made)}."
+            f" tolerance {tolerance:g}). Likely: {self._likely_reason(held, made)}."
             " This worker claims nothing until they agree; other vectors belong in another instance"
         )
 
     def _likely_reason(self, held: dict[str, Vectors], made: dict[str, Vectors]) -> str:
-        """Try usual mistakes, the likeliest first, until one explains the difference."""
-        if _apart(self._run(self._model), made) > TOLERANCE:
+        """Try usual mistakes, the likeliest first, until one explains the difference. The model may be closed then."""
+        tolerance = self._model.tolerance
+        if _apart(self._run(self._model), made) > tolerance:
             return "the device gave different results for the same input: check its memory, temperature and driver"
-        for mistake, spec in variants(self._model.preprocess):
-            if _apart(self._run(prepared_as(self._model, spec)), held) <= TOLERANCE:
+        prepared = self._model.prepared()
+        for mistake, spec in variants(prepared.preprocess):
+            if _apart(self._run(prepared_as(prepared, spec)), held) <= tolerance:
                 return f"another preprocessing: the catalog's vectors match {mistake}"
         return (
             "the device, the engine or one of its libraries has changed, since no usual mistake of the preprocessing"
@@ -147,7 +146,7 @@ class Golden:
 
     def _run(self, model: Model) -> dict[str, Vectors]:
         """The vectors of all golden pictures; every n-th number of very wide blobs, so that the catalog stays small."""
-        pictures = _inputs(model.preprocess)
+        pictures = model.inputs(golden_pictures())
         parts = []
         began = clock.monotonic()
         for at in range(0, len(pictures), self.batch):
@@ -158,15 +157,6 @@ class Golden:
             blob: np.concatenate([part[blob] for part in parts])[:, :: -(-values.shape[1] // SAMPLED)]
             for blob, values in parts[0].items()
         }
-
-
-def _inputs(spec: PreprocessSpec) -> Batch:
-    """float32 (8, C, H, W): the golden pictures as the net's input."""
-    pictures = golden_pictures()
-    out = np.empty((len(pictures), *spec.shape), np.float32)
-    for picture, target in zip(pictures, out, strict=True):
-        apply(picture, spec, target)
-    return out
 
 
 def pack(vectors: dict[str, Vectors]) -> dict[str, Any]:

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from featd.config import ModelConfig, PreprocessConfig
-from featd.engines.base import Engine
+from featd.engines.base import Batch, Engine
+from featd.engines.pixels import PixelsEngine
+from featd.engines.precision import FLOAT32, tolerance
 from featd.engines.select import load_engine
 from featd.engines.ten_crop import TenCropEngine
 from featd.engines.unit_length import UnitLengthEngine
@@ -18,6 +24,7 @@ from featd.images.decode import DECODER
 from featd.net.load import load_net
 from featd.net.net import Net
 from featd.net.onnx_file.net import OnnxNet
+from featd.preprocess.apply import apply
 from featd.preprocess.resolve import input_size, resolve
 from featd.preprocess.spec import PreprocessSpec
 from featd.shards.layout import check_blobs
@@ -26,15 +33,40 @@ from featd.shards.layout import check_blobs
 @dataclass(frozen=True, slots=True)
 class Model:
     """A net on a device, without the weights that were read for it. `spec`: everything that decides the values of
-    vectors; the engine does not."""
+    vectors; the engine does not. `reload`: where the engine takes what decoders make, gives one of the same net that
+    takes prepared pictures, with which other preprocessings can be tried. None: this one does."""
 
     engine: Engine
     preprocess: PreprocessSpec
     spec: dict[str, Any]
+    reload: Callable[[], Model] | None = None
 
     @property
     def fingerprint(self) -> str:
         return fingerprint(self.spec)
+
+    @property
+    def tolerance(self) -> float:
+        """How far vectors of the same picture may lie apart, relative L2."""
+        return tolerance(self.spec)
+
+    def inputs(self, pictures: Sequence[npt.NDArray[np.uint8]]) -> Batch:
+        """Decoded pictures as the engine takes them."""
+        spec = self.preprocess
+        raw = self.reload is not None and spec.whole_numbers
+        shape = spec.pixels_shape if raw else spec.shape
+        out: Batch = np.empty((len(pictures), *shape), np.uint8 if raw else np.float32)
+        for picture, target in zip(pictures, out, strict=True):
+            apply(picture, spec, target)
+        return out
+
+    def prepared(self) -> Model:
+        """A model whose engine takes prepared pictures. Closes this one where it has to load it: a GPU may not have
+        room for two."""
+        if self.reload is None:
+            return self
+        self.engine.close()
+        return self.reload()
 
 
 def read_model(
@@ -55,6 +87,7 @@ def read_model(
         "decoder": DECODER,
         "dtype": dtype,
         **({"l2": True} if l2 else {}),
+        **({"precision": config.precision} if config.precision != FLOAT32 else {}),
     }
     return net, preprocess, spec
 
@@ -67,18 +100,29 @@ def load_model(
     threads: int,
     *,
     l2: bool = False,
+    pixels: bool = False,
 ) -> Model:
-    """As `read_model`, and load the net on `device`."""
+    """As `read_model`, and load the net on `device`. `pixels`: the engine takes what decoders make; without, it takes
+    prepared pictures, float32 of shape `preprocess.shape`."""
     net, preprocess, spec = read_model(config, preparation, dtype, l2=l2)
-    engine = _cropping(load_engine(net, config.engine, device, threads), preprocess)
-    return Model(UnitLengthEngine(engine) if l2 else engine, preprocess, spec)
+    raw = pixels and preprocess.whole_numbers
+    in_graph = raw and preprocess.crops == "center"
+    engine = load_engine(
+        net, config.engine, device, threads, preprocess if in_graph else None, config.precision
+    )
+    engine = _cropping(engine, preprocess)
+    if raw and not in_graph:
+        engine = PixelsEngine(engine, preprocess)
+    again = partial(load_model, config, preparation, dtype, device, threads, l2=l2)
+    return Model(UnitLengthEngine(engine) if l2 else engine, preprocess, spec, again if pixels else None)
 
 
 def prepared_as(model: Model, preprocess: PreprocessSpec) -> Model:
-    """The same loaded net with another preprocessing, to try it. `spec` and fingerprint stay the same.
+    """A net that takes prepared pictures, with another preprocessing, to try it. `spec` and fingerprint stay the same.
 
     Both share one engine: close one of them.
     """
+    assert model.reload is None
     engine = model.engine
     l2 = isinstance(engine, UnitLengthEngine)
     while isinstance(engine, UnitLengthEngine | TenCropEngine):

@@ -6,7 +6,9 @@ used by this thread only: Caffe's device is set per thread, and decoders die wit
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -16,7 +18,7 @@ from featd.crash_points import CrashPoint, crash_point
 from featd.decoders.pool import DecoderPool
 from featd.decoders.wire import Decoded, Hashed, Result, RootOffline
 from featd.engines.base import Batch, Engine, Vectors
-from featd.errors import EngineError
+from featd.errors import EngineError, first_line
 from featd.processes.oom import is_out_of_memory
 from featd.shards.write import fits
 from featd.states import Failure, Kind
@@ -27,8 +29,8 @@ from featd.worker.writer import Flush, Item, VectorBatch, Writer
 
 log = logs.get("worker")
 
-TRAYS = 3
-"""One in the net, one ready behind it, one being filled."""
+TRAYS = 2
+"""One that is ready, one being filled; besides those in the net."""
 IDLE_SECONDS = 0.1
 """Between two checks for new work while there is none."""
 DECODE_WAIT_SECONDS = 0.25
@@ -48,6 +50,17 @@ class Tray:
 
     def __bool__(self) -> bool:
         return bool(self.waiting or self.decoded)
+
+
+@dataclass(slots=True)
+class Flight:
+    """A tray whose pictures a thread of its own is running through the net, all at once. `decoded`: in the order of
+    `batch`."""
+
+    tray: Tray
+    decoded: Sequence[Decoded]
+    batch: Batch
+    vectors: Future[dict[str, Vectors]]
 
 
 class Pipeline:
@@ -88,6 +101,10 @@ class Pipeline:
         self._trays = [
             Tray(index) for index in range(trays)
         ]  # in order of their first image; empty ones last
+        self._flights: deque[Flight] = deque()
+        self._parallel = engine.parallel
+        """Batches that are in the net at a time."""
+        self._threads = ThreadPoolExecutor(engine.parallel, "forward") if engine.parallel > 1 else None
         self._flushed = True
         self._hashed: list[tuple[int, Hashed]] = []
         """Files that were read, and whose content an image may have had that is gone. Each has its place in a tray."""
@@ -95,7 +112,7 @@ class Pipeline:
     @property
     def idle(self) -> bool:
         """Whether no image is in a tray or in doubt."""
-        return not any(self._trays) and not self._read_errors
+        return not any(self._trays) and not self._flights and not self._read_errors
 
     def step(self) -> int:
         """One turn; returns how many images went through the net."""
@@ -104,16 +121,29 @@ class Pipeline:
         self._shares.doubted = self._read_errors.rounds
         self._feed()
         tray = self._next_tray()
-        if tray is None:
+        if tray is None and not self._flights:
             self._flush_when_idle()
             self._take(self._wait_for_decoders())
             return 0
         self._take(self._pool.poll(0.0))
-        forwarded = len(tray.decoded)
-        self._run(tray)
-        tray.decoded.clear()
-        self._put_last(tray)
-        return forwarded
+        if tray is None:
+            return self._land()
+        if self._may_fly(tray):
+            self._start(tray)
+            return self._land() if len(self._flights) == self._parallel else 0
+        # Beside another batch, a picture that kills the process could not be told from those of that batch.
+        forwarded = sum(self._land() for _ in range(len(self._flights)))
+        return forwarded + self._run(tray)
+
+    def finish(self) -> None:
+        """Wait for the batches that are in the net."""
+        while self._flights:
+            self._land()
+
+    def close(self) -> None:
+        """End the threads."""
+        if self._threads is not None:
+            self._threads.shutdown(cancel_futures=True)
 
     # Claimed images into trays
 
@@ -214,7 +244,59 @@ class Pipeline:
 
     # A tray through the net
 
-    def _run(self, tray: Tray) -> None:
+    def _may_fly(self, tray: Tray) -> bool:
+        """Whether the tray goes through the net as one batch, in a thread of its own."""
+        return (
+            self._parallel > 1
+            and len(tray.decoded) <= self._at_once
+            and not any(one.image.suspect for one in tray.decoded.values())
+        )
+
+    def _start(self, tray: Tray) -> None:
+        """Begin a forward. Until it has landed, the tray takes no other pictures."""
+        assert self._threads is not None
+        self._trays.remove(tray)
+        places = sorted(tray.decoded)
+        pictures = self._pool.trays[tray.index]
+        batch = pictures if len(places) == self._batch else pictures[places]
+        decoded = [tray.decoded[place] for place in places]
+        self._beat()
+        self._pool.hands.hold_forward(self._flying() + [one.image.id for one in decoded])
+        crash_point(CrashPoint.FORWARD)
+        self._flights.append(Flight(tray, decoded, batch, self._threads.submit(self._engine.forward, batch)))
+
+    def _flying(self) -> list[int]:
+        return [one.image.id for flight in self._flights for one in flight.decoded]
+
+    def _land(self) -> int:
+        """Wait for the oldest forward; returns how many images it had. Where it failed, they run again, with nothing
+        beside them."""
+        flight = self._flights[0]
+        self._beat()
+        with self._shares.spend("forward"):
+            error = flight.vectors.exception()
+        self._flights.popleft()
+        self._pool.hands.hold_forward(self._flying())
+        self._trays.append(flight.tray)
+        if error is not None:
+            wait([other.vectors for other in self._flights])
+            if isinstance(error, Exception) and is_out_of_memory(error):
+                log.warning(
+                    "memory_short_for_two",
+                    "the engine ran out of memory with two batches in the net; going on with one at a time",
+                    error=first_line(error),
+                )
+                self._parallel = 1
+            return self._run(flight.tray)
+        crash_point(CrashPoint.FORWARDED)
+        vectors = flight.vectors.result()
+        self._doubt_zeros(flight.batch, vectors)
+        self._emit(flight.decoded, vectors)
+        flight.tray.decoded.clear()
+        return len(flight.decoded)
+
+    def _run(self, tray: Tray) -> int:
+        """Run a tray while nothing else is in the net; returns how many images it had."""
         pictures = self._pool.trays[tray.index]
         places = sorted(tray.decoded)
         together = [place for place in places if not tray.decoded[place].image.suspect]
@@ -223,6 +305,9 @@ class Pipeline:
             # A full tray goes into the net without a copy; a group with gaps is copied together first.
             batch = pictures if len(group) == self._batch else pictures[group]
             self._forward([tray.decoded[place] for place in group], batch)
+        tray.decoded.clear()
+        self._put_last(tray)
+        return len(places)
 
     def _forward(self, decoded: Sequence[Decoded], batch: Batch) -> None:
         at = 0
@@ -299,8 +384,8 @@ class Pipeline:
         first = next(iter(vectors.values()))
         if len(batch) < ZERO_BATCH or first.any():
             return
-        channels = batch.reshape(*batch.shape[:2], -1)
-        of_one_colour = (channels.max(axis=2) == channels.min(axis=2)).all(axis=1)
+        plane = (1, 2) if batch.dtype == np.uint8 else (2, 3)
+        of_one_colour = (batch.max(axis=plane) == batch.min(axis=plane)).all(axis=1)
         if not of_one_colour.any():
             log.warning("zero_vectors", "all vectors of a batch are zero; checking the golden vectors")
             self._check_golden()

@@ -14,6 +14,8 @@ from featd.catalog import connect, instance, leases, live, migrate, pairing
 from featd.catalog.settle import Identity
 from featd.crash_points import CrashPoint, crash_point
 from featd.decoders.pool import DecoderPool
+from featd.engines import cuda
+from featd.engines.precision import require_precision
 from featd.errors import CatalogUnavailableError, EngineError, FeatdError
 from featd.processes import devices
 from featd.processes.link import ChildLink
@@ -59,6 +61,7 @@ def boot(plan: WorkerPlan, catalog: sa.Engine) -> Booted:
     pairing.check(catalog, plan.store.path)
     with connect.reading(catalog) as conn:
         held, held_spec, stored = instance.fingerprint(conn), instance.spec(conn), instance.golden(conn)
+    require_precision(plan.model.precision, plan.device)
     model = load_model(
         plan.model,
         plan.preprocess,
@@ -66,6 +69,7 @@ def boot(plan: WorkerPlan, catalog: sa.Engine) -> Booted:
         devices.isolate(plan.device),
         plan.threads,
         l2=plan.store.l2,
+        pixels=True,
     )
     instance.check_fingerprint(held, model.fingerprint, differences(held_spec, model.spec))
     pictures = Golden(model, plan.batch)
@@ -165,6 +169,7 @@ class Worker:
     ) -> None:
         roots = {str(root.path): root.follow_symlinks for root in plan.roots}
         engine = booted.model.engine
+        trays = TRAYS + engine.parallel
         self._catalog = catalog
         self._lease = lease
         self._policy = plan.retry
@@ -183,10 +188,12 @@ class Worker:
             booted.model.preprocess,
             roots,
             decoders=plan.decoders,
-            trays=TRAYS,
+            trays=trays,
             batch=booted.golden.batch,
             hands_path=self._hands_path,
         )
+        if engine.device != "cpu":
+            cuda.pin(self._pool.trays)
         self._renewal = Renewal(
             catalog,
             lease,
@@ -203,7 +210,7 @@ class Worker:
             link,
             list(roots),
             held,
-            ahead=TRAYS * booted.golden.batch,
+            ahead=trays * booted.golden.batch,
             lease_seconds=plan.lease_seconds,
             lacks_room=functools.partial(lacks_room, plan.store.path, plan.store.min_free),
         )
@@ -271,6 +278,7 @@ class Worker:
         """Claim no more, then seal and settle what is through the net."""
         self._state = "stopping"
         self._claims.stop()
+        self._pipeline.finish()
         self._writer.finish()
 
     def abandon(self) -> None:
@@ -284,6 +292,7 @@ class Worker:
             self._writer.finish()
         self._renewal.stop()
         self._moved.close()
+        self._pipeline.close()
         self._pool.close()
         with contextlib.suppress(CatalogUnavailableError):
             connect.transact(self._catalog, leases.end_lease, self._lease, reason, self._policy)
