@@ -25,7 +25,8 @@ class Misbehaving:
     """The real engine, until it sees the mark; `sick` is wrong by one percent from the beginning, `drift` from the
     mark on; `lost` fails from the first batch of images on, whatever is in it, and so does `lost-1` in one worker;
     `memory` is short of it for more than three images, also from there on, and `memory-abort` dies of it. Where that is
-    `memory-abort-at-start`, it does so from the beginning."""
+    `memory-abort-at-start`, it does so from the beginning. With `gpu`, the engine is the real one, on the
+    CPU whatever the device is."""
 
     def __init__(self, engine: Any, mode: str) -> None:
         self._engine = engine
@@ -101,6 +102,8 @@ def main() -> None:
     mode = sys.argv.pop(1)
     real = model.load_engine
     model.load_engine = lambda *args, **options: Misbehaving(real(*args, **options), mode)  # type: ignore[assignment]
+    if mode == "gpu":
+        model.load_engine = lambda net, engine, _, *more: real(net, engine, "cpu", *more)  # type: ignore[assignment]
     if mode == "refuses-late":
         model.load_engine = refuses_late  # type: ignore[assignment]
     if mode == "hang":

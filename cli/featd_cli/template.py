@@ -182,8 +182,11 @@ max_pixels = 100_000_000
 # std = 1.0
 
 [workers]
-# auto: every GPU, or one CPU worker if there is none. Or a list: ["cuda:0", "cuda:1"], ["cpu", "cpu"].
+# auto: every GPU, or one CPU worker if there is none. Or a list: ["cuda:0", "cuda:1"], ["cpu", "cpu"], or UUIDs of GPUs
+# ("GPU-...") and of MIG devices ("MIG-...") from `nvidia-smi -L`.
 devices = "auto"
+# Workers on each of these devices: a second one may keep a GPU busy that a small net leaves idle.
+per_device = 1
 # Images per pass through the net. Halved by itself where memory is short.
 batch = 32
 # Decoding processes per worker.

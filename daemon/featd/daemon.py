@@ -170,7 +170,7 @@ def configured(settings: Settings, host: str, *, drain: bool) -> Configuration:
         roots=settings.roots,
         once=drain,
     )
-    chosen = devices.resolve(settings.workers.devices)
+    chosen = devices.resolve(settings.workers.devices, settings.workers.per_device)
     workers = [
         WorkerPlan(
             catalog_url=settings.catalog.url,

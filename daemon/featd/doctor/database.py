@@ -147,7 +147,7 @@ def _of_postgresql(settings: Settings, server: dialects.Server) -> Iterator[Find
             f"PostgreSQL {server.version} is too old",
             f"upgrade it to {OLDEST_POSTGRESQL} or newer; featd is tested with 15",
         )
-    workers = len(devices.resolve(settings.workers.devices))
+    workers = len(devices.resolve(settings.workers.devices, settings.workers.per_device))
     needed = CONNECTIONS[0] + CONNECTIONS[1] * workers
     if server.free_connections is not None and server.free_connections < needed:
         yield error(

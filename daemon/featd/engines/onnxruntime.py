@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -94,7 +95,8 @@ def load_session(source: str, serialized: Callable[[Path | None], bytes], device
 
     def load(model: Path | bytes) -> Any:
         mapped.rest()
-        return onnxruntime.InferenceSession(model, options, providers=providers)
+        # Without a fallback: a GPU that fails would be an unseen, slow CPU.
+        return onnxruntime.InferenceSession(model, options, providers=providers, enable_fallback=0)
 
     try:
         with naming(source):
@@ -112,10 +114,23 @@ def load_session(source: str, serialized: Callable[[Path | None], bytes], device
     except ModelError:
         raise
     except Exception as error:  # as in `forward`
+        if index is not None and is_of_the_gpu(error):
+            raise EngineError(f"ONNX Runtime cannot load the net on {device}: {first_line(error)}") from error
         raise ModelError(f"{source}: ONNX Runtime does not load the net: {first_line(error)}") from error
     if index is not None and "CUDAExecutionProvider" not in session.get_providers():
         raise EngineError(f"device {device!r}: ONNX Runtime fell back to the CPU: look at its CUDA libraries")
     return session
+
+
+def is_of_the_gpu(error: Exception) -> bool:
+    """Whether the GPU made it fail, which was lost, is full or is taken, and not the net."""
+    return (
+        is_out_of_memory(error)
+        or re.search(
+            r"\bcu(da|dnn|blas)\b.{0,9}(failure|error)|CUDNN_STATUS|CUBLAS_STATUS", str(error), re.IGNORECASE
+        )
+        is not None
+    )
 
 
 def import_onnxruntime() -> Any:
