@@ -52,6 +52,14 @@ int nvmlDeviceGetMemoryInfo_v2(device one, struct memory* told) {
   told->used = one->used;
   return 0;
 }
+struct old_memory { unsigned long total, free, used; };
+int nvmlDeviceGetMemoryInfo(device one, struct old_memory* told) {
+  told->total = one->total;
+  told->used = one->used;
+  return 0;
+}
+struct busy { unsigned gpu, memory; };
+int nvmlDeviceGetUtilizationRates(device one, struct busy* told) { told->gpu = 96; return 0; }
 int nvmlDeviceGetComputeRunningProcesses_v3(device one, unsigned* count, struct process* told) {
   unsigned room = *count;
   *count = running;

@@ -67,7 +67,7 @@ class Check:
 
     @property
     def few(self) -> int:
-        return 48 if self.card.fake else 2048
+        return 24 if self.card.fake else 2048
 
 
 def run(card: Card, report: Report) -> None:
@@ -114,9 +114,9 @@ def _two_workers(check: Check) -> str:
     root.mkdir()
     instance = check.instance("SqueezeNet 1.1", check.few, root, per_device=2, batch=4)
     with _running(instance) as daemon:
-        wait_for(lambda: len(instance.live_workers()) == 2, 60, "two workers")
+        wait_for(lambda: len(instance.live_workers()) == 2, 120, "two workers")
         (check.folder / f"images-{check.few}").rename(root / "all")
-        wait_for(lambda: instance.count("done") == check.few, 60, "all images")
+        wait_for(lambda: instance.count("done") == check.few, 120, "all images")
         daemon.send_signal(signal.SIGTERM)
         code = daemon.wait(60)
     _expect(code == 0, f"exit code {code}")
@@ -129,7 +129,7 @@ def _two_workers(check: Check) -> str:
 def _kill(check: Check) -> str:
     instance = check.instance("SqueezeNet 1.1", check.few, batch=4)
     with _running(instance, "--drain") as daemon:
-        worker = wait_for(lambda: _in_forward(instance), 60, "a batch in the net")
+        worker = wait_for(lambda: _in_forward(instance), 120, "a batch in the net")
         os.kill(worker, signal.SIGKILL)
         code = daemon.wait(check.card.limit_seconds)
     _expect(code == 0, f"exit code {code}")

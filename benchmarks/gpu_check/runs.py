@@ -69,7 +69,7 @@ def run(card: Card, report: Report) -> None:
 
 def _run_net(key: str, card: Card, report: Report, folder: Path) -> None:
     definition, weights = seeded.write_net(key, folder / "net")
-    size, counts = (8, (64,)) if card.fake else (64, (1024, 9216))
+    size, counts = (8, (32,)) if card.fake else (64, (1024, 9216))
     net = load_net(str(definition), weights, (seeded.NETS[key],))
     batch = seeded.prepared(key, size)
     engine = load_engine(net, "onnxruntime", card.device, card.threads)
