@@ -27,7 +27,8 @@ class Misbehaving:
     mark on; `lost` fails from the first batch of images on, whatever is in it, and so does `lost-1` in one worker;
     `memory` is short of it for more than three images, also from there on, and `memory-abort` dies of it. Where that is
     `memory-abort-at-start`, it does so from the beginning. With `two-` in front, two batches are in the net at a time,
-    as on a GPU, and `two-beside` goes on only when they are."""
+    as on a GPU, and `two-beside` goes on only when they are. With `gpu`, it is the real engine on the CPU, whatever the
+    device is."""
 
     def __init__(self, engine: Any, mode: str) -> None:
         self._engine = engine
@@ -113,6 +114,8 @@ def main() -> None:
     mode = sys.argv.pop(1)
     real = model.load_engine
     model.load_engine = lambda *args, **options: Misbehaving(real(*args, **options), mode)  # type: ignore[assignment]
+    if mode == "gpu":
+        model.load_engine = lambda net, engine, _, *more: real(net, engine, "cpu", *more)  # type: ignore[assignment]
     if mode == "refuses-late":
         model.load_engine = refuses_late  # type: ignore[assignment]
     if mode == "hang":

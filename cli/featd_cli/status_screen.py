@@ -175,14 +175,15 @@ def _workers(report: Report, width: int, blocks: bool, detail: Detail) -> Iterat
         at_work = sum(state_of(worker) == "working" for worker in report.workers)
         yield Text(f"workers: {len(report.workers)}, {at_work} working", "bold")
         return
-    room = max(4, min(40, width - BESIDE_TIME))
-    head = f"{'workers':<9}{'state':<9}{'images/s':>8}{'done':>13}{'failed':>9}  time spent"
+    wide = max(9, *(len(worker.device) + 1 for worker in shown_workers))
+    room = max(4, min(40, width - BESIDE_TIME - wide + 9))
+    head = f"{'workers':<{wide}}{'state':<9}{'images/s':>8}{'done':>13}{'failed':>9}  time spent"
     yield Text(head, "bold")
     several = len({worker.host for worker in report.workers}) > 1
     for worker in shown_workers:
         state = state_of(worker)
         yield Text.assemble(
-            f"{worker.device:<9}",
+            f"{worker.device:<{wide}}",
             (f"{state:<9}", STATE_COLOURS.get(state, "")),
             f"{rate_of(worker):>8,.1f}{worker.done:>13,}{worker.failed:>9,}  ",
             _time_bar(worker, room, blocks),

@@ -184,9 +184,11 @@ max_pixels = 100_000_000
 # std = 1.0
 
 [workers]
-# auto: a worker on every GPU; without GPUs, as many on the CPU as `featd bench` found best, else one. Or a list:
-# ["cuda:0", "cuda:1"], ["cpu", "cpu"].
+# auto: every GPU; without GPUs, as many workers on the CPU as `featd bench` found best, else one. Or a list:
+# ["cuda:0", "cuda:1"], ["cpu", "cpu"], or UUIDs from `nvidia-smi -L`, of GPUs ("GPU-...") and MIG devices ("MIG-...").
 devices = "auto"
+# Workers on each of these devices: a second one may keep a GPU busy that a small net leaves idle.
+per_device = 1
 # Images per pass through the net. auto: as `featd bench` found best, else 32. Halved by itself where memory is short.
 batch = "auto"
 # Threads of each worker's net on the CPU. auto: as `featd bench` found best, else the cores divided among the workers.

@@ -117,4 +117,4 @@ def uses_gpu(settings: Settings) -> bool:
     """Whether a worker runs on a GPU, as far as is visible on this machine."""
     from featd.processes import devices
 
-    return any(device.startswith("cuda") for device in devices.resolve(settings.workers.devices))
+    return any(device != "cpu" for device in devices.resolve(settings.workers.devices))

@@ -260,10 +260,16 @@ def _is_pixel(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= 1e6
 
 
+_UUID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+_DEVICE = re.compile(rf"cpu|cuda:[0-9]{{1,4}}|(?:GPU|MIG)-{_UUID}|MIG-GPU-{_UUID}/[0-9]{{1,4}}/[0-9]{{1,4}}")
+"""The last form is that of MIG devices of drivers before 470."""
+
+
 class WorkersConfig(_Section):
     """What "auto" stands for: featd.sizing."""
 
     devices: Literal["auto"] | tuple[str, ...] = "auto"
+    per_device: Annotated[int, Field(ge=1, le=64)] = 1
     batch: Literal["auto"] | Annotated[int, Field(ge=1, le=4096)] = "auto"
     threads: Literal["auto"] | Annotated[int, Field(ge=1, le=4096)] = "auto"
     decoders: Literal["auto"] | Annotated[int, Field(ge=1, le=256)] = "auto"
@@ -284,9 +290,11 @@ class WorkersConfig(_Section):
         if not devices:
             raise ValueError('name at least one device, or write devices = "auto"')
         for device in devices:
-            kind, _, index = device.partition(":")
-            if device != "cpu" and not (kind == "cuda" and index.isdecimal()):
-                raise ValueError(f'unknown device {device!r}: write "cpu" or "cuda:N"')
+            if not _DEVICE.fullmatch(device):
+                raise ValueError(
+                    f'unknown device {device!r}: write "cpu", "cuda:N", or the whole UUID of a GPU ("GPU-...") or of a'
+                    ' MIG device ("MIG-...") from `nvidia-smi -L`'
+                )
         return devices
 
 

@@ -71,6 +71,10 @@ class ModelError(ConfigError):
     """The net or its weights are missing, unreadable, refused, or lack the wanted blob."""
 
 
+class DeviceError(ConfigError):
+    """There is no such device."""
+
+
 class FingerprintError(ConfigError):
     """The configuration would produce other vectors than the catalog has."""
 

@@ -39,9 +39,10 @@ class Sizes:
 def sizes(settings: Settings, host: str | None = None) -> Sizes:
     """The sizes of this host's workers."""
     workers = settings.workers
-    chosen = tuple(devices.resolve(workers.devices))
+    chosen = tuple(devices.resolve(workers.devices, workers.per_device))
     measured = kept(settings, host)
-    if measured is not None and workers.devices == "auto" and set(chosen) == set(measured.devices):
+    free = workers.devices == "auto" and workers.per_device == 1
+    if measured is not None and free and set(chosen) == set(measured.devices):
         chosen = measured.devices
     if measured is None or measured.devices != chosen:
         measured = Sizes(chosen, devices.cpu_threads(list(chosen)), BATCH, DECODERS)

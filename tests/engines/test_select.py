@@ -12,7 +12,7 @@ import pytest
 from featd.config import ModelConfig
 from featd.engines import caffe as caffe_engine
 from featd.engines.select import load_engine
-from featd.errors import ModelError
+from featd.errors import EngineError, ModelError
 from nets import input_layer, layer, load, pictures, real_caffe, saved
 
 IP = layer("ip", "InnerProduct", "data", "inner_product_param { num_output: 4 }")
@@ -49,6 +49,40 @@ def test_a_gpu_that_is_not_there(engine: str) -> None:
     real_caffe()
     with pytest.raises(ModelError, match="'cuda:63'"):
         load_engine(load(ModelConfig()), engine, "cuda:63", 1)
+
+
+@pytest.mark.parametrize(
+    ("said", "raised"),
+    [
+        ("CUDA failure 100: no CUDA-capable device is detected ; GPU=0 ; hostname=h", EngineError),
+        (
+            "CUDA error cudaErrorDevicesUnavailable:all CUDA-capable devices are busy or unavailable",
+            EngineError,
+        ),
+        (
+            "BFCArena::AllocateRawInternal Failed to allocate memory for requested buffer of size 9",
+            EngineError,
+        ),
+        ("CUDNN failure 4: CUDNN_STATUS_INTERNAL_ERROR ; GPU=0", EngineError),
+        ("Load model failed: This is an invalid model", ModelError),
+    ],
+)
+def test_a_gpu_that_fails_while_a_net_is_loaded(
+    monkeypatch: pytest.MonkeyPatch, said: str, raised: type[Exception]
+) -> None:
+    """It is no fault of the configuration, and not made good for by the CPU. What ONNX Runtime says is its words."""
+    import onnxruntime
+
+    def fails(*_: object, enable_fallback: int = 1, **options: object) -> None:
+        assert not enable_fallback
+        raise RuntimeError(said)
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(onnxruntime, "InferenceSession", fails)
+    with pytest.raises(raised) as error:
+        load_engine(load(ModelConfig()), "onnxruntime", "cuda:0", 1)
+    assert isinstance(error.value, ModelError) == (raised is ModelError)
+    assert said in str(error.value)
 
 
 def test_unknown_device() -> None:

@@ -4,61 +4,83 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import nvml
 from featd.config import Settings
 from featd.doctor import gpus
-from featd.doctor.gpus import Driver
-from needs import missing
+from featd.processes.nvml import Driver, Gpu, Holder, Memory
+from nvml import GB
 
-LIBRARY = """
-#include <string.h>
-typedef void* device;
-int nvmlInitWithFlags(unsigned flags) { return %(init)d; }
-int nvmlShutdown(void) { return 0; }
-int nvmlDeviceGetCount_v2(unsigned* count) { *count = 2; return 0; }
-int nvmlDeviceGetHandleByIndex_v2(unsigned index, device* found) { *found = (device)(size_t)(index + 1); return 0; }
-int nvmlDeviceGetName(device one, char* name, unsigned length) { strncpy(name, "NVIDIA L4", length); return 0; }
-int nvmlSystemGetCudaDriverVersion(int* version) { *version = 12040; return 0; }
-int nvmlSystemGetDriverVersion(char* version, unsigned length) { strncpy(version, "550.54.15", length); return 0; }
-const char* nvmlErrorString(int result) { return "Driver/library version mismatch"; }
-"""
 ASK = """
-import dataclasses, json
-from featd.doctor.gpus import installed
-print(json.dumps(dataclasses.asdict(installed())))
+import json
+from dataclasses import asdict
+from featd.processes import nvml
+print(json.dumps([asdict(nvml.installed()), *(one and asdict(one) for one in map(nvml.memory, %r))]))
 """
+FIRST, SECOND = (f"GPU-{digit * 8}-0000-0000-0000-{digit * 12}" for digit in "12")
+PART = "MIG-33333333-0000-0000-0000-333333333333"
+TWO = [nvml.Gpu(FIRST, used=9 * GB), nvml.Gpu(SECOND, parts=[PART])]
 
 
-def ask(folder: Path, init: int = 0) -> Driver:
-    """What `installed` finds where NVIDIA's library is ours. `init`: what its first function returns."""
-    if find_spec("pynvml") is None or shutil.which("cc") is None:
-        missing("no nvidia-ml-py, or no C compiler")
-    (folder / "nvml.c").write_text(LIBRARY % {"init": init})
-    library = str(folder / "libnvidia-ml.so.1")
-    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, str(folder / "nvml.c")], check=True)
-    env = {**os.environ, "LD_LIBRARY_PATH": str(folder)}
-    said = subprocess.run([sys.executable, "-c", ASK], env=env, check=True, capture_output=True).stdout
-    answer = json.loads(said)
-    return Driver(
-        **answer | {"gpus": tuple(answer["gpus"]), "cuda": answer["cuda"] and tuple(answer["cuda"])}
-    )
+def ask(folder: Path, *visible: str, **options: Any) -> Any:
+    """What `installed` finds where NVIDIA's library is ours, and the memory of each device."""
+    env = nvml.library(folder, **{"gpus": TWO, **options})
+    said = subprocess.run([sys.executable, "-c", ASK % (visible,)], env=env, check=True, capture_output=True)
+    return json.loads(said.stdout)
 
 
 def test_what_the_driver_says(tmp_path: Path) -> None:
-    assert ask(tmp_path) == Driver(("NVIDIA L4", "NVIDIA L4"), "550.54.15", (12, 4))
+    (driver,) = ask(tmp_path)
+    assert (driver["version"], driver["cuda"], driver["problem"]) == ("550.54.15", [12, 4], "")
+    first, second = driver["gpus"]
+    assert first == {"uuid": FIRST, "name": "NVIDIA L4", "divided": False, "mig": [], "lost": ""}
+    assert (second["uuid"], second["divided"], second["mig"]) == (SECOND, True, [PART])
+
+
+def test_a_gpu_that_is_lost_hides_no_other(tmp_path: Path) -> None:
+    (driver,) = ask(tmp_path, gpus=[nvml.Gpu(FIRST, result=nvml.LOST), nvml.Gpu(SECOND)])
+    lost, second = driver["gpus"]
+    assert "lost" in lost["lost"].lower()
+    assert second["uuid"] == SECOND
+    # CUDA does not count one that is kept from this process.
+    (driver,) = ask(tmp_path, gpus=[nvml.Gpu(FIRST, result=nvml.NO_PERMISSION), nvml.Gpu(SECOND)])
+    assert [gpu["uuid"] for gpu in driver["gpus"]] == [SECOND]
+
+
+def test_who_has_memory_of_a_gpu(tmp_path: Path) -> None:
+    with subprocess.Popen(["sleep", "60"]) as other:
+        _, *found = ask(
+            tmp_path, "0", FIRST[:12], PART, "GPU-7", "2", processes={other.pid: 8 * GB, 999_999_999: None}
+        )
+        other.kill()
+    first, same, part, *nobody = found
+    # The sleeping process has the parent of the asking one, as another worker of the same featd has.
+    stranger = {"pid": 999_999_999, "name": "a process of another container", "size": None}
+    assert first == same == {"total": 24 * GB, "used": 9 * GB, "others": [stranger]}
+    assert part["used"] == 0
+    assert nobody == [None, None]
+
+
+def test_other_programs_are_named(tmp_path: Path) -> None:
+    (_, memory) = ask(tmp_path, "0", processes={os.getpid(): 8 * GB})
+    (holder,) = memory["others"]
+    assert (holder["pid"], holder["size"]) == (os.getpid(), 8 * GB)
+    assert holder["name"] == Path("/proc/self/comm").read_text().strip()
+    told = Memory(24 * GB, 9 * GB, (Holder(12, "python3", 8 * GB), Holder(13, "Xorg", None))).told()
+    assert told == "python3 (pid 12) 8.0 GB, Xorg (pid 13) of 24.0 GB"
 
 
 def test_a_driver_that_does_not_answer(tmp_path: Path) -> None:
-    driver = ask(tmp_path, init=18)
-    assert driver.problem.startswith("NVML says: ")
-    assert "nvidia-smi" in driver.way_out
+    driver, memory = ask(tmp_path, "0", init=18)
+    assert driver["problem"].startswith("NVML says: ")
+    assert "nvidia-smi" in driver["way_out"]
+    assert memory is None
 
 
 def test_without_nvidias_library(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,7 +97,11 @@ def look(monkeypatch: pytest.MonkeyPatch, driver: Driver, **workers: object) -> 
     return [(str(one.check), str(one.level), one.text) for one in gpus.look_at_devices(settings)]
 
 
-L4 = Driver(("NVIDIA L4", "NVIDIA L4"), "550.54.15", (12, 4))
+def l4(uuid: str, **options: Any) -> Gpu:
+    return Gpu(uuid, "NVIDIA L4", **options)
+
+
+L4 = Driver((l4(FIRST), l4(SECOND)), "550.54.15", (12, 4))
 
 
 def test_a_gpu_that_does_not_exist(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,6 +111,37 @@ def test_a_gpu_that_does_not_exist(monkeypatch: pytest.MonkeyPatch) -> None:
     # Nothing shows a GPU: not even the driver can be asked.
     found = look(monkeypatch, Driver(problem="no driver", way_out="-"), devices=["cuda:0"])
     assert found == [("devices", "error", "there is no cuda:0: this machine has 0 GPUs, counted from cuda:0")]
+
+
+def test_gpus_by_uuid(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert look(monkeypatch, L4, devices=[FIRST], per_device=2)[0][2] == (
+        "GPU-11111111, GPU-11111111#2; this machine has 2 x NVIDIA L4"
+    )
+    found = look(monkeypatch, Driver((l4(FIRST), Gpu(lost="GPU is lost"))), devices=[FIRST, SECOND, "cuda:1"])
+    assert [text for _, level, text in found if level == "error"] == [
+        f"there is no {SECOND} (`nvidia-smi -L` lists them); 1 of 2 GPUs do not answer: see `dmesg`",
+        "cuda:1 does not answer, NVML says: GPU is lost: see `dmesg`, reset it or restart the machine",
+    ]
+
+
+def test_a_gpu_that_is_divided_by_mig(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    driver = Driver((l4(FIRST), l4(SECOND, divided=True, mig=(PART,))), "550", (13, 0))
+    told = [text for _, _, text in look(monkeypatch, driver, devices=["cuda:0", "cuda:1"])]
+    assert "cuda:1 is divided by MIG into 1 devices, and a worker on the whole uses one" in told
+    assert not [one for one in look(monkeypatch, driver, devices=["cuda:0", PART]) if "MIG into" in one[2]]
+
+
+def test_memory_that_others_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    mine, other = Holder(11, "featd: worker-0", GB), Holder(12, "python3", 8 * GB)
+    seen = {"0": Memory(24 * GB, 9 * GB, (mine, other)), "1": Memory(24 * GB, GB, (mine,))}
+    monkeypatch.setattr(gpus.nvml, "memory", seen.get)
+    told = [
+        text for _, level, text in look(monkeypatch, L4, devices=["cuda:0", "cuda:1"]) if level == "warning"
+    ]
+    assert told == ["other programs have memory of cuda:0: python3 (pid 12) 8.0 GB of 24.0 GB"]
 
 
 def test_gpus_that_are_there_and_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,7 +183,7 @@ def test_a_driver_that_is_too_old_and_libraries_that_are_missing(monkeypatch: py
     found = look(monkeypatch, L4, devices=["cuda:0"])
     told = "driver 550.54.15 supports CUDA 12.4, and this ONNX Runtime needs CUDA 13.0"
     assert found[1] == ("driver", "error", told)
-    newer = Driver(("NVIDIA L4",), "580.95", (13, 0))
+    newer = Driver((l4(FIRST),), "580.95", (13, 0))
     found = look(monkeypatch, newer, devices=["cuda:0"])
     assert found[1][:2] == ("driver", "error")
     assert "ONNX Runtime 1.31.1 cannot load its CUDA libraries: " in found[1][2]

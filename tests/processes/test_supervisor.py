@@ -59,6 +59,24 @@ def refuses(link: ChildLink, _: object) -> int:
     return 78
 
 
+def lacks_its_device(link: ChildLink, _: object) -> int:
+    device = f"cuda:{link.name[-1]}"
+    link.refuse(f"there is no {device}", of_device=True)
+    os.write(2, f"there is no {device}\n".encode())
+    return 78
+
+
+def aborts_at_once(link: ChildLink, _: object) -> int:
+    os.write(2, b"device lost\n")
+    os.abort()
+
+
+def proves(link: ChildLink, _: object) -> int:
+    assert link.proves
+    link.report(Proven())
+    return waits_to_go(link, None)
+
+
 def is_killed(link: ChildLink, _: object) -> int:
     os.kill(os.getpid(), signal.SIGKILL)
     return 0
@@ -288,6 +306,48 @@ def test_a_first_worker_that_memory_was_short_for_is_tried_with_a_smaller_batch(
     supervisor, proven = proving(make, is_short_of_memory_twice)
     turn_until(supervisor, lambda: proven)
     assert supervisor.children["worker-0"].halvings == 2
+
+
+@pytest.mark.parametrize(
+    ("first", "code", "last"), [("lacks_its_device", 78, "cuda:0"), ("aborts_at_once", 1, "device lost")]
+)
+def test_where_the_first_worker_lacks_its_device_another_one_proves(
+    make: Make, first: str, code: int, last: str
+) -> None:
+    """Of two workers on one device, the second one is not tried."""
+    proven: list[int] = []
+    supervisor = make(
+        *(
+            ChildSpec(f"worker-{at}", target, essential=True, device=device)
+            for at, (target, device) in enumerate(
+                [
+                    (globals()[first], "cuda:0"),
+                    (refuses, "cuda:0#2"),
+                    (proves, "cuda:1"),
+                    (waits_to_go, "cuda:2"),
+                ]
+            )
+        ),
+        prover="worker-0",
+        on_proven=lambda: proven.append(1),
+        set_aside_after=1,
+    )
+    sick, second, *others = supervisor.children.values()
+    turn_until(supervisor, lambda: all(child.ready for child in others))
+    assert proven == [1]
+    assert sick.given_up == code
+    assert last in sick.last_words
+    turn_until(supervisor, lambda: second.given_up is not None)
+
+
+def test_where_no_device_is_there_the_last_worker_refuses(make: Make) -> None:
+    specs = [
+        ChildSpec(f"worker-{at}", lacks_its_device, essential=True, device=f"cuda:{at}") for at in (0, 1)
+    ]
+    supervisor = make(*specs, prover="worker-0")
+    assert finish(supervisor) == 78
+    assert supervisor.refusal is not None
+    assert supervisor.refusal.text == "there is no cuda:1"
 
 
 def test_a_start_can_be_stopped(make: Make) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 
 import pytest
 
-from featd.errors import ConfigError
-from featd.processes import devices
+from featd.errors import ConfigError, DeviceError
+from featd.processes import devices, nvml
 
 
 def test_without_a_gpu_auto_is_one_worker_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,6 +54,59 @@ def test_a_gpu_beyond_the_inherited_list_is_an_error_and_not_another_jobs_gpu(
     with pytest.raises(ConfigError, match="there is no cuda:2: CUDA_VISIBLE_DEVICES has"):
         devices.isolate("cuda:2")
     assert os.environ["CUDA_VISIBLE_DEVICES"] == inherited
+
+
+FIRST, SECOND = (f"GPU-{digit * 8}-0000-0000-0000-{digit * 12}" for digit in "12")
+PART = "MIG-33333333-0000-0000-0000-333333333333"
+
+
+@pytest.mark.parametrize(
+    ("inherited", "device", "why"),
+    [
+        (None, SECOND, ""),
+        (None, PART, ""),
+        (None, FIRST.replace("1", "9"), "there is no GPU-99999999-0000-0000-0000-999999999999 "),
+        ("1", SECOND, ""),
+        ("1", FIRST, f"there is no {FIRST} among CUDA_VISIBLE_DEVICES=1, the GPUs that were given to featd"),
+        ("GPU-2222", SECOND, ""),
+        ("GPU-2222", FIRST, f"there is no {FIRST} among CUDA_VISIBLE_DEVICES=GPU-2222, "),
+        (f"0,{PART}", PART, ""),
+        ("", SECOND, f"there is no {SECOND} among CUDA_VISIBLE_DEVICES=, "),
+    ],
+)
+def test_a_gpu_by_its_uuid(
+    monkeypatch: pytest.MonkeyPatch, inherited: str | None, device: str, why: str
+) -> None:
+    driver = nvml.Driver((nvml.Gpu(FIRST), nvml.Gpu(SECOND, divided=True, mig=(PART,))))
+    monkeypatch.setattr(nvml, "installed", lambda: driver)
+    monkeypatch.setenv("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", inherited or "")
+    if inherited is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    if why:
+        with pytest.raises(DeviceError, match=re.escape(why)):
+            devices.isolate(device)
+        return
+    assert devices.isolate(device) == "cuda:0"
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == device
+
+
+def test_a_gpu_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        nvml, "installed", lambda: nvml.Driver((nvml.Gpu(lost="GPU is lost"), nvml.Gpu(SECOND)))
+    )
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    with pytest.raises(DeviceError, match="cuda:0 does not answer, NVML says: GPU is lost"):
+        devices.isolate("cuda:0")
+
+
+def test_several_workers_on_one_device() -> None:
+    workers = devices.resolve(("cuda:0", SECOND, "cpu"), per_device=2)
+    assert workers == ["cuda:0", "cuda:0", SECOND, SECOND, "cpu", "cpu"]
+    labels = devices.labels(workers)
+    assert labels == ["cuda:0", "cuda:0#2", "GPU-22222222", "GPU-22222222#2", "cpu:0", "cpu:1"]
+    assert [devices.of_label(label) for label in labels][::2] == ["cuda:0", "GPU-22222222", "cpu"]
+    assert [devices.of_label(label) for label in labels][1::2] == ["cuda:0", "GPU-22222222", "cpu"]
 
 
 def test_a_worker_on_the_cpu_sees_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

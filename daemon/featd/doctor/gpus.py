@@ -1,5 +1,5 @@
-"""Checks of the devices of workers: what NVIDIA's driver says of the GPUs through NVML, which takes no memory of a GPU,
-and whether the driver, its libraries and the engine fit together. Untested on hardware.
+"""Checks of the devices of workers: what NVIDIA's driver says of the GPUs, and whether the driver, its libraries and
+the engine fit together. Untested on hardware.
 """
 
 from __future__ import annotations
@@ -8,60 +8,23 @@ import ctypes
 import os
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from featd.config import Settings
 from featd.doctor.finding import About, Finding, error, ok, warning
 from featd.errors import ModelError, first_line
-from featd.processes import devices
-
-
-@dataclass(frozen=True, slots=True)
-class Driver:
-    """`gpus`: the name of each, in PCI order. `cuda`: the newest CUDA that the driver supports, (major,
-    minor). `problem`: why the driver could not be asked, with its `way_out`; then the rest is empty."""
-
-    gpus: tuple[str, ...] = ()
-    version: str = ""
-    cuda: tuple[int, int] | None = None
-    problem: str = ""
-    way_out: str = ""
-
-
-def installed() -> Driver:
-    """The GPUs of this machine and their driver."""
-    try:
-        import pynvml
-    except ImportError:
-        return Driver(problem="nvidia-ml-py is not installed", way_out="`pip install nvidia-ml-py`")
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError as problem:
-        return Driver(
-            problem=f"NVML says: {problem}", way_out="install the NVIDIA driver; `nvidia-smi` must work"
-        )
-    try:
-        gpus = []
-        for index in range(pynvml.nvmlDeviceGetCount()):
-            gpus.append(str(pynvml.nvmlDeviceGetName(pynvml.nvmlDeviceGetHandleByIndex(index))))
-        number = pynvml.nvmlSystemGetCudaDriverVersion()  # 12040 for CUDA 12.4
-        cuda = (number // 1000, number % 1000 // 10)
-        return Driver(tuple(gpus), str(pynvml.nvmlSystemGetDriverVersion()), cuda)
-    except pynvml.NVMLError as problem:
-        return Driver(problem=f"NVML says: {problem}", way_out="look at `nvidia-smi` and `dmesg`")
-    finally:
-        pynvml.nvmlShutdown()
+from featd.processes import devices, nvml
+from featd.processes.nvml import Driver, installed
 
 
 def look_at_devices(settings: Settings | None) -> Iterator[Finding]:
     """The devices that workers are to use, and whether a GPU's driver and libraries fit."""
     driver = installed()
     configured = "auto" if settings is None else settings.workers.devices
-    wanted = devices.resolve(configured)
-    count = devices.gpu_count() if driver.problem else len(driver.gpus)
-    missing = [why for name in wanted if (why := devices.why_missing(name, count))]
+    wanted = devices.resolve(configured, 1 if settings is None else settings.workers.per_device)
+    missing = [why for name in dict.fromkeys(wanted) if (why := devices.why_missing(name, driver))]
     for why in missing:
         yield error(
             About.DEVICES,
@@ -69,12 +32,15 @@ def look_at_devices(settings: Settings | None) -> Iterator[Finding]:
             'correct workers.devices (`nvidia-smi` lists the GPUs), or write devices = "auto"',
         )
     if not missing:
-        gpus = ", ".join(f"{count} x {name}" for name, count in Counter(driver.gpus).items())
+        names = Counter(gpu.name for gpu in driver.gpus if not gpu.lost)
+        gpus = ", ".join(f"{count} x {name}" for name, count in names.items())
         yield ok(
             About.DEVICES, ", ".join(devices.labels(wanted)) + (f"; this machine has {gpus}" if gpus else "")
         )
-    on_gpus = [name for name in wanted if name != "cpu"]
+    on_gpus = [name for name in dict.fromkeys(wanted) if name != "cpu"]
     if on_gpus and not missing:
+        yield from _look_at_memory(on_gpus)
+        yield from _look_at_parts(driver, on_gpus)
         yield from _look_at_driver(driver, on_gpus[0], "auto" if settings is None else settings.model.engine)
     elif driver.gpus and not on_gpus and configured == "auto":
         yield warning(
@@ -82,6 +48,34 @@ def look_at_devices(settings: Settings | None) -> Iterator[Finding]:
             f"this machine has {len(driver.gpus)} GPUs, and workers use the CPU: this process does not see the GPUs",
             'look at CUDA_VISIBLE_DEVICES; or name them: devices = ["cuda:0"]',
         )
+
+
+def _look_at_memory(on_gpus: list[str]) -> Iterator[Finding]:
+    """Whether other programs have memory of the GPUs that workers use."""
+    for device in on_gpus:
+        seen = nvml.memory(devices.visible_as(device))
+        if seen is None:
+            continue
+        # Workers of a featd that is running now are no others.
+        others = tuple(one for one in seen.others if not one.name.startswith("featd: "))
+        if others:
+            yield warning(
+                About.DEVICES,
+                f"other programs have memory of {device}: {replace(seen, others=others).told()}",
+                "end them if they are not wanted; or name other GPUs in workers.devices",
+            )
+
+
+def _look_at_parts(driver: Driver, on_gpus: list[str]) -> Iterator[Finding]:
+    """Whether a GPU that is divided by MIG is named as a whole: CUDA then uses its first part alone."""
+    for index, gpu in enumerate(driver.gpus):
+        if gpu.divided and (f"cuda:{index}" in on_gpus or gpu.uuid in on_gpus) and not devices.are_given():
+            names = ", ".join(f'"{uuid}"' for uuid in gpu.mig)
+            yield warning(
+                About.DEVICES,
+                f"cuda:{index} is divided by MIG into {len(gpu.mig)} devices, and a worker on the whole uses one",
+                f"name them: devices = [{names}]" if names else "make MIG devices with `nvidia-smi mig`",
+            )
 
 
 def _look_at_driver(driver: Driver, device: str, engine: str) -> Iterator[Finding]:
@@ -100,7 +94,11 @@ def _look_at_driver(driver: Driver, device: str, engine: str) -> Iterator[Findin
     except ModelError:
         module, has_cuda = None, False
     if not has_cuda or engine == caffe.NAME:
-        if engine != onnxruntime.NAME and find_caffe()[0] and caffe.can_use(device):
+        if (
+            engine != onnxruntime.NAME
+            and find_caffe()[0]
+            and caffe.can_use(device if device.startswith("cuda:") else "cuda:0")
+        ):
             yield ok(About.DRIVER, f"real Caffe can use {device}")
         else:
             yield error(

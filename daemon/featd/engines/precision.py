@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from featd.engines.base import cuda_index
 from featd.errors import ConfigError
 
 FLOAT32: Final = "float32"
@@ -25,7 +24,7 @@ def tolerance(spec: dict[str, Any]) -> float:
 def require_precision(precision: str, device: str) -> None:
     """ConfigError where vectors of this precision cannot be made on `device`. Which GPUs have TF32 is known only when
     the net is loaded."""
-    if precision == FLOAT32 or cuda_index(device) is not None:
+    if precision == FLOAT32 or device != "cpu":
         return
     raise ConfigError(
         f'model.precision: {precision!r} is for GPUs: {_ON_CPU[precision]}; write precision = "float32", or'

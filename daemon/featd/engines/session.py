@@ -118,8 +118,9 @@ def _load(
 
     def load(model: Path | bytes) -> Any:
         mapped.rest()
+        # Without a fallback: a GPU that fails would be an unseen, slow CPU.
         return onnxruntime.InferenceSession(
-            model, options, providers=providers, disabled_optimizers=list(without)
+            model, options, providers=providers, disabled_optimizers=list(without), enable_fallback=0
         )
 
     try:
@@ -138,6 +139,8 @@ def _load(
     except ModelError:
         raise
     except Exception as error:  # the runtime's exception classes are not a stable interface
+        if index is not None and is_of_the_gpu(error):
+            raise EngineError(f"ONNX Runtime cannot load the net on {device}: {first_line(error)}") from error
         told = re.sub(r"Load model from .* failed:", "", first_line(error))  # our own file
         raise ModelError(f"{source}: ONNX Runtime does not load the net: {told}") from error
     if index is not None and "CUDAExecutionProvider" not in session.get_providers():
@@ -150,6 +153,17 @@ def _load(
                 ' 8.0): write precision = "float32" or "float16"'
             )
     return session
+
+
+def is_of_the_gpu(error: Exception) -> bool:
+    """Whether the GPU made it fail, which was lost, is full or is taken, and not the net."""
+    return (
+        is_out_of_memory(error)
+        or re.search(
+            r"\bcu(da|dnn|blas)\b.{0,9}(failure|error)|CUDNN_STATUS|CUBLAS_STATUS", str(error), re.IGNORECASE
+        )
+        is not None
+    )
 
 
 def _cuda_options(index: int, precision: str) -> dict[str, Any]:

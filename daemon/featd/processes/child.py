@@ -73,6 +73,7 @@ class Child:
     may_go: bool = False
     ready: bool = False
     refusal: str = ""
+    refused_for_device: bool = False
     lease: Lease | None = None
     asked_at: float | None = None
     aborted_at: float | None = None
@@ -162,7 +163,7 @@ class Child:
         self.pid, self.may_go, self.ready, self.refusal, self.lease = None, False, False, "", None
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self.go_fd)  # of a process that died before it took it
-        self.asked_at, self.aborted_at, self.hung = None, None, False
+        self.asked_at, self.aborted_at, self.hung, self.refused_for_device = None, None, False, False
         self.heartbeat.clear()
 
     def close(self) -> None:

@@ -127,9 +127,9 @@ class ChildLink:
         while self._go_fd is not None and not select.select([self._go_fd], [], [], 1.0)[0]:
             turn()
 
-    def refuse(self, text: str) -> None:
+    def refuse(self, text: str, *, of_device: bool = False) -> None:
         """Tell the supervisor why work cannot begin, cut to what a record takes."""
-        while not self._reports.send(Report(self.name, os.getpid(), Refused(text))) and text:
+        while not self._reports.send(Report(self.name, os.getpid(), Refused(text, of_device))) and text:
             text = text[: len(text) // 2]
 
     def report(self, news: News) -> None:

@@ -29,9 +29,11 @@ class Proven:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """The first worker has found something that must be put right before work begins."""
+    """The first worker has found something that must be put right before work begins. `of_device`: on its device, so
+    that a worker on another one may find everything right."""
 
     text: str
+    of_device: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 FULL_BYTES = 1024 * 1024
 NEW_SECONDS = 60.0
 """A worker that is older than this is not called new."""
+SHARED = 0.05
+"""Other programs with a larger part of a GPU's memory are told of."""
 EXIT_NOT_RUNNING = 3
 LEASE_WARNING = 1 / 3
 """A lease with less than this part of its time left should have been renewed long ago."""
@@ -303,6 +305,12 @@ def _warnings(catalog: sa.Engine, watched: Watched, report: Report) -> list[str]
     for root in sorted({root for worker in report.workers for root in worker.shares.get("doubted", {})}):
         found.append(f"root {root}: no file can be read; its images are tried again, and nothing is counted")
     for worker in report.workers:
+        memory = worker.shares.get("device_memory") or {}
+        if memory and memory["others"] > memory["total"] * SHARED:
+            report.notices.append(
+                f"worker {worker.device} on {worker.host}: other programs have {decimal(memory['others'])} of the GPU's"
+                f" {decimal(memory['total'])}"
+            )
         left = worker.expires_in_seconds
         if left < _lease_of(worker, watched.lease_seconds) * LEASE_WARNING and state_of(worker) != "dead":
             found.append(
@@ -467,6 +475,7 @@ def as_json(report: Report) -> dict[str, Any]:
                 "images_per_second": rate_of(worker),
                 "lease_expires_in": round(worker.expires_in_seconds, 1),
                 "share": shares_of(worker),
+                "device_memory": worker.shares.get("device_memory"),
             }
             for worker in report.workers
         ],

@@ -30,6 +30,7 @@ FIXED = (
     "model.blobs",
     "preprocess",
     "workers.devices",
+    "workers.per_device",
     "workers.set_aside_after",
 )
 """Keys that a running featd keeps: they decide what the vectors are, where they go, or which processes there are."""

@@ -15,12 +15,17 @@ def count(child: Child, why: Why, code: int, what: str, words: str, was_ready: b
     """Add a death to what is known of a child. True where memory was short, and a smaller batch may be enough: then
     neither the start nor the device is to blame."""
     child.deaths += 1
-    if child.halvings < child.spec.most_halvings and is_of_memory(why, what, words):
+    if may_be_halved(child, why, what, words):
         child.halvings += 1
         return True
     child.boot_failures += not was_ready
     child.fruitless += child.spec.essential and is_of_the_device(why, code, was_ready)
     return False
+
+
+def may_be_halved(child: Child, why: Why, what: str, words: str) -> bool:
+    """Whether memory was short, and a smaller batch can be tried."""
+    return child.halvings < child.spec.most_halvings and is_of_memory(why, what, words)
 
 
 def is_of_the_device(why: Why, code: int, was_ready: bool) -> bool:

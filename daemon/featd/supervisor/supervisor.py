@@ -19,6 +19,7 @@ from typing import Self
 from featd import clock, logs
 from featd.errors import EXIT_BAD_CONFIG, EXIT_ERROR, EXIT_OK, EXIT_OUT_OF_REACH
 from featd.processes.child import Child, ChildSpec
+from featd.processes.devices import of_label
 from featd.processes.last_words import telling
 from featd.processes.link import Channel, ChildLink
 from featd.processes.oom import OomWatch
@@ -259,8 +260,8 @@ class Supervisor:
                 with contextlib.suppress(OSError):
                     sys.stderr.write("".join(f"{line}\n" for line in child.words))
                 self._on_proven()
-            case Refused(text):
-                child.refusal = text
+            case Refused(text, of_device):
+                child.refusal, child.refused_for_device = text, of_device
             case Ready():
                 child.ready = True
                 child.boot_failures = 0
@@ -305,8 +306,10 @@ class Supervisor:
         child.end_stderr(quiet=child is self._prover)
         why, what = deaths.explain(child, code, self.rollout.stop_seconds, self._oom)
         if child is self._prover and self._stopping_since is None:
-            self._bury_prover(child, why, what, code, now)
-            return
+            if (other := self._other_prover(child, why, what)) is None:
+                self._bury_prover(child, why, what, code, now)
+                return
+            self._prover = other
         if self.refusal is not None:
             child.forget_process()
             child.finished = True
@@ -395,6 +398,17 @@ class Supervisor:
         for other in self.children.values():  # they wait, with nothing in hand
             other.kill(signal.SIGKILL)
         self.stop(code if code > 0 else EXIT_ERROR, now)
+
+    def _other_prover(self, child: Child, why: Why, what: str) -> Child | None:
+        """A worker on a device that nobody has tried: it may prove that all is right but the device of `child`, which
+        is then one of those that fail."""
+        words = telling("\n".join(child.words))
+        crashed = why is Why.CRASH and not deaths.may_be_halved(child, why, what, words)
+        if not (child.refused_for_device or crashed):
+            return None
+        workers = [one for one in self.children.values() if one.spec.essential]
+        tried = {of_label(one.spec.device) for one in workers if one.deaths_ever or one is child}
+        return next((one for one in workers if of_label(one.spec.device) not in tried), None)
 
     def _tell_of_memory(self, child: Child) -> None:
         name = child.spec.name

@@ -16,7 +16,7 @@ from featd.crash_points import CrashPoint, crash_point
 from featd.decoders.pool import DecoderPool
 from featd.engines import cuda
 from featd.engines.precision import require_precision
-from featd.errors import CatalogUnavailableError, EngineError, FeatdError
+from featd.errors import CatalogUnavailableError, DeviceError, EngineError, FeatdError
 from featd.processes import devices
 from featd.processes.link import ChildLink
 from featd.processes.records import Fruitful, LeaseOpened, MemoryShort, Proven, Ready
@@ -24,7 +24,7 @@ from featd.processes.signals import StopFlag
 from featd.roots import check_apart
 from featd.shards.store import StoreKey, lacks_room
 from featd.states import Lease
-from featd.worker import golden
+from featd.worker import device_memory, golden
 from featd.worker.claims import Claims, Held
 from featd.worker.golden import Golden
 from featd.worker.model import Model, differences, load_model
@@ -61,12 +61,14 @@ def boot(plan: WorkerPlan, catalog: sa.Engine) -> Booted:
     pairing.check(catalog, plan.store.path)
     with connect.reading(catalog) as conn:
         held, held_spec, stored = instance.fingerprint(conn), instance.spec(conn), instance.golden(conn)
-    require_precision(plan.model.precision, plan.device)
+    device = devices.isolate(plan.device)
+    require_precision(plan.model.precision, device)
+    device_memory.tell(plan)
     model = load_model(
         plan.model,
         plan.preprocess,
         plan.store.dtype,
-        devices.isolate(plan.device),
+        device,
         plan.threads,
         l2=plan.store.l2,
         pixels=True,
@@ -100,7 +102,7 @@ def booted_at_start(link: ChildLink, plan: WorkerPlan, catalog: sa.Engine) -> Bo
         try:
             booted = prove(plan, catalog)
         except FeatdError as error:
-            link.refuse(str(error))
+            link.refuse(str(error), of_device=isinstance(error, DeviceError | EngineError))
             raise
         link.report(Proven())
     link.await_go(lambda: link.beat(BOOT_SECONDS))
@@ -177,7 +179,9 @@ class Worker:
         self._hands_path = plan.run_folder / f"{lease.token}.hands"
         self._state = "idle"
         self._link = link
+        self._plan = plan
         self._told_fruitful = False
+        self._device_memory = device_memory.Watch(plan)
         self._promise = functools.partial(link.beat, hang_limit(booted.batch_seconds))
         booted.golden.beat = self._beat
         self._golden_agreed(booted.compared)
@@ -202,6 +206,7 @@ class Worker:
                 **shares.report(self._state),
                 "lease_seconds": plan.lease_seconds,
                 "batch": booted.golden.batch,
+                "device_memory": self._device_memory.seen,
             },
         )
         self._claims = Claims(
@@ -265,6 +270,7 @@ class Worker:
         """One turn of the pipeline. Raises the error that ended one of the threads."""
         if clock.monotonic() >= self._golden_due:
             self._check_golden()
+        self._device_memory.step(clock.monotonic())
         self._pipeline.step()
         self._state = "idle" if self._pipeline.idle else "working"
         if self._writer.fruitful and not self._told_fruitful:
@@ -302,6 +308,7 @@ class Worker:
     def _halve(self, error: Exception) -> int:
         """Memory was short for a batch: how many images go through the net at once from now on."""
         self._booted.golden.halve(error)
+        device_memory.tell(self._plan)
         self._link.report(MemoryShort())
         return self._booted.golden.batch
 

@@ -1,0 +1,1 @@
+"""The parts of script/gpu-check, and what they share."""
