@@ -64,7 +64,8 @@ class Sleeping:
     """The engine: `forward` takes `seconds` for a whole batch, of which the processor takes next to nothing."""
 
     name = "simulated"
-    device = "simulated"
+    device = "cpu"
+    parallel = 1
     input_shape = (1, 1, 1)
 
     def __init__(self, seconds: float, numbers: int) -> None:

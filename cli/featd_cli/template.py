@@ -147,7 +147,7 @@ $weights
 # The blobs to extract; the first one is /feats in the shards. `featd net FILE` lists them. A .onnx with a single output
 # needs none.
 $blobs
-# On GPUs: float32, or the faster tf32 and float16, which give slightly other vectors (untested on hardware).
+# On GPUs: float32; or tf32 or float16, which give slightly other vectors (untested on hardware).
 precision = "float32"
 
 [preprocess]

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 from featd.config import PreprocessConfig
 from featd.decoders.pool import DecoderPool
 from featd.engines.base import Engine
+from featd.engines.first_nodes import prepend
 from featd.engines.onnx_file import OnnxFileEngine
 from featd.engines.onnxruntime import OnnxRuntimeEngine
 from featd.engines.select import load_engine
@@ -96,6 +98,16 @@ def test_an_onnx_file(tmp_path: Path, name: str, last: bool, half: bool, batch: 
     shape = (batch, 32, 32, 3) if last else (batch, 3, 32, 32)
     net = load_net(saved_onnx(small(half=half, last=last, shape=shape), tmp_path), None, ("vector", "relu1"))
     check_equal(load_engine(net, "auto", "cpu", 1, spec), OnnxFileEngine(net, "cpu", 1), spec)
+
+
+def test_an_onnx_file_that_takes_any_size(tmp_path: Path) -> None:
+    made = small(shape=("n", "c", "h", "w"))
+    net = load_net(saved_onnx(made, tmp_path), None, ("vector",), lambda own: own or CROP)
+    check_equal(OnnxFileEngine(net, "cpu", 1, SPECS["std"]), OnnxFileEngine(net, "cpu", 1), SPECS["std"])
+    graph = onnx.ModelProto.FromString(net.serialized())
+    prepend(graph, SPECS["std"])
+    axes = [axis.dim_param or axis.dim_value for axis in graph.graph.input[0].type.tensor_type.shape.dim]
+    assert axes == ["n", "h", "w", "c"]
 
 
 def test_a_real_net() -> None:

@@ -20,7 +20,7 @@ def prepend(model: Any, spec: PreprocessSpec, channels_last: bool = False) -> No
     (n, H, W, C): it then takes pixels, uint8 (n, H, W, C) as decoders make them, under another name."""
     graph = model.graph
     [entry] = graph.input
-    [batch, *_] = entry.type.tensor_type.shape.dim
+    axes = list(entry.type.tensor_type.shape.dim)
     taken = {name for node in graph.node for name in (*node.input, *node.output)}
     prefix = _PREFIX
     while any(name.startswith(prefix) for name in taken):
@@ -65,8 +65,9 @@ def prepend(model: Any, spec: PreprocessSpec, channels_last: bool = False) -> No
     rest = list(graph.node)
     del graph.node[:]
     graph.node.extend([*nodes, *rest])
-    entry.CopyFrom(
-        helper.make_tensor_value_info(
-            prefix, TensorProto.UINT8, [batch.dim_value or batch.dim_param or "n", *spec.pixels_shape]
-        )
-    )
+    # Axes of any length stay so, since known ones decide which operators ONNX Runtime joins, and so the last bits.
+    kind = entry.type.tensor_type
+    kind.elem_type = TensorProto.UINT8
+    del kind.shape.dim[:]
+    kind.shape.dim.extend(axes if channels_last else [axes[at] for at in (0, 2, 3, 1)])
+    entry.name = prefix
