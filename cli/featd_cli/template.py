@@ -136,6 +136,11 @@ min_free = 1_073_741_824
 # Every shard is compared with its checksum once in so many days, in the background. 0: never.
 verify_days = 30.0
 
+[host]
+# Where the processes of a host leave what they have in hand. Unless set: `run` in the store. Where the store is on a
+# slow network, a folder on a local disk, for this instance alone.
+# state = "/var/lib/featd/run"
+
 $roots
 [model]
 # caffe, onnxruntime, or auto: real Caffe where it is installed and runs this net, else ONNX Runtime.

@@ -114,6 +114,11 @@ class StoreConfig(_Section):
     verify_days: Annotated[float, Field(ge=0, le=1e6)] = 30.0
 
 
+class HostConfig(_Section):
+    state: Path | None = None
+    """The folder of the seats' folders; None: `run` in the store."""
+
+
 class RootConfig(_Section):
     path: Path
     include: tuple[str, ...] = DEFAULT_INCLUDE
@@ -355,6 +360,7 @@ class Settings(BaseSettings):
 
     catalog: CatalogConfig = CatalogConfig()
     store: StoreConfig = StoreConfig()
+    host: HostConfig = HostConfig()
     roots: tuple[RootConfig, ...] = ()
     model: ModelConfig = ModelConfig()
     preprocess: PreprocessConfig = PreprocessConfig()
@@ -371,6 +377,11 @@ class Settings(BaseSettings):
                 f"preprocess.preset: {self.model.net} has its own preprocessing: leave out preset"
             )
         return self
+
+    @property
+    def state_folder(self) -> Path:
+        """What the processes of a seat leave for each other is in a folder of its name in here."""
+        return self.host.state or self.store.path / "run"
 
     def by_key(self) -> dict[str, Any]:
         """The values by dotted key, such as `workers.batch`; `roots` is one key."""

@@ -115,7 +115,7 @@ class _Adoption:
             self._lease: Lease = connect.transact(
                 catalog,
                 leases.open_lease,
-                host=plan.host,
+                host=plan.seat,
                 pid=os.getpid(),
                 device=ADOPTION,
                 engine=ADOPTED,
@@ -131,7 +131,7 @@ class _Adoption:
                 catalog,
                 self._lease,
                 plan.store.model_copy(update={"shard_seconds": SHARD_SECONDS}),
-                ShardKind(blobs, ADOPTED, plan.host, key),
+                ShardKind(blobs, ADOPTED, plan.seat, key),
                 self._identity,
                 plan.retry,
                 self._held,
@@ -236,7 +236,7 @@ class _Adoption:
 def _end_dead(catalog: sa.Engine, plan: WorkerPlan) -> None:
     """End the leases of adoptions that were killed, so that what they had claimed can be claimed again."""
     with connect.reading(catalog) as conn:
-        dead = [one for one in leases.open_leases(conn, plan.host) if not is_running(one.pid)]
+        dead = [one for one in leases.open_leases(conn, plan.seat) if not is_running(one.pid)]
         dead += leases.expired_leases(conn)
     for one in dead:
         if one.device == ADOPTION:

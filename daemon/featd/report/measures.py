@@ -84,7 +84,7 @@ class Measuring:
         roots = [root.path for root in self._watched.roots]
         return Look(
             Measures(
-                daemon=running.look(store.path),
+                daemon=running.look(self._watched),
                 min_free=store.min_free,
                 free=free,
                 roots={str(root): root_state(root) is RootState.ONLINE for root in roots},

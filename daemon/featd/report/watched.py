@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from featd.config import RootConfig, Settings, StoreConfig
 from featd.states import RetryPolicy
@@ -17,10 +18,20 @@ class Watched:
     decoders: int
     lease_seconds: float
     retry: RetryPolicy
+    state: Path
+    """The folder of the seats' folders."""
+    seat: str | None
+    """The one seat of this host that is looked at; None for all of them."""
 
     @classmethod
-    def of(cls, settings: Settings) -> Watched:
+    def of(cls, settings: Settings, seat: str | None = None) -> Watched:
         workers = settings.workers
         return cls(
-            settings.store, settings.roots, workers.decoders, workers.lease_seconds, settings.retry.policy
+            settings.store,
+            settings.roots,
+            workers.decoders,
+            workers.lease_seconds,
+            settings.retry.policy,
+            settings.state_folder,
+            seat,
         )

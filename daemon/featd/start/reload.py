@@ -22,6 +22,7 @@ from featd.worker.plan import WorkerPlan
 FIXED = (
     "catalog.url",
     "store.path",
+    "host.state",
     "store.dtype",
     "store.l2",
     "model.engine",
@@ -53,12 +54,8 @@ class Configuration:
     specs: Sequence[ChildSpec]
     stop_seconds: float
     log: LogConfig
-
-    @property
-    def worker(self) -> WorkerPlan:
-        """The first worker's plan, which differs from the others' in its device alone."""
-        plan: WorkerPlan = next(spec.plan for spec in self.specs if spec.essential)
-        return plan
+    worker: WorkerPlan
+    """The first worker's plan, which differs from the others' in its device alone; also where the seat has none."""
 
 
 def difference(old: Configuration, new: Configuration) -> Change:

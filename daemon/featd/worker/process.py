@@ -83,8 +83,9 @@ def prove(plan: WorkerPlan, catalog: sa.Engine) -> Booted:
     check_apart([root.path for root in plan.roots])
     migrate.check_schema(catalog)
     connect.transact(catalog, lambda _: None)  # fails where the catalog cannot be written
+    pairing.check_seat(catalog, plan.seat, plan.seat_key)
     booted = boot(plan, catalog)
-    pairing.pair(catalog, plan.store.path, plan.host, plan.lease_seconds)
+    pairing.pair(catalog, plan.store.path, plan.seat, plan.lease_seconds)
     return booted
 
 
@@ -114,7 +115,8 @@ def run(link: ChildLink, plan: WorkerPlan) -> int:
     lease = connect.transact(
         catalog,
         leases.open_lease,
-        host=plan.host,
+        host=plan.seat,
+        seat=plan.seat_key,
         pid=os.getpid(),
         device=plan.label,
         engine=engine.name,
@@ -207,7 +209,7 @@ class Worker:
             lease_seconds=plan.lease_seconds,
             lacks_room=functools.partial(lacks_room, plan.store.path, plan.store.min_free),
         )
-        kind = ShardKind(engine.blobs, engine.name, plan.host, key)
+        kind = ShardKind(engine.blobs, engine.name, plan.seat, key)
         self._writer = Writer(
             catalog,
             lease,
