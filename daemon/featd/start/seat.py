@@ -95,8 +95,8 @@ def take_name(name: str) -> socket.socket | None:
             if clock.monotonic() > deadline:
                 held.close()
                 raise LockHeldError(
-                    "another featd of this instance is running on this host, with another store or another host.state:"
-                    " give each featd of a host a seat of its own (`featd run --seat NAME`), and all of them one store"
+                    "another featd of this instance and seat is running on this host, with another store or another"
+                    " host.state: where the store differs, one of the two stores is a copy"
                 ) from None
             clock.sleep(0.05)
 
