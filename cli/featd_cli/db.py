@@ -62,7 +62,7 @@ def _decide(instance: Instance, requeue: Sequence[str], keep: Sequence[str]) -> 
     "all"."""
     from featd.catalog import connect, corrections
 
-    roots = [str(root.path) for root in instance.settings.roots]
+    roots = [root.key for root in instance.settings.roots]
     with instance.read() as conn:
         lacked = corrections.undecided(conn)
 

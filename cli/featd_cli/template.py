@@ -71,6 +71,9 @@ _ROOT = Template("""\
 # One section for each folder of images. featd only reads these folders.
 [[roots]]
 path = $path
+# What the catalog calls this folder, if not by its path: so it can have another path on each host. Never change it: the
+# images would be those of another root. A folder that the catalog has by its path keeps that as its name.
+# name = "photos"
 # Which files are images: patterns below the root, ignoring case. ** means any number of folders.
 # HEIC needs the extra `heif`.
 include = $include

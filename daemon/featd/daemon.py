@@ -9,7 +9,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from featd import __version__, logs
-from featd.config import Settings, load, password_is_readable
+from featd.config import Settings, load, password_is_readable, places
 from featd.errors import ConfigError, FeatdError, StoreUnavailableError, reason
 from featd.ingest.plan import IngestPlan
 from featd.janitor.plan import JanitorPlan
@@ -148,7 +148,7 @@ def configured(
         store=settings.store,
         feed_days=settings.catalog.feed_days,
         purge_gone_days=settings.catalog.purge_gone_days,
-        roots=tuple(root.path for root in settings.roots) if drain else (),
+        roots=places(settings.roots) if drain else {},
         draining=drain,
         scans="ingest" in roles,
         search=settings.search.enabled and not drain,

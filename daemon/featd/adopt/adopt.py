@@ -22,6 +22,7 @@ from featd.adopt.script_file import ScriptFile
 from featd.catalog import claim, connect, enqueue, leases, live, pairing
 from featd.catalog.leases import ADOPTION
 from featd.catalog.settle import Identity
+from featd.config import places
 from featd.crash_points import CrashPoint, crash_point
 from featd.decoders.pool import DecoderPool
 from featd.decoders.wire import Hashed, RootOffline
@@ -105,11 +106,12 @@ class _Adoption:
             self._pool = undo.enter_context(
                 DecoderPool(
                     self._chosen.preprocess,
-                    {str(root.path): root.follow_symlinks for root in plan.roots},
+                    {root.key: root.follow_symlinks for root in plan.roots},
                     decoders=plan.decoders,
                     trays=1,
                     batch=self._slots,
                     hands_path=Path(folder) / "adopt.hands",
+                    places=places(plan.roots),
                 )
             )
             self._lease: Lease = connect.transact(

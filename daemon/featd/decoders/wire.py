@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, field
 from typing import Any
 
 from featd.preprocess.spec import PreprocessSpec
@@ -84,17 +84,18 @@ def clean(text: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What a decoder is told once. `roots`: folder -> whether links in it are followed; `shape`: of all slots,
-    (slots, C, H, W)."""
+    """What a decoder is told once. `roots`: root -> whether links in it are followed; `places`: root -> its folder,
+    where it is called by another name; `shape`: of all slots, (slots, C, H, W)."""
 
     roots: dict[str, bool]
     shape: tuple[int, int, int, int]
     spec: PreprocessSpec
+    places: dict[str, str] = field(default_factory=dict)
 
     def to_bytes(self) -> bytes:
-        return json.dumps([self.roots, self.shape, self.spec.to_json()]).encode()
+        return json.dumps([self.roots, self.shape, self.spec.to_json(), self.places]).encode()
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Setup:
-        roots, shape, spec = json.loads(data)
-        return cls(roots, tuple(shape), PreprocessSpec.from_json(spec))
+        roots, shape, spec, places = json.loads(data)
+        return cls(roots, tuple(shape), PreprocessSpec.from_json(spec), places)

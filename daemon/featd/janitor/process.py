@@ -152,7 +152,7 @@ class Janitor:
             end = drain.look(
                 self._catalog,
                 self._host,
-                [str(root) for root in self._plan.roots],
+                self._plan.roots,
                 self._drain_start,
                 holds.ends_drain(self._holds, now),
             )

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from rich.filesize import decimal
 
 from featd import clock
+from featd.config import places
 from featd.errors import EXIT_ERROR, EXIT_OK, ConfigError, StoreUnavailableError
 from featd.report import running
 from featd.report.running import Daemon
@@ -186,15 +187,16 @@ def shares_of(worker: WorkerLine) -> dict[str, float]:
 def _waiting_roots(watched: Watched, pending: set[str]) -> dict[str, str]:
     from featd.roots import RootState, root_state
 
-    configured = {str(root.path) for root in watched.roots}
+    folders = places(watched.roots)
     why = {
-        root: root_state(Path(root)) if root in configured else "not in the configuration" for root in pending
+        root: root_state(Path(folders[root])) if root in folders else "not in the configuration"
+        for root in pending
     }
     return {root: str(state) for root, state in sorted(why.items()) if state != RootState.ONLINE}
 
 
 def _foreign_roots(watched: Watched, known: list[str]) -> list[str]:
-    configured = {str(root.path) for root in watched.roots}
+    configured = {root.key for root in watched.roots}
     return [
         f"root {root} is not in the configuration, and its images stay as they are: see `featd roots`"
         for root in known
@@ -205,7 +207,7 @@ def _foreign_roots(watched: Watched, known: list[str]) -> list[str]:
 def _offline(watched: Watched) -> dict[str, str]:
     from featd.roots import RootState, root_state
 
-    states = {str(root.path): root_state(root.path) for root in watched.roots}
+    states = {root.key: root_state(root.path) for root in watched.roots}
     return {root: str(state) for root, state in states.items() if state is not RootState.ONLINE}
 
 

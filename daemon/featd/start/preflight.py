@@ -32,11 +32,12 @@ def prove_without_net(plan: WorkerPlan, close: Sequence[int]) -> None:
     its locks. FeatdError."""
 
     def prove() -> str:
-        from featd.catalog import connect, migrate, pairing
+        from featd.catalog import connect, migrate, pairing, root_names
 
         check_apart([root.path for root in plan.roots])
         catalog = connect.open_catalog(plan.catalog_url, plan.lease_seconds)
         migrate.check_schema(catalog)
+        root_names.check(catalog, plan.roots)
         pairing.check_seat(catalog, plan.seat, plan.seat_key)
         pairing.pair(catalog, plan.store.path, plan.seat, plan.lease_seconds)
         return ""

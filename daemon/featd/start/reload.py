@@ -150,7 +150,7 @@ class ConfigReload:
 
     def _read_and_check(self) -> str:
         """In the throw-away process: the new values as text. ConfigError says what is wrong with them."""
-        from featd.catalog import connect, migrate, pairing
+        from featd.catalog import connect, migrate, pairing, root_names
 
         new = self._read()
         if refused := refused_keys(difference(self._now, new).keys):
@@ -164,6 +164,7 @@ class ConfigReload:
         check_apart([root.path for root in plan.roots])
         catalog = connect.open_catalog(plan.catalog_url, plan.lease_seconds)
         migrate.check_schema(catalog)
+        root_names.check(catalog, plan.roots)
         pairing.check(catalog, plan.store.path)
         return repr(new.keys)
 

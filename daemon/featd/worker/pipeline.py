@@ -6,7 +6,7 @@ used by this thread only: Caffe's device is set per thread, and decoders die wit
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -69,6 +69,7 @@ class Pipeline:
         find_done: Callable[[str], str | None],
         find_moved: Callable[[Sequence[Hashed]], Sequence[VectorBatch]],
         halve: Callable[[Exception], int],
+        places: Mapping[str, str] | None = None,
     ) -> None:
         self._engine = engine
         self._pool = pool
@@ -79,7 +80,7 @@ class Pipeline:
         self._settle_seconds = settle_seconds
         self._beat = beat
         self._check_golden = check_golden
-        self._read_errors = ReadErrors(self._put, find_done)
+        self._read_errors = ReadErrors(self._put, find_done, places)
         self._find_moved = find_moved
         self._halve = halve
         trays, self._batch = pool.trays.shape[:2]

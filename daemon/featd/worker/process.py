@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 import sqlalchemy as sa
 
 from featd import clock, logs
-from featd.catalog import connect, instance, leases, live, migrate, pairing
+from featd.catalog import connect, instance, leases, live, migrate, pairing, root_names
 from featd.catalog.settle import Identity
+from featd.config import places
 from featd.crash_points import CrashPoint, crash_point
 from featd.decoders.pool import DecoderPool
 from featd.errors import CatalogUnavailableError, EngineError, FeatdError
@@ -83,6 +84,7 @@ def prove(plan: WorkerPlan, catalog: sa.Engine) -> Booted:
     check_apart([root.path for root in plan.roots])
     migrate.check_schema(catalog)
     connect.transact(catalog, lambda _: None)  # fails where the catalog cannot be written
+    root_names.check(catalog, plan.roots)
     pairing.check_seat(catalog, plan.seat, plan.seat_key)
     booted = boot(plan, catalog)
     pairing.pair(catalog, plan.store.path, plan.seat, plan.lease_seconds)
@@ -165,7 +167,8 @@ class Worker:
         booted: Booted,
         key: StoreKey,
     ) -> None:
-        roots = {str(root.path): root.follow_symlinks for root in plan.roots}
+        roots = {root.key: root.follow_symlinks for root in plan.roots}
+        folders = places(plan.roots)
         engine = booted.model.engine
         self._catalog = catalog
         self._lease = lease
@@ -188,6 +191,7 @@ class Worker:
             trays=TRAYS,
             batch=booted.golden.batch,
             hands_path=self._hands_path,
+            places=folders,
         )
         self._renewal = Renewal(
             catalog,
@@ -203,7 +207,7 @@ class Worker:
             catalog,
             lease,
             link,
-            list(roots),
+            folders,
             held,
             ahead=TRAYS * booted.golden.batch,
             lease_seconds=plan.lease_seconds,
@@ -235,12 +239,13 @@ class Worker:
             self._writer,
             shares,
             dtype=plan.store.dtype,
-            settle_seconds={str(root.path): root.settle_seconds for root in plan.roots},
+            settle_seconds={root.key: root.settle_seconds for root in plan.roots},
             beat=self._beat,
             check_golden=self._check_golden,
             find_done=self._find_done,
             find_moved=self._moved.find,
             halve=self._halve,
+            places=folders,
         )
         # Threads come last, so that an error above leaves none running.
         self._threads = (self._claims, self._writer, self._renewal)
