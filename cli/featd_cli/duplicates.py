@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from featd import logs
-from featd.config import places
 from featd_cli.backup import in_bytes
 from featd_cli.console import counted, document, note, progress, say, shown
 from featd_cli.instance import ConfigOption, JsonOption, open_instance
@@ -19,6 +18,7 @@ from featd_cli.searching import (
     as_document,
     check_sheet,
     file_of,
+    folders_of,
     name_of,
     tell_unreadable,
 )
@@ -57,7 +57,7 @@ def duplicates(
     logs.setup("ERROR")
     with open_instance(ctx, config) as instance, progress() as advance:
         check_sheet(sheet, instance, config or ctx.obj, force)
-        roots = places(instance.settings.roots)
+        roots = folders_of(instance)
         finder = finding.Finder(instance.catalog, instance.settings.store.path, blob, advance, roots)
         limit = finder.usual_distance if within is None else within
         groups = finder.groups(limit)

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from featd import logs
-from featd.config import places
 from featd.errors import EXIT_ERROR, NothingMatchedError
 from featd.paths import to_catalog
 from featd_cli.console import complain, document, note, progress, say, shown
@@ -24,6 +23,7 @@ from featd_cli.searching import (
     as_document,
     check_sheet,
     file_of,
+    folders_of,
     name_of,
     tell_unreadable,
 )
@@ -97,7 +97,7 @@ def search(
     else:
         _print(asked, answers)
     if sheet is not None and asked:
-        _draw(sheet, searcher, asked, answers, places(instance.settings.roots))
+        _draw(sheet, searcher, asked, answers, folders_of(instance))
     tell_unreadable(searcher.unreadable)
     for name, why in problems.items():
         complain(f"{name}: {why}")
@@ -139,7 +139,7 @@ def _query(instance: Instance, name: str) -> Query | str:
         if len(found) > 1:
             return f"several roots have it: name one of {', '.join(map(name_of, found))}"
     if found:
-        return Query(name, file_of(found[0], places(instance.settings.roots)), found[0])
+        return Query(name, file_of(found[0], folders_of(instance)), found[0])
     if file.is_file():
         return Query(name, file, None)
     return "not a regular file" if name and file.exists() else NOTHING
@@ -171,7 +171,7 @@ def _is_unchanged(instance: Instance, image: LiveVector) -> bool:
     from featd.paths import mtime_of
 
     try:
-        there = file_of(image, places(instance.settings.roots)).stat()
+        there = file_of(image, folders_of(instance)).stat()
     except OSError:
         return True
     with instance.read() as conn:
