@@ -66,8 +66,8 @@ class Filled:
     def config(self) -> Path:
         return self.folder / "featd.toml"
 
-    def open_lease(self, device: str = "cpu:0", host: str = "here") -> Lease:
-        given = {"host": host, "pid": os.getpid(), "device": device, "lease_seconds": 60.0}
+    def open_lease(self, device: str = "cpu:0", host: str = "here", seat: str | None = None) -> Lease:
+        given = {"host": host, "pid": os.getpid(), "device": device, "lease_seconds": 60.0, "seat": seat}
         return connect.transact(self.catalog, partial(leases.open_lease, engine="onnxruntime", **given))
 
     def end_lease(self) -> None:

@@ -262,7 +262,7 @@ class Worker:
         link: Any = _Link()
         self.held = Held()
         self.claims = Claims(
-            catalog, self.lease, link, [root], self.held, ahead=4, lease_seconds=LEASE_SECONDS
+            catalog, self.lease, link, {root: root}, self.held, ahead=4, lease_seconds=LEASE_SECONDS
         )
         kind = ShardKind({"fc": 2}, "gist", "here", key)
         self.writer = SteppedWriter(catalog, self.lease, store, kind, IDENTITY, POLICY, self.held)

@@ -162,6 +162,7 @@ def _root(instance: Instance, wanted: Path | None) -> RootConfig:
         raise typer.BadParameter(f"name one of the configured roots: {listed}", param_hint="--root")
     place = roots[0].path if wanted is None else Path(os.path.abspath(wanted))  # noqa: PTH100
     root = next((one for one in roots if place in (one.path, one.path.resolve())), None)
+    root = root or next((one for one in roots if str(wanted) == one.key), None)
     if root is None:
         raise typer.BadParameter(
             f"{wanted} is not one of the configured roots: {listed}", param_hint="--root"

@@ -42,13 +42,14 @@ def bench(
     from featd.bench.measure import draw, measure
     from featd.config import RootConfig
     from featd.config_file import find
-    from featd.daemon import hold_locks
     from featd.report import running
+    from featd.report.watched import Watched
     from featd.sizing import keep
+    from featd.start.seat import hold_locks
     from featd_cli import config_edit
 
     settings = load_settings(ctx, config)
-    if pid := running.look(settings.store.path).pid:
+    if pid := running.look(Watched.of(settings)).pid:
         raise FeatdError(
             f"featd runs here (pid {pid}), and the figures would be of what it leaves over: stop it, measure, start it"
             " again"
@@ -56,7 +57,7 @@ def bench(
     if folder is not None and not folder.is_dir():
         raise FeatdError(f"{folder}: no such folder")
     roots = settings.roots if folder is None else (RootConfig(path=folder.absolute()),)
-    with hold_locks(settings.store.path):
+    with hold_locks(settings):
         with progress(forks=True) as advance:
             figures = measure(settings, draw(roots), seconds, advance)
         found = _document(figures)

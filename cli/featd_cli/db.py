@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -63,7 +62,7 @@ def _decide(instance: Instance, requeue: Sequence[str], keep: Sequence[str]) -> 
     "all"."""
     from featd.catalog import connect, corrections
 
-    roots = [str(root.path) for root in instance.settings.roots]
+    roots = [root.key for root in instance.settings.roots]
     with instance.read() as conn:
         lacked = corrections.undecided(conn)
 
@@ -120,13 +119,13 @@ def restored(ctx: typer.Context, config: ConfigOption = None) -> None:
     moves no file. Stop featd on every host first.
     """
     from featd.catalog import pairing
-    from featd.daemon import hold_locks
+    from featd.start.seat import hold_locks
 
-    with open_instance(ctx, config) as instance, hold_locks(instance.settings.store.path):
+    with open_instance(ctx, config) as instance, hold_locks(instance.settings) as seats:
         ended, lost = pairing.declare_restored(
             instance.catalog,
             instance.settings.store.path,
-            socket.gethostname(),
+            seats,
             instance.settings.retry.policy,
         )
     say("catalog and store belong together from now on")

@@ -18,12 +18,13 @@ from featd_cli.searching import (
     as_document,
     check_sheet,
     file_of,
+    folders_of,
     name_of,
     tell_unreadable,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from featd.search.duplicates import Copy
 
@@ -56,7 +57,8 @@ def duplicates(
     logs.setup("ERROR")
     with open_instance(ctx, config) as instance, progress() as advance:
         check_sheet(sheet, instance, config or ctx.obj, force)
-        finder = finding.Finder(instance.catalog, instance.settings.store.path, blob, advance)
+        roots = folders_of(instance)
+        finder = finding.Finder(instance.catalog, instance.settings.store.path, blob, advance, roots)
         limit = finder.usual_distance if within is None else within
         groups = finder.groups(limit)
     if as_json:
@@ -87,7 +89,7 @@ def duplicates(
         found = "no picture is there more than once"
     note(f"{found} (within {limit:.4g}{tenth})")
     if sheet is not None and groups:
-        _draw(sheet, groups, limit)
+        _draw(sheet, groups, limit, roots)
     elif sheet is not None:
         note(shown(f"nothing to draw: {sheet} is not written"))
     tell_unreadable(finder.unreadable)
@@ -106,14 +108,14 @@ def _size(one: Copy) -> str:
     return f"{one.width}x{one.height} {in_bytes(one.size)}" if one.size else "cannot be read"
 
 
-def _draw(out: Path, groups: Sequence[Sequence[Copy]], within: float) -> None:
+def _draw(out: Path, groups: Sequence[Sequence[Copy]], within: float, roots: Mapping[str, str]) -> None:
     from featd.search.sheet import MOST_ROWS, MOST_TILES, Tile, draw
 
     rows = []
     for group in groups:
         tiles = [
             Tile(
-                file_of(one.image),
+                file_of(one.image, roots),
                 f"{one.distance:.4g}  {_size(one)}" if place else _size(one),
                 name_of(one.image),
             )

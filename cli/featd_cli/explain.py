@@ -51,15 +51,15 @@ def explain(
         path = spelled_out(instance.settings.roots, path)
         root, raw = locate(instance.settings.roots, path)
         with instance.read() as conn:
-            found = catalog_explain.explain(conn, str(root.path), stand_in(to_catalog(raw)))
+            found = catalog_explain.explain(conn, root.key, stand_in(to_catalog(raw)))
             if found is None and b"\\" in raw and raw.isascii():  # perhaps copied from featd's output
-                found = catalog_explain.explain(conn, str(root.path), raw.decode())
+                found = catalog_explain.explain(conn, root.key, raw.decode())
         settings = instance.settings
     if found is None:
         raise NothingMatchedError(_why_unknown(path, root, to_catalog(raw)))
     fault = _fault(found, settings)
     following = explained.next_of(found, settings.retry.policy, fault)
-    on_disk = explained.on_disk(found)
+    on_disk = explained.on_disk(found, root.path)
     if as_json:
         document({**asdict(found), "shard_fault": fault, "on_disk": on_disk, "next": following})
         return

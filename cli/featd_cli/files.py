@@ -37,13 +37,18 @@ def locate(roots: Sequence[RootConfig], path: Path) -> tuple[RootConfig, bytes]:
 
 def spelled_out(roots: Sequence[RootConfig], path: Path) -> Path:
     """`path` in full. A relative one is that of a file in this folder or, where this folder is in no root, in the one
-    root that has such a file.
+    root that has such a file. One that begins with the name of a root, as featd prints it, is in that root.
 
     NothingMatchedError where several roots have it.
     """
     absolute = Path(os.path.abspath(path))  # noqa: PTH100
     real = absolute.parent.resolve()
-    if path.is_absolute() or any(one.is_relative_to(root.path) for root in roots for one in (absolute, real)):
+    if any(one.is_relative_to(root.path) for root in roots for one in (absolute, real)):
+        return absolute
+    for root in roots:
+        if root.name and path.is_relative_to(root.name) and not os.path.lexists(absolute):
+            return root.path / path.relative_to(root.name)
+    if path.is_absolute():
         return absolute
     having = [root.path / path for root in roots if os.path.lexists(root.path / path)]
     if len(having) > 1:

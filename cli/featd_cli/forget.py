@@ -106,7 +106,7 @@ def _targets(instance: Instance, paths: Sequence[Path]) -> list[Target]:
     from featd.config import RootConfig
 
     roots = list(instance.settings.roots)
-    names = {str(root.path) for root in roots}
+    names = {root.key for root in roots}
     targets = []
     with instance.read() as conn:
         roots += [RootConfig(path=Path(root)) for root in stats.all_roots(conn) if root not in names]
@@ -115,14 +115,14 @@ def _targets(instance: Instance, paths: Sequence[Path]) -> list[Target]:
                 root, raw = locate(roots, spelled_out(roots, path))
             except NothingMatchedError:  # perhaps a path in a root, whose file is deleted
                 raw = os.fsencode(os.path.normpath(path))
-                inside = [Target(str(one.path), to_catalog(raw)) for one in roots]
+                inside = [Target(one.key, to_catalog(raw)) for one in roots]
                 noted = unfinished.targets if (unfinished := read(conn)) else ()
                 known = [one in noted or bool(images_of(conn, "", one, 1)) for one in inside]
                 having = list(compress(roots, known))
                 if path.is_absolute() or len(having) != 1:
                     raise
                 root = having[0]
-            targets.append(Target(str(root.path), stand_in(to_catalog(raw))))
+            targets.append(Target(root.key, stand_in(to_catalog(raw))))
     return targets
 
 
@@ -133,7 +133,7 @@ def _known(instance: Instance, targets: Sequence[Target]) -> Known:
 
     known = Known()
     there: list[str] = []
-    roots = {str(root.path): root for root in instance.settings.roots}
+    roots = {root.key: root for root in instance.settings.roots}
     for target in targets:
         files = _Files(roots[target.root]) if target.root in roots else None
         for page in connect.walk(instance.catalog, images_of, lambda one: one.path, "", target, PAGE):

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import pwd
 import socket
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from featd.errors import NothingMatchedError
+from featd.processes.seats import seats_here
 from featd_cli.console import note, say, shown
 from featd_cli.instance import ConfigOption, open_instance
 
@@ -20,7 +22,12 @@ MOST_LETTERS = 500
 
 HostOption = Annotated[
     str | None,
-    typer.Option("--host", metavar="NAME", help="The host, as `featd status` names it. Default: this one."),
+    typer.Option(
+        "--host",
+        "--seat",
+        metavar="NAME",
+        help="The host, or the seat, as `featd status` names it. Default: all seats of this host.",
+    ),
 ]
 AllOption = Annotated[bool, typer.Option("--all", help="All hosts of this catalog.")]
 
@@ -44,11 +51,15 @@ def pause(
 
     if len(reason) > MOST_LETTERS:
         raise typer.BadParameter(f"is longer than {MOST_LETTERS} characters", param_hint="--reason")
-    here = socket.gethostname()
+    why = " ".join(reason.split())
     with open_instance(ctx, config) as instance:
-        whom = _whom(instance, host, all_hosts)
-        made = connect.transact(instance.catalog, pauses.pause, whom, _by(here), " ".join(reason.split()))
-    say(shown(f"{_named(whom, here)}: {made}; {made.ended_by(here)} goes on"))
+        here = _here(instance)
+        made = [
+            connect.transact(instance.catalog, pauses.pause, whom, _by(), why)
+            for whom in _whom(instance, host, all_hosts)
+        ]
+    for one in made:
+        say(shown(f"{_named(one.host, here)}: {one}; {one.ended_by(here)} goes on"))
 
 
 def resume(
@@ -64,45 +75,54 @@ def resume(
     from featd.catalog import connect
     from featd.catalog import pause as pauses
 
-    here = socket.gethostname()
     with open_instance(ctx, config) as instance:
-        whom = _whom(instance, host, all_hosts)
-        ended = connect.transact(instance.catalog, pauses.resume, whom)
+        here = _here(instance)
+        chosen = _whom(instance, host, all_hosts)
+        ended = [one for whom in chosen for one in connect.transact(instance.catalog, pauses.resume, whom)]
         with instance.read() as conn:
-            still = None if whom is None else pauses.of_host(conn, whom)
+            still = [(whom, pauses.of_host(conn, whom)) for whom in chosen if whom is not None]
     for one in ended:
         say(shown(f"{_named(one.host, here)}: resumed; was {one}"))
-    if still is not None:
-        raise NothingMatchedError(f"{_named(whom, here)}: still {still}; {still.ended_by(here)} goes on")
+    for whom, left in still:
+        if left is not None:
+            raise NothingMatchedError(f"{_named(whom, here)}: still {left}; {left.ended_by(here)} goes on")
     if not ended:
-        note(shown(f"{_named(whom, here)}: not paused"))
+        note(shown(f"{_named(chosen[0], here)}: not paused"))
 
 
-def _whom(instance: Instance, host: str | None, all_hosts: bool) -> str | None:
-    """The host that is meant; None for all. NothingMatchedError where no featd of that name has worked here, so that a
-    name that is mistyped pauses nothing in silence."""
+def _here(instance: Instance) -> str:
+    """The one seat of this host, or the host, where it has several."""
+    names = seats_here(instance.settings.state_folder)
+    return names[0] if len(names) == 1 else socket.gethostname()
+
+
+def _whom(instance: Instance, host: str | None, all_hosts: bool) -> Sequence[str | None]:
+    """The seats that are meant; None for all. NothingMatchedError where no featd of that name has worked here, so that
+    a name that is mistyped pauses nothing in silence."""
     from featd.catalog import pause as pauses
 
     if all_hosts and host is not None:
         raise typer.BadParameter("cannot be combined with --all", param_hint="--host")
-    here = socket.gethostname()
-    if all_hosts or host in (None, here):
-        return None if all_hosts else here
+    if all_hosts:
+        return [None]
+    here = seats_here(instance.settings.state_folder)
+    if host is None:
+        return here
     with instance.read() as conn:
         known = {*pauses.known_hosts(conn), *(one.host for one in pauses.pauses(conn))}
-    if host not in known:
+    if host not in {*known, *here, socket.gethostname()}:
         names = ", ".join(sorted(name for name in known if name)) or "none"
         raise NothingMatchedError(
             f"no featd has worked for this catalog on host {host}; known hosts: {names}"
         )
-    return host
+    return [host]
 
 
 def _named(whom: str | None, here: str) -> str:
     return "all hosts" if whom is None else "this host" if whom == here else f"host {whom}"
 
 
-def _by(here: str) -> str:
+def _by() -> str:
     """Who asks: `operator@gpu1`."""
     name = os.environ.get("SUDO_USER")
     if not name:
@@ -110,4 +130,4 @@ def _by(here: str) -> str:
             name = pwd.getpwuid(os.getuid()).pw_name
         except KeyError:
             name = str(os.getuid())
-    return f"{name}@{here}"
+    return f"{name}@{socket.gethostname()}"

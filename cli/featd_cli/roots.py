@@ -24,16 +24,18 @@ def list_roots(ctx: typer.Context, as_json: JsonOption = False, config: ConfigOp
     Shows whether each is configured and online, and how many images it has.
     """
     from featd.catalog import stats
+    from featd.config import places
     from featd.roots import root_state
 
     with open_instance(ctx, config) as instance, instance.read() as conn:
         counted = stats.images_of_roots(conn)
-        configured = [str(root.path) for root in instance.settings.roots]
+        configured = places(instance.settings.roots)
     rows = [
         {
             "root": root,
             "configured": root in configured,
-            "state": str(root_state(Path(root))),
+            "path": configured.get(root, root),
+            "state": str(root_state(Path(configured.get(root, root)))),
             "images": counted.get(root, dict.fromkeys(State, 0)),
         }
         for root in dict.fromkeys([*configured, *counted])
@@ -46,6 +48,8 @@ def list_roots(ctx: typer.Context, as_json: JsonOption = False, config: ConfigOp
         assert isinstance(images, dict)
         live = sum(count for state, count in images.items() if state is not State.GONE)
         where = "configured" if row["configured"] else "not configured"
+        if row["path"] != row["root"]:
+            where += f" as {shown(str(row['path']))}"
         say(
             f"{shown(str(row['root']))}: {where}, {row['state']}, {live:,} images, {images[State.DONE]:,} done"
         )
@@ -66,7 +70,7 @@ def remove(
     from featd.catalog import connect, enqueue, stats, values
 
     with open_instance(ctx, config) as instance:
-        if root in (str(one.path) for one in instance.settings.roots):
+        if root in (one.key for one in instance.settings.roots):
             raise ConfigError(
                 f"{root} is in the configuration: take it out there, reload featd, then remove it"
             )

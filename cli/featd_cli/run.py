@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -16,6 +17,22 @@ def run(
         bool,
         typer.Option("--drain", help="Scan once, work until nothing is left to do, and exit."),
     ] = False,
+    seat: Annotated[
+        str | None,
+        typer.Option(
+            "--seat",
+            metavar="NAME",
+            help="The name of this featd among those of its catalog. Default: that of the host.",
+        ),
+    ] = None,
+    roles: Annotated[
+        str,
+        typer.Option(
+            "--roles",
+            metavar="LIST",
+            help="What it does: work (workers), ingest (watch and scan the roots), web (the page, if enabled).",
+        ),
+    ] = "work,ingest,web",
     config: ConfigOption = None,
 ) -> None:
     """Run the daemon.
@@ -34,6 +51,19 @@ def run(
 
     settings = load_settings(ctx, config)
     file = find(config or ctx.obj).absolute()
+    begin = daemon.run
     if run_line.suits(settings, sys.stderr):
-        raise typer.Exit(run_line.run(settings, sys.stderr, drain=drain, config=file))
-    raise typer.Exit(daemon.run(settings, drain=drain, config=file))
+        begin = partial(run_line.run, stream=sys.stderr)
+    raise typer.Exit(begin(settings, drain=drain, config=file, seat=seat, roles=_roles(roles)))
+
+
+def _roles(text: str) -> list[str]:
+    """The roles of `--roles`. BadParameter."""
+    from featd.daemon import ROLES
+
+    roles = [role.strip() for role in text.split(",") if role.strip()]
+    if unknown := [role for role in roles if role not in ROLES] or (not roles and [text]):
+        raise typer.BadParameter(
+            f"unknown role {unknown[0]!r}: there are {', '.join(ROLES)}", param_hint="--roles"
+        )
+    return roles

@@ -12,7 +12,7 @@ import json
 import os
 import select
 import signal
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -62,7 +62,15 @@ def _in_foreground(stream: TextIO) -> bool:
     return False
 
 
-def run(settings: Settings, stream: TextIO, *, drain: bool, config: Path) -> int:
+def run(
+    settings: Settings,
+    stream: TextIO,
+    *,
+    drain: bool,
+    config: Path,
+    seat: str | None = None,
+    roles: Collection[str] = daemon.ROLES,
+) -> int:
     """Run the daemon under the line; returns its exit code, 128 + N where signal N killed it."""
     read_fd, write_fd = os.pipe2(os.O_CLOEXEC)
     with contextlib.suppress(OSError):
@@ -71,11 +79,11 @@ def run(settings: Settings, stream: TextIO, *, drain: bool, config: Path) -> int
     with SignalQueue((*PASSED_ON, signal.SIGCHLD)) as signals:
         try:
             # Before anything that it must not have is loaded here: the database, threads.
-            pid = fork(lambda: _daemon(config, drain), write_fd, (read_fd, signals.fileno()))
+            pid = fork(lambda: _daemon(config, drain, seat, roles), write_fd, (read_fd, signals.fileno()))
         finally:
             os.close(write_fd)
         try:
-            with _looking(settings) as looker:
+            with _looking(settings, seat) as looker:
                 status = _Line(pid, read_fd, signals, looker, stream, drain=drain).run()
         finally:
             os.close(read_fd)
@@ -85,13 +93,13 @@ def run(settings: Settings, stream: TextIO, *, drain: bool, config: Path) -> int
     return code if code >= 0 else 128 - code
 
 
-def _daemon(config: Path, drain: bool) -> int:
+def _daemon(config: Path, drain: bool, seat: str | None, roles: Collection[str]) -> int:
     """In the child."""
     os.setpgid(0, 0)  # Ctrl-C reaches the line alone, which passes it on once
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ[f"{ENV_PREFIX}LOG__FORMAT"] = "json"  # also after a reload
     try:
-        return daemon.run(load(config), drain=drain, config=config)
+        return daemon.run(load(config), drain=drain, config=config, seat=seat, roles=roles)
     except FeatdError as error:
         complain(str(error))
         return error.exit_code
@@ -100,12 +108,12 @@ def _daemon(config: Path, drain: bool) -> int:
 
 
 @contextlib.contextmanager
-def _looking(settings: Settings) -> Iterator[Looker]:
+def _looking(settings: Settings, seat: str | None) -> Iterator[Looker]:
     from featd_cli.instance import Instance, open_catalog
     from featd_cli.status_watch import Looker
 
     with open_catalog(settings) as catalog:
-        looker = Looker(Instance(settings, catalog))
+        looker = Looker(Instance(settings, catalog), seat)
         looker.start()
         try:
             yield looker

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from featd import __version__, clock
 from featd.report.looking import Look
+from featd.report.running import children_of
 from featd.report.status import Report, holds_back, shares_of, state_of
 from featd.report.words import duration, percent
 from featd.states import State
@@ -139,8 +140,7 @@ def _limit(report: Report) -> str:
 
 def _scans(report: Report) -> bool:
     """Whether the scan of a drain is not over."""
-    children = report.daemon.says.get("children")
     return any(
-        isinstance(child, dict) and child.get("name") == "ingest" and child.get("state") != "finished"
-        for child in (children if isinstance(children, list) else [])
+        child.get("name") == "ingest" and child.get("state") != "finished"
+        for child in children_of(report.daemon.says)
     )

@@ -9,7 +9,7 @@ import typer
 
 from featd.errors import EXIT_ERROR, ConfigError
 from featd_cli.console import progress, say, shown
-from featd_cli.files import locate
+from featd_cli.files import locate, spelled_out
 from featd_cli.instance import ConfigOption, open_instance
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ def scan(
     folders that cannot be read, and then exits 1.
     """
     from featd import logs
+    from featd.catalog import root_names
     from featd.ingest.scan import Scan, describe
     from featd.roots import RootState, check_apart
 
@@ -48,6 +49,7 @@ def scan(
         if not instance.settings.roots:
             raise ConfigError("roots: name at least one folder of images in a [[roots]] section")
         check_apart([root.path for root in instance.settings.roots])
+        root_names.check(instance.catalog, instance.settings.roots)
         for root, start in _chosen(instance.settings.roots, path):
             scanning = Scan(instance.catalog, root, start=start, confirm_gone=confirm_gone)
             report = scanning.report
@@ -68,4 +70,4 @@ def _chosen(roots: tuple[RootConfig, ...], path: Path | None) -> list[tuple[Root
         return [(root, b"") for root in roots]
     if path.is_file():
         raise typer.BadParameter(f"{path} is a file: scan takes a folder", param_hint="PATH")
-    return [locate(roots, path)]
+    return [locate(roots, spelled_out(roots, path))]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -23,6 +23,7 @@ from featd_cli.searching import (
     as_document,
     check_sheet,
     file_of,
+    folders_of,
     name_of,
     tell_unreadable,
 )
@@ -96,7 +97,7 @@ def search(
     else:
         _print(asked, answers)
     if sheet is not None and asked:
-        _draw(sheet, searcher, asked, answers)
+        _draw(sheet, searcher, asked, answers, folders_of(instance))
     tell_unreadable(searcher.unreadable)
     for name, why in problems.items():
         complain(f"{name}: {why}")
@@ -129,7 +130,7 @@ def _query(instance: Instance, name: str) -> Query | str:
         file = spelled_out(instance.settings.roots, file)
         root, raw = locate(instance.settings.roots, file)
         with instance.read() as conn:
-            found = live.live_at(conn, to_catalog(raw), str(root.path))
+            found = live.live_at(conn, to_catalog(raw), root.key)
     except NothingMatchedError:  # in no root, or in several
         file = Path(name).absolute()
     if not found and not file.exists():  # perhaps copied from featd's output
@@ -138,7 +139,7 @@ def _query(instance: Instance, name: str) -> Query | str:
         if len(found) > 1:
             return f"several roots have it: name one of {', '.join(map(name_of, found))}"
     if found:
-        return Query(name, file_of(found[0]), found[0])
+        return Query(name, file_of(found[0], folders_of(instance)), found[0])
     if file.is_file():
         return Query(name, file, None)
     return "not a regular file" if name and file.exists() else NOTHING
@@ -170,7 +171,7 @@ def _is_unchanged(instance: Instance, image: LiveVector) -> bool:
     from featd.paths import mtime_of
 
     try:
-        there = file_of(image).stat()
+        there = file_of(image, folders_of(instance)).stat()
     except OSError:
         return True
     with instance.read() as conn:
@@ -195,13 +196,17 @@ def _print(queries: Sequence[Query], answers: Sequence[Sequence[Neighbour]]) -> 
 
 
 def _draw(
-    out: Path, searcher: Searcher, queries: Sequence[Query], answers: Sequence[Sequence[Neighbour]]
+    out: Path,
+    searcher: Searcher,
+    queries: Sequence[Query],
+    answers: Sequence[Sequence[Neighbour]],
+    roots: Mapping[str, str],
 ) -> None:
     from featd.search.sheet import MOST_ROWS, MOST_TILES, Tile, draw
 
     rows = []
     for query, answer in zip(queries, answers, strict=True):
-        found = [Tile(file_of(one.image), f"{one.distance:.4g}", name_of(one.image)) for one in answer]
+        found = [Tile(file_of(one.image, roots), f"{one.distance:.4g}", name_of(one.image)) for one in answer]
         rows.append((Tile(query.file, to_catalog(os.fsencode(query.name))), found))
     count = max(map(len, answers))
     some = f"the first {MOST_TILES} of {count}" if count > MOST_TILES else f"the {count}"

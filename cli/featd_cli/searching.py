@@ -45,9 +45,16 @@ def tell_unreadable(shards: Mapping[str, str]) -> None:
         warn(f"the vectors of {counted(len(shards), 'shard')} are left out: {first}")
 
 
-def file_of(image: LiveVector) -> Path:
-    """The image's file."""
-    return Path(image.root, os.fsdecode(from_catalog(image.path)))
+def folders_of(instance: Instance) -> dict[str, str]:
+    """What the catalog calls the roots -> their folders on this host."""
+    from featd.config import places
+
+    return places(instance.settings.roots)
+
+
+def file_of(image: LiveVector, roots: Mapping[str, str]) -> Path:
+    """The image's file. `roots`: where they are."""
+    return Path(roots.get(image.root, image.root), os.fsdecode(from_catalog(image.path)))
 
 
 def name_of(image: LiveVector) -> str:

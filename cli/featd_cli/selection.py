@@ -87,9 +87,10 @@ def path_filter(pattern: str | None) -> Callable[[str, str], bool]:
     name_only = wild and "/" not in pattern
 
     def wanted(root: str, path: str) -> bool:
-        subject = full_path(root, path) if absolute else path
+        whole = full_path(root, path)
+        subject = whole if absolute else path
         # The path as it is printed, or a folder, even where its name has characters of a pattern.
-        if (subject.casefold() + "/").startswith(folded.rstrip("/") + "/"):
+        if any((one.casefold() + "/").startswith(folded.rstrip("/") + "/") for one in (subject, whole)):
             return True
         if globs is None:
             return False

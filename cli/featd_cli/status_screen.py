@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import socket
 import textwrap
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -111,7 +110,7 @@ def _head(report: Report, width: int, blocks: bool, detail: Detail) -> Iterator[
     fingerprint = report.fingerprint[:12] if report.fingerprint else "none yet"
     yield Text(f"instance {report.instance[:8]} (catalog and store)   fingerprint {fingerprint} (model)")
     by = sorted(set(report.ingest["scanned_by"].values()))
-    elsewhere = f" by {shown(', '.join(by))}" if by not in ([], [socket.gethostname()]) else ""
+    elsewhere = f" by {shown(', '.join(by))}" if not set(by) <= report.daemon.names else ""
     watched = f"{report.ingest['watching']} watched; last scan: {words.last_scan(report)}{elsewhere}"
     yield Text(clip(f"roots    {report.roots}, {watched}", width, 30))
     if files := words.files(report):

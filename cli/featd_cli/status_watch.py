@@ -39,13 +39,14 @@ ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 class Looker(threading.Thread):
     """Makes a report about every second. `fileno()` is readable when there is a new one."""
 
-    def __init__(self, instance: Instance) -> None:
+    def __init__(self, instance: Instance, seat: str | None = None) -> None:
+        """seat: of those of this host, only this one counts."""
         super().__init__(name="looker", daemon=True)
         self.latest: Look[Report] = Look()
         self.failure: Exception | None = None
         self._asked_at: float | None = None
         """When the report under way was begun."""
-        watched = Watched.of(instance.settings)
+        watched = Watched.of(instance.settings, seat)
         make = partial(status.look, instance.catalog, watched, instance.faults)
         self._looking = Looking(instance.catalog, make)
         self._told_to_stop = threading.Event()

@@ -71,6 +71,9 @@ _ROOT = Template("""\
 # One section for each folder of images. featd only reads these folders.
 [[roots]]
 path = $path
+# What the catalog calls this folder, if not by its path: so it can have another path on each host. Never change it: the
+# images would be those of another root. A folder that the catalog has by its path keeps that as its name.
+# name = "photos"
 # Which files are images: patterns below the root, ignoring case. ** means any number of folders.
 # HEIC needs the extra `heif`.
 include = $include
@@ -136,6 +139,11 @@ min_free = 1_073_741_824
 # Every shard is compared with its checksum once in so many days, in the background. 0: never.
 verify_days = 30.0
 
+[host]
+# Where the processes of a host leave what they have in hand. Unless set: `run` in the store. Where the store is on a
+# slow network, a folder on a local disk, for this instance alone.
+# state = "/var/lib/featd/run"
+
 $roots
 [model]
 # caffe, onnxruntime, or auto: real Caffe where it is installed and runs this net, else ONNX Runtime.
@@ -187,7 +195,7 @@ max_pixels = 100_000_000
 # auto: every GPU; without GPUs, as many workers on the CPU as `featd bench` found best, else one. Or a list:
 # ["cuda:0", "cuda:1"], ["cpu", "cpu"], or UUIDs from `nvidia-smi -L`, of GPUs ("GPU-...") and MIG devices ("MIG-...").
 devices = "auto"
-# Workers on each of these devices: a second one may keep a GPU busy that a small net leaves idle.
+# Workers on each of these devices.
 per_device = 1
 # Images per pass through the net. auto: as `featd bench` found best, else 32. Halved by itself where memory is short.
 batch = "auto"

@@ -83,11 +83,12 @@ def drop_in(settings: Settings, install: Install, config: Path, default_config: 
 
 
 def _written(settings: Settings) -> list[Path]:
-    """The folders to write outside featd's own: the store's, and that of an SQLite catalog."""
+    """The folders to write outside featd's own: the store's, the seats', and that of an SQLite catalog."""
     from featd_cli.instance import sqlite_file
 
     file = sqlite_file(settings.catalog.url)
-    folders = {settings.store.path} | ({file.parent} if file else set())
+    places = (settings.store.path, settings.host.state, file.parent if file else None)
+    folders = {place for place in places if place is not None}
     return sorted(folder for folder in folders if not folder.is_relative_to(STATE))
 
 

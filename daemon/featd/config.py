@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -77,10 +77,23 @@ class _Section(BaseModel):
         return {key: _understood(value, cls.model_fields.get(key)) for key, value in values.items()}
 
 
+_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
+
+
+def _expanded(found: re.Match[str]) -> str:
+    """The value of a variable of the environment; ValueError where it is not set and has no default here."""
+    name, default = found.groups()
+    value = os.environ.get(name) or default
+    if value is None:
+        raise ValueError(f"the environment variable {name} is not set: set it, or write ${{{name}:-DEFAULT}}")
+    return value
+
+
 def _understood(value: object, field: FieldInfo | None) -> object:
     """`value` as a field's choice or list, where it can only be meant so; else as it is."""
     if field is None or not isinstance(value, str):
         return value
+    value = _VARIABLE.sub(_expanded, value)
     kinds = get_args(field.annotation) or ()
     choices = (
         kinds if get_origin(field.annotation) is Literal else [c for kind in kinds for c in get_args(kind)]
@@ -114,8 +127,14 @@ class StoreConfig(_Section):
     verify_days: Annotated[float, Field(ge=0, le=1e6)] = 30.0
 
 
+class HostConfig(_Section):
+    state: Path | None = None
+    """The folder of the seats' folders; None: `run` in the store."""
+
+
 class RootConfig(_Section):
     path: Path
+    name: Annotated[str, Field(max_length=1024)] | None = None
     include: tuple[str, ...] = DEFAULT_INCLUDE
     exclude: tuple[str, ...] = DEFAULT_EXCLUDE
     watch: bool = True
@@ -136,6 +155,20 @@ class RootConfig(_Section):
         if path == "":
             raise ValueError("name a folder")
         return path
+
+    @field_validator("name")
+    @classmethod
+    def _printable(cls, name: str | None) -> str | None:
+        if name is not None and (not name.isprintable() or name != name.strip() or not name.strip("/")):
+            raise ValueError(
+                "write a name that can be printed, or the path under which the catalog has the root"
+            )
+        return None if name is None else name.rstrip("/")
+
+    @property
+    def key(self) -> str:
+        """What the catalog calls the root: its name, or its path."""
+        return self.name or str(self.path)
 
 
 class ModelConfig(_Section):
@@ -375,6 +408,7 @@ class Settings(BaseSettings):
 
     catalog: CatalogConfig = CatalogConfig()
     store: StoreConfig = StoreConfig()
+    host: HostConfig = HostConfig()
     roots: tuple[RootConfig, ...] = ()
     model: ModelConfig = ModelConfig()
     preprocess: PreprocessConfig = PreprocessConfig()
@@ -391,6 +425,11 @@ class Settings(BaseSettings):
                 f"preprocess.preset: {self.model.net} has its own preprocessing: leave out preset"
             )
         return self
+
+    @property
+    def state_folder(self) -> Path:
+        """What the processes of a seat leave for each other is in a folder of its name in here."""
+        return self.host.state or self.store.path / "run"
 
     def by_key(self) -> dict[str, Any]:
         """The values by dotted key, such as `workers.batch`; `roots` is one key."""
@@ -411,6 +450,11 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         # The environment overrides the file, whose content comes as init values.
         return (env_settings, init_settings)
+
+
+def places(roots: Iterable[RootConfig]) -> dict[str, str]:
+    """Where roots are on this host: what the catalog calls each -> its folder."""
+    return {root.key: str(root.path) for root in roots}
 
 
 def password_is_readable(settings: Settings, file: Path) -> bool:
@@ -444,7 +488,15 @@ def load(explicit: Path | None = None, faults: list[str] | None = None) -> Setti
         if faults is None:
             raise ConfigError(told)
         faults.append(told)
-    return _absolute(settings, path, text)
+    settings = _absolute(settings, path, text)
+    for at, root in enumerate(settings.roots):
+        if root.key in (other.key for other in settings.roots[:at]):
+            line = line_of(text, ("roots", at, "name"))
+            told = f"{path}: {f'line {line}: ' if line else ''}roots: two roots are called {root.key}"
+            if faults is None:
+                raise ConfigError(told)
+            faults.append(told)
+    return settings
 
 
 def faults_of(explicit: Path | None = None) -> list[str]:

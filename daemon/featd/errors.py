@@ -17,7 +17,8 @@ EXIT_USAGE = 2
 EXIT_NOTHING_MATCHED = 3
 EXIT_FAILED_ROWS = 4
 EXIT_OUT_OF_REACH = 75
-"""EX_TEMPFAIL: catalog or store out of reach, or a drain that is paused or has no room. systemd retries."""
+"""EX_TEMPFAIL: catalog or store out of reach, a seat that is taken, or a drain that is paused or has no room. systemd
+retries."""
 EXIT_BAD_CONFIG = 78
 """EX_CONFIG: needs a person. systemd must not restart."""
 
@@ -92,6 +93,12 @@ class LockHeldError(FeatdError):
 
 class CatalogUnavailableError(FeatdError):
     """The database cannot be reached."""
+
+    exit_code = EXIT_OUT_OF_REACH
+
+
+class SeatTakenError(FeatdError):
+    """Another supervisor works under this seat's name, with another state folder."""
 
     exit_code = EXIT_OUT_OF_REACH
 

@@ -17,10 +17,8 @@ from typing import Any
 from featd.config import Settings
 from featd.paths import read_regular
 from featd.processes import devices
-from featd.shards.atomic import write_atomically
-from featd.shards.store import run_folder
+from featd.shards.atomic import make_folder, write_atomically
 
-FILE = "bench.json"
 MOST_BYTES = 1024 * 1024
 BATCH = 32
 DECODERS = 2
@@ -36,11 +34,11 @@ class Sizes:
     decoders: int
 
 
-def sizes(settings: Settings, host: str | None = None) -> Sizes:
+def sizes(settings: Settings) -> Sizes:
     """The sizes of this host's workers."""
     workers = settings.workers
     chosen = tuple(devices.resolve(workers.devices, workers.per_device))
-    measured = kept(settings, host)
+    measured = kept(settings)
     free = workers.devices == "auto" and workers.per_device == 1
     if measured is not None and free and set(chosen) == set(measured.devices):
         chosen = measured.devices
@@ -72,23 +70,28 @@ def subject(settings: Settings) -> dict[str, Any]:
 
 def keep(settings: Settings, document: dict[str, Any], chosen: Sizes) -> Path:
     """Keep a measurement for the next start; returns its file. OSError."""
-    file = run_folder(settings.store.path, socket.gethostname()) / FILE
+    file = _file(settings)
+    make_folder(file.parent)
     kept = {**document, "subject": subject(settings), "settings": asdict(chosen)}
     write_atomically(file, json.dumps(kept, indent=2).encode())
     return file
 
 
-def kept(settings: Settings, host: str | None = None) -> Sizes | None:
+def kept(settings: Settings) -> Sizes | None:
     """What `keep` kept, if it is of this host with this model; None otherwise."""
     try:
-        file = run_folder(settings.store.path, host or socket.gethostname()) / FILE
-        document = json.loads(read_regular(file, MOST_BYTES))
+        document = json.loads(read_regular(_file(settings), MOST_BYTES))
         if document["subject"] != subject(settings):
             return None
         found = Sizes(**document["settings"])
         return _usable(found.devices, (found.threads, found.batch, found.decoders))
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
+
+
+def _file(settings: Settings) -> Path:
+    """All seats of a host have one measurement."""
+    return settings.state_folder / f"{socket.gethostname()}.bench.json"
 
 
 def _usable(named: Sequence[object], numbers: tuple[int, int, int]) -> Sizes:

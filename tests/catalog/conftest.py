@@ -66,10 +66,11 @@ class Desk:
 
     # Workers
 
-    def lease(self, host: str = "h", device: str = "cpu:0", seconds: float = 60.0) -> Lease:
-        return self.do(
-            leases.open_lease, host=host, pid=1, device=device, engine="caffe", lease_seconds=seconds
-        )
+    def lease(
+        self, host: str = "h", device: str = "cpu:0", seconds: float = 60.0, seat: str | None = None
+    ) -> Lease:
+        given = {"host": host, "pid": 1, "device": device, "lease_seconds": seconds, "seat": seat}
+        return self.do(leases.open_lease, engine="caffe", **given)
 
     def claim(
         self, lease: Lease, limit: int = 100, roots: Sequence[str] = (ROOT, OTHER)

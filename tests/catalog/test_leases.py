@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
-from featd.catalog import claim, leases, stats
+from featd.catalog import claim, leases, pairing, stats
 from featd.catalog.schema import images, shards
 from featd.catalog.schema import leases as lease_table
-from featd.errors import LeaseLostError
+from featd.errors import LeaseLostError, SeatTakenError
+from featd.janitor import rescue
 from featd.states import Failure, Kind, Lease, RetryPolicy, State, Unchanged
 
 
@@ -146,6 +148,42 @@ def test_expired_leases_are_those_that_nobody_ended(desk: Any) -> None:
     assert (found.lease, found.host) == (expired, "away")
     assert [one.lease.id for one in desk.do(leases.open_leases, "h")] == [live.id]
     assert [one.lease.id for one in desk.do(leases.open_leases, "away")] == [expired.id]
+
+
+def test_the_leases_of_a_seat_are_those_with_its_id(desk: Any) -> None:
+    """In whatever run of it, on whatever host; and those of its name that have none, as of a featd before there were
+    ids. Those of another seat of the same name are not, as of another pod."""
+    mine = [desk.lease("a", seat="1f:aa"), desk.lease("a", seat="1f:bb"), desk.lease("before", seat="1f:cc")]
+    mine.append(desk.lease("a"))
+    for name, seat in (("a", "1f2:aa"), ("a", "2:aa"), ("b", "2:bb"), ("b", None)):
+        desk.lease(name, seat=seat)
+    assert [one.lease for one in desk.do(leases.open_leases, "a", "1f:dd")] == mine
+    assert [one.lease for one in desk.do(leases.open_leases, "a")] == mine[-1:]
+
+
+def test_a_seat_is_taken_while_another_of_its_name_has_a_live_lease(desk: Any) -> None:
+    desk.lease("a")  # a command's
+    desk.lease("b", seat="2:aa")
+    desk.lease("a", seat="1:aa")
+    assert desk.do(leases.live_elsewhere, "a", "1:bb") is None
+    other = desk.lease("a", seat="2:bb", seconds=30.0)
+    assert 25 < desk.do(leases.live_elsewhere, "a", "1:bb") <= 30
+    pairing.check_seat(desk.engine, "a", None)
+    with pytest.raises(SeatTakenError, match="another featd of the name a"):
+        pairing.check_seat(desk.engine, "a", "1:bb")
+    desk.expire(other)
+    pairing.check_seat(desk.engine, "a", "1:bb")
+
+
+def test_a_restarted_janitor_keeps_its_siblings_and_a_restarted_seat_keeps_nothing(
+    desk: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a container, the worker of an earlier run had the pid that one of this run has."""
+    monkeypatch.setattr(rescue, "_is_sibling", lambda pid: True)
+    earlier, now = desk.lease("a", seat="1:aa"), desk.lease("a", seat="1:bb")
+    other = desk.lease("a", seat="2:aa")
+    assert rescue.Rescue(desk.engine, tmp_path, "a", desk.policy, "1:bb").end_all_of_this_seat() == 1
+    assert [desk.do(leases.is_over, lease) for lease in (earlier, now, other)] == [True, False, False]
 
 
 def test_whether_a_lease_is_over(desk: Any) -> None:

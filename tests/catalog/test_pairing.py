@@ -150,7 +150,7 @@ def test_a_restored_catalog_is_refused_until_that_is_said(desk: Any, store: Path
     with pytest.raises(OtherStoreError, match="restored from a backup"):
         pairing.pair(desk.engine, store, "here", 3.0)
     history = desk.do(values.get_value, pairing.HISTORY)
-    assert pairing.declare_restored(desk.engine, store, "h", desk.policy) == (1, 0)
+    assert pairing.declare_restored(desk.engine, store, ["h"], desk.policy) == (1, 0)
     assert file.exists()
     assert desk.do(values.get_value, pairing.HISTORY) != history
     pairing.pair(desk.engine, store, "here", 3.0)
@@ -164,7 +164,7 @@ def test_an_older_nonce_is_that_of_a_restored_catalog(desk: Any, store: Path) ->
     desk.do(values.set_value, pairing.NONCES, before)
     with pytest.raises(OtherStoreError, match="catalog is older"):
         pairing.pair(desk.engine, store, "here", 3.0)
-    pairing.declare_restored(desk.engine, store, "h", desk.policy)
+    pairing.declare_restored(desk.engine, store, ["h"], desk.policy)
     assert str(marked(store)).startswith("3-"), (
         "neither the catalog nor the store can be taken for an older one"
     )
@@ -178,7 +178,7 @@ def test_a_store_from_a_backup_is_refused_until_that_is_said(desk: Any, store: P
     pairing.pair(desk.engine, store, "here", 3.0)
     with pytest.raises(OtherStoreError, match="came from a backup"):
         pairing.pair(desk.engine, backup, "here", 3.0)
-    pairing.declare_restored(desk.engine, backup, "h", desk.policy)
+    pairing.declare_restored(desk.engine, backup, ["h"], desk.policy)
     pairing.pair(desk.engine, backup, "here", 3.0)
     with pytest.raises(OtherStoreError):
         pairing.pair(desk.engine, store, "here", 3.0)
@@ -278,9 +278,9 @@ def test_nobody_is_asked_where_only_this_host_has_workers(desk: Any, store: Path
 def test_nobody_declares_a_restore_while_another_host_is_at_work(desk: Any, store: Path) -> None:
     lease = desk.lease(host="two")
     with pytest.raises(FeatdError, match="workers of two are at work"):
-        pairing.declare_restored(desk.engine, store, "h", desk.policy)
+        pairing.declare_restored(desk.engine, store, ["h"], desk.policy)
     desk.expire(lease)
-    assert pairing.declare_restored(desk.engine, store, "h", desk.policy) == (1, 0)
+    assert pairing.declare_restored(desk.engine, store, ["h"], desk.policy) == (1, 0)
 
 
 def test_a_copy_that_was_made_too_early_is_refused_by_its_mark(desk: Any, store: Path) -> None:
@@ -299,4 +299,4 @@ def test_a_copy_that_was_made_too_early_is_refused_by_its_mark(desk: Any, store:
     write_mark(store, desk.do(pairing.mark_of))
     lost.unlink()
     pairing.pair(desk.engine, store, "h", 3.0)  # a lost shard is no older copy
-    assert pairing.declare_restored(desk.engine, store, "h", desk.policy) == (0, 1)
+    assert pairing.declare_restored(desk.engine, store, ["h"], desk.policy) == (0, 1)

@@ -460,7 +460,7 @@ def test_a_start_leaves_an_adoption_at_work_alone_and_ends_a_dead_one(
 
     at_work, killed = opened(os.getpid(), leases.ADOPTION), opened(dead.pid, leases.ADOPTION)
     worker = opened(os.getpid(), "cpu:0")
-    Rescue(catalog, tmp_path, "here", RetryPolicy()).end_all_of_this_host()
+    Rescue(catalog, tmp_path, "here", RetryPolicy()).end_all_of_this_seat()
     with connect.reading(catalog) as conn:
         over = [leases.is_over(conn, lease) for lease in (at_work, killed, worker)]
         assert leases.live_hosts(conn) == set()

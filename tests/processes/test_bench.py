@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from featd import daemon
+from featd.start.seat import hold_locks
 from photographs import write_photographs
 from running import Instance, make_instance
 
@@ -48,12 +48,12 @@ def test_a_measurement_is_told_kept_written_and_used(instance: Instance) -> None
     # The same without --write: the kept measurement says what "auto" is.
     text = instance.config.read_text()
     instance.config.write_text(text[: text.index("[workers]")])
-    plan = instance.plan("worker-0", Path(found["kept"]).parent.name)
+    plan = instance.plan("worker-0")
     assert (plan.batch, plan.threads, plan.decoders) == (workers.batch, workers.threads, workers.decoders)
 
 
 def test_it_does_not_measure_beside_a_running_featd(instance: Instance) -> None:
-    with daemon.hold_locks(instance.settings.store.path):
+    with hold_locks(instance.settings):
         done = instance.run("bench")
     assert done.returncode == 1
     assert "featd runs here" in done.stderr

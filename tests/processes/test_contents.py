@@ -202,7 +202,7 @@ def make_ingest(filled: Filled) -> Iterator[Callable[[], Ingest]]:
         plan = IngestPlan(
             catalog_url=filled.settings.catalog.url,
             lease_seconds=60.0,
-            host="here",
+            seat="here",
             roots=filled.settings.roots,
             once=True,
         )

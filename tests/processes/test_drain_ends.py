@@ -37,7 +37,7 @@ def filled(tmp_path: Path, database_url: str) -> Iterator[Filled]:
 
 def code_of(filled: Filled, held: str = "", roots: int = 2) -> int | None:
     """How the drain of a host ends whose configuration has the first `roots` roots; None while it goes on."""
-    named = [str(root) for root in filled.roots[:roots]]
+    named = {str(root): str(root) for root in filled.roots[:roots]}
     end = drain.look(filled.catalog, HOST, named, drain.Start(clock.monotonic(), 0), held)
     return None if end is None else end.code
 

@@ -97,8 +97,8 @@ def test_a_restarted_janitor_leaves_the_hands_file_of_a_worker_that_starts_meanw
     (folder / "stale.hands").touch()
     real = leases.open_leases
 
-    def starts_meanwhile(conn: sa.Connection, host: str) -> list[leases.OpenLease]:
-        found = real(conn, host)
+    def starts_meanwhile(conn: sa.Connection, *seat: Any) -> list[leases.OpenLease]:
+        found = real(conn, *seat)
         (folder / "new.hands").touch()
         return found
 

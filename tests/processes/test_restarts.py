@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from featd.daemon import take_lock
 from featd.processes.child import ChildSpec
 from featd.processes.link import ChildLink
 from featd.processes.records import LeaseOpened, Ready
+from featd.start.seat import take_lock
 from featd.states import Lease
 from featd.supervisor.supervisor import Supervisor
 from photographs import write_photographs

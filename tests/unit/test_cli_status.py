@@ -81,7 +81,7 @@ def test_the_document(filled: Filled, capsys: pytest.CaptureFixture[str]) -> Non
     ]
     ingest = document["ingest"]
     assert (ingest["watching"], ingest["last_scan_at"], ingest["overflows"]) == (0, None, 0)
-    assert document["daemon"] == {"pid": None, "failed_start": None}
+    assert document["daemon"]["failed_start"] is None
     assert document["warnings"] == []
 
 
@@ -200,7 +200,7 @@ def test_a_fifo_in_the_run_folder_is_not_waited_for(
     folder = filled.store / "run" / socket.gethostname()
     folder.mkdir(parents=True)
     os.mkfifo(folder / "failed_start.json")
-    assert status(filled, capsys)["daemon"] == {"pid": None, "failed_start": None}
+    assert status(filled, capsys)["daemon"]["failed_start"] is None
 
 
 def test_watch_and_json_are_not_for_the_same(filled: Filled, capsys: pytest.CaptureFixture[str]) -> None:

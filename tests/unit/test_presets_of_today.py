@@ -112,7 +112,7 @@ def test_std_is_divided_by_after_mean_and_scale() -> None:
 
 def test_ten_crops_with_a_mean_image_divide_by_std_too() -> None:
     class Inner:
-        name, device, input_shape, blobs = "inner", "cpu", (3, 4, 4), {"x": 48}
+        name, device, input_shape, blobs, parallel = "inner", "cpu", (3, 4, 4), {"x": 48}, 1
 
         def forward(self, batch: np.ndarray) -> dict[str, np.ndarray]:
             return {"x": batch.reshape(len(batch), -1).copy()}

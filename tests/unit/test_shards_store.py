@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from featd.errors import EXIT_BAD_CONFIG, EXIT_OUT_OF_REACH, StoreUnavailableError
+from featd.processes.seats import folder_of
 from featd.shards.atomic import make_folder
 from featd.shards.store import (
     MARK,
@@ -21,7 +22,6 @@ from featd.shards.store import (
     check_store,
     create_store,
     read_mark,
-    run_folder,
     shards_folder,
     write_mark,
     write_marker,
@@ -84,19 +84,19 @@ def test_a_store_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monk
         check_store(tmp_path, ONE)
 
 
-def test_run_folder_is_for_featd_alone(tmp_path: Path) -> None:
+def test_the_folder_of_a_seat_is_for_featd_alone(tmp_path: Path) -> None:
     old = os.umask(0)
     try:
-        folder = run_folder(tmp_path, "host.example")
+        folder = folder_of(tmp_path / "run", "host.example")
         make_folder(folder)
     finally:
         os.umask(old)
     assert folder == tmp_path / "run" / "host.example"
     assert stat.S_IMODE(folder.stat().st_mode) == 0o750
-    assert run_folder(tmp_path, "host.example") == folder
-    for host in ("", "..", "a/b"):
-        with pytest.raises(ValueError, match="host"):
-            run_folder(tmp_path, host)
+    assert folder_of(tmp_path / "run", "host.example") == folder
+    for name in ("", "..", "a/b"):
+        with pytest.raises(ValueError, match="seat"):
+            folder_of(tmp_path / "run", name)
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,9 @@ def test_a_measurement_of_something_else_is_not_used(tmp_path: Path, monkeypatch
     keep(settings, {}, MEASURED)
     other = settings.model_copy(update={"model": ModelConfig(engine="onnxruntime")})
     assert sizes(other) == sizes(settings_in(tmp_path / "elsewhere"))
-    assert sizes(settings, "another-host") == sizes(settings_in(tmp_path / "elsewhere"))
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr("socket.gethostname", lambda: "another-host")
+        assert sizes(settings) == sizes(settings_in(tmp_path / "elsewhere"))
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(2)))
     assert sizes(settings) == Sizes(("cpu",), 2, 32, 2)
 

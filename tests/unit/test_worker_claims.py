@@ -27,7 +27,7 @@ def claims(filled: Filled, link: ChildLink, monkeypatch: pytest.MonkeyPatch) -> 
         filled.catalog,
         filled.lease,
         link,
-        [str(filled.roots[0])],
+        {str(filled.roots[0]): str(filled.roots[0])},
         Held(),
         ahead=AHEAD,
         lease_seconds=60.0,

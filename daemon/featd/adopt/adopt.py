@@ -22,6 +22,7 @@ from featd.adopt.script_file import ScriptFile
 from featd.catalog import claim, connect, enqueue, leases, live, pairing
 from featd.catalog.leases import ADOPTION
 from featd.catalog.settle import Identity
+from featd.config import places
 from featd.crash_points import CrashPoint, crash_point
 from featd.decoders.pool import DecoderPool
 from featd.decoders.wire import Hashed, RootOffline
@@ -105,17 +106,18 @@ class _Adoption:
             self._pool = undo.enter_context(
                 DecoderPool(
                     self._chosen.preprocess,
-                    {str(root.path): root.follow_symlinks for root in plan.roots},
+                    {root.key: root.follow_symlinks for root in plan.roots},
                     decoders=plan.decoders,
                     trays=1,
                     batch=self._slots,
                     hands_path=Path(folder) / "adopt.hands",
+                    places=places(plan.roots),
                 )
             )
             self._lease: Lease = connect.transact(
                 catalog,
                 leases.open_lease,
-                host=plan.host,
+                host=plan.seat,
                 pid=os.getpid(),
                 device=ADOPTION,
                 engine=ADOPTED,
@@ -131,7 +133,7 @@ class _Adoption:
                 catalog,
                 self._lease,
                 plan.store.model_copy(update={"shard_seconds": SHARD_SECONDS}),
-                ShardKind(blobs, ADOPTED, plan.host, key),
+                ShardKind(blobs, ADOPTED, plan.seat, key),
                 self._identity,
                 plan.retry,
                 self._held,
@@ -236,7 +238,7 @@ class _Adoption:
 def _end_dead(catalog: sa.Engine, plan: WorkerPlan) -> None:
     """End the leases of adoptions that were killed, so that what they had claimed can be claimed again."""
     with connect.reading(catalog) as conn:
-        dead = [one for one in leases.open_leases(conn, plan.host) if not is_running(one.pid)]
+        dead = [one for one in leases.open_leases(conn, plan.seat) if not is_running(one.pid)]
         dead += leases.expired_leases(conn)
     for one in dead:
         if one.device == ADOPTION:

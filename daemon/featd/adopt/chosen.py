@@ -41,6 +41,4 @@ def choose(plan: WorkerPlan, root: RootConfig, files: Sequence[ScriptFile]) -> C
                 f"{file.path}: its vectors have {file.width:,} numbers, and blob {blob} has {width:,}: name the blob"
                 " that the script took in model.blobs, or leave this file out. Nothing was adopted"
             )
-    return Chosen(
-        plan, str(root.path), blob, width, resolve(plan.preprocess, net.input_shape, net.preprocess)
-    )
+    return Chosen(plan, root.key, blob, width, resolve(plan.preprocess, net.input_shape, net.preprocess))

@@ -23,6 +23,7 @@ from featd.adopt.script_file import ScriptFile
 from featd.catalog import connect
 from featd.catalog.enqueue import FoundFile
 from featd.catalog.settle import Identity
+from featd.config import places
 from featd.decoders.pool import DecoderPool
 from featd.engines.precision import tolerance
 from featd.errors import FeatdError, FingerprintError, ImageError
@@ -137,7 +138,7 @@ def _computed(chosen: Chosen, drawn: Sequence[Drawn], wanted: int) -> dict[str, 
         ClaimedImage(at, chosen.root, one.found.path, one.found.size, one.found.mtime_ns, 1)
         for at, one in enumerate(drawn)
     ]
-    follow = {str(one.path): one.follow_symlinks for one in plan.roots}
+    follow = {one.key: one.follow_symlinks for one in plan.roots}
     compared: list[Compared] = []
     unreadable: dict[str, str] = {}
     batch = booted.golden.batch
@@ -150,6 +151,7 @@ def _computed(chosen: Chosen, drawn: Sequence[Drawn], wanted: int) -> dict[str, 
             trays=1,
             batch=batch,
             hands_path=Path(folder) / "sample.hands",
+            places=places(plan.roots),
         ) as pool,
     ):
         at = 0
@@ -179,8 +181,8 @@ def _computed(chosen: Chosen, drawn: Sequence[Drawn], wanted: int) -> dict[str, 
 
 def _likely(model: Model, chosen: Chosen, drawn: Sequence[Drawn]) -> str:
     """Try usual mistakes, the likeliest first, until one explains the script's vectors of these images."""
-    follow = {str(one.path): one.follow_symlinks for one in chosen.plan.roots}[chosen.root]
-    root_fd = os.open(chosen.root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    follow = {one.key: one.follow_symlinks for one in chosen.plan.roots}[chosen.root]
+    root_fd = os.open(places(chosen.plan.roots)[chosen.root], os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         files = [
             read_image(

@@ -1,5 +1,6 @@
 """What several hosts agree on: duties that one of them does for all, and what each reports about its ingest.
 
+A host stands here for a seat, of which it has one, of its name, or several (processes/seats.py).
 A duty saves work; correctness does not depend on it: when two hosts do it at the same time for a moment, nothing is
 wrong afterwards. Duties and reports are rows of `settings` that are valid until `number`, in milliseconds on the
 clock of leases.
@@ -141,15 +142,16 @@ def note_scan(conn: sa.Connection) -> None:
     values.set_value(conn, LAST_SCAN, clock.utcnow().isoformat())
 
 
-def ingest_of_all(conn: sa.Connection, down: str | None = None) -> dict[str, Any]:
-    """What status shows about ingest, added up over the hosts. `down`: a host whose ingest is known not to run."""
+def ingest_of_all(conn: sa.Connection, down: Collection[str] = ()) -> dict[str, Any]:
+    """What status shows about ingest, added up over the hosts. `down`: those whose ingest is known not to
+    run."""
     told: dict[str, Any] = {
         "watching": 0,
         "last_scan_at": values.get_value(conn, LAST_SCAN),
         "scanned_by": {
             duty.removeprefix(_SCAN): host
             for duty, host in sorted(duty_holders(conn).items())
-            if duty.startswith(_SCAN) and host != down
+            if duty.startswith(_SCAN) and host not in down
         },
         "overflows": 0,
         "rewatched": 0,
@@ -158,7 +160,7 @@ def ingest_of_all(conn: sa.Connection, down: str | None = None) -> dict[str, Any
         "notes": {},
     }
     reports = ingest_reports(conn)
-    live = {host for host, found in reports.items() if found.live and host != down}
+    live = {host for host, found in reports.items() if found.live and host not in down}
     for host, found in sorted(reports.items()):
         for name in ("overflows", "rewatched", "handler_errors"):
             told[name] += found.report[name]

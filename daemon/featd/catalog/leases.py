@@ -29,6 +29,7 @@ class OpenLease:
     host: str
     pid: int
     device: str
+    seat: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +46,22 @@ class InHand:
 
 
 def open_lease(
-    conn: sa.Connection, *, host: str, pid: int, device: str, engine: str, lease_seconds: float
+    conn: sa.Connection,
+    *,
+    host: str,
+    pid: int,
+    device: str,
+    engine: str,
+    lease_seconds: float,
+    seat: str | None = None,
 ) -> Lease:
-    """Open a lease. A worker calls this once it is able to work."""
+    """Open a lease. A worker calls this once it is able to work. `host`: the name of its seat; `seat`: the key of that,
+    `<id>:<run>`; None where it belongs to a command."""
     token = secrets.token_hex(8)
     row: dict[str, Any] = {
         "token": token,
         "host": host,
+        "seat": seat,
         "boot_id": dialects.boot_id(conn),
         "pid": pid,
         "device": device,
@@ -105,9 +115,24 @@ def all_open(conn: sa.Connection) -> list[Lease]:
     return [one.lease for one in _read_open(conn, sa.true())]
 
 
-def open_leases(conn: sa.Connection, host: str) -> list[OpenLease]:
-    """The leases of `host` that have not ended, live or expired."""
-    return _read_open(conn, leases.c.host == host)
+def open_leases(conn: sa.Connection, host: str, seat: str | None = None) -> list[OpenLease]:
+    """The leases of a seat that have not ended, live or expired: those that carry its id, in whatever run of it; and
+    those of its name that carry none, which are of commands or of an earlier version of featd."""
+    mine = (leases.c.host == host) & leases.c.seat.is_(None)
+    return _read_open(conn, mine if seat is None else mine | _is_of(seat))
+
+
+def live_elsewhere(conn: sa.Connection, host: str, seat: str) -> float | None:
+    """For how many seconds another seat of the name `host` has a live lease; None where none has."""
+    left = sa.func.max(leases.c.expires_at - dialects.lease_now(conn))
+    other = (leases.c.host == host) & leases.c.seat.is_not(None) & sa.not_(_is_of(seat))
+    found = conn.scalar(sa.select(left).where(is_live(conn), other))
+    return None if found is None else float(found)
+
+
+def _is_of(seat: str) -> sa.ColumnElement[bool]:
+    """Of a row of `leases`: it carries the id of this key."""
+    return leases.c.seat.startswith(f"{seat.partition(':')[0]}:", autoescape=True)
 
 
 def expired_leases(conn: sa.Connection) -> list[OpenLease]:
@@ -194,6 +219,6 @@ def is_live(conn: sa.Connection) -> sa.ColumnElement[bool]:
 
 
 def _read_open(conn: sa.Connection, which: sa.ColumnElement[bool]) -> list[OpenLease]:
-    columns = (leases.c.id, leases.c.token, leases.c.host, leases.c.pid, leases.c.device)
+    columns = leases.c["id", "token", "host", "pid", "device", "seat"]
     rows = conn.execute(sa.select(*columns).where(leases.c.ended_at.is_(None), which).order_by(leases.c.id))
-    return [OpenLease(Lease(row.id, row.token), row.host, row.pid, row.device) for row in rows]
+    return [OpenLease(Lease(row.id, row.token), row.host, row.pid, row.device, row.seat) for row in rows]

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import secrets
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from featd import clock
 from featd.catalog import connect, hosts, instance, leases, stats, values
 from featd.catalog.feed import HISTORY
 from featd.catalog.schema import shards
-from featd.errors import FeatdError, StoreUnavailableError, reason
+from featd.errors import FeatdError, SeatTakenError, StoreUnavailableError, reason
 from featd.shards.store import (
     RESTORED,
     Mark,
@@ -119,6 +119,20 @@ def pair(catalog: sa.Engine, store: Path, host: str, lease_seconds: float) -> No
         connect.transact(catalog, _exchange, store)
 
 
+def check_seat(catalog: sa.Engine, name: str, key: str | None) -> None:
+    """SeatTakenError where a seat of this name, but with another state folder, has a live lease."""
+    if key is None:
+        return
+    with connect.reading(catalog) as conn:
+        left = leases.live_elsewhere(conn, name, key)
+    if left is not None:
+        raise SeatTakenError(
+            f"another featd of the name {name} is at work, or was killed, and its lease lasts for another {left:.0f} s."
+            " Give each featd a name of its own (`featd run --seat NAME`). One that comes back under its name need not"
+            " wait where its folder, in the store's `run` or in host.state, was kept"
+        )
+
+
 def _see_the_mark(catalog: sa.Engine, store: Path, host: str, lease_seconds: float) -> None:
     """StoreUnavailableError where workers of other hosts use another store. The host that tidies is asked to write the
     mark of its store anew, which must appear in this one. On one host, the supervisor's lock makes sure of that."""
@@ -156,13 +170,15 @@ def _asked(conn: sa.Connection) -> int:
     return hosts.times_asked(conn, [hosts.TIDY])[hosts.TIDY]
 
 
-def declare_restored(catalog: sa.Engine, store: Path, host: str, policy: RetryPolicy) -> tuple[int, int]:
+def declare_restored(
+    catalog: sa.Engine, store: Path, seats: Collection[str], policy: RetryPolicy
+) -> tuple[int, int]:
     """This catalog and this store go together from now on, whatever they say: ends all open leases and begins a new
     history. Returns how many leases it ended, and how many shards the store lacks. No file is moved. The caller makes
-    sure that featd does not run on `host`. FeatdError while a worker of another host is at work."""
+    sure that none of `seats` runs. FeatdError while a worker of another seat is at work."""
     with connect.reading(catalog) as conn:
         marked = check_instance(store, store_key(conn))
-        elsewhere = sorted({line.host for line in stats.workers(conn)} - {host})
+        elsewhere = sorted({line.host for line in stats.workers(conn)} - {*seats})
     if elsewhere:
         raise FeatdError(
             f"workers of {', '.join(elsewhere)} are at work with this catalog: stop featd there, then try again (the"

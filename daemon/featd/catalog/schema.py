@@ -98,6 +98,7 @@ leases = sa.Table(
     metadata,
     sa.Column("id", BigId, sa.Identity(), primary_key=True),
     sa.Column("token", sa.Text, nullable=False),
+    # The name of the worker's seat: that of its host, unless `featd run --seat` says otherwise.
     sa.Column("host", sa.Text, nullable=False),
     sa.Column("boot_id", sa.Text),
     sa.Column("pid", sa.Integer, nullable=False),
@@ -112,7 +113,7 @@ leases = sa.Table(
     sa.Column("failed", sa.BigInteger, nullable=False),
     sa.Column("settles", sa.BigInteger, nullable=False),
     sa.Column("shares", sa.JSON, nullable=False),
-    # The id in the state folder of the supervisor that the worker belongs to.
+    # The id in the folder of the seat and, behind a colon, the run of its supervisor. NULL: of a command.
     sa.Column("seat", sa.Text),
     sqlite_autoincrement=True,
 )

@@ -55,6 +55,8 @@ class WorkerLine:
     started_at: datetime
     expires_in_seconds: float
     shares: dict[str, Any]
+    seat: str | None = None
+    """What its lease carries of its seat."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +108,19 @@ def workers(conn: sa.Connection) -> list[WorkerLine]:
         statement = statement.where(leases.c.boot_id == boot)
     rows = conn.execute(statement.order_by(leases.c.host, leases.c.device, leases.c.id))
     return [
-        WorkerLine(r.device, r.host, r.pid, r.engine, r.done, r.failed, r.started_at, float(r.left), r.shares)
-        for r in rows
+        WorkerLine(
+            device=row.device,
+            host=row.host,
+            pid=row.pid,
+            engine=row.engine,
+            done=row.done,
+            failed=row.failed,
+            started_at=row.started_at,
+            expires_in_seconds=float(row.left),
+            shares=row.shares,
+            seat=row.seat,
+        )
+        for row in rows
     ]
 
 

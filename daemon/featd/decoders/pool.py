@@ -94,11 +94,14 @@ class DecoderPool:
         hands_path: Path,
         timeout_seconds: float = 60.0,
         command: Sequence[str] = COMMAND,
+        places: Mapping[str, str] | None = None,
     ) -> None:
-        """Spawn the decoders. `roots`: folder -> whether links in it are followed; `command`: the child's argv,
-        for tests. The hands file is made at `hands_path` and stays there. OSError or DecoderError."""
+        """Spawn the decoders. `roots`: root -> whether links in it are followed; `places`: root -> its folder, where it
+        is called by another name; `command`: the child's argv, for tests. The hands file is made at `hands_path` and
+        stays there. OSError or DecoderError."""
         self._command = tuple(command)
         self._roots = dict(roots)
+        self._places = dict(places or {})
         self._timeout = timeout_seconds
         # A decoder's share of a batch and one more: while one batch is in the net, the next gets ready.
         self._ahead = -(-batch // decoders) + 1
@@ -134,7 +137,7 @@ class DecoderPool:
             self.trays = np.frombuffer(self._map, dtype).reshape(trays, batch, *one)
             self._setup_fd = os.memfd_create("featd-setup", os.MFD_CLOEXEC)
             undo.callback(os.close, self._setup_fd)
-            os.write(self._setup_fd, Setup(self._roots, shape, dtype, spec).to_bytes())
+            os.write(self._setup_fd, Setup(self._roots, shape, dtype, spec, self._places).to_bytes())
             undo.callback(self._end_decoders)
             for index in range(decoders):
                 self._spawn(index)
@@ -324,7 +327,7 @@ class DecoderPool:
             if overdue is None or held.ticket == overdue.ticket:
                 decoder.tickets.remove(held.ticket)
                 image = self._images[held.ticket]
-                if overdue is not None and root_state(Path(image.root)) is not RootState.ONLINE:
+                if overdue is not None and self._is_offline(image.root):
                     away = image.root
                     results.append((self._finish(held.ticket), RootOffline(image)))
                 else:
@@ -354,6 +357,9 @@ class DecoderPool:
             )
         self._spawn(decoder.index)
         return results
+
+    def _is_offline(self, root: str) -> bool:
+        return root_state(Path(self._places.get(root, root))) is not RootState.ONLINE
 
     def _forget(self, decoder: _Decoder) -> None:
         self._decoders.remove(decoder)

@@ -84,7 +84,10 @@ class Decoder:
         except ChangedError as error:
             return Failure(image, error.kind, clean(error.message), error.size, error.mtime_ns)
         except ImageError as error:
-            if error.kind is Kind.READ_MISSING and root_state(Path(image.root)) is not RootState.ONLINE:
+            if (
+                error.kind is Kind.READ_MISSING
+                and root_state(Path(self._place(image))) is not RootState.ONLINE
+            ):
                 return RootOffline(image)
             return Failure(image, error.kind, clean(error.message))
         except MemoryError:
@@ -92,17 +95,21 @@ class Decoder:
         except Exception as error:
             return Failure(image, Kind.DECODE_CORRUPT, clean(f"{type(error).__name__}: {error}"))
 
+    def _place(self, image: ClaimedImage) -> str:
+        """The folder of its root."""
+        return self.setup.places.get(image.root, image.root)
+
     def prepare(self, slot: int, image: ClaimedImage) -> Decoded | Hashed | Unchanged:
         """Read, decode and preprocess into `slot`. ImageError, and whatever libraries raise."""
         # Opened for each image (4 microseconds): an open descriptor would block an unmount, and still show the old
         # tree after the disk is back.
         try:
-            root_fd = os.open(image.root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            root_fd = os.open(self._place(image), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
             # Only a root that does not exist makes its files missing; any other error is a read error.
             kind = Kind.READ_MISSING if error.errno in (errno.ENOENT, errno.ENOTDIR) else Kind.READ_IO
             raise ImageError(
-                kind, f"cannot open its root {image.root}: {os.strerror(error.errno or 0)}"
+                kind, f"cannot open its root {self._place(image)}: {os.strerror(error.errno or 0)}"
             ) from error
         try:
             file = read_image(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, field
 from typing import Any
 
 from featd.preprocess.spec import PreprocessSpec
@@ -84,18 +84,20 @@ def clean(text: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What a decoder is told once. `roots`: folder -> whether links in it are followed; `shape` and `dtype`: of all
-    slots, float32 (slots, C, H, W) or uint8 (slots, H, W, C)."""
+    """What a decoder is told once. `roots`: root -> whether links in it are followed; `places`: root -> its folder,
+    where it is called by another name; `shape` and `dtype`: of all slots, float32 (slots, C, H, W) or uint8
+    (slots, H, W, C)."""
 
     roots: dict[str, bool]
     shape: tuple[int, int, int, int]
     dtype: str
     spec: PreprocessSpec
+    places: dict[str, str] = field(default_factory=dict)
 
     def to_bytes(self) -> bytes:
-        return json.dumps([self.roots, self.shape, self.dtype, self.spec.to_json()]).encode()
+        return json.dumps([self.roots, self.shape, self.dtype, self.spec.to_json(), self.places]).encode()
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Setup:
-        roots, shape, dtype, spec = json.loads(data)
-        return cls(roots, tuple(shape), dtype, PreprocessSpec.from_json(spec))
+        roots, shape, dtype, spec, places = json.loads(data)
+        return cls(roots, tuple(shape), dtype, PreprocessSpec.from_json(spec), places)

@@ -17,7 +17,6 @@ from featd.doctor.finding import About, Finding, error, ok, told, warning
 from featd.errors import CatalogUnavailableError, ConfigError, FeatdError, SchemaError, StoreUnavailableError
 from featd.ingest.scan import known_mounts
 from featd.ingest.watch import REMOTE_FILE_SYSTEMS, file_system
-from featd.paths import to_catalog
 from featd.roots import RootState, mounts_beneath, root_state
 from featd.shards.store import OtherStoreError, free_bytes, is_store
 from featd.sizing import sizes
@@ -217,7 +216,7 @@ def _mounts(settings: Settings, catalog: sa.Engine) -> Iterator[Finding]:
         if root_state(root.path) is not RootState.ONLINE:
             continue
         with connect.reading(catalog) as conn:
-            known = known_mounts(conn, to_catalog(os.fsencode(root.path)))
+            known = known_mounts(conn, root.key)
         for away in sorted(known - mounts_beneath(root.path)):
             yield error(
                 About.ROOT,

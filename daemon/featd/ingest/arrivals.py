@@ -119,7 +119,7 @@ class Arrivals:
     def _mark_gone(self, root_fd: int, paths: list[bytes]) -> int:
         """Check those that have a row again. Only a file that does not exist (ENOENT) in an online root is gone."""
         with connect.reading(self._catalog) as conn:
-            known = enqueue.known_at(conn, str(self._root.path), [to_catalog(path) for path in paths])
+            known = enqueue.known_at(conn, self._root.key, [to_catalog(path) for path in paths])
         ids = [file.id for file in known if is_missing(root_fd, from_catalog(file.path), False)]
         if not ids or root_state(self._root.path) is not RootState.ONLINE:
             return 0

@@ -73,7 +73,7 @@ class ContentChecks:
         if not read:
             return 0
         try:
-            changed, claimed = connect.transact(self._catalog, enqueue.compare, str(self._root.path), read)
+            changed, claimed = connect.transact(self._catalog, enqueue.compare, self._root.key, read)
         except BaseException:
             self.add([file for file, _ in read])
             raise

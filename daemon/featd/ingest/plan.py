@@ -9,10 +9,10 @@ from featd.config import RootConfig
 
 @dataclass(frozen=True, slots=True)
 class IngestPlan:
-    """The roots to watch and scan. `once`: scan each root one time, watch nothing, and end."""
+    """The roots to watch and scan. `seat`: its name. `once`: scan each root one time, watch nothing, and end."""
 
     catalog_url: str
     lease_seconds: float
-    host: str
+    seat: str
     roots: tuple[RootConfig, ...]
     once: bool

@@ -45,7 +45,7 @@ class Ingest:
     def __init__(self, plan: IngestPlan, link: ChildLink) -> None:
         self._catalog = connect.open_catalog(plan.catalog_url, plan.lease_seconds)
         self._link = link
-        self._host = plan.host
+        self._host = plan.seat
         self._once = plan.once
         self._lasts_seconds = plan.lease_seconds
         self._renew_due = 0.0

@@ -77,7 +77,7 @@ class RootIngest:
         on_batch: Callable[[Enqueued], None] = lambda enqueued: None,
     ) -> None:
         self.root = root
-        self.name = str(root.path)
+        self.name = root.key
         self.counts = Counts()
         self.scans = True
         """Whether this host scans the whole root. A host scans single folders in doubt itself."""

@@ -78,7 +78,7 @@ class Scan:
         reread: Reread = Reread.NONE,
         on_batch: Callable[[Enqueued], None] = lambda enqueued: None,
     ) -> None:
-        self.report = ScanReport(str(root.path), root_state(root.path))
+        self.report = ScanReport(root.key, root_state(root.path))
         self.start = start
         self._catalog = catalog
         self._root = root
@@ -354,7 +354,7 @@ def known_mounts(conn: sa.Connection, root: str) -> set[str]:
 
 
 def cursor_name(root: RootConfig) -> str:
-    return f"scan.{to_catalog(os.fsencode(root.path))}"
+    return f"scan.{root.name or to_catalog(os.fsencode(root.path))}"
 
 
 def enqueue_files(
@@ -378,7 +378,7 @@ def enqueue_files(
                 connect.transact(
                     catalog,
                     enqueue.enqueue,
-                    str(root.path),
+                    root.key,
                     some,
                     priority=priority,
                     delay_seconds=delay_seconds,
@@ -393,11 +393,11 @@ def enqueue_files(
             [file] = some
             enqueued.refused.add(stand_in(file.path))
             why = f"{error}; move the file to a shorter path"
-            if connect.transact(catalog, enqueue.refuse, str(root.path), file, why):
+            if connect.transact(catalog, enqueue.refuse, root.key, file, why):
                 log.warning(
                     "file_refused",
                     "the catalog cannot hold this file; it counts as failed",
-                    file=f"{root.path}/{file.path}",
+                    file=f"{root.key}/{file.path}",
                     error=str(error),
                 )
     return enqueued

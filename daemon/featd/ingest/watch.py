@@ -102,7 +102,7 @@ class Watch:
                 log.warning(
                     "watch_not_closed",
                     "cannot close a watch completely; going on without it",
-                    root=str(self._root.path),
+                    root=self._root.key,
                     error=repr(error),
                 )
 

@@ -35,10 +35,10 @@ def begin(catalog: sa.Engine) -> Start:
 
 
 def look(
-    catalog: sa.Engine, host: str, roots: Sequence[str], start: Start, held: str = ""
+    catalog: sa.Engine, host: str, roots: Mapping[str, str], start: Start, held: str = ""
 ) -> StopRequest | None:
-    """How the drain ended; None while there is work that this host's workers can do, now or after a back-off. `held`
-    says why they have not claimed for a while."""
+    """How the drain ended; None while there is work that this host's workers can do, now or after a back-off. `roots`:
+    what the catalog calls them -> their folders. `held` says why they have not claimed for a while."""
     with connect.reading(catalog) as conn:
         counts = counters.counts(conn)
         open_rows = counts[State.PENDING] + counts[State.CLAIMED]
@@ -53,7 +53,7 @@ def look(
             *(f"{root} (images missing: see `featd status`)" for root in mine.get("held", [])),
         ]
         return _finished(counts, start, unseen, mine.get("left_out", 0))
-    offline = {root: root_state(Path(root)) for root in waiting}
+    offline = {root: root_state(Path(roots.get(root, root))) for root in waiting}
     unreachable = {
         root for root, state in offline.items() if state is not RootState.ONLINE or root not in roots
     }
@@ -73,9 +73,9 @@ def look(
     return StopRequest(EXIT_ERROR, f"drained, except for {waits}: {AGAIN}")
 
 
-def _unseen(roots: Sequence[str]) -> list[str]:
+def _unseen(roots: Mapping[str, str]) -> list[str]:
     """The roots that could not be scanned, each with its state."""
-    states = {root: root_state(Path(root)) for root in roots}
+    states = {root: root_state(Path(place)) for root, place in roots.items()}
     return [
         f"{root} ({state})"
         for root, state in states.items()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from featd import clock, logs
 from featd.catalog import connect, counters, feed, forget, hosts, mend, pairing, samples, stats
 from featd.errors import CatalogUnavailableError
-from featd.janitor import drain, holds
+from featd.janitor import drain, holds, old_seats
 from featd.janitor.compaction import Compaction
 from featd.janitor.holds import Paused, Room
 from featd.janitor.indexing import Indexing
@@ -39,6 +39,7 @@ DUTY_EVERY_SECONDS = 5.0
 HOLDS_EVERY_SECONDS = 1.0
 FEED_EVERY_SECONDS = 0.5
 FEED_FORGET_SECONDS = 3600.0
+SEATS_EVERY_SECONDS = 86_400.0
 STATUS_EVERY_SECONDS = 3.0
 MEND_EVERY_SECONDS = 60.0
 SAMPLE_EVERY_SECONDS = 60.0
@@ -59,10 +60,10 @@ class Janitor:
     def __init__(self, plan: JanitorPlan, link: ChildLink) -> None:
         self._plan = plan
         self._link = link
-        self._host = plan.host
+        self._host = plan.seat
         self._tidies = False
         self._draining = plan.draining
-        self._scanned = False
+        self._scanned = not plan.scans
         self._heard: deque[Death] = deque()
         self._store = plan.store.path
         self._catalog = connect.open_catalog(plan.catalog_url, plan.lease_seconds)
@@ -71,7 +72,7 @@ class Janitor:
         )
         self._leftovers = Task("the look for leftovers", leftovers.look, LEFTOVERS_EVERY_SECONDS)
         slow_round = SlowRound(self._catalog, plan.store.path, plan.store.verify_days)
-        self._compaction = Compaction(self._catalog, plan.store, plan.host, plan.lease_seconds)
+        self._compaction = Compaction(self._catalog, plan.store, plan.seat, plan.lease_seconds)
         self._forgetting: Forgetting | None = None
         self._tasks = [
             self._leftovers,
@@ -96,17 +97,17 @@ class Janitor:
         self._indexing = Indexing(self._catalog, plan) if plan.search else None
         self._marked = read_mark(plan.store.path)
         self._holds = (
-            Paused(self._catalog, plan.host),
+            Paused(self._catalog, plan.seat),
             Room(self._catalog, plan.store.path, plan.store.min_free),
         )
-        self._rescue = Rescue(self._catalog, plan.run_folder, plan.host, plan.retry)
+        self._rescue = Rescue(self._catalog, plan.run_folder, plan.seat, plan.retry, plan.seat_key)
         self._due = dict.fromkeys(
-            ("holds", "feed", "status", "expired", "duty", "mend", "sample", "drain"), 0.0
+            ("holds", "seats", "feed", "status", "expired", "duty", "mend", "sample", "drain"), 0.0
         )
 
     def begin(self) -> None:
         """Before any worker claims."""
-        self._rescue.end_all_of_this_host()
+        self._rescue.end_all_of_this_seat()
         self._drain_start = drain.begin(self._catalog)
 
     def step(self, now: float) -> None:
@@ -119,6 +120,8 @@ class Janitor:
         if self._is_due("holds", now, HOLDS_EVERY_SECONDS):
             for hold in self._holds:
                 hold.look(now)
+        if self._is_due("seats", now, SEATS_EVERY_SECONDS):
+            old_seats.tidy(self._plan.run_folder)
         if self._is_due("status", now, STATUS_EVERY_SECONDS):
             self._link.report(StatusLine(self._status()))
         if self._is_due("expired", now, EXPIRED_EVERY_SECONDS):
@@ -149,7 +152,7 @@ class Janitor:
             end = drain.look(
                 self._catalog,
                 self._host,
-                [str(root) for root in self._plan.roots],
+                self._plan.roots,
                 self._drain_start,
                 holds.ends_drain(self._holds, now),
             )

@@ -41,13 +41,22 @@ SILENT = Cause(None, "the lease expired: the worker did not renew it")
 class Rescue:
     """Ends leases of workers that are known to be dead, or whose lease has expired."""
 
-    def __init__(self, catalog: sa.Engine, run_folder: Path, host: str, policy: RetryPolicy) -> None:
+    def __init__(
+        self,
+        catalog: sa.Engine,
+        run_folder: Path,
+        host: str,
+        policy: RetryPolicy,
+        seat_key: str | None = None,
+    ) -> None:
+        """host: the name of the seat. seat_key: what the leases of this run of it carry."""
         self._catalog = catalog
         self._run_folder = run_folder
         self._host = host
         self._policy = policy
+        self._seat_key = seat_key
 
-    def end_all_of_this_host(self) -> int:
+    def end_all_of_this_seat(self) -> int:
         """At start, before any worker claims: workers of an earlier supervisor are dead, since it held the lock.
 
         A janitor that was restarted finds workers of its own supervisor: their leases stay.
@@ -55,8 +64,8 @@ class Rescue:
         # Listed before the leases are read: a worker may start meanwhile.
         hands = list(self._run_folder.glob(f"*{HANDS_SUFFIX}"))
         with connect.reading(self._catalog) as conn:
-            open_leases = leases.open_leases(conn, self._host)
-        alive = {one.lease.token for one in open_leases if _is_sibling(one.pid) or _is_adoption(one)}
+            open_leases = leases.open_leases(conn, self._host, self._seat_key)
+        alive = {one.lease.token for one in open_leases if self._is_sibling(one) or _is_adoption(one)}
         dead = [one.lease for one in open_leases if one.lease.token not in alive]
         ended = sum(self.end(lease, EVERYTHING_DIED) for lease in dead)
         for path in hands:
@@ -87,6 +96,11 @@ class Rescue:
                 host=host or self._host,
             )
         return ended is not None
+
+    def _is_sibling(self, one: OpenLease) -> bool:
+        """Whether it is that of another child of this process's supervisor. The pid alone does not tell: in a container
+        it is the same in each run."""
+        return one.seat == self._seat_key and _is_sibling(one.pid)
 
 
 def _is_adoption(one: OpenLease) -> bool:

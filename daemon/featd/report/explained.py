@@ -24,12 +24,12 @@ NEXT = {
 """What happens to an image of each state; a pending one depends on its row."""
 
 
-def on_disk(found: Explained) -> str | None:
-    """How the file differs from what the catalog knows of it; None where it does not."""
+def on_disk(found: Explained, root: Path) -> str | None:
+    """How the file, beneath the folder `root`, differs from what the catalog knows of it; None where it does not."""
     if found.state == State.GONE or is_stand_in(found.path):
         return None
     try:
-        now = (Path(found.root) / os.fsdecode(from_catalog(found.path))).stat()
+        now = (root / os.fsdecode(from_catalog(found.path))).stat()
     except FileNotFoundError:
         return "not there now: the next scan marks the image as gone, unless its root is offline"
     except OSError as error:

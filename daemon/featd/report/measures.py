@@ -81,13 +81,12 @@ class Measuring:
         free = None
         with contextlib.suppress(OSError):
             free = free_bytes(store.path)
-        roots = [root.path for root in self._watched.roots]
         return Look(
             Measures(
-                daemon=running.look(store.path),
+                daemon=running.look(self._watched),
                 min_free=store.min_free,
                 free=free,
-                roots={str(root): root_state(root) is RootState.ONLINE for root in roots},
+                roots={root.key: root_state(root.path) is RootState.ONLINE for root in self._watched.roots},
                 catalog=of_catalog,
             ),
             clock.utcnow(),

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from rich.filesize import decimal
 
 from featd import clock
+from featd.config import places
 from featd.errors import EXIT_ERROR, EXIT_OK, ConfigError, StoreUnavailableError
 from featd.report import running
 from featd.report.running import Daemon
@@ -93,9 +93,11 @@ class Report:
 
     @property
     def paused(self) -> Pause | None:
-        """The pause that holds for this host."""
-        here = socket.gethostname()
-        return next((one for one in self.pauses if one.host in (None, here)), None)
+        """The pause that holds for this host: where it has several seats, for all that run."""
+        of_all = next((one for one in self.pauses if one.host is None), None)
+        mine = {one.host: one for one in self.pauses if one.host in self.daemon.names}
+        runs = {name for name, seat in self.daemon.seats.items() if seat.pid} or self.daemon.names
+        return of_all or (next(iter(mine.values())) if mine and runs <= mine.keys() else None)
 
     @property
     def images_per_second(self) -> float:
@@ -113,14 +115,16 @@ def look(catalog: sa.Engine, watched: Watched, faults: Sequence[str] = ()) -> Re
     from featd.catalog import instance as identity
 
     store = watched.store
-    daemon = running.look(store.path)
-    down = socket.gethostname() if daemon.down else None
+    daemon = running.look(watched)
+    here = daemon.names
     with connect.reading(catalog) as conn:
         counts = counters.counts(conn)
+        found = stats.workers(conn)
+        down = daemon.down_seats(found)
         workers = [
             # A worker whose lease is open although its supervisor is gone is dead.
-            replace(worker, shares={"state": "dead"}) if worker.host == down else worker
-            for worker in stats.workers(conn)
+            replace(worker, shares={"state": "dead"}) if worker.host in down else worker
+            for worker in found
         ]
         busy = any(state_of(worker) == "working" for worker in workers)
         stuck = bool(workers) and not busy and counts[State.PENDING] > 0
@@ -135,7 +139,7 @@ def look(catalog: sa.Engine, watched: Watched, faults: Sequence[str] = ()) -> Re
             ingest=hosts.ingest_of_all(conn, down),
             decoders=watched.decoders,
             # What holds for this host comes first.
-            pauses=sorted(pause.pauses(conn), key=lambda one: one.host not in (None, socket.gethostname())),
+            pauses=sorted(pause.pauses(conn), key=lambda one: one.host not in (None, *here)),
             faulty=_faulty(conn),
             unknown=values.get_value(conn, stats.UNKNOWN) or stats.NO_UNKNOWN,
             roots=len(watched.roots),
@@ -185,15 +189,16 @@ def shares_of(worker: WorkerLine) -> dict[str, float]:
 def _waiting_roots(watched: Watched, pending: set[str]) -> dict[str, str]:
     from featd.roots import RootState, root_state
 
-    configured = {str(root.path) for root in watched.roots}
+    folders = places(watched.roots)
     why = {
-        root: root_state(Path(root)) if root in configured else "not in the configuration" for root in pending
+        root: root_state(Path(folders[root])) if root in folders else "not in the configuration"
+        for root in pending
     }
     return {root: str(state) for root, state in sorted(why.items()) if state != RootState.ONLINE}
 
 
 def _foreign_roots(watched: Watched, known: list[str]) -> list[str]:
-    configured = {str(root.path) for root in watched.roots}
+    configured = {root.key for root in watched.roots}
     return [
         f"root {root} is not in the configuration, and its images stay as they are: see `featd roots`"
         for root in known
@@ -204,7 +209,7 @@ def _foreign_roots(watched: Watched, known: list[str]) -> list[str]:
 def _offline(watched: Watched) -> dict[str, str]:
     from featd.roots import RootState, root_state
 
-    states = {str(root.path): root_state(root.path) for root in watched.roots}
+    states = {root.key: root_state(root.path) for root in watched.roots}
     return {root: str(state) for root, state in states.items() if state is not RootState.ONLINE}
 
 
@@ -312,17 +317,20 @@ def _warnings(catalog: sa.Engine, watched: Watched, report: Report) -> list[str]
                 f" {decimal(memory['total'])}"
             )
         left = worker.expires_in_seconds
-        if left < _lease_of(worker, watched.lease_seconds) * LEASE_WARNING and state_of(worker) != "dead":
+        if (
+            left < _lease_of(worker, watched.lease_seconds, report.daemon.names) * LEASE_WARNING
+            and state_of(worker) != "dead"
+        ):
             found.append(
                 f"worker {worker.device} on {worker.host} has not renewed its lease: it ends in {left:.0f} s"
             )
     return found
 
 
-def _lease_of(worker: WorkerLine, lease_seconds: float) -> float:
+def _lease_of(worker: WorkerLine, lease_seconds: float, here: Collection[str]) -> float:
     """For how many seconds a worker renews its lease, as it says itself: another host has a configuration of its own.
     0 where that is not known."""
-    mine = lease_seconds if worker.host == socket.gethostname() else 0.0
+    mine = lease_seconds if worker.host in here else 0.0
     return float(worker.shares.get("lease_seconds", mine))
 
 
@@ -339,7 +347,7 @@ def holds_back(report: Report) -> str:
     if not report.workers:
         return _no_worker(report)
     if report.paused is not None:
-        goes_on = report.paused.ended_by(socket.gethostname())
+        goes_on = report.paused.ended_by(report.daemon.name)
         return f"featd is paused: workers finish what they have and claim nothing more; {goes_on} goes on"
     if report.room.get("lacking"):
         return "images are waiting for room on the store's disk: see the warning"
@@ -393,16 +401,15 @@ def _no_worker(report: Report) -> str:
     """Why no worker has a lease, although images are waiting."""
     daemon = report.daemon
     if not daemon.pid:
-        if elsewhere := sorted(set(report.ingest["scanned_by"].values()) - {socket.gethostname()}):
+        if elsewhere := sorted(set(report.ingest["scanned_by"].values()) - daemon.names):
             return f"no worker is running: featd runs on {', '.join(elsewhere)}, and not on this host"
         if daemon.failed_start is not None:
             return "no worker is running: see the warning, then start `featd run`"
         if not daemon.down and report.store_unreadable:
             return "no worker is running; whether featd runs is unknown, as the store cannot be read"
         return "no worker is running: start `featd run`"
-    children = daemon.says.get("children")
-    for child in children if isinstance(children, list) else []:
-        if isinstance(child, dict) and str(child.get("name")).startswith("worker") and child.get("why"):
+    for child in running.children_of(daemon.says):
+        if str(child.get("name")).startswith("worker") and child.get("why"):
             words = f": {child['last_words']}" if child.get("last_words") else ""
             state = str(child.get("state")).replace("_", " ")
             return f"no worker can start: {child['name']} is {state}: {child['why']}{words}"
@@ -481,7 +488,14 @@ def as_json(report: Report) -> dict[str, Any]:
         ],
         "failures": [asdict(line) for line in report.failures],
         "ingest": report.ingest,
-        "daemon": {"pid": report.daemon.pid, "failed_start": report.daemon.failed_start},
+        "daemon": {
+            "pid": report.daemon.pid,
+            "failed_start": report.daemon.failed_start,
+            "seats": {
+                name: {"pid": seat.pid, "failed_start": seat.failed_start}
+                for name, seat in report.daemon.seats.items()
+            },
+        },
         "holds_back": holds_back(report),
         "warnings": [*report.faults, *report.warnings, *report.notices],
     }

@@ -10,6 +10,7 @@ from rich import filesize
 
 from featd import clock
 from featd.ingest.scan import told_ignored
+from featd.report.running import children_of
 from featd.report.status import Report, state_of
 from featd.states import State
 
@@ -20,9 +21,15 @@ NOTHING_DONE = ", but nothing gets done"
 def running(report: Report) -> tuple[bool | None, str]:
     """Whether featd runs on this host, None where that is not known; and the same in words."""
     daemon = report.daemon
+    if daemon.pid and len(daemon.seats) > 1:
+        runs = [f"{name} (pid {seat.pid})" for name, seat in daemon.seats.items() if seat.pid]
+        rest = [name for name, seat in daemon.seats.items() if not seat.pid]
+        told = f"running: {len(runs)} of {len(daemon.seats)} seats: {', '.join(runs)}"
+        return True, told + (f"; not running: {', '.join(rest)}" if rest else "")
     if daemon.pid:
         since = str(daemon.says.get("started_at", ""))[:16].replace("T", " ")
-        return True, f"running (pid {daemon.pid}" + (f", since {since} UTC)" if since else ")")
+        seat = "" if daemon.name == socket.gethostname() else f"seat {daemon.name}, "
+        return True, f"running ({seat}pid {daemon.pid}" + (f", since {since} UTC)" if since else ")")
     if daemon.down:
         return False, NOT_RUNNING
     return None, "unknown whether featd runs: the store cannot be read"
@@ -40,17 +47,15 @@ def tone(report: Report) -> str:
 
 def _starting(report: Report) -> bool:
     """Whether a worker loads its net, for the first time or after a reload."""
-    children = report.daemon.says.get("children")
     return any(
         str(child.get("name")).startswith("worker") and child.get("state") in ("starting", "restarting")
-        for child in (children if isinstance(children, list) else [])
-        if isinstance(child, dict)
+        for child in children_of(report.daemon.says)
     )
 
 
 def pauses(report: Report) -> list[str]:
     """What is paused, since when, why, and how it goes on."""
-    here = socket.gethostname()
+    here = report.daemon.name
     told = []
     for one in report.pauses:
         whom = "" if one.host in (None, here) else f"host {one.host} is "

@@ -47,12 +47,18 @@ class Finder:
     """Finds groups of images that are nearly the same picture."""
 
     def __init__(
-        self, catalog: sa.Engine, store: Path, blob: str | None = None, advance: Advance = silent
+        self,
+        catalog: sa.Engine,
+        store: Path,
+        blob: str | None = None,
+        advance: Advance = silent,
+        roots: Mapping[str, str] | None = None,
     ) -> None:
-        """As a Searcher."""
+        """As a Searcher. roots: what the catalog calls them -> their folders, where those have other names."""
         self._catalog = catalog
         self._searcher = Searcher(catalog, store, blob, advance)
         self._advance = advance
+        self._roots = roots or {}
 
     @property
     def unreadable(self) -> Mapping[str, str]:
@@ -84,7 +90,7 @@ class Finder:
         with connect.reading(self._catalog) as conn:
             images = {one.image_id: one for one in live.live_of(conn, sorted(ids.tolist()))}
         left = [
-            (row, looked_at(images[image_id]))
+            (row, looked_at(images[image_id], self._roots))
             for row, image_id, version in zip(rows.tolist(), ids.tolist(), versions.tolist(), strict=True)
             if image_id in images and images[image_id].version == version
         ]
@@ -104,9 +110,9 @@ class Finder:
             left = [one for one, far in zip(left, distances.tolist(), strict=True) if far > within]
 
 
-def looked_at(image: LiveVector) -> Copy:
-    """An image, with what its file's header says."""
-    file = Path(image.root, os.fsdecode(from_catalog(image.path)))
+def looked_at(image: LiveVector, roots: Mapping[str, str]) -> Copy:
+    """An image, with what its file's header says. `roots`: as of a Finder."""
+    file = Path(roots.get(image.root, image.root), os.fsdecode(from_catalog(image.path)))
     try:
         with file.open("rb") as opened:
             size = os.fstat(opened.fileno()).st_size

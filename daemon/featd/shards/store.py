@@ -186,13 +186,6 @@ def lacks_room(store: Path, min_free: int) -> bool:
         return False
 
 
-def run_folder(store: Path, host: str) -> Path:
-    """`<store>/run/<host>`: what the processes of one host leave for each other."""
-    if "/" in host or host in ("", ".", ".."):
-        raise ValueError(f"not a host's name: {host!r}")
-    return store / "run" / host
-
-
 def read_mark(path: Path) -> Mark:
     """The mark of the store; one of zeros where there is none."""
     try:

@@ -22,6 +22,7 @@ from featd.worker.plan import WorkerPlan
 FIXED = (
     "catalog.url",
     "store.path",
+    "host.state",
     "store.dtype",
     "store.l2",
     "model.engine",
@@ -54,12 +55,8 @@ class Configuration:
     specs: Sequence[ChildSpec]
     stop_seconds: float
     log: LogConfig
-
-    @property
-    def worker(self) -> WorkerPlan:
-        """The first worker's plan, which differs from the others' in its device alone."""
-        plan: WorkerPlan = next(spec.plan for spec in self.specs if spec.essential)
-        return plan
+    worker: WorkerPlan
+    """The first worker's plan, which differs from the others' in its device alone; also where the seat has none."""
 
 
 def difference(old: Configuration, new: Configuration) -> Change:
@@ -154,7 +151,7 @@ class ConfigReload:
 
     def _read_and_check(self) -> str:
         """In the throw-away process: the new values as text. ConfigError says what is wrong with them."""
-        from featd.catalog import connect, migrate, pairing
+        from featd.catalog import connect, migrate, pairing, root_names
 
         new = self._read()
         if refused := refused_keys(difference(self._now, new).keys):
@@ -168,6 +165,7 @@ class ConfigReload:
         check_apart([root.path for root in plan.roots])
         catalog = connect.open_catalog(plan.catalog_url, plan.lease_seconds)
         migrate.check_schema(catalog)
+        root_names.check(catalog, plan.roots)
         pairing.check(catalog, plan.store.path)
         return repr(new.keys)
 

@@ -70,7 +70,7 @@ def adopt_all(
             list(spec.get("blobs", ())),
             str(spec.get("dtype", "")),
         )
-    online = {str(root.path): root for root in roots if root_state(root.path) is RootState.ONLINE}
+    online = {root.key: root for root in roots if root_state(root.path) is RootState.ONLINE}
     places = [store / place for place in report.unknown]
     for at, path in enumerate(itertools.chain(places, list(files.aside(store, Report())))):
         advance("looking at unknown shards", at, 0)

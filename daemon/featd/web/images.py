@@ -11,7 +11,9 @@ import sqlalchemy as sa
 
 from featd.catalog import connect, glance
 from featd.catalog import explain as catalog_explain
+from featd.catalog.explain import Explained
 from featd.catalog.glance import Glimpse
+from featd.config import places
 from featd.paths import full_path, stand_in, to_catalog
 from featd.report import explained
 from featd.report.watched import Watched
@@ -47,21 +49,21 @@ def find(catalog: sa.Engine, watched: Watched, asked: str) -> Found:
     tells nothing of files that are not in the catalog."""
     if not asked:
         return Found([], [])
-    roots = [str(root.path) for root in watched.roots]
     exact: list[Glimpse] = []
     beginning: list[Glimpse] = []
     with connect.reading(catalog) as conn:
         for name in dict.fromkeys((to_catalog(os.fsencode(asked)), asked)):
             if not name.isprintable():
                 continue
-            for root in roots:
-                prefix = full_path(root, "")
-                inside = name.removeprefix(prefix) if name.startswith(prefix) else name.lstrip("/")
-                if name.startswith("/") and not name.startswith(prefix):
+            for root in watched.roots:
+                beneath = (full_path(one, "") for one in (root.key, str(root.path)))
+                prefix = next((one for one in beneath if name.startswith(one)), "")
+                if name.startswith("/") and not prefix:
                     continue
-                exact += glance.at(conn, [root], stand_in(inside))
+                inside = name.removeprefix(prefix) if prefix else name.lstrip("/")
+                exact += glance.at(conn, [root.key], stand_in(inside))
                 if len(beginning) < SUGGESTIONS:
-                    beginning += glance.beginning(conn, root, inside, SUGGESTIONS - len(beginning))
+                    beginning += glance.beginning(conn, root.key, inside, SUGGESTIONS - len(beginning))
             if exact:
                 return Found(exact, [])
     return Found([], beginning)
@@ -75,7 +77,11 @@ def explain(catalog: sa.Engine, watched: Watched, image_id: int) -> Told | None:
     if image is None or found is None:
         return None
     following = explained.next_of(found, watched.retry)
-    return Told(image, explained.lines(found, following, None, explained.on_disk(found)))
+    return Told(image, explained.lines(found, following, None, _on_disk(found, watched)))
+
+
+def _on_disk(found: Explained, watched: Watched) -> str | None:
+    return explained.on_disk(found, Path(places(watched.roots).get(found.root, found.root)))
 
 
 def neighbours(catalog: sa.Engine, near: Sequence[tuple[int, float]]) -> list[tuple[Glimpse, float]]:
@@ -84,15 +90,15 @@ def neighbours(catalog: sa.Engine, near: Sequence[tuple[int, float]]) -> list[tu
         return [(image, distance) for one, distance in near if (image := _by_id(conn, one)) is not None]
 
 
-def readable(catalog: sa.Engine, watched: Watched, image_id: int) -> tuple[Glimpse, bool] | None:
-    """An image whose file may be shown: one of the catalog, below a root of the configuration; and whether that root
-    follows links."""
+def readable(catalog: sa.Engine, watched: Watched, image_id: int) -> tuple[Glimpse, str, bool] | None:
+    """An image whose file may be shown: one of the catalog, below a root of the configuration; the folder of
+    that root, and whether links in it are followed."""
     with connect.reading(catalog) as conn:
         image = _by_id(conn, image_id)
-    roots = {root.path: root.follow_symlinks for root in watched.roots}
-    if image is None or image.state == State.GONE or Path(image.root) not in roots:
+    roots = {root.key: root for root in watched.roots}
+    if image is None or image.state == State.GONE or image.root not in roots:
         return None
-    return image, roots[Path(image.root)]
+    return image, str(roots[image.root].path), roots[image.root].follow_symlinks
 
 
 def _by_id(conn: sa.Connection, image_id: int) -> Glimpse | None:

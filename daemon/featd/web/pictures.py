@@ -43,8 +43,8 @@ class Thumbnails:
         self._waiting = 0
         self._end: asyncio.TimerHandle | None = None
 
-    async def of(self, image: Glimpse, follow_symlinks: bool) -> bytes:
-        """A JPEG; empty where there is none, or too many are waiting."""
+    async def of(self, image: Glimpse, root: str, follow_symlinks: bool) -> bytes:
+        """A JPEG of an image beneath the folder `root`; empty where there is none, or too many are waiting."""
         key = (image.id, image.version)
         if (kept := self._kept(key)) is not None:
             return kept
@@ -55,7 +55,7 @@ class Thumbnails:
             async with self._turn:
                 if (kept := self._kept(key)) is not None:
                     return kept
-                made = await self._make(image, follow_symlinks)
+                made = await self._make(image, root, follow_symlinks)
         finally:
             self._waiting -= 1
         self._keep(key, made)
@@ -80,11 +80,11 @@ class Thumbnails:
             _, oldest = self._cache.popitem(last=False)
             self._cached_bytes -= len(oldest) + 100
 
-    async def _make(self, image: Glimpse, follow_symlinks: bool) -> bytes:
+    async def _make(self, image: Glimpse, root: str, follow_symlinks: bool) -> bytes:
         if self._end is not None:
             self._end.cancel()
         asked = {
-            "root": image.root,
+            "root": root,
             "path": image.path,
             "size": image.size,
             "mtime_ns": image.mtime_ns,

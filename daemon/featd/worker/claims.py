@@ -5,7 +5,7 @@ from __future__ import annotations
 import select
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -73,7 +73,7 @@ class Claims(WorkerThread):
         catalog: sa.Engine,
         lease: Lease,
         link: ChildLink,
-        roots: Sequence[str],
+        roots: Mapping[str, str],
         held: Held,
         *,
         ahead: int,
@@ -168,8 +168,10 @@ class Claims(WorkerThread):
             self._fit(now)
             want = self._ahead - self._kept()
         if now >= self._places_due:
-            roots = () if self._lacks_room() else self._roots
-            self._online = [root for root in roots if root_state(Path(root)) is RootState.ONLINE]
+            roots = {} if self._lacks_room() else self._roots
+            self._online = [
+                root for root, place in roots.items() if root_state(Path(place)) is RootState.ONLINE
+            ]
             self._places_due = now + PLACES_SECONDS
         claimed: list[ClaimedImage] = []
         if self._online:

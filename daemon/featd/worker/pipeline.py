@@ -7,7 +7,7 @@ used by this thread only: Caffe's device is set per thread, and decoders die wit
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 
@@ -82,6 +82,7 @@ class Pipeline:
         find_done: Callable[[str], str | None],
         find_moved: Callable[[Sequence[Hashed]], Sequence[VectorBatch]],
         halve: Callable[[Exception], int],
+        places: Mapping[str, str] | None = None,
     ) -> None:
         self._engine = engine
         self._pool = pool
@@ -92,7 +93,7 @@ class Pipeline:
         self._settle_seconds = settle_seconds
         self._beat = beat
         self._check_golden = check_golden
-        self._read_errors = ReadErrors(self._put, find_done)
+        self._read_errors = ReadErrors(self._put, find_done, places)
         self._find_moved = find_moved
         self._halve = halve
         trays, self._batch = pool.trays.shape[:2]

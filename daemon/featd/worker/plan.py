@@ -11,12 +11,14 @@ from featd.states import RetryPolicy
 
 @dataclass(frozen=True, slots=True)
 class WorkerPlan:
-    """One worker on one device. `label` names the device for people; `threads` are the engine's on the CPU."""
+    """One worker on one device. `seat`: the name of its seat; `seat_key`: what its lease carries. `label` names the
+    device for people; `threads` are the engine's on the CPU."""
 
     catalog_url: str
     lease_seconds: float
     retry: RetryPolicy
-    host: str
+    seat: str
+    seat_key: str | None
     run_folder: Path
     roots: tuple[RootConfig, ...]
     store: StoreConfig

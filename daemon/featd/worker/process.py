@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 import sqlalchemy as sa
 
 from featd import clock, logs
-from featd.catalog import connect, instance, leases, live, migrate, pairing
+from featd.catalog import connect, instance, leases, live, migrate, pairing, root_names
 from featd.catalog.settle import Identity
+from featd.config import places
 from featd.crash_points import CrashPoint, crash_point
 from featd.decoders.pool import DecoderPool
 from featd.engines import cuda
@@ -89,8 +90,10 @@ def prove(plan: WorkerPlan, catalog: sa.Engine) -> Booted:
     check_apart([root.path for root in plan.roots])
     migrate.check_schema(catalog)
     connect.transact(catalog, lambda _: None)  # fails where the catalog cannot be written
+    root_names.check(catalog, plan.roots)
+    pairing.check_seat(catalog, plan.seat, plan.seat_key)
     booted = boot(plan, catalog)
-    pairing.pair(catalog, plan.store.path, plan.host, plan.lease_seconds)
+    pairing.pair(catalog, plan.store.path, plan.seat, plan.lease_seconds)
     return booted
 
 
@@ -120,7 +123,8 @@ def run(link: ChildLink, plan: WorkerPlan) -> int:
     lease = connect.transact(
         catalog,
         leases.open_lease,
-        host=plan.host,
+        host=plan.seat,
+        seat=plan.seat_key,
         pid=os.getpid(),
         device=plan.label,
         engine=engine.name,
@@ -169,7 +173,8 @@ class Worker:
         booted: Booted,
         key: StoreKey,
     ) -> None:
-        roots = {str(root.path): root.follow_symlinks for root in plan.roots}
+        roots = {root.key: root.follow_symlinks for root in plan.roots}
+        folders = places(plan.roots)
         engine = booted.model.engine
         trays = TRAYS + engine.parallel
         self._catalog = catalog
@@ -195,6 +200,7 @@ class Worker:
             trays=trays,
             batch=booted.golden.batch,
             hands_path=self._hands_path,
+            places=folders,
         )
         if engine.device != "cpu":
             cuda.pin(self._pool.trays)
@@ -213,13 +219,13 @@ class Worker:
             catalog,
             lease,
             link,
-            list(roots),
+            folders,
             held,
             ahead=trays * booted.golden.batch,
             lease_seconds=plan.lease_seconds,
             lacks_room=functools.partial(lacks_room, plan.store.path, plan.store.min_free),
         )
-        kind = ShardKind(engine.blobs, engine.name, plan.host, key)
+        kind = ShardKind(engine.blobs, engine.name, plan.seat, key)
         self._writer = Writer(
             catalog,
             lease,
@@ -245,12 +251,13 @@ class Worker:
             self._writer,
             shares,
             dtype=plan.store.dtype,
-            settle_seconds={str(root.path): root.settle_seconds for root in plan.roots},
+            settle_seconds={root.key: root.settle_seconds for root in plan.roots},
             beat=self._beat,
             check_golden=self._check_golden,
             find_done=self._find_done,
             find_moved=self._moved.find,
             halve=self._halve,
+            places=folders,
         )
         # Threads come last, so that an error above leaves none running.
         self._threads = (self._claims, self._writer, self._renewal)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from featd import clock, logs
@@ -25,9 +25,16 @@ PROBED_BYTES = 65_536
 class ReadErrors:
     """The failures in doubt. `put` takes those that are decided; `find` names a done file of a root, or None."""
 
-    def __init__(self, put: Callable[[Failure], None], find: Callable[[str], str | None]) -> None:
+    def __init__(
+        self,
+        put: Callable[[Failure], None],
+        find: Callable[[str], str | None],
+        places: Mapping[str, str] | None = None,
+    ) -> None:
+        """places: what the catalog calls a root -> its folder; by default each is called by that."""
         self._put = put
         self._find = find
+        self._places = places or {}
         self._waiting: dict[str, list[Failure]] = {}
         self._since = 0.0
         self._last_read: dict[str, str] = {}
@@ -56,10 +63,11 @@ class ReadErrors:
                 self._decide(root, counted=self._can_read(root))
 
     def _can_read(self, root: str) -> bool:
+        place = self._places.get(root, root)
         path = self._last_read.pop(root, None)
-        if path is None or not can_read(root, path):
+        if path is None or not can_read(place, path):
             path = self._find(root)
-            if path is None or not can_read(root, path):
+            if path is None or not can_read(place, path):
                 return False
         self._last_read[root] = path
         return True
@@ -86,7 +94,8 @@ class ReadErrors:
 
 
 def can_read(root: str, path: str) -> bool:
-    """Whether the disk gives the first bytes of a file within PROBE_SECONDS: a dead one may block for ever."""
+    """Whether the disk gives the first bytes of a file beneath the folder `root` within PROBE_SECONDS: a dead one may
+    block for ever."""
     answer: list[bool] = []
 
     def look() -> None:
