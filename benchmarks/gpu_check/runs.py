@@ -6,13 +6,17 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 
+from featd.config import PreprocessConfig
 from featd.engines.select import load_engine
 from featd.net.load import load_net
+from featd.preprocess.resolve import resolve
 from gpu_check import seeded
 from gpu_check.card import Card
 from gpu_check.report import Report, Row
@@ -42,15 +46,22 @@ def write_pictures(folder: Path, count: int) -> Path:
     return folder
 
 
-def rate(forward: Callable[[seeded.Array], object], batch: seeded.Array, seconds: float) -> float:
-    """Images per second of one batch after the other."""
-    for _ in range(2):
-        forward(batch)
-    began, done = time.monotonic(), 0
-    while (took := time.monotonic() - began) < seconds:
-        forward(batch)
-        done += len(batch)
-    return done / took
+def rate(forward: Callable[[Any], object], batch: Any, seconds: float, threads: int = 1) -> float:
+    """Images per second of one batch after the other, in so many threads."""
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in range(2):
+            forward(batch)
+        began = time.monotonic()
+
+        def work(_: int) -> int:
+            done = 0
+            while time.monotonic() - began < seconds:
+                forward(batch)
+                done += len(batch)
+            return done
+
+        done = sum(pool.map(work, range(threads)))
+        return done / (time.monotonic() - began)
 
 
 def run(card: Card, report: Report) -> None:
@@ -72,9 +83,14 @@ def _run_net(key: str, card: Card, report: Report, folder: Path) -> None:
     size, counts = (8, (32,)) if card.fake else (64, (1024, 9216))
     net = load_net(str(definition), weights, (seeded.NETS[key],))
     batch = seeded.prepared(key, size)
-    engine = load_engine(net, "onnxruntime", card.device, card.threads)
     seconds = 1.0 if card.fake else BARE_SECONDS
-    bare = rate(engine.forward, batch, seconds)
+    # As a worker uses it: pixels go in, and as many batches at a time as it takes.
+    spec = resolve(PreprocessConfig(), net.input_shape, net.preprocess)
+    pixels = np.random.default_rng(0).integers(0, 256, (size, *spec.pixels_shape), np.uint8)
+    engine = load_engine(net, "onnxruntime", card.device, card.threads, spec)
+    bare = rate(engine.forward, pixels, seconds, engine.parallel)
+    engine.close()
+    engine = load_engine(net, "onnxruntime", card.device, card.threads)
     vectors = engine.forward(batch[:2])[seeded.NETS[key]]
     engine.close()
     torch = _torch(key, card, batch, vectors, seconds)

@@ -60,8 +60,8 @@ def test_all_faults_are_told_at_once(
     told = err.splitlines()
     assert sorted(told) == sorted(
         [
-            "featd: environment FEATD_WROKERS__BATCH: there is no section 'wrokers' (there are catalog, store, host, roots,"
-            " model, preprocess, workers, retry, search, web, log)",
+            "featd: environment FEATD_WROKERS__BATCH: there is no section 'wrokers' (there are catalog, store, host,"
+            " roots, model, preprocess, workers, retry, search, web, log)",
             "featd: environment FEATD_RETRY__MAX_ERRORS: retry.max_errors: must be a whole number, not 'none'",
             f"featd: {file}: line 4: store.dtype: must be 'float32' or 'float16'",
             f"featd: {file}: line 11: model.weights: must be text in quotes",

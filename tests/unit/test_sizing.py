@@ -36,6 +36,8 @@ def test_a_measurement_is_used_where_the_configuration_says_auto(tmp_path: Path)
     assert sizes(settings_in(tmp_path)) == MEASURED
     assert sizes(settings_in(tmp_path, batch=5, threads=1, decoders=7)) == Sizes(("cpu", "cpu"), 1, 5, 7)
     assert sizes(settings_in(tmp_path, devices=["cpu"])) == Sizes(("cpu",), 4, 32, 2)
+    three = sizes(settings_in(tmp_path, per_device=3))
+    assert three == Sizes(("cpu",) * 3, 1, 32, 2), "how many workers there are is said"
 
 
 def test_a_measurement_of_something_else_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
