@@ -110,4 +110,8 @@ def shown(text: str) -> str:
 
 
 def _json(value: Any, indent: int | None = None) -> str:
-    return json.dumps(value, indent=indent, ensure_ascii=False, default=datetime.isoformat)
+    text = json.dumps(value, indent=indent, ensure_ascii=False, default=datetime.isoformat)
+    if text.isprintable():
+        return text
+    # As `shown` does it, and for JSON the same text: what may turn round or hide its neighbours in a terminal.
+    return "".join(char if char.isprintable() or char == "\n" else json.dumps(char)[1:-1] for char in text)

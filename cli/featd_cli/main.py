@@ -112,6 +112,7 @@ def _show_usage_error(error: Any, arguments: list[str]) -> int:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns its exit code. Every error ends here, as a message and a code."""
+    _open_what_is_closed()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, ValueError):
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
@@ -143,6 +144,16 @@ def main(arguments: list[str] | None = None) -> int:
         traceback.print_exc()
         complain("this is a bug in featd: please report it with the lines above")
         return EXIT_ERROR
+
+
+def _open_what_is_closed() -> None:
+    """Let a standard stream that was closed (`featd run 2>&-`) lead nowhere. Else the catalog or a shard would be
+    opened under its number, and libraries write to numbers 1 and 2."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            lowest_free = os.open(os.devnull, os.O_RDWR)
+            os.set_inheritable(lowest_free, True)
+            setattr(sys, name, os.fdopen(lowest_free, mode))
 
 
 def _flushed(code: int) -> int:

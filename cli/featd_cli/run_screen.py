@@ -124,7 +124,9 @@ def _state(look: Look[Report], report: Report, stopping: bool, drain: bool) -> s
     if any(state_of(worker) == "working" for worker in report.workers):
         return "" if report.images_per_second else "working"
     if not report.open:
-        return "finishing" if drain else "waiting for new images"
+        if not drain:
+            return "waiting for new images"
+        return "waiting for images" if _scans(report) else "finishing"
     if report.room.get("lacking") or report.waiting_roots or report.next_due_seconds:
         return shown(sentence)
     return "working"

@@ -25,6 +25,8 @@ HIGH = 24
 """A terminal with so many lines has room for empty lines."""
 BESIDE_BAR = 37
 BESIDE_TIME = 51
+LEAST_WRAPPED = 20
+"""A terminal that is narrower breaks the lines itself."""
 _COMMAND = re.compile(r"`[^`]*`")
 STATE_COLOURS = {"working": "green", "dead": "red", "stopping": "yellow"}
 TIMES = {
@@ -250,7 +252,7 @@ def _verdict(report: Report, width: int, detail: Detail) -> Iterator[Text]:
     if left := len(warnings) - len(some):
         yield Text(f"{left} more {'warning' if left == 1 else 'warnings'}", "yellow")
     sentence = holds_back(report)
-    yield from map(Text, wrap(shown(sentence[0].upper() + sentence[1:] + "."), width))
+    yield from map(Text, wrap(shown(words.whole(sentence)), width))
 
 
 def clip(text: str, width: int, keep: int) -> str:
@@ -264,7 +266,9 @@ def clip(text: str, width: int, keep: int) -> str:
 
 
 def wrap(text: str, width: int, indent: str = "") -> list[str]:
-    """`text` in lines; a command between backticks is not broken."""
+    """`text` in lines of `width` columns, or LEAST_WRAPPED; a command between backticks is not broken."""
     whole = _COMMAND.sub(lambda command: command[0].replace(" ", "\0"), text)
-    wrapped = textwrap.wrap(whole, width, subsequent_indent=indent, break_on_hyphens=False)
+    wrapped = textwrap.wrap(
+        whole, max(width, LEAST_WRAPPED), subsequent_indent=indent, break_on_hyphens=False
+    )
     return [line.replace("\0", " ") for line in wrapped]

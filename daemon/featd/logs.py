@@ -97,6 +97,16 @@ def setup(level: str | None = None, stream: TextIO | None = None) -> None:
     root.propagate = False
 
 
+def take_in(*libraries: str) -> None:
+    """From now on, errors that these libraries log are records, too, and no lines of another form. Not their warnings,
+    which whoever sends nonsense could cause by the thousand."""
+    for library in libraries:
+        logger = logging.getLogger(library)
+        logger.handlers = logging.getLogger("featd").handlers
+        logger.setLevel(logging.ERROR)
+        logger.propagate = False
+
+
 def goes_to_journal(stream: TextIO) -> bool:
     """Whether `stream` is the connection to the journal that systemd has made for this service."""
     with contextlib.suppress(OSError, ValueError):

@@ -21,7 +21,7 @@ import sqlalchemy as sa
 
 from featd import clock
 from featd.catalog import connect, pairing
-from featd.doctor import machine, model
+from featd.doctor import engines, machine, model
 from featd.doctor.bounded import Check, run_all
 from featd.doctor.finding import About, Level
 from featd.shards.store import StoreKey, create_store
@@ -433,6 +433,22 @@ def test_two_runtimes(sick: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (check, level) == ("engines", "error")
     assert "onnxruntime and onnxruntime-gpu are both installed" in text
     assert "pip uninstall -y onnxruntime onnxruntime-gpu" in way_out
+
+
+def test_the_page_is_wanted_and_its_extra_is_not_there(
+    sick: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version_of = engines.version_of
+    monkeypatch.setattr(engines, "version_of", lambda name: "" if name == "starlette" else version_of(name))
+    sick.make()
+    assert (
+        "web (the page and metrics)" in next(one for one in sick.doctor() if one["check"] == "extras")["text"]
+    )
+    sick.make(web__enabled=True)
+    check, level, text, way_out = sick.only()
+    assert (check, level) == ("extras", "error")
+    assert text.startswith("web.enabled = true, and starlette is not installed")
+    assert "`pip install 'featd[web]'`" in way_out
 
 
 def test_caffe_is_wanted_and_not_there(sick: Machine) -> None:

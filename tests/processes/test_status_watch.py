@@ -76,7 +76,7 @@ def test_it_follows_a_daemon_from_its_start_over_its_death_to_the_next(
         assert re.search(r"^decode.truncated +1  .*broken.jpg$", text, re.M)
         assert "1 watched" in text
         kill_all(process)
-        text = terminal.wait(lambda text: "Featd was killed" in text)
+        text = terminal.wait(lambda text: "featd was killed" in text)
         assert re.search(r"^cpu:0 +dead", text, re.M)
         assert "0 watched" in text
         killed = re.search(r"pid \d+", text).group()  # type: ignore[union-attr]

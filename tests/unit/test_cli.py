@@ -157,6 +157,17 @@ def test_a_closed_pipe_is_quiet(filled: Filled) -> None:
     assert done.returncode == 1
 
 
+def test_a_closed_standard_stream_leads_nowhere() -> None:
+    """No file of featd may get its number."""
+    code = (
+        "import os, sys; from featd_cli.main import main; assert sys.stdout is None;"
+        " assert main(['config', 'schema']) == main(['nonsense']) - 2 == 0;"
+        " os._exit(0 if {os.readlink(f'/proc/self/fd/{fd}') for fd in range(3)} == {os.devnull} else 5)"
+    )
+    done = subprocess.run(["sh", "-c", 'exec "$0" -c "$1" <&- >&- 2>&-', sys.executable, code], check=False)
+    assert done.returncode == 0
+
+
 def test_an_interrupt_is_130(featd: Run, filled: Filled, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt

@@ -101,7 +101,7 @@ def test_status_says_first_what_is_paused_and_why(filled: Filled, featd: Run, wi
     assert "resume`goeson‖hosthereispausedsince" in letters
     assert "resume--hosthere`goesoncatalog" in letters
     assert all(cell_len(line) <= width for line in lines if "`" not in line)
-    assert "Featd is paused: workers finish what they have and claim nothing more" in " ".join(text.split())
+    assert "featd is paused: workers finish what they have and claim nothing more" in " ".join(text.split())
 
     document = json.loads(featd("status", "--json")[1])
     assert list(document)[:3] == ["running", "paused", "pauses"]

@@ -68,6 +68,8 @@ def test_a_drain_has_a_bar() -> None:
     )
     scanning = replace(report(), daemon=Daemon(7, says={"pid": 7, "children": [{"name": "ingest"}]}))
     assert "  scanning" in line(scanning, 119, drain=True)
+    begins = replace(scanning, counts=dict.fromkeys(State, 0), workers=[worker("idle")])
+    assert "0 of 0  0 failed  waiting for images  scanning" in line(begins, 119, drain=True)
     almost = report(done=999_999, to_do=1, failed=0)
     assert f"{'■' * 29}·   99.9 %    999,999 of 1,000,000  0 failed" in line(almost, 119, drain=True)
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from rich.console import Console
 
-from featd.doctor.finding import About, told
+from featd.doctor.finding import About, error, told
 from featd.errors import FeatdError, FingerprintError
 from featd.shards.store import RESTORED
+from featd_cli.doctor import _show
 
 
 @pytest.mark.parametrize(
@@ -46,3 +48,13 @@ def test_a_message_is_split_where_its_way_out_begins(message: str, text: str, wa
 def test_a_way_out_that_is_known_better_replaces_that_of_the_message() -> None:
     found = told(About.CATALOG, FingerprintError("no answer: run it again"), "start PostgreSQL")
     assert (found.text, found.way_out) == ("no answer: run it again", "start PostgreSQL")
+
+
+@pytest.mark.parametrize("columns", [1, 20, 80])
+def test_a_terminal_may_be_narrow(
+    columns: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Console, "is_terminal", True)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    _show([error(About.STORE, "a disk is not there", "mount the disk")])
+    assert "a disk is not there → mount the disk" in " ".join(capsys.readouterr().out.split())

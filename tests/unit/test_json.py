@@ -12,6 +12,7 @@ import pytest
 import typer
 
 from featd.states import Kind
+from featd_cli import console
 from featd_cli.main import app, main
 from filled import Filled
 
@@ -133,6 +134,16 @@ def test_lines_of_json(printed: Callable[..., str]) -> None:
     assert last.keys() == {"token"}
     assert len(changes) == 3
     assert all(one.keys() == fields("changes") for one in changes)
+
+
+def test_no_name_turns_round_what_a_terminal_shows(capsys: pytest.CaptureFixture[str]) -> None:
+    name = "\u202egpj\U000e0001\x7f\u00e9.jpg"
+    for show in (console.document, console.line):
+        show({"path": name})
+        text = capsys.readouterr().out
+        assert all(char.isprintable() or char == "\n" for char in text)
+        assert "é.jpg" in text
+        assert json.loads(text) == {"path": name}
 
 
 def test_forget_only_looks(printed: Callable[..., str]) -> None:

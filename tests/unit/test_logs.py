@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import os
 import re
 import socket
@@ -155,3 +156,12 @@ def test_the_journal_is_known_by_what_systemd_says_of_it(
         assert logs.goes_to_journal(stream)
         monkeypatch.setenv("JOURNAL_STREAM", f"{at.st_dev}:{at.st_ino + 1}")
         assert not logs.goes_to_journal(stream)
+
+
+def test_what_a_library_logs_is_a_record(stream: io.StringIO) -> None:
+    logs.take_in("library")
+    logging.getLogger("library.error").warning("a client sent nonsense")
+    logging.getLogger("library.error").error("a fault\nin two lines", exc_info=ValueError("x"))
+    (line,) = stream.getvalue().splitlines()
+    assert " ERROR library.error[" in line
+    assert "ValueError: x" in line

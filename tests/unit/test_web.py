@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -362,3 +363,28 @@ def test_a_listener_that_reads_nothing_is_cut_off(filled: Filled, monkeypatch: p
         wait_for(lambda: listeners(page) == 0, 20, "its end")
         assert page.get("/api/status").code == 200
         client.close()
+
+
+def test_a_client_that_sends_no_request_is_cut_off(filled: Filled, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "REQUEST_SECONDS", 0.3)
+    monkeypatch.setattr(process, "MOST_CONNECTIONS", 8)
+    asks = b"GET /static/icon.svg HTTP/1.1\r\nHost: localhost\r\n"
+    with serving(filled.settings) as page, contextlib.ExitStack() as clients:
+
+        def open_with(data: bytes) -> socket.socket:
+            client = clients.enter_context(socket.create_connection(("127.0.0.1", page.port), 20))
+            client.sendall(data)
+            return client
+
+        listener = open_with(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        silent, slow, again = open_with(b""), open_with(asks), open_with(asks + b"\r\n" + asks)
+        assert again.recv(15) == b"HTTP/1.1 200 OK"
+        for client in (silent, slow, again):
+            while client.recv(65536):
+                pass  # until it is closed
+        assert page.get("/").code == 200
+        assert listener.recv(15) == b"HTTP/1.1 200 OK"
+        many = [open_with(b"") for _ in range(3 * process.MOST_CONNECTIONS)]
+        with contextlib.suppress(ConnectionError):
+            assert many[-1].recv(1) == b""
+        assert listeners(page) == 1

@@ -77,7 +77,9 @@ def test_every_answer_has_strict_headers(page: Served) -> None:
 def test_it_only_reads(page: Served) -> None:
     for path in ("/", "/api/status", "/image/1", "/thumbnail/1", "/events"):
         for method in ("POST", "PUT", "DELETE", "PATCH"):
-            assert page.get(path, method=method).code == 405, (method, path)
+            answer = page.get(path, method=method)
+            assert answer.code == 405, (method, path)
+            assert set(answer.headers["allow"].split(", ")) == {"GET", "HEAD"}, path
     assert page.get("/", method="HEAD").code == 200
 
 

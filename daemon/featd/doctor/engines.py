@@ -15,11 +15,12 @@ from featd.errors import ModelError
 RUNTIMES = ("onnxruntime", "onnxruntime-gpu")
 """Distributions with the one module `onnxruntime`: the files of both lie over each other."""
 EXTRAS = {
-    "heif": ("pillow-heif", "HEIC images"),
-    "parquet": ("pyarrow", "`featd export --format parquet`"),
-    "search": ("faiss-cpu", "search in more than 512 MB of vectors"),
+    "heif": (("pillow-heif",), "HEIC images"),
+    "parquet": (("pyarrow",), "`featd export --format parquet`"),
+    "search": (("faiss-cpu",), "search in more than 512 MB of vectors"),
+    "web": (("uvicorn", "starlette", "jinja2", "prometheus-client"), "the page and metrics"),
 }
-"""Extra -> its distribution, what it is for."""
+"""Extra -> its distributions, what it is for."""
 ONE_RUNTIME = "`pip uninstall -y onnxruntime onnxruntime-gpu`, then `pip install 'featd[cuda]'` (or `[cpu]`)"
 
 
@@ -50,7 +51,7 @@ def look_at_engines(settings: Settings | None) -> Iterator[Finding]:
             About.ENGINES,
             f"{', '.join(told_of)} (featd {__version__}, Python {platform.python_version()})",
         )
-    yield look_at_extras()
+    yield look_at_extras(settings)
 
 
 def find_onnxruntime() -> tuple[str, ModelError]:
@@ -80,11 +81,21 @@ def version_of(distribution: str) -> str:
         return ""
 
 
-def look_at_extras() -> Finding:
-    """What may be installed besides."""
-    versions = {extra: version_of(distribution) for extra, (distribution, _) in EXTRAS.items()}
-    have = [f"{extra} ({EXTRAS[extra][0]} {version})" for extra, version in versions.items() if version]
-    lack = [f"{extra} ({purpose})" for extra, (_, purpose) in EXTRAS.items() if not versions[extra]]
+def look_at_extras(settings: Settings | None) -> Finding:
+    """What may be installed besides, and whether the configuration wants more of it."""
+    have, lack = [], []
+    for extra, (distributions, purpose) in EXTRAS.items():
+        missing = [name for name in distributions if not version_of(name)]
+        if not missing:
+            have.append(f"{extra} ({distributions[0]} {version_of(distributions[0])})")
+        elif extra == "web" and settings is not None and settings.web.enabled:
+            return error(
+                About.EXTRAS,
+                f"web.enabled = true, and {missing[0]} is not installed: the page and /metrics do not start",
+                "`pip install 'featd[web]'`, or write enabled = false",
+            )
+        else:
+            lack.append(f"{extra} ({purpose})")
     parts = [
         f"{told_of}: {', '.join(some)}"
         for told_of, some in (("installed", have), ("not installed", lack))

@@ -18,6 +18,12 @@ NOT_RUNNING = "not running"
 NOTHING_DONE = ", but nothing gets done"
 
 
+def whole(text: str) -> str:
+    """`text` as a sentence: with a capital, but for the name of featd, and a full stop."""
+    begin = text[:1] if text.startswith("featd") else text[:1].upper()
+    return f"{begin}{text[1:]}{'' if text.endswith('.') else '.'}"
+
+
 def running(report: Report) -> tuple[bool | None, str]:
     """Whether featd runs on this host, None where that is not known; and the same in words."""
     daemon = report.daemon

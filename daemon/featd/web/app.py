@@ -153,7 +153,9 @@ class Page:
             return await loop.run_in_executor(self._readers, work, *arguments)
 
     async def _refused(self, request: Request, error: HTTPException) -> Response:
-        return templates.page("error.html", error.status_code, host=self._host, message=error.detail)
+        answer = templates.page("error.html", error.status_code, host=self._host, message=error.detail)
+        answer.headers.update(error.headers or {})  # Allow, which goes with 405
+        return answer
 
     async def _failed(self, request: Request, error: Exception) -> Response:
         told = first_line(error) or "The catalog or a root does not answer: try again later."

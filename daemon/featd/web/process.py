@@ -7,8 +7,10 @@ import contextlib
 import errno
 import os
 import socket
+from typing import Any
 
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from featd import logs
 from featd.catalog import connect
@@ -28,6 +30,8 @@ SILENT_MS = 20_000
 """A client that takes no data for so long is cut off by the kernel, whatever is written to it meanwhile."""
 BEAT_SECONDS = 60.0
 BEAT_EVERY_SECONDS = 0.25
+REQUEST_SECONDS = 20.0
+"""A connection on which no request has come whole for so long is closed: its place may be another's."""
 GRACE_SECONDS = 2
 """For answers under way, when it stops."""
 
@@ -55,10 +59,35 @@ def listen(address: str, port: int) -> socket.socket:
     return made
 
 
+class Connection(H11Protocol):
+    """A client's. uvicorn itself waits for ever for one that sends nothing, or byte by byte."""
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        if len(self.connections) > 2 * MOST_CONNECTIONS:  # half of them are told that they are too many
+            transport.abort()
+        self._look_again(None)
+
+    def _look_again(self, answered: Any) -> None:
+        self._looks = self.loop.call_later(REQUEST_SECONDS, self._look, answered)
+
+    def _look(self, answered: Any) -> None:
+        """`answered`: the request that was the last one before."""
+        if self.cycle is answered and (answered is None or answered.response_complete):
+            self.transport.close()
+        else:
+            self._look_again(self.cycle)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._looks.cancel()
+        super().connection_lost(exc)
+
+
 def server(page: Page) -> uvicorn.Server:
     """What serves it."""
     config = uvicorn.Config(
         page.app(),
+        http=Connection,
         log_config=None,
         access_log=False,  # tokens stand in addresses
         lifespan="off",
@@ -73,6 +102,7 @@ def server(page: Page) -> uvicorn.Server:
 def run(link: ChildLink, plan: WebPlan) -> int:
     """The child's life."""
     stop = StopFlag()  # for a signal before the server has its own handlers, and again after that
+    logs.take_in("uvicorn", "asyncio")
     with contextlib.suppress(OSError):
         os.nice(NICE)
     with contextlib.closing(listen(plan.address, plan.port)) as listening:

@@ -11,6 +11,7 @@ from markupsafe import Markup, escape
 from starlette.responses import HTMLResponse
 
 from featd.paths import for_terminal
+from featd.report import words
 
 _COMMAND = re.compile(r"`([^`]*)`")
 
@@ -45,7 +46,13 @@ _environment = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-_environment.filters |= {"shown": shown, "sentence": sentence, "number": number, "mark": mark}
+_environment.filters |= {
+    "shown": shown,
+    "sentence": sentence,
+    "whole": words.whole,
+    "number": number,
+    "mark": mark,
+}
 
 
 def render(name: str, **values: Any) -> str:
