@@ -132,6 +132,7 @@ def init(
     with open_catalog(settings) as catalog:
         made = _make(settings, catalog)
     if made:
+        _note_devices(settings)
         say()
         if file.is_relative_to("/etc"):
             instance = "" if file.name == FILE else f" --instance {file.stem}"
@@ -145,6 +146,16 @@ def init(
         say(f"  featd status{name}           show progress")
     else:
         note("catalog and store exist already; nothing was changed")
+
+
+def _note_devices(settings: Settings) -> None:
+    """Say which extra this machine wants, where it has GPUs that could not be used."""
+    from featd.doctor.finding import Level
+    from featd.doctor.gpus import look_at_devices
+
+    for found in look_at_devices(settings):
+        if found.level is not Level.OK:
+            note(shown(f"{found.text}: {found.way_out}"))
 
 
 def _refuse_other_options(ctx: typer.Context, file: Path, agrees: Mapping[str, object]) -> None:

@@ -190,3 +190,22 @@ def test_a_driver_that_is_too_old_and_libraries_that_are_missing(monkeypatch: py
     monkeypatch.setattr(gpus, "_lacks_libraries", lambda capi: "")
     found = look(monkeypatch, newer, devices=["cuda:0"])
     assert found[1] == ("driver", "ok", "driver 580.95, ONNX Runtime 1.31.1 for CUDA 13.0")
+
+
+def test_init_says_what_gpus_want(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    command = [
+        sys.executable,
+        "-m",
+        "featd_cli.main",
+        "init",
+        str(tmp_path / "new"),
+        "--images",
+        str(tmp_path / "images"),
+    ]
+    without = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert "GPU" not in without.stderr
+    command[4] = str(tmp_path / "other")
+    env = nvml.library(tmp_path, gpus=TWO)
+    done = subprocess.run(command, env=env, check=True, capture_output=True, text=True)
+    assert "this machine has 2 GPUs, and workers use the CPU" in done.stderr
