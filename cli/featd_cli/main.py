@@ -68,7 +68,8 @@ def featd(
         ),
     ] = None,
     quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="Print only the result, and errors: no notes, no progress.")
+        bool,
+        typer.Option("--quiet", "-q", help="Print only results, warnings and errors: no notes, no progress."),
     ] = False,
     verbose: Annotated[
         bool,
@@ -83,7 +84,7 @@ def featd(
     if quiet and verbose:
         raise typer.BadParameter("cannot be combined with --verbose", param_hint="--quiet")
     be_quiet(quiet)
-    logs.force("error" if quiet else "debug" if verbose else None)
+    logs.force("warning" if quiet else "debug" if verbose else None)
     if quiet or verbose:
         logs.setup()
     ctx.obj = config_file

@@ -43,7 +43,7 @@ def run(
     paused or the store's disk is nearly full.
 
     In a terminal it shows one line of its progress, with warnings above it, in place of the log. It shows the log
-    where standard error goes elsewhere, or where [log] sets another format or level.
+    where standard error goes elsewhere, where [log] sets another format or level, and with -q or -v.
     """
     from featd import daemon
     from featd.config_file import find

@@ -41,11 +41,12 @@ STANDARD = ("time", "level", "logger", "pid", "event", "message", "traceback", "
 
 
 def suits(settings: Settings, stream: TextIO) -> bool:
-    """Whether the line is shown in place of the log: in a terminal whose keys reach this process, and where the
-    configuration asks for no log of another form or level. Not as a container's first process, which the daemon must be
-    itself to reap what others leave."""
+    """Whether the line is shown in place of the log: in a terminal whose keys reach this process, and where neither the
+    configuration nor -q or -v asks for another log. Not as a container's first process, which the daemon must be itself
+    to reap what others leave."""
     return (
         (settings.log.format, settings.log.level) == ("auto", "info")
+        and not logs.is_forced()
         and os.getpid() != 1
         and stream.isatty()
         and os.environ.get("TERM") not in (None, "", "dumb")

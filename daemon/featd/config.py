@@ -17,7 +17,6 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    PositiveInt,
     ValidationError,
     field_validator,
     model_validator,
@@ -63,6 +62,9 @@ BUILT_IN_NETS = ("gist",)
 
 _Seconds = Annotated[float, Field(gt=0, le=1e9)]
 """Up to about 30 years, which may stand for "never"; the clocks of the databases end soon after."""
+_Count = Annotated[int, Field(gt=0, le=10**9)]
+_MOST_BYTES = 2**50
+"""Sums of a few of these fit into the databases' integers."""
 
 
 class _Section(BaseModel):
@@ -75,6 +77,15 @@ class _Section(BaseModel):
         if not isinstance(values, dict):
             return values
         return {key: _understood(value, cls.model_fields.get(key)) for key, value in values.items()}
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_zero_byte(cls, value: object) -> object:
+        """Neither paths nor databases can have one, and calls of the system raise what nobody expects."""
+        for text in value if isinstance(value, list | tuple) else (value,):
+            if isinstance(text, str) and "\0" in text:
+                raise ValueError("must not contain \\u0000")
+        return value
 
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
@@ -113,8 +124,8 @@ class CatalogConfig(_Section):
 
 class StoreConfig(_Section):
     path: Path = Path("features")
-    shard_rows: PositiveInt = 4096
-    shard_bytes: PositiveInt = 268_435_456
+    shard_rows: _Count = 4096
+    shard_bytes: Annotated[int, Field(gt=0, le=_MOST_BYTES)] = 268_435_456
     shard_seconds: _Seconds = 30.0
     idle_seconds: Annotated[float, Field(ge=0, le=1e9)] = 1.0
     compression: Literal["none", "gzip", "zstd"] = "none"
@@ -123,7 +134,7 @@ class StoreConfig(_Section):
     grace_seconds: Annotated[float, Field(ge=0, le=1e9)] = 3600.0
     keep_gone_days: Annotated[float, Field(ge=0, le=1e6)] = 30.0
     keep_unknown_days: Annotated[float, Field(ge=0, le=1e6)] = 7.0
-    min_free: Annotated[int, Field(ge=0)] = 1_073_741_824
+    min_free: Annotated[int, Field(ge=0, le=_MOST_BYTES)] = 1_073_741_824
     verify_days: Annotated[float, Field(ge=0, le=1e6)] = 30.0
 
 
@@ -313,7 +324,11 @@ class WorkersConfig(_Section):
     @field_validator("devices", mode="before")
     @classmethod
     def _listed(cls, devices: object) -> object:
-        return (devices,) if isinstance(devices, str) and devices != "auto" else devices
+        if isinstance(devices, str):
+            return devices if devices == "auto" else (devices,)
+        if not isinstance(devices, list | tuple) or not all(isinstance(device, str) for device in devices):
+            raise ValueError('write "auto", or a list of texts: ["cuda:0", "cuda:1"], or ["cpu"]')
+        return devices
 
     @field_validator("devices")
     @classmethod
@@ -332,8 +347,8 @@ class WorkersConfig(_Section):
 
 
 class RetryConfig(_Section):
-    max_errors: PositiveInt = 3
-    max_crashes: PositiveInt = 2
+    max_errors: _Count = 3
+    max_crashes: _Count = 2
     backoff_seconds: Annotated[float, Field(ge=0, le=1e9)] = 30.0
 
     @property
@@ -482,7 +497,12 @@ def load(explicit: Path | None = None, faults: list[str] | None = None) -> Setti
     except Exception as error:  # pydantic-settings wraps what it cannot parse from the environment
         raise ConfigError(f"environment: {error} (lists are written as in JSON: '[\"fc7\"]')") from None
     folder = path.absolute().parent
-    for at, told in _nested([folder / root.path.expanduser() for root in settings.roots]):
+    for at, told in _nested(
+        [
+            folder / os.path.expanduser(root.path)  # noqa: PTH111 - which raises nothing where there is no such user
+            for root in settings.roots
+        ]
+    ):
         line = line_of(text, ("roots", at, "path"))
         told = f"{path}: {f'line {line}: ' if line else ''}roots: {told}"
         if faults is None:
@@ -552,7 +572,10 @@ def _absolute(settings: Settings, path: Path, text: str) -> Settings:
         return ConfigError(f"{source_of(Fault.at(place), path, text)}: {key}: {told}")
 
     def resolve(key: str, value: Path) -> Path:
-        value = value.expanduser()
+        try:
+            value = value.expanduser()
+        except RuntimeError:
+            raise wrong(key, f"{str(value)!r} names a user whom this machine does not have") from None
         if value.is_absolute():
             return value
         if file.is_relative_to("/etc"):
@@ -562,6 +585,8 @@ def _absolute(settings: Settings, path: Path, text: str) -> Settings:
     def absolute_url(url: str) -> str:
         for scheme in ("sqlite:///", "sqlite+pysqlite:///"):
             if url.startswith(scheme):
+                if not url.removeprefix(scheme):
+                    raise wrong("catalog.url", "names no file: write sqlite:///featd.db")
                 return scheme + str(resolve("catalog.url", Path(url.removeprefix(scheme))))
         if not url.startswith(("postgresql+psycopg://", "postgresql://")):
             told = f"{url.partition(':')[0]!r} is not a supported database: write sqlite:///FILE or"

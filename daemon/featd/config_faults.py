@@ -55,6 +55,11 @@ _TYPES = {
     "model": "a section",
 }
 """What pydantic's kinds of type error mean in a TOML file."""
+_OF_LENGTH = {
+    "missing": "is missing",
+    "too_short": "needs {min_length} values, and has {actual_length}",
+    "too_long": "has more than {max_length} values",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +98,8 @@ class Fault:
             message = f"must be {_TYPES[kind]}"
             if kind in ("int", "float", "bool"):  # other values may hold a password
                 message += f", not {problem['input']!r:.80}"
+        elif problem["type"] in _OF_LENGTH:
+            message = _OF_LENGTH[problem["type"]].format(**problem.get("ctx", {}))
         unknown = problem["type"] == "extra_forbidden"
         section = meant.partition(".")[0] if unknown and len(place) == 1 else str(place[0]) if place else ""
         doubted: frozenset[str] = frozenset()

@@ -72,9 +72,15 @@ def configure(level: str, format: str) -> None:
 
 
 def force(level: str | None) -> None:
-    """From now on `setup` uses this level, whatever the configuration and its caller say; None: no more."""
+    """From now on `setup` uses this level, whatever the configuration and its caller say: "debug", or "warning" where
+    they want less severe records; None: no more."""
     global _forced
     _forced = level
+
+
+def is_forced() -> bool:
+    """Whether the command line has asked for more of the log, or for less."""
+    return _forced is not None
 
 
 def setup(level: str | None = None, stream: TextIO | None = None) -> None:
@@ -93,8 +99,15 @@ def setup(level: str | None = None, stream: TextIO | None = None) -> None:
         if isinstance(old, JournalHandler):
             old.close()
     root.addHandler(handler)
-    root.setLevel((_forced or level or _level).upper())
+    wanted = _number(level or _level)
+    if _forced is not None:
+        wanted = _number(_forced) if _forced == "debug" else max(wanted, _number(_forced))
+    root.setLevel(wanted)
     root.propagate = False
+
+
+def _number(level: str) -> int:
+    return logging.getLevelNamesMapping()[level.upper()]
 
 
 def take_in(*libraries: str) -> None:

@@ -137,3 +137,20 @@ def test_a_log_that_is_asked_for_is_shown_as_it_is(
     assert "Ctrl-C" not in text
     terminal.type("\x03")
     terminal.end()
+
+
+def test_quiet_has_no_line_and_keeps_warnings(instance: Instance) -> None:
+    command = instance.command("run", "--drain")
+    command.insert(command.index("run"), "-q")
+    terminal = Terminal(command, 200, 20)
+    try:
+        assert terminal.end(60) == 4
+        text = terminal.text()
+    finally:
+        kill_all(terminal.process)
+        terminal.close()
+    assert "Ctrl-C" not in text
+    assert re.findall(r" (INFO|WARNING|ERROR) \S+ (\w+):", text) == [
+        ("WARNING", "image_failed"),
+        ("WARNING", "drain_finished"),
+    ]

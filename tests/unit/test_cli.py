@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -166,6 +167,20 @@ def test_a_closed_standard_stream_leads_nowhere() -> None:
     )
     done = subprocess.run(["sh", "-c", 'exec "$0" -c "$1" <&- >&- 2>&-', sys.executable, code], check=False)
     assert done.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("before", "code"), [("", -signal.SIGINT), ("signal.signal(signal.SIGINT, signal.SIG_IGN);", 2)]
+)
+def test_an_interrupt_while_modules_load_leaves_no_traceback(before: str, code: int) -> None:
+    loads = (
+        f"import os, signal, sys; {before} from featd_cli.start import main;"
+        " find = type('Finder', (), {'find_spec': lambda *_: os.kill(os.getpid(), signal.SIGINT)})();"
+        " sys.meta_path.insert(0, find); sys.exit(main())"
+    )
+    done = subprocess.run([sys.executable, "-c", loads, "no-such-command"], capture_output=True, check=False)
+    assert done.returncode == code
+    assert b"Traceback" not in done.stderr
 
 
 def test_an_interrupt_is_130(featd: Run, filled: Filled, monkeypatch: pytest.MonkeyPatch) -> None:

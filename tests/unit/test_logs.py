@@ -165,3 +165,21 @@ def test_what_a_library_logs_is_a_record(stream: io.StringIO) -> None:
     (line,) = stream.getvalue().splitlines()
     assert " ERROR library.error[" in line
     assert "ValueError: x" in line
+
+
+@pytest.mark.parametrize(
+    ("forced", "configured", "passed"),
+    [(None, "info", "iwe"), ("warning", "info", "we"), ("warning", "error", "e"), ("debug", "error", "diwe")],
+)
+def test_the_command_line_wants_more_or_less(
+    stream: io.StringIO, forced: str | None, configured: str, passed: str
+) -> None:
+    logs.force(forced)
+    try:
+        logs.setup(configured, stream)
+        assert logs.is_forced() is (forced is not None)
+        for level in ("debug", "info", "warning", "error"):
+            getattr(logs.get("x"), level)("event", level[0])
+        assert "".join(re.findall(r"event: (\w)", stream.getvalue())) == passed
+    finally:
+        logs.force(None)
