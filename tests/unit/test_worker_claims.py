@@ -91,7 +91,7 @@ def test_what_was_eaten_is_claimed_anew_at_once_and_more_where_it_was_eaten_soon
 
 def test_claims_grow_until_they_last_and_shrink_again(filled: Filled, link: ChildLink) -> None:
     filled.enqueue([f"{n:04}.jpg" for n in range(4000)])
-    roots = [str(filled.roots[0])]
+    roots = {str(filled.roots[0]): str(filled.roots[0])}
     made = Claims(filled.catalog, filled.lease, link, roots, Held(), ahead=AHEAD, lease_seconds=60.0)
     now = 0.0
 
