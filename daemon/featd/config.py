@@ -478,6 +478,12 @@ def password_is_readable(settings: Settings, file: Path) -> bool:
     return has_one is not None and bool(file.stat().st_mode & stat.S_IROTH)
 
 
+def token_is_readable(settings: Settings, file: Path) -> bool:
+    """The same of the page's token, where this file has it."""
+    token = settings.web.token
+    return bool(token and file.stat().st_mode & stat.S_IROTH) and token in read_text(file)
+
+
 def load(explicit: Path | None = None, faults: list[str] | None = None) -> Settings:
     """Read, check and freeze the configuration. ConfigError names the file, the line, the dotted key and the reason.
 
