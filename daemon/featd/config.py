@@ -475,7 +475,17 @@ def places(roots: Iterable[RootConfig]) -> dict[str, str]:
 def password_is_readable(settings: Settings, file: Path) -> bool:
     """Whether everybody on this machine can read the database's password in this configuration file. OSError."""
     has_one = re.match(r"[^/]*//[^/@]*:[^/@]+@|.*[?&]password=", settings.catalog.url)
-    return has_one is not None and bool(file.stat().st_mode & stat.S_IROTH)
+    return has_one is not None and _all_may_read(file)
+
+
+def token_is_readable(settings: Settings, file: Path) -> bool:
+    """The same of the page's token, where this file has it."""
+    token = settings.web.token
+    return bool(token) and _all_may_read(file) and token in read_text(file)
+
+
+def _all_may_read(file: Path) -> bool:
+    return bool(file.stat().st_mode & stat.S_IROTH)
 
 
 def load(explicit: Path | None = None, faults: list[str] | None = None) -> Settings:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -24,6 +26,7 @@ from featd.catalog import connect, pairing
 from featd.doctor import engines, machine, model
 from featd.doctor.bounded import Check, run_all
 from featd.doctor.finding import About, Level
+from featd.errors import CatalogUnavailableError
 from featd.shards.store import StoreKey, create_store
 from featd_cli.main import main
 from filled import Filled
@@ -225,6 +228,18 @@ def test_a_wrong_password_that_everybody_can_read(sick: Machine, postgres: Postg
     assert "a-secret" not in catalog[2] + password[2]
 
 
+def test_a_token_that_everybody_can_read(sick: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    instance = sick.make(web__token="correcthorsebattery")
+    assert sick.wrong() == []
+    instance.config.chmod(0o644)
+    check, level, text, way_out = sick.only()
+    assert (check, level) == ("password", "warning")
+    assert text == f"everybody on this machine can read the page's token in {instance.config}"
+    assert f"chmod o-r {instance.config}" in way_out
+    monkeypatch.setenv("FEATD_WEB__TOKEN", "fromtheenvironment")
+    assert sick.wrong() == []
+
+
 def test_a_catalog_that_is_not_there(sick: Machine) -> None:
     instance = sick.make()
     (instance.folder / "featd.db").unlink()
@@ -342,6 +357,21 @@ def test_no_room(sick: Machine, small_disk: Path) -> None:
     told = {found[0]: found[1:] for found in sick.wrong()}
     assert told["room"][0] == "warning"
     assert "the images that are to do need about" in told["room"][1]
+
+
+@needs_root
+def test_a_full_disk_is_named_by_commands_that_need_the_catalog(small_disk: Path) -> None:
+    file = small_disk / "featd.db"
+    with contextlib.closing(sqlite3.connect(file)) as made:
+        made.execute("PRAGMA journal_mode = WAL")
+    with contextlib.suppress(OSError), (small_disk / "rest").open("wb", buffering=0) as rest:
+        while rest.write(bytes(4096)):
+            pass
+    catalog = connect.open_catalog(f"sqlite:///{file}")
+    full = f"the disk of {small_disk} is full: make room there"
+    with pytest.raises(CatalogUnavailableError, match=full), connect.reading(catalog):
+        pass
+    catalog.dispose()
 
 
 def test_a_model_that_makes_other_vectors(sick: Machine) -> None:

@@ -163,6 +163,6 @@ def unavailable(engine: sa.Engine, error: sa.exc.DBAPIError) -> Exception:
         )
     if dialects.is_unreachable(error):
         return CatalogUnavailableError(
-            f"catalog {shown_url(engine)} is out of reach: {first_line(error.orig)}"
+            f"catalog {shown_url(engine)} is out of reach: {first_line(error.orig)}{dialects.full_disk(engine)}"
         )
     return error

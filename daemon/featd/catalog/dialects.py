@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sqlite3
@@ -166,6 +167,16 @@ def is_unreachable(error: sa.exc.DBAPIError) -> bool:
     if state.startswith(("08", "53", "57", "58", "XX")) or state in ("25006", "42501"):
         return True
     return name.startswith(("SQLITE_NOTADB", "SQLITE_CORRUPT"))
+
+
+def full_disk(engine: sa.Engine) -> str:
+    """What else is to be said of a SQLite catalog that is out of reach: it needs room for a file beside it even to be
+    read, and says "disk I/O error". Empty where that is not it."""
+    folder = Path(str(engine.url.database)).parent
+    with contextlib.suppress(OSError):
+        if is_sqlite(engine) and os.statvfs(folder).f_bavail == 0:
+            return f": the disk of {folder} is full: make room there"
+    return ""
 
 
 def is_foreign_schema(error: sa.exc.DBAPIError) -> bool:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from featd.config import Settings, load, password_is_readable
+from featd.config import Settings, load, password_is_readable, token_is_readable
 from featd.config_file import find
 from featd.doctor import database, gpus, machine, places
 from featd.doctor.bounded import SECONDS, Check, run_all
@@ -63,19 +63,28 @@ def examine(explicit: Path | None, service: Sequence[Check] = ()) -> Iterator[Fi
     configuration = read_configuration(explicit)
     yield from configuration.findings
     settings = configuration.settings
-    if (
-        settings is not None
-        and configuration.file is not None
-        and password_is_readable(settings, configuration.file)
-    ):
-        yield warning(
-            About.PASSWORD,
-            f"everybody on this machine can read the database's password in {configuration.file}",
-            f"`chmod o-r {configuration.file}`; better, keep it in ~/.pgpass or in /etc/featd/featd.password",
-        )
+    if settings is not None and configuration.file is not None:
+        yield from _secrets(settings, configuration.file)
     yield from run_all(
         [*_of_the_machine(settings), *(_of_the_instance(settings) if settings else ()), *service]
     )
+
+
+def _secrets(settings: Settings, file: Path) -> Iterator[Finding]:
+    """What a configuration file holds that not everybody may read."""
+    everybody = "everybody on this machine can read"
+    if password_is_readable(settings, file):
+        yield warning(
+            About.PASSWORD,
+            f"{everybody} the database's password in {file}",
+            f"`chmod o-r {file}`; better, keep it in ~/.pgpass or in /etc/featd/featd.password",
+        )
+    if token_is_readable(settings, file):
+        yield warning(
+            About.PASSWORD,
+            f"{everybody} the page's token in {file}",
+            f"`chmod o-r {file}`; or set it in the environment: FEATD_WEB__TOKEN",
+        )
 
 
 def _of_the_machine(settings: Settings | None) -> list[Check]:
