@@ -63,7 +63,7 @@ BUILT_IN_NETS = ("gist",)
 _Seconds = Annotated[float, Field(gt=0, le=1e9)]
 """Up to about 30 years, which may stand for "never"; the clocks of the databases end soon after."""
 _Count = Annotated[int, Field(gt=0, le=10**9)]
-_MOST_BYTES = 2**50
+_MOST_BYTES = 2**60
 """Sums of a few of these fit into the databases' integers."""
 
 
