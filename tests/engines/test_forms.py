@@ -46,6 +46,7 @@ layers { layer { name: "ip" type: "innerproduct" num_output: 5 } bottom: "both" 
 layers { layer { name: "drop" type: "dropout" dropout_ratio: 0.4 } bottom: "ip" top: "ip" }
 layers { layer { name: "prob" type: "softmax" } bottom: "ip" top: "prob" }
 """
+UNUSED_PADDING = 'layers { layer { name: "p" type: "padding" pad: 1 } bottom: "conv2" top: "p" }\n'
 V0_BLOBS = ("conv1", "norm1", "conv2", "pool", "ip", "prob")
 
 
@@ -81,6 +82,10 @@ def test_weights_of_2013(tmp_path: Path) -> None:
         (('type: "lrn" local_size: 3', 'type: "lrn" group: 3'), "does not take 'group'"),
         (('bottom: "pad1"', 'bottom: "nowhere"'), "reads blob 'nowhere'"),
         (('bottom: "conv1" top: "norm1"', 'bottom: "pad1" top: "norm1"'), "only before conv and pool"),
+        (
+            ('layers { layer { name: "relu1"', UNUSED_PADDING + 'layers { layer { name: "relu1"'),
+            "no layer before it has the top 'conv2'",
+        ),
     ],
 )
 def test_bad_forms_of_2013(tmp_path: Path, change: tuple[str, str], says: str) -> None:

@@ -59,11 +59,17 @@ def from_v0(net: schema.Message, source: str) -> list[schema.Message]:
     """The net's `layers` as V1 messages. ModelError where Caffe would not read them either."""
     made: list[schema.Message] = []
     padded: dict[str, tuple[str, int]] = {}
+    known = set(net.input)
     for index, old in enumerate(net.layers):
         kind = old.layer.type
         if kind == "padding":
             if len(old.bottom) != 1 or len(old.top) != 1:
                 raise ModelError(f"{source}: padding layer {old.layer.name!r} needs one bottom and one top")
+            if old.bottom[0] not in known:  # of other layers it is seen later, but this one will be gone
+                raise ModelError(
+                    f"{source}: padding layer {old.layer.name!r}: no layer before it has the top {old.bottom[0]!r}"
+                )
+            known.add(old.top[0])
             padded[old.top[0]] = (old.bottom[0], old.layer.pad)
             continue
         layer = _layer(old, index, source)
@@ -76,6 +82,7 @@ def from_v0(net: schema.Message, source: str) -> list[schema.Message]:
                 )
             layer.bottom[at], pad = padded[bottom]
             _put(layer, *_SETTINGS["pad"][kind], pad)
+        known.update(old.top)
         for top in old.top:
             padded.pop(top, None)
         made.append(layer)
