@@ -206,8 +206,10 @@ def judge(original: Array, made: Iterator[ModelConfig]) -> dict[str, int]:
 
 def caffe_cannot(model: ModelConfig) -> bool:
     """Whether featd says that real Caffe aborts on this net, although its meaning is clear; or it aborts on what featd
-    does not use: the batch of the input, the filler of weights that are there, a field beside the weights."""
+    does not use: the batch of the input, the filler of weights that are there, a field beside the weights, a setting of
+    training that other branches have."""
     from caffe.proto import caffe_pb2
+    from google.protobuf import text_format
     from google.protobuf.message import DecodeError
 
     if model.weights is not None and model.weights.suffix == ".caffemodel":
@@ -216,6 +218,11 @@ def caffe_cannot(model: ModelConfig) -> bool:
         except DecodeError:
             return True
     raw, definition = read(Path(model.net))
+    try:
+        text_format.Parse(raw, caffe_pb2.NetParameter())
+    except text_format.ParseError:
+        text_format.Parse(raw, caffe_pb2.NetParameter(), allow_unknown_field=True)
+        return True
     if re.search(rb"dim: [0-9]{7,}|filler \{[^}]*(nan|: -)", raw):
         return True
     return clash(trace_whole(definition, model.net).steps) is not None
