@@ -115,9 +115,8 @@ def take_in(*libraries: str) -> None:
     which whoever sends nonsense could cause by the thousand."""
     for library in libraries:
         logger = logging.getLogger(library)
-        logger.handlers = logging.getLogger("featd").handlers
+        logger.parent = logging.getLogger("featd")
         logger.setLevel(logging.ERROR)
-        logger.propagate = False
 
 
 def goes_to_journal(stream: TextIO) -> bool:

@@ -106,6 +106,12 @@ _ENDING = re.compile(r"\*\*/\*(\.[A-Za-z0-9]+)")
 _NAME = re.compile(r"\*\*/([A-Za-z0-9@#$._ ]+)(\*?)")
 
 
+def _is_plain(path: str) -> bool:
+    """Other letters than ASCII's have their own rules of upper and lower case, and expressions theirs of a line's end:
+    there the patterns themselves decide."""
+    return path.isascii() and "\n" not in path
+
+
 class Globs:
     """A root's patterns, ignoring case. They match paths in catalog form, relative to the root. As in a shell, `*` does
     not match a leading dot, but in an exclude pattern it does."""
@@ -115,8 +121,7 @@ class Globs:
         self._include = _compile(include)
         self._exclude = _compile(exclude, dots=True)
         self._excludes_any = bool(exclude)
-        # Most patterns say no more than this, and millions of paths are compared with them. Other letters than ASCII's
-        # have their own rules of upper and lower case: there the patterns themselves decide.
+        # Most patterns say no more than this, and millions of paths are compared with them.
         endings = [_ENDING.fullmatch(pattern) for pattern in include]
         self._endings = None if None in endings else tuple(one[1].lower() for one in endings if one)
         names = [_NAME.fullmatch(pattern) for pattern in exclude]
@@ -127,14 +132,14 @@ class Globs:
 
     def wants(self, path: str) -> bool:
         """Whether a file of this path is an image of the root."""
-        if self._endings is None or not path.isascii():
+        if self._endings is None or not _is_plain(path):
             return self._include.match(path) is not None and not self.excludes(path)
         ends = path.lower().endswith(self._endings) and path[0] != "." and "/." not in path
         return ends and not self.excludes(path)
 
     def excludes(self, path: str) -> bool:
         """Whether a file of this path is left out on purpose."""
-        if self._names is None or not path.isascii():
+        if self._names is None or not _is_plain(path):
             return self._exclude.match(path) is not None
         name = path.rstrip("/").rpartition("/")[2].lower()
         return name in self._names or name.startswith(self._beginnings)

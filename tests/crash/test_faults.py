@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from photographs import write_photographs
+from photographs import write_many, write_photographs
 from postgres import PostgreSQL
 from running import (
     Instance,
@@ -272,8 +272,10 @@ def leave(disk: Path, mebibytes: int) -> Path:
 
 
 def test_workers_claim_nothing_while_the_disk_has_less_than_min_free(
-    tmp_path: Path, images: Path, store: Path, started: list[subprocess.Popen[str]]
+    tmp_path: Path, store: Path, started: list[subprocess.Popen[str]]
 ) -> None:
+    count, images = 1000, tmp_path / "many"  # more than is claimed before the disk is full
+    write_many(images, count, PHOTOGRAPHS)
     instance = slow(tmp_path / "instance", images, store__path=str(store), store__min_free=50 << 20)
     process = instance.start("run")
     started.append(process)
@@ -291,10 +293,10 @@ def test_workers_claim_nothing_while_the_disk_has_less_than_min_free(
     assert told["holds_back"].startswith("images are waiting for room on the store's disk")
     assert 0 < instance.count("pending") == left
     ballast.unlink()
-    wait_for(lambda: instance.count("done") == PHOTOGRAPHS, 60, "the rest")
+    wait_for(lambda: instance.count("done") == count, 60, "the rest")
     process.terminate()
     assert process.wait(60) == 0
-    assert check_promise(instance) == {"done": PHOTOGRAPHS}
+    assert check_promise(instance) == {"done": count}
     text = log.read_text()
     (line,) = [line for line in text.splitlines() if " store_lacks_room: " in line]
     assert f"min_free={50 << 20}" in line

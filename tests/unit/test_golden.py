@@ -40,7 +40,7 @@ def returns(*answers: dict[str, Vectors]) -> Engine:
     left = list(answers)
 
     class Fake:
-        name, device, blobs = "fake", "cpu", {"any": 1}
+        name, device, blobs, parallel = "fake", "cpu", {"any": 1}, 1
         input_shape = (3, 128, 128)
 
         def forward(self, batch: Batch) -> dict[str, Vectors]:
