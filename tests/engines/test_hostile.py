@@ -223,7 +223,7 @@ def caffe_cannot(model: ModelConfig) -> bool:
     except text_format.ParseError:
         text_format.Parse(raw, caffe_pb2.NetParameter(), allow_unknown_field=True)
         return True
-    if re.search(rb"dim: [0-9]{7,}|filler \{[^}]*(nan|: -)", raw):
+    if re.search(rb"dim: [0-9]{7,}|filler \{[^}]*(nan|: -|std: 0+(\.0*)?\s)", raw):
         return True
     return clash(trace_whole(definition, model.net).steps) is not None
 

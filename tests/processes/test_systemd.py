@@ -161,7 +161,7 @@ def test_sigterm_drains_within_its_time(service: Host) -> None:
 
 def test_a_reload_applies_what_it_can_and_refuses_the_rest(service: Host) -> None:
     supervisor, worker = service.pid(), service.children()["worker-0"]["pid"]
-    edit_config(service, "batch = 32", "batch = 4")
+    edit_config(service, 'batch = "auto"', "batch = 4")
     try:
         service.run("systemctl reload featd")
         wait_for(lambda: "batch=4 " in service.journal("FEATD_EVENT=model_loaded"), 40, "the new batch")
@@ -174,7 +174,7 @@ def test_a_reload_applies_what_it_can_and_refuses_the_rest(service: Host) -> Non
         wait_for(lambda: text in service.show("featd", "StatusText"), 40, "the refusal")
         wait_for(service.active, 20, "the reload's end")
     finally:
-        edit_config(service, "batch = 4", "batch = 32")
+        edit_config(service, "batch = 4", 'batch = "auto"')
         edit_config(service, 'dtype = "float16"', 'dtype = "float32"')
         service.run("systemctl stop featd")
 
@@ -225,13 +225,13 @@ def test_featd_itself_ends_with_those_codes(host: Host) -> None:
         assert host.show("featd", "ExecMainStatus") == "75"
         host.run("mv /var/lib/featd/hidden /var/lib/featd/features/featd-store.json")
         wait_for(host.active, 40, "the start after the disk was mounted")
-        edit_config(host, "batch = 32", "batsch = 32")
+        edit_config(host, 'batch = "auto"', 'batsch = "auto"')
         host.run("systemctl restart featd", check=False)
         assert host.show("featd", "ExecMainStatus") == "78"
         assert host.show("featd", "SubState") == "failed"
         assert "workers.batsch: unknown key" in host.journal("-u", "featd")
     finally:
-        edit_config(host, "batsch = 32", "batch = 32")
+        edit_config(host, 'batsch = "auto"', 'batch = "auto"')
 
 
 def told_of_the_service(host: Host) -> list[tuple[str, str]]:
@@ -254,12 +254,12 @@ def test_doctor_tells_of_the_service(service: Host) -> None:
         ]
     finally:
         edit_config(service, "stop_seconds = 60", "stop_seconds = 90")
-    edit_config(service, "batch = 32", "batsch = 32")
+    edit_config(service, 'batch = "auto"', 'batsch = "auto"')
     try:
         service.run("systemctl start featd", check=False)
         assert told_of_the_service(service) == [("error", "featd has failed: exit code 78"), not_enabled]
     finally:
-        edit_config(service, "batsch = 32", "batch = 32")
+        edit_config(service, 'batsch = "auto"', 'batch = "auto"')
 
 
 def test_instances_run_side_by_side(service: Host) -> None:
