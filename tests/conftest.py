@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import subprocess
 import threading
 import uuid
 from collections.abc import Callable, Generator, Iterator
@@ -17,6 +18,7 @@ from featd.catalog import connect, migrate
 from featd.processes.link import Channel, ChildLink, Heartbeat
 from filled import Filled
 from postgres import PostgreSQL
+from running import kill_all
 
 
 @pytest.hookimpl(wrapper=True)
@@ -74,6 +76,15 @@ def _own_log() -> Iterator[None]:
         handler.close()
     root.setLevel(logging.NOTSET)
     root.propagate = True
+
+
+@pytest.fixture
+def started() -> Iterator[list[subprocess.Popen[str]]]:
+    """Processes to be gone at the end, whatever happens."""
+    processes: list[subprocess.Popen[str]] = []
+    yield processes
+    for process in processes:
+        kill_all(process)
 
 
 def _children() -> set[int]:

@@ -23,7 +23,6 @@ from running import (
     Instance,
     check_promise,
     drain,
-    kill_all,
     make_instance,
     session_of,
     stop_outside_a_transaction,
@@ -38,15 +37,6 @@ PHOTOGRAPHS = 200
 def images(tmp_path: Path) -> Path:
     write_photographs(tmp_path / "images", PHOTOGRAPHS)
     return tmp_path / "images"
-
-
-@pytest.fixture
-def started() -> Iterator[list[subprocess.Popen[str]]]:
-    """Processes to be gone at the end, whatever happens."""
-    processes: list[subprocess.Popen[str]] = []
-    yield processes
-    for process in processes:
-        kill_all(process)
 
 
 def slow(folder: Path, images: Path, url: str = "sqlite:///featd.db", **keys: object) -> Instance:
@@ -184,7 +174,7 @@ def test_a_database_that_acknowledges_and_never_answers_holds_nothing_up(
         process = instance.start("run", "--drain")
         started.append(process)
         wait_for(lambda: instance.count("done") > 10, 60, "work")
-        assert peer.stall() >= 3  # the janitor, and threads of a worker, which may share one
+        assert peer.stall() >= 2  # the janitor, and threads of a worker, which may share one
         assert process.wait(120) == 0
         assert check_promise(instance) == {"done": PHOTOGRAPHS}
     finally:

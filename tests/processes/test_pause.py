@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import socket
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from featd_cli.main import main
-from photographs import write_photographs
-from running import Instance, check_promise, kill_all, make_instance, wait_for
+from photographs import write_many
+from running import Instance, check_promise, make_instance, wait_for
 
-PHOTOGRAPHS = 80
+PHOTOGRAPHS = 600
+"""Far more than are claimed at once."""
 
 
 @pytest.fixture
 def instance(tmp_path: Path, database_url: str) -> Instance:
     """It takes some seconds for its images."""
-    write_photographs(tmp_path / "images", PHOTOGRAPHS)
+    write_many(tmp_path / "images", PHOTOGRAPHS, different=80)
     return make_instance(
         tmp_path / "instance",
         tmp_path / "images",
@@ -41,14 +42,6 @@ def featd(instance: Instance, capsys: pytest.CaptureFixture[str]) -> Callable[..
         return capsys.readouterr().out
 
     return run
-
-
-@pytest.fixture
-def started() -> Iterator[list[subprocess.Popen[str]]]:
-    processes: list[subprocess.Popen[str]] = []
-    yield processes
-    for process in processes:
-        kill_all(process)
 
 
 def test_a_pause_amid_work_outlives_the_daemon_and_ends_when_it_is_resumed(

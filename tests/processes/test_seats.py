@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,14 +36,6 @@ def instance(tmp_path: Path, database_url: str) -> Instance:
         workers__decoders=1,
         store__shard_rows=5,
     )
-
-
-@pytest.fixture
-def started() -> Iterator[list[subprocess.Popen[str]]]:
-    processes: list[subprocess.Popen[str]] = []
-    yield processes
-    for process in processes:
-        kill_all(process)
 
 
 def arrive(instance: Instance) -> None:
