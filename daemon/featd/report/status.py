@@ -339,8 +339,10 @@ def holds_back(report: Report) -> str:
     if report.total == 0:
         return _nothing_found(report)
     if report.workers and all(state_of(worker) == "dead" for worker in report.workers):
-        first = f"{_make_room(report.daemon)}; then " if report.open and report.room.get("lacking") else ""
-        return f"featd was killed: {first}start `featd run`; it goes on where it was"
+        first = (
+            f"; but first {_make_room(report.daemon)}" if report.open and report.room.get("lacking") else ""
+        )
+        return f"featd was killed: start `featd run`, and it goes on where it was{first}"
     if not report.open:
         partly = report.offline or report.ingest.get("notes") or not report.ingest["last_scan_at"]
         return f"every image{' that was found' if partly else ''} is processed{_way_out(report)}"
@@ -447,7 +449,7 @@ def _limit(report: Report, working: list[WorkerLine]) -> str:
     percent = f"{shares[kind] * 100:.0f} %"
     verdicts = {
         "wait": f"workers waited for images for {percent} of the last 30 s, as they do when new ones have just come; if"
-        " this stays, the catalog is slow: `featd doctor`",
+        " this stays so for minutes, the catalog is slow: `featd doctor`",
         "decode": f"bottleneck: decoding ({percent}); raise workers.decoders (now {report.decoders})",
         "forward": f"bottleneck: the neural net ({percent}); add devices to go faster",
         "write": f"bottleneck: writing ({percent}); the store's disk or the catalog is slow",
