@@ -52,10 +52,17 @@ def slow(folder: Path, images: Path, url: str = "sqlite:///featd.db", **keys: ob
 
 
 def test_a_worker_that_was_stopped_beyond_its_lease_changes_nothing(
-    tmp_path: Path, images: Path, database_url: str, started: list[subprocess.Popen[str]]
+    tmp_path: Path, database_url: str, started: list[subprocess.Popen[str]]
 ) -> None:
+    # So many that the first worker has not done them all before the second has started.
+    photographs = 2000
+    write_many(tmp_path / "images", photographs, different=80)
     instance = slow(
-        tmp_path / "instance", images, database_url, workers__devices=["cpu", "cpu"], workers__lease_seconds=2
+        tmp_path / "instance",
+        tmp_path / "images",
+        database_url,
+        workers__devices=["cpu", "cpu"],
+        workers__lease_seconds=2,
     )
     process = instance.start("run", "--drain")
     started.append(process)
@@ -67,7 +74,7 @@ def test_a_worker_that_was_stopped_beyond_its_lease_changes_nothing(
     )
     os.kill(stopped["pid"], signal.SIGCONT)
     assert process.wait(120) == 0
-    assert check_promise(instance) == {"done": PHOTOGRAPHS}
+    assert check_promise(instance) == {"done": photographs}
 
 
 def test_sigterm_seals_settles_and_gives_the_rest_back(
