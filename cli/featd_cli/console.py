@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
-import shlex
 import sys
 from collections.abc import Iterable, Iterator
 from datetime import datetime
-from pathlib import Path
 from typing import Any, Protocol
 
 import typer
 
 from featd.paths import for_terminal
+from featd.recommended import named
 from featd_cli.colours import DOUBTFUL, WRONG, paint
 
 _quiet = False
-_RECOMMENDED = re.compile("`featd (?!--|init|service)")
-_featd = "`featd "
 
 
 def say(text: str = "") -> None:
@@ -93,12 +89,6 @@ def progress(forks: bool = False) -> Iterator[Advance]:
         yield advance
 
 
-def name_config(config: Path | None) -> None:
-    """From now on, the commands that `shown` text recommends name this configuration."""
-    global _featd
-    _featd = "`featd " + (f"--config {shlex.quote(str(config))} " if config else "")
-
-
 def counted(number: int, what: str) -> str:
     """`1 file`, `2,000 files`."""
     return f"1 {what}" if number == 1 else f"{number:,} {what}s"
@@ -106,7 +96,7 @@ def counted(number: int, what: str) -> str:
 
 def shown(text: str) -> str:
     """`text` on one line, safe to print to a terminal."""
-    return _RECOMMENDED.sub(lambda _: _featd, for_terminal(" ".join(text.split("\n"))))
+    return named(for_terminal(" ".join(text.split("\n"))))
 
 
 def _json(value: Any, indent: int | None = None) -> str:

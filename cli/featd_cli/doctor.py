@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import typer
 
 from featd.errors import EXIT_ERROR, EXIT_OK
-from featd_cli.console import counted, document, name_config, shown
+from featd.recommended import name_config
+from featd_cli.console import counted, document, shown
 from featd_cli.instance import ConfigOption, JsonOption
 
 if TYPE_CHECKING:

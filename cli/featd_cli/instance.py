@@ -12,7 +12,7 @@ import typer
 
 from featd import logs
 from featd.errors import ConfigError, FeatdError
-from featd_cli.console import name_config
+from featd.recommended import name_config
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from featd.recommended import name_config
 from featd_cli.instance import ConfigOption, load_settings
 
 
@@ -50,7 +51,10 @@ def run(
     from featd_cli import run_line
 
     settings = load_settings(ctx, config)
-    file = find(config or ctx.obj).absolute()
+    explicit = config or ctx.obj
+    file = find(explicit).absolute()
+    if explicit is not None:
+        name_config(file)  # its page is read by people who are in other folders
     begin = daemon.run
     if run_line.suits(settings, sys.stderr):
         begin = partial(run_line.run, stream=sys.stderr)

@@ -92,6 +92,7 @@ def test_the_page_follows_a_daemon_from_work_to_its_death(browser: Browser, tmp_
         page = open_page(browser, f"http://localhost:{port}/", complaints)
         expect(page.locator("h1")).to_contain_text("Running (pid")
         expect(page.get_by_text("Every image is processed; 2 failed")).to_be_visible(timeout=60_000)
+        expect(page.locator(".verdict code")).to_have_text(f"featd --config {instance.config} failures")
         # Idle
         expect(page.locator("#board")).to_have_attribute("data-tone", "good")
         expect(page.locator("#failures h3")).to_have_count(2)

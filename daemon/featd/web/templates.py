@@ -11,6 +11,7 @@ from markupsafe import Markup, escape
 from starlette.responses import HTMLResponse
 
 from featd.paths import for_terminal
+from featd.recommended import named
 from featd.report import words
 
 _COMMAND = re.compile(r"`([^`]*)`")
@@ -23,7 +24,7 @@ def shown(text: object) -> str:
 
 def sentence(text: str) -> Markup:
     """A sentence of a report: its commands, between backticks, as code."""
-    parts = _COMMAND.split(shown(text))
+    parts = _COMMAND.split(named(shown(text)))
     return Markup("").join(
         Markup("<code>{}</code>").format(part) if at % 2 else escape(part) for at, part in enumerate(parts)
     )
