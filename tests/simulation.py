@@ -40,7 +40,16 @@ from featd.janitor.leftovers import Leftovers
 from featd.janitor.rescue import Cause, Rescue
 from featd.shards.read import ShardReader
 from featd.shards.store import StoreKey, create_store, shards_folder
-from featd.states import ClaimedImage, Failure, Kind, Lease, RetryPolicy, State, Unchanged
+from featd.states import (
+    MAX_BACKOFF_SECONDS,
+    ClaimedImage,
+    Failure,
+    Kind,
+    Lease,
+    RetryPolicy,
+    State,
+    Unchanged,
+)
 from featd.worker.claims import Claims, Held
 from featd.worker.writer import Flush, ShardKind, Stop, VectorBatch, Writer
 
@@ -536,7 +545,8 @@ class Life:
         world.quiet, world.next_commit, world.wall_step = True, None, timedelta(0)
         self.acting.clear()
         before = None
-        for _ in range(40):
+        # What a wrong clock put off for less than the longest back-off waits for so long.
+        for _ in range(int(1.2 * MAX_BACKOFF_SECONDS / LEASE_SECONDS)):
             self.scan()
             self.compare()
             self.rescue.end_expired()
