@@ -248,6 +248,7 @@ class PreprocessConfig(_Section):
     mean: tuple[_Pixel, ...] | Path | None = None
     scale: _Pixel | None = None
     std: tuple[Annotated[float, Field(gt=0, le=1e6)], ...] | None = None
+    reduce_jpeg: bool = False
     max_pixels: Annotated[int, Field(ge=1, le=2**40)] = 100_000_000
 
     @field_validator("size", "crop", mode="before")

@@ -150,7 +150,7 @@ def collect(pool: DecoderPool, count: int) -> dict[int, Result]:
 
 def make(tmp_path: Path, root: Path, **options: object) -> DecoderPool:
     options = {"decoders": 2, "trays": 2, "batch": 4, "hands_path": tmp_path / "x.hands", **options}
-    return DecoderPool(SPEC, options.pop("roots", {str(root): False}), **options)
+    return DecoderPool(options.pop("spec", SPEC), options.pop("roots", {str(root): False}), **options)
 
 
 def test_pixels_come_back_in_their_slots(tmp_path: Path, root: Path) -> None:
@@ -177,6 +177,23 @@ def test_pixels_come_back_in_their_slots(tmp_path: Path, root: Path) -> None:
         until(lambda: read_hands(tmp_path / "x.hands").images == set(), "hands are empty again")
         del flat
     assert (tmp_path / "x.hands").exists()  # it belongs to the lease, not to the pool
+
+
+def test_large_jpegs_are_reduced_where_that_is_asked_for(tmp_path: Path, root: Path) -> None:
+    large = cv2.resize(golden_pictures()[4], (640, 400), interpolation=cv2.INTER_CUBIC)
+    assert cv2.imwrite(str(root / "large.jpg"), large)
+    data = (root / "large.jpg").read_bytes()
+    made = []
+    for reduce in (False, True):
+        spec = dataclasses.replace(SPEC, reduce_jpeg=reduce)
+        with make(tmp_path, root, spec=spec) as pool:
+            pool.submit(0, task(root, "large.jpg", 1))
+            assert isinstance(collect(pool, 1)[1], Decoded)
+            made.append(pool.trays[0, 0].copy())
+    expected = np.empty(SPEC.pixels_shape, np.uint8)
+    apply(decode(data, max_pixels=10**6, shortest=64), SPEC, expected)
+    assert np.array_equal(made[1], expected)
+    assert not np.array_equal(made[1], made[0])
 
 
 def test_a_name_that_is_not_utf8(tmp_path: Path, root: Path) -> None:

@@ -161,6 +161,7 @@ def test_identity_is_json_and_tells_what_counts() -> None:
         "crop": (224, 227),
         "arithmetic": "skimage",
         "crops": "ten",
+        "reduce_jpeg": True,
     }
     seen = {json.dumps(SPEC.identity(), sort_keys=True)}
     for key, value in variants.items():

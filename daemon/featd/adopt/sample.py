@@ -208,6 +208,7 @@ def _likely(model: Model, chosen: Chosen, drawn: Sequence[Drawn]) -> str:
                 gray=spec.decode_gray,
                 alpha=spec.has_alpha,
                 orientation=spec.orientation,
+                shortest=spec.shortest,
             )
             for file in files
         ]

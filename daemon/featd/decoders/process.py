@@ -132,6 +132,7 @@ class Decoder:
             gray=spec.decode_gray,
             alpha=spec.has_alpha,
             orientation=spec.orientation,
+            shortest=spec.shortest,
             stderr=2,
         )
         apply(pixels, spec, self.slots[slot])

@@ -66,14 +66,18 @@ def decode(
     gray: bool = False,
     alpha: bool = False,
     orientation: str = "apply",
+    shortest: int | None = None,
     stderr: int | None = None,
 ) -> Pixels:
     """The (first) picture of `data`: uint8 (H, W, 3) in BGR order, or (H, W) if `gray`. With `alpha`, that is one more
     channel, (H, W, 4) or (H, W, 2), of 255 where the file has none; without it, alpha is dropped.
 
     16 bits become 8, palettes, CMYK and single bits become colour or grey. `orientation` "apply" rotates the picture as
-    its EXIF says, "ignore" does not. `stderr` is for `native_stderr`. ImageError: decode.unsupported, decode.too_large
-    (judged from the header, before anything is decoded), decode.truncated, decode.corrupt.
+    its EXIF says, "ignore" does not. With `shortest`, a JPEG is decoded at an eighth, a quarter or half of its size:
+    the smallest of them whose shorter side has at least so many pixels. `stderr` is for `native_stderr`.
+
+    ImageError: decode.unsupported, decode.too_large (judged from the header, before anything is decoded),
+    decode.truncated, decode.corrupt.
     """
     header = probe(data)
     if header.width * header.height > max_pixels:
@@ -81,8 +85,9 @@ def decode(
             Kind.DECODE_TOO_LARGE,
             f"{header.width}x{header.height} pixels exceed preprocess.max_pixels = {max_pixels}",
         )
+    reduced = 1 if shortest is None else _reduction(data, header, shortest)
     try:
-        pixels = _decode(data, header, gray, orientation == "apply", stderr)
+        pixels = _decode(data, header, gray, orientation == "apply", reduced, stderr)
         if alpha:
             plane = _decode_alpha(data, header, orientation == "apply", stderr)
             if plane is None:
@@ -99,7 +104,7 @@ def decode(
     except OutOfOrderError as error:
         raise ImageError(Kind.DECODE_CORRUPT, f"the {header} cannot be decoded: {error}") from None
     # A header with another size than the decoded picture has bypassed the limit above.
-    if sorted(pixels.shape[:2]) != sorted((header.width, header.height)):
+    if sorted(pixels.shape[:2]) != sorted((-(-header.width // reduced), -(-header.height // reduced))):
         raise ImageError(
             Kind.DECODE_CORRUPT,
             f"the {header.format}'s header says {header.width}x{header.height}, "
@@ -108,7 +113,25 @@ def decode(
     return pixels
 
 
-def _decode(data: bytes, header: Header, gray: bool, upright: bool, stderr: int | None) -> Pixels:
+_REDUCED = {  # divisor -> flags for colour and for grey
+    8: (cv2.IMREAD_REDUCED_COLOR_8, cv2.IMREAD_REDUCED_GRAYSCALE_8),
+    4: (cv2.IMREAD_REDUCED_COLOR_4, cv2.IMREAD_REDUCED_GRAYSCALE_4),
+    2: (cv2.IMREAD_REDUCED_COLOR_2, cv2.IMREAD_REDUCED_GRAYSCALE_2),
+    1: (cv2.IMREAD_COLOR, cv2.IMREAD_GRAYSCALE),
+}
+
+
+def _reduction(data: bytes, header: Header, shortest: int) -> int:
+    """By what libjpeg is to divide both sides, rounding up."""
+    if header.format is not Format.JPEG or jpeg.is_lossless(data):
+        return 1
+    shorter = min(header.width, header.height)
+    return next((by for by in _REDUCED if -(-shorter // by) >= shortest), 1)
+
+
+def _decode(
+    data: bytes, header: Header, gray: bool, upright: bool, reduced: int, stderr: int | None
+) -> Pixels:
     form = header.format
     if form is Format.AVIF:
         return _as_asked(_decode_avif(data, header, upright, stderr), gray)
@@ -119,7 +142,7 @@ def _decode(data: bytes, header: Header, gray: bool, upright: bool, stderr: int 
     if form is Format.TIFF:
         return _decode_tiff(data, header, gray, upright, stderr)
     mended = _MENDED[form](data) if form in _MENDED else data
-    flags = cv2.IMREAD_GRAYSCALE if gray else cv2.IMREAD_COLOR
+    flags = _REDUCED[reduced][gray]
     if form is Format.JPEG and jpeg.is_lossless(data):
         flags = cv2.IMREAD_ANYCOLOR
     if not upright:

@@ -103,6 +103,7 @@ def resolve(
         max_pixels=config.max_pixels,
         arithmetic=arithmetic,
         crops=config.crops,
+        reduce_jpeg=config.reduce_jpeg,
     )
     return replace(
         spec,

@@ -22,7 +22,8 @@ class PreprocessSpec:
     mean image float32 (C, h, w) as large as `size` or as `crop`; both in the order of `channels`.
     `arithmetic`: "opencv" resizes whole grey levels, "skimage" floats, linearly, as pycaffe does, "pillow" as Pillow
     and torchvision do, with their sizes and crops. `std`: divided by after `scale`; empty: nothing is. `crops`: "ten"
-    leaves the picture at `size`, of which `featd.engines.ten_crop` makes ten of `crop`.
+    leaves the picture at `size`, of which `featd.engines.ten_crop` makes ten of `crop`. `reduce_jpeg`: a large JPEG is
+    decoded at a fraction of its size that is at least `size`.
     """
 
     orientation: str
@@ -37,6 +38,7 @@ class PreprocessSpec:
     arithmetic: str = "opencv"
     crops: str = "center"
     std: tuple[float, ...] = ()
+    reduce_jpeg: bool = False
 
     @property
     def depth(self) -> int:
@@ -74,6 +76,12 @@ class PreprocessSpec:
         return self.is_gray and self.arithmetic != "skimage"
 
     @property
+    def shortest(self) -> int | None:
+        """Of a JPEG's shorter side, how many pixels the decoder must leave at least; None where it leaves all. Whatever
+        way a picture is turned, none is enlarged afterwards for that."""
+        return max(self.size) if self.reduce_jpeg else None
+
+    @property
     def is_gray(self) -> bool:
         return self.channels in ("gray", "gray_alpha")
 
@@ -109,8 +117,13 @@ class PreprocessSpec:
             mean = {"shape": list(values.shape), "sha256": hashlib.sha256(values.tobytes()).hexdigest()}
         else:
             mean = [float(value) for value in mean]
-        later = {"arithmetic": self.arithmetic, "crops": self.crops, "std": list(self.std)}
-        defaults = {"arithmetic": "opencv", "crops": "center", "std": []}
+        later = {
+            "arithmetic": self.arithmetic,
+            "crops": self.crops,
+            "reduce_jpeg": self.reduce_jpeg,
+            "std": list(self.std),
+        }
+        defaults = {"arithmetic": "opencv", "crops": "center", "reduce_jpeg": False, "std": []}
         return {
             **{name: value for name, value in later.items() if value != defaults[name]},
             "channels": self.channels,
