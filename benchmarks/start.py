@@ -1,7 +1,10 @@
 """What the start of featd takes beyond the engine's own: `featd run --drain` on one image, and a bare process that
 imports the engine, loads the net and runs one image. Both run in turn.
 
-    python benchmarks/start.py [--engine onnxruntime|caffe] [--net googlenet|caffenet] [--rounds 5]
+    python benchmarks/start.py [--engine onnxruntime|caffe] [--net googlenet|caffenet] [--rounds 5] [--restart]
+
+With `--restart`, a worker of a featd that runs is killed, and its time is from there until the next one has claimed
+images: the pause before it starts again, half a second, is part of it.
 """
 
 from __future__ import annotations
@@ -9,6 +12,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -18,10 +22,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
+import sqlalchemy as sa
+
 import nets
 from architectures.googlenet import googlenet
-from photographs import write_photographs
-from running import make_instance
+from featd.catalog import connect, schema
+from featd.states import State
+from photographs import write_many, write_photographs
+from running import Instance, kill_all, make_instance, wait_for
 
 BARE = """
 import sys
@@ -46,11 +54,42 @@ def seconds(command: list[str]) -> float:
     return took
 
 
+def restarts(folder: Path, keys: dict[str, object], bare: list[str], options: argparse.Namespace) -> None:
+    """Kill the worker, again and again."""
+    write_many(folder / "many", 20_000, different=100)
+    instance = make_instance(folder / "instance", folder / "many", **keys)  # type: ignore[arg-type]
+    featd = instance.start("run")
+    ratios = []
+    print(f"{options.net}, {options.engine}: seconds from the kill to a claim\nround  bare  featd  ratio")
+    try:
+        for number in range(options.rounds):
+            its = seconds(bare)
+            (before,) = wait_for(lambda: working(instance), 120, "a worker with images")
+            began = time.monotonic()
+            os.kill(before[1], signal.SIGKILL)
+            wait_for(lambda old=before: working(instance) - {old}, 120, "its successor")
+            mine = time.monotonic() - began
+            ratios.append(mine / its)
+            print(f"{number:>5} {its:>5.2f} {mine:>6.2f} {mine / its:>6.2f}", flush=True)
+    finally:
+        kill_all(featd)
+    print(f"median ratio: {statistics.median(ratios):.2f}")
+
+
+def working(instance: Instance) -> set[tuple[int, int]]:
+    """(lease, pid) of the workers that hold images."""
+    live = {lease["id"]: lease["pid"] for lease in instance.live_workers()}
+    statement = sa.select(schema.images.c.lease_id).where(schema.images.c.state == State.CLAIMED).distinct()
+    with connect.reading(connect.open_catalog(instance.settings.catalog.url)) as conn:
+        return {(lease, live[lease]) for (lease,) in conn.execute(statement) if lease in live}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--engine", default="onnxruntime", choices=["onnxruntime", "caffe"])
     parser.add_argument("--net", default="googlenet", choices=list(BLOBS))
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--restart", action="store_true")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="featd-bench-") as name:
         folder = Path(name)
@@ -59,20 +98,22 @@ def main() -> None:
         nets.random_weights(net, weights, seed=1)
         write_photographs(folder / "images", 1)
         threads = str(len(os.sched_getaffinity(0)))
+        keys = {
+            "workers__devices": ["cpu"],
+            "model__engine": options.engine,
+            "model__net": str(net),
+            "model__weights": str(weights),
+            "model__blobs": [blob],
+        }
         bare = [sys.executable, "-c", BARE, options.engine, str(net), str(weights), blob, threads]
+        if options.restart:
+            restarts(folder, keys, bare, options)
+            return
         beyond = []
         print(f"{options.net}, {options.engine}: seconds\nround  bare  featd  beyond")
         for number in range(options.rounds + 1):
             shutil.rmtree(folder / "instance", ignore_errors=True)
-            instance = make_instance(
-                folder / "instance",
-                folder / "images",
-                workers__devices=["cpu"],
-                model__engine=options.engine,
-                model__net=str(net),
-                model__weights=str(weights),
-                model__blobs=[blob],
-            )
+            instance = make_instance(folder / "instance", folder / "images", **keys)  # type: ignore[arg-type]
             mine, its = seconds(instance.command("run", "--drain")), seconds(bare)
             if number:  # the first round brings the files into memory
                 beyond.append(mine - its)
