@@ -12,8 +12,8 @@ import pytest
 import sqlalchemy as sa
 from alembic import command
 from alembic.autogenerate import compare_metadata
-from alembic.config import Config
 from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 
 from featd.catalog import connect, instance, migrate, schema
 from featd.errors import EXIT_BAD_CONFIG, SchemaError
@@ -46,18 +46,14 @@ def fresh(database_url: str) -> Iterator[sa.Engine]:
 @pytest.fixture
 def a_later_featd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """featd with one more revision; `interruption` is a line of it that runs half way."""
-    scripts = Path(migrate.alembic_config().get_main_option("script_location") or "")
-    head = migrate.head()
+    scripts, head = migrate.scripts(), migrate.head()
 
     def install(interruption: str = "pass") -> None:
         folder = tmp_path / "later"
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(scripts, folder, ignore=shutil.ignore_patterns("__pycache__"))
         (folder / "versions" / "9999_next.py").write_text(NEXT.format(head=head, interruption=interruption))
-        config = Config()
-        config.set_main_option("script_location", str(folder))
-        config.set_main_option("path_separator", "os")
-        monkeypatch.setattr(migrate, "alembic_config", lambda: config)
+        monkeypatch.setattr(migrate, "scripts", lambda: folder)
 
     yield install
     monkeypatch.undo()
@@ -65,6 +61,16 @@ def a_later_featd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def _columns(engine: sa.Engine, table: str) -> set[str]:
     return {column["name"] for column in sa.inspect(engine).get_columns(table)}
+
+
+def test_the_names_of_the_files_are_those_of_the_revisions() -> None:
+    walked = [
+        script.revision for script in ScriptDirectory.from_config(migrate.alembic_config()).walk_revisions()
+    ]
+    assert walked[0] == migrate.head()
+    assert all(map(migrate.is_known, walked))
+    files = [file for file in (migrate.scripts() / "versions").glob("*.py") if file.name != "__init__.py"]
+    assert len(files) == len(walked)
 
 
 def test_the_migrations_make_what_the_code_expects(catalog: sa.Engine) -> None:
@@ -229,7 +235,7 @@ def test_an_upgrade_that_is_interrupted_leaves_the_old_schema(catalog: sa.Engine
 
 def test_the_migrations_import_no_featd_code() -> None:
     """A revision must not change when featd does. The import contract says it too; this holds without it."""
-    folder = Path(migrate.alembic_config().get_main_option("script_location") or "")
+    folder = migrate.scripts()
     for script in folder.rglob("*.py"):
         imports = [line for line in script.read_text().splitlines() if line.startswith(("import ", "from "))]
         assert not [line for line in imports if "featd" in line], script

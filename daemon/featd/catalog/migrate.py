@@ -4,35 +4,53 @@ from __future__ import annotations
 
 import importlib.resources
 import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
-from alembic import command
-from alembic.config import Config
-from alembic.migration import MigrationContext
-from alembic.script import ScriptDirectory
 
 from featd.catalog import connect, corrections, dialects, instance, leases
 from featd.crash_points import CrashPoint, crash_point
 from featd.errors import CatalogUnavailableError, SchemaError
 
+if TYPE_CHECKING:
+    from alembic.config import Config
+
+_VERSION = sa.table("alembic_version", sa.column("version_num", sa.String))
+
+
+def scripts() -> Path:
+    """The folder of the migrations."""
+    return Path(str(importlib.resources.files("featd_migrations")))
+
 
 def alembic_config() -> Config:
     """Where the migrations are."""
+    from alembic.config import Config  # a tenth of a second, and only an upgrade needs it
+
     logging.getLogger("alembic").setLevel(logging.WARNING)
     config = Config()
-    config.set_main_option("script_location", str(importlib.resources.files("featd_migrations")))
+    config.set_main_option("script_location", str(scripts()))
     config.set_main_option("path_separator", "os")
     return config
 
 
+def _revisions() -> list[str]:
+    """In their order: the file of each begins with its name."""
+    return sorted(file.name.partition("_")[0] for file in (scripts() / "versions").glob("[0-9]*_*.py"))
+
+
 def head() -> str:
     """The schema revision that this featd works with."""
-    return str(ScriptDirectory.from_config(alembic_config()).get_current_head())
+    return _revisions()[-1]
 
 
 def current(conn: sa.Connection) -> str | None:
     """The catalog's revision; None where it is empty."""
-    return MigrationContext.configure(conn).get_current_revision()
+    if not sa.inspect(conn).has_table(_VERSION.name):
+        return None
+    revision = conn.execute(sa.select(_VERSION.c.version_num)).scalar()
+    return None if revision is None else str(revision)
 
 
 def upgrade(engine: sa.Engine, *, create: bool = True) -> tuple[str | None, str]:
@@ -41,6 +59,8 @@ def upgrade(engine: sa.Engine, *, create: bool = True) -> tuple[str | None, str]
 
     `create`: create SQLite's file where there is none. Otherwise that is an error, for its disk may not be mounted.
     """
+    from alembic import command
+
     try:
         if create:
             dialects.create_database(engine)
@@ -90,9 +110,7 @@ def check_schema(engine: sa.Engine) -> None:
 
 def is_known(revision: str) -> bool:
     """Whether this featd has the migration that made `revision`."""
-    return revision in {
-        script.revision for script in ScriptDirectory.from_config(alembic_config()).walk_revisions()
-    }
+    return revision in _revisions()
 
 
 def _known_revision(engine: sa.Engine) -> str | None:
