@@ -12,9 +12,9 @@ import os
 import selectors
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from featd import clock, logs
 from featd.errors import EXIT_BAD_CONFIG, EXIT_ERROR, EXIT_OK, EXIT_OUT_OF_REACH
@@ -342,6 +342,15 @@ class Supervisor:
             return
         child.why, child.last_words = what, words
         child.deaths_ever += 1
+        if was_ready and lived > STEADY_SECONDS:
+            child.deaths = child.fruitless = 0
+        if code != EXIT_BAD_CONFIG and deaths.count(child, why, code, what, words, was_ready):
+            self._tell_of_memory(child)
+        self._start_again_or_give_up(child, code, fields, now)
+
+    def _start_again_or_give_up(self, child: Child, code: int, fields: Mapping[str, Any], now: float) -> None:
+        """What comes after a death that nobody asked for. `fields`: of the log."""
+        name = child.spec.name
         if code == EXIT_BAD_CONFIG:
             child.given_up = code
             log.error(
@@ -350,15 +359,10 @@ class Supervisor:
                 **fields,
             )
             return
-        if was_ready and lived > STEADY_SECONDS:
-            child.deaths = child.fruitless = 0
-        if deaths.count(child, why, code, what, words, was_ready):
-            self._tell_of_memory(child)
         if 0 < self._set_aside_after <= child.fruitless:
             child.given_up = code if code > 0 else EXIT_ERROR
-            child.why = (
-                f"{child.spec.device} is set aside after {child.fruitless} deaths in a row, the last: {what}"
-            )
+            deaths_in_a_row = f"{child.fruitless} deaths in a row"
+            child.why = f"{child.spec.device} is set aside after {deaths_in_a_row}, the last: {child.why}"
             log.error(
                 "device_set_aside",
                 f"{name} died again and again without a result; not starting it again: repair the device, then reload"
