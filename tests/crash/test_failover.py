@@ -13,7 +13,7 @@ from photographs import write_photographs
 from postgres import PostgreSQL, free_port
 from running import Instance, check_no_vector_twice, check_promise, drain, make_instance, wait_for
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
 
 NETWORK = "127.0.0.1/32"
 PHOTOGRAPHS = 120
@@ -76,11 +76,11 @@ def test_with_a_synchronous_replica_nothing_acknowledged_is_lost(
     pair.primary.execute("ALTER SYSTEM SET synchronous_standby_names = '*'")
     pair.primary.execute("SELECT pg_reload_conf()")
     started.append(pair.instance.start("run"))
-    wait_for(lambda: pair.instance.count("done") > PHOTOGRAPHS // 4, 60, "work")
+    wait_for(lambda: pair.instance.count("done") > PHOTOGRAPHS // 4, 150, "work")
     before = pair.instance.count("done")
     pair.fail_over()
     assert before <= pair.instance.count("done") < PHOTOGRAPHS
-    wait_for(lambda: pair.instance.count("done") == PHOTOGRAPHS, 90, "the rest, on the other server")
+    wait_for(lambda: pair.instance.count("done") == PHOTOGRAPHS, 200, "the rest, on the other server")
     started[0].terminate()
     assert started[0].wait(60) == 0
     pair.put_aside()
@@ -92,15 +92,15 @@ def test_what_the_replica_lacks_is_done_again_while_featd_runs(
     pair: Pair, started: list[subprocess.Popen[str]]
 ) -> None:
     started.append(pair.instance.start("run"))
-    wait_for(lambda: pair.instance.count("done") > PHOTOGRAPHS // 6, 60, "work")
+    wait_for(lambda: pair.instance.count("done") > PHOTOGRAPHS // 6, 150, "work")
     pair.replica.hear_no_more()
     known = pair.instance.count("done")
-    wait_for(lambda: pair.instance.count("done") > known + 20, 60, "work that the replica does not hear of")
+    wait_for(lambda: pair.instance.count("done") > known + 20, 150, "work that the replica does not hear of")
     lease = pair.instance.live_workers()[0]["id"]
     before = pair.instance.count("done")
     pair.fail_over()
     assert pair.instance.count("done") < before, "acknowledged and lost"
-    wait_for(lambda: pair.instance.count("done") == PHOTOGRAPHS, 90, "all of it, on the other server")
+    wait_for(lambda: pair.instance.count("done") == PHOTOGRAPHS, 200, "all of it, on the other server")
     # What the worker had claimed on the first server is nothing on the second.
     assert lease not in [one["id"] for one in pair.instance.live_workers()]
     started[0].terminate()

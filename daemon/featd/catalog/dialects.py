@@ -113,12 +113,15 @@ def _bound(engine: sa.Engine, seconds: float) -> None:
 
     @sa.event.listens_for(engine, "connect")
     def _connect(connection: BoundedConnection, record: Any) -> None:
-        with contextlib.suppress(
-            psycopg.Error
-        ):  # services that are only like PostgreSQL have no such function
+        try:
             record.info[_TIMELINE] = connection.execute(_READ_TIMELINE).fetchone()[0]  # type: ignore[index]
-        if not connection.closed:
-            connection.rollback()
+        except psycopg.Error as error:
+            # Services that are only like PostgreSQL lack the functions, or refuse them. Any other error may pass, and
+            # this connection would take other leases for live than the next one does.
+            if (error.sqlstate or "")[:2] not in ("0A", "42", "55"):
+                connection.close()
+                raise
+        connection.rollback()
 
 
 def answer_seconds(lease_seconds: float) -> float:
