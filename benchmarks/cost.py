@@ -11,12 +11,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 IMAGES = (10**6, 10**7, 10**8, 10**9)
 DEVICES = (1, 2, 4, 8, 16, 32, 64)
 SHARD_ROW_BYTES = 200
+SHARD_ROWS, SHARD_BYTES = 4096, 268_435_456
+"""The largest that a shard becomes, by default: one file, and one row of the catalog."""
 CATALOG_ROW_BYTES = {"sqlite": 235, "postgresql": 375}
 DAY = 86_400
 
@@ -69,11 +72,12 @@ def table(machine: Machine) -> None:
         rate, limit = machine.rate(devices)
         times = " | ".join(told(count / rate) for count in IMAGES)
         print(f"| {devices} | {rate:,.0f} | {limit} | {times} |")
-    print("\n| images | vectors | SQLite | PostgreSQL |\n|---|---|---|---|")
+    print("\n| images | vectors | shards (files) | SQLite | PostgreSQL |\n|---|---|---|---|---|")
+    row = 4 * machine.numbers + SHARD_ROW_BYTES
     for count in IMAGES:
-        vectors = count * (4 * machine.numbers + SHARD_ROW_BYTES) / 1e9
-        rows = [count * size / 1e9 for size in CATALOG_ROW_BYTES.values()]
-        print(f"| {count:,} | {vectors:,.0f} GB | " + " | ".join(f"{size:,.1f} GB" for size in rows) + " |")
+        shards = math.ceil(count / min(SHARD_ROWS, SHARD_BYTES // row))
+        rows = " | ".join(f"{count * size / 1e9:,.1f} GB" for size in CATALOG_ROW_BYTES.values())
+        print(f"| {count:,} | {count * row / 1e9:,.0f} GB | {shards:,} | {rows} |")
 
 
 def check(file: Path) -> None:

@@ -215,3 +215,15 @@ def test_a_lease_counts_what_it_did(desk: Any) -> None:
 
 def test_policy_is_a_value() -> None:
     assert RetryPolicy() == RetryPolicy(3, 2, 30.0)
+
+
+def test_a_lease_ends_with_the_boot_or_with_a_failover_of_the_server(desk: Any) -> None:
+    """A replica that became the primary may lack claims and give their ids to other images."""
+    desk.find("a.jpg")
+    lease = desk.lease()
+    (claimed,) = desk.claim(lease)
+    desk.execute(sa.update(lease_table).values(boot_id="of another boot, or timeline"))
+    with pytest.raises(LeaseLostError):
+        desk.settle(lease, [claimed])
+    desk.end(lease, reason="expired")
+    assert desk.state("a.jpg") is State.PENDING

@@ -1,4 +1,4 @@
-"""Two hosts with a network of their own each, which is cut: from the database, and so from each other."""
+"""Hosts with a network of their own each, which is cut, lossy or slow: to the database, and so to each other."""
 
 from __future__ import annotations
 
@@ -52,19 +52,38 @@ class Network:
         """What the host says arrives; what the database answers does not."""
         ip("route", "add", "blackhole", f"{self.subnet}.2/32")
 
+    def lose(self, part: float) -> None:
+        """This part of the packets is lost, in each direction."""
+        for chain, side in (("INPUT", "-i"), ("OUTPUT", "-o")):
+            rule = ("-m", "statistic", "--mode", "random", "--probability", f"{part}", "-j", "DROP")
+            self._inside("iptables", "-w", "-A", chain, side, "cable", *rule)
+
+    def slow_down(self, rate: str) -> None:
+        """No more than so many bits per second, each way; packets wait up to a second."""
+        shape = ("root", "tbf", "rate", rate, "burst", "4kb", "latency", "1s")
+        self._inside("tc", "qdisc", "add", "dev", "cable", *shape)
+        subprocess.run(["tc", "qdisc", "add", "dev", self.name, *shape], check=True, capture_output=True)
+
+    def _inside(self, *command: str) -> None:
+        subprocess.run(["ip", "netns", "exec", self.name, *command], check=True, capture_output=True)
+
     def mend(self) -> None:
-        subprocess.run(
-            ["ip", "route", "del", "blackhole", f"{self.subnet}.2/32"], capture_output=True, check=False
-        )
+        for command in (
+            ["ip", "route", "del", "blackhole", f"{self.subnet}.2/32"],
+            ["ip", "netns", "exec", self.name, "iptables", "-w", "-F"],
+            ["ip", "netns", "exec", self.name, "tc", "qdisc", "del", "dev", "cable", "root"],
+            ["tc", "qdisc", "del", "dev", self.name, "root"],
+        ):
+            subprocess.run(command, capture_output=True, check=False)
         ip("link", "set", self.name, "up")
 
 
 @dataclass
 class Hosts:
-    """Two hosts with one root and one store, on which featd runs."""
+    """Hosts with one root and one store, on which featd runs."""
 
     instance: Instance
-    networks: tuple[Network, Network]
+    networks: list[Network]
     images: Path
     arrived: int = 0
 
@@ -89,10 +108,12 @@ class Hosts:
 
 
 @pytest.fixture
-def hosts(tmp_path: Path) -> Iterator[Hosts]:
+def hosts(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Hosts]:
+    """Two of them, `a` and `b`, or as many as the test says."""
+    names = getattr(request, "param", "ab")
     if os.geteuid() != 0 or shutil.which("ip") is None:
         missing("the right to make network namespaces, and `ip` (Debian: iproute2)")
-    networks = (Network(f"fa{os.getpid()}", "10.213.7"), Network(f"fb{os.getpid()}", "10.213.8"))
+    networks = [Network(f"f{name}{os.getpid()}", f"10.213.{7 + at}") for at, name in enumerate(names)]
     server = PostgreSQL("10.213.0.0/16")
     processes: list[subprocess.Popen[str]] = []
     try:
@@ -116,16 +137,16 @@ def hosts(tmp_path: Path) -> Iterator[Hosts]:
                 network=network.name,
                 env={"FEATD_CATALOG__URL": server.url_from(f"{network.subnet}.1", database)},
             )
-            for name, network in zip("ab", networks, strict=True)
+            for name, network in zip(names, networks, strict=True)
         ]
         hosts = Hosts(of_tests, networks, tmp_path / "images")
         hosts.photographs()
         processes += [instance.start("run") for instance in made]
-        wait_for(lambda: hosts.workers() == {"a", "b"}, 60, "a worker on both hosts")
+        wait_for(lambda: hosts.workers() == {*names}, 60, "a worker on each host")
         yield hosts
         for process in processes:
             process.terminate()
-        assert [process.wait(60) for process in processes] == [0, 0]
+        assert {process.wait(60) for process in processes} == {0}
         drain(of_tests)  # what the workers left unrecorded is put aside
         assert check_promise(of_tests) == {"done": hosts.arrived}
     finally:
@@ -169,3 +190,18 @@ def test_hosts_that_are_both_cut_off_go_on_later(hosts: Hosts) -> None:
     b.mend()
     wait_for(hosts.are_done, 120, "the end of the work")
     assert done < hosts.arrived - SOME
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("hosts", ["abc"], indirect=True)
+def test_three_hosts_of_which_one_loses_packets_one_is_slow_and_one_is_cut_off_and_on(hosts: Hosts) -> None:
+    if shutil.which("tc") is None or shutil.which("iptables") is None:
+        missing("tc and iptables (Debian: iproute2, iptables)")
+    lossy, slow, cut = hosts.networks
+    lossy.lose(0.2)
+    slow.slow_down("128kbit")
+    for _ in range(2):
+        hosts.amid_work(cut.cut)
+        wait_for(hosts.are_done, 120, "the end of the work, over bad networks")
+        cut.mend()
+    wait_for(lambda: hosts.workers() == {"a", "b", "c"}, 120, "all hosts at work again")

@@ -125,6 +125,12 @@ def test_a_backup_of_a_running_featd_is_restored_onto_an_empty_machine(
     assert shards_below(second.settings.store.path).keys() == saved.keys()
     assert not second.live_workers(), "the leases of the backup have ended"
     assert PHOTOGRAPHS // 2 <= second.count("done") == check_promise(second)["done"]
+    catalog = connect.open_catalog(second.settings.catalog.url)
+    with connect.reading(catalog) as conn:
+        assert conn.exec_driver_sql("SELECT images FROM featd_backlog").scalar_one() == second.count(
+            "pending"
+        )
+    catalog.dispose()
     drain(second)
     check(second, undisturbed)
     assert saved.keys() <= shards_below(second.settings.store.path).keys()

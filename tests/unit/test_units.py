@@ -14,6 +14,7 @@ from featd.errors import EXIT_BAD_CONFIG, EXIT_USAGE
 from featd_cli import units
 from needs import missing
 
+EXAMPLE = Path(__file__).resolve().parents[2] / "docs" / "examples" / "featd-host.conf"
 USUAL = units.Install("/usr/bin/featd")
 FILES = {name: units.service(USUAL, name) for name in ("featd.service", "featd@.service")}
 
@@ -62,6 +63,16 @@ def test_the_instances_of_the_template_differ_only_in_their_names() -> None:
 def test_systemd_has_nothing_to_say_against_them(unit: Path) -> None:
     result = analyze("verify", "--man=no", str(unit))
     assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_the_example_of_a_host_fits_the_unit(unit: Path) -> None:
+    folder = unit.with_name(f"{unit.name}.d")
+    folder.mkdir()
+    (folder / "host.conf").write_text(EXAMPLE.read_text())
+    result = analyze("verify", "--man=no", str(unit))
+    assert (result.returncode, result.stderr) == (0, "")
+    (folder / "host.conf").write_text(EXAMPLE.read_text().replace("Environment=", "Environ="))
+    assert "Environ" in analyze("verify", "--man=no", str(unit)).stderr, "systemd has read the file"
 
 
 @pytest.mark.parametrize("gpu", [False, True])

@@ -33,6 +33,14 @@ LOCK_KEY = 0x66656174
 """The key of the advisory lock that a migration takes on PostgreSQL ("feat" in ASCII)."""
 
 
+_TIMELINE = "timeline"
+# A connection keeps its timeline: whoever was connected to a replica that is promoted goes on to read at most.
+_READ_TIMELINE = (
+    "SELECT CASE WHEN pg_is_in_recovery() THEN NULL"
+    " ELSE left(pg_walfile_name(pg_current_wal_insert_lsn()), 8) END"
+)
+
+
 def is_sqlite(conn: sa.Connection | sa.Engine) -> bool:
     return conn.dialect.name == "sqlite"
 
@@ -93,13 +101,27 @@ def _is_unchanging(file: Path, only_looks: bool) -> bool:
 
 
 def _bound(engine: sa.Engine, seconds: float) -> None:
-    from featd.catalog.bounded import BoundedConnection  # here: who works on SQLite needs no psycopg
+    import psycopg  # here: who works on SQLite needs no psycopg
+
+    from featd.catalog.bounded import BoundedConnection
 
     @sa.event.listens_for(engine, "do_connect")
     def _do_connect(_dialect: Any, _record: Any, arguments: Any, options: Any) -> BoundedConnection:
         connection = BoundedConnection.connect(*arguments, **options)
         connection.limit_seconds = seconds
         return connection
+
+    @sa.event.listens_for(engine, "connect")
+    def _connect(connection: BoundedConnection, record: Any) -> None:
+        try:
+            record.info[_TIMELINE] = connection.execute(_READ_TIMELINE).fetchone()[0]  # type: ignore[index]
+        except psycopg.Error as error:
+            # Services that are only like PostgreSQL lack the functions, or refuse them. Any other error may pass, and
+            # this connection would take other leases for live than the next one does.
+            if (error.sqlstate or "")[:2] not in ("0A", "42", "55"):
+                connection.close()
+                raise
+        connection.rollback()
 
 
 def answer_seconds(lease_seconds: float) -> float:
@@ -272,8 +294,10 @@ def lease_now(conn: sa.Connection) -> sa.ColumnElement[float]:
 
 
 def boot_id(conn: sa.Connection) -> str | None:
-    """The boot id that a live lease of this host must carry; None on PostgreSQL, which needs none."""
-    return clock.boot_id() if is_sqlite(conn) else None
+    """What a live lease must carry: the boot id of this host; on PostgreSQL, the server's timeline, which a replica
+    changes when it becomes the primary. It may lack the last transactions, and give their ids to other images: what a
+    worker claimed on the former primary must not be settled there. None where the server does not tell."""
+    return clock.boot_id() if is_sqlite(conn) else conn.connection.info.get(_TIMELINE)
 
 
 # Statements

@@ -25,7 +25,8 @@ from featd.processes.signals import die_with_parent
 from featd.shards.atomic import create_part, make_folder, part_of, publish_part, remove_part
 from featd.states import State
 
-TABLES = (*sorted(metadata.tables), "alembic_version")
+TABLES = (*sorted(metadata.tables), "featd_backlog", "alembic_version")
+"""What pg_dump copies, the view among it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -100,6 +100,7 @@ leases = sa.Table(
     sa.Column("token", sa.Text, nullable=False),
     # The name of the worker's seat: that of its host, unless `featd run --seat` says otherwise.
     sa.Column("host", sa.Text, nullable=False),
+    # Where it holds: until the next boot of the host or, on PostgreSQL, a failover of the server (dialects.boot_id).
     sa.Column("boot_id", sa.Text),
     sa.Column("pid", sa.Integer, nullable=False),
     sa.Column("device", sa.Text, nullable=False),
