@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from featd.catalog import connect, counters, retry, schema
 from featd.catalog.enqueue import FoundFile
 from featd.config import RootConfig
-from featd.ingest import scan
+from featd.ingest import compare, scan
 from featd.ingest.scan import ScanReport, enqueue_files, scan_root
 from featd.paths import from_catalog
 from featd.roots import RootState, mounts_beneath
@@ -269,7 +269,7 @@ def test_a_time_in_the_future_delays_no_further(catalog: sa.Engine, root: Path) 
 
 def test_memory_does_not_grow_with_the_number_of_files(catalog: sa.Engine, root: Path) -> None:
     """Batches are bounded, so what a scan holds at once is bounded, whatever it finds."""
-    for at in range(3 * scan.BATCH_FILES // 1000):
+    for at in range(3 * compare.BATCH_FILES // 1000):
         folder = root / f"many-{at}"
         folder.mkdir()
         for number in range(1000):
@@ -278,8 +278,8 @@ def test_memory_does_not_grow_with_the_number_of_files(catalog: sa.Engine, root:
     one_scan = scan.Scan(catalog, RootConfig(path=root), on_batch=lambda one: sizes.append(one.new))
     while not one_scan.step():
         pass
-    assert one_scan.report.enqueued.new == 4 + 3 * scan.BATCH_FILES
-    assert max(sizes) <= scan.BATCH_FILES
+    assert one_scan.report.enqueued.new == 4 + 3 * compare.BATCH_FILES
+    assert max(sizes) <= compare.BATCH_FILES
 
 
 def many(root: Path, count: int) -> None:
@@ -317,7 +317,7 @@ def test_images_that_vanish_at_once_keep_their_state_until_it_is_confirmed(
 def test_a_renamed_folder_is_gone_before_its_new_name_is_pending_and_no_mass_that_vanished(
     catalog: sa.Engine, tmp_path: Path, to: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scan, "BATCH_FILES", 40)
+    monkeypatch.setattr(compare, "BATCH_FILES", 40)
     root = tmp_path / "pictures"
     many(root / "old", 150)
     look(catalog, root)

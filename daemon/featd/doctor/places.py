@@ -65,7 +65,7 @@ def look_at_root(root: RootConfig) -> Iterator[Finding]:
     deadline = clock.monotonic() + LOOK_SECONDS
     images: list[Path] = []
     for portion in walk.portions():
-        images += [root.path / os.fsdecode(from_catalog(file.path)) for file in portion.files]
+        images += [root.path / os.fsdecode(from_catalog(path)) for path, *_ in portion]
         if len(images) >= SOME_IMAGES or clock.monotonic() > deadline:
             break
     else:
