@@ -313,11 +313,13 @@ def test_images_that_vanish_at_once_keep_their_state_until_it_is_confirmed(
     assert (report.gone, report.held) == (100, 0)
 
 
+@pytest.mark.parametrize("held", [20, scan.MOST_HELD])
 @pytest.mark.parametrize("to", ["a", "z"])
 def test_a_renamed_folder_is_gone_before_its_new_name_is_pending_and_no_mass_that_vanished(
-    catalog: sa.Engine, tmp_path: Path, to: str, monkeypatch: pytest.MonkeyPatch
+    catalog: sa.Engine, tmp_path: Path, to: str, held: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(compare, "BATCH_FILES", 40)
+    monkeypatch.setattr(scan, "MOST_HELD", held)
     root = tmp_path / "pictures"
     many(root / "old", 150)
     look(catalog, root)
@@ -341,6 +343,81 @@ def test_a_renamed_folder_is_gone_before_its_new_name_is_pending_and_no_mass_tha
     assert look(catalog, root).gone == 100  # as many are there
     shutil.rmtree(root / "other")
     assert look(catalog, root).held == 99  # 50 are there
+
+
+@pytest.mark.parametrize("at_once", [1, 3, compare.BATCH_FILES])
+def test_any_difference_is_found_wherever_it_is(
+    catalog: sa.Engine, tmp_path: Path, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The catalog is as the disk after a scan, whatever became of files, however many are compared at once."""
+    monkeypatch.setattr(compare, "BATCH_FILES", at_once)
+    dice = random.Random(at_once)
+    root = tmp_path / "pictures"
+    names = [
+        f"{folder}{name}"
+        for folder in ("", "a/", "a/b/", "a-b/", "a0/", "é/", "z\\/")
+        for name in ("c", "b.jpg", "ü.jpg", "~")
+    ]
+    disk: dict[str, bytes] = {}
+    for turn in range(6):
+        before = dict(disk)
+        for name in names:
+            match dice.randrange(4):
+                case 0:
+                    disk.pop(name, None)
+                    (root / name).unlink(missing_ok=True)
+                case 1:
+                    disk[name] = b"x" * dice.randrange(1, 4)
+                    write(root / name, disk[name])
+        write(root / "stays", b"")
+        report = look(catalog, root, include=("**",))
+        known = {from_catalog(path).decode(): state for path, state in states(catalog).items()}
+        known.pop("stays")
+        assert {name for name, state in known.items() if state != "gone"} == set(disk)
+        assert report.gone == len(before.keys() - disk.keys())
+        assert report.enqueued.new + report.enqueued.returned == len(disk.keys() - before.keys()) + (
+            turn == 0
+        )
+        assert report.enqueued.changed == sum(
+            before[name] != disk[name] for name in before.keys() & disk.keys()
+        )
+
+
+def test_a_scan_of_what_is_known_goes_on_after_an_interruption(
+    catalog: sa.Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It waits with what it has found until all is looked at; the one after it enqueues at once."""
+    monkeypatch.setattr(compare, "BATCH_FILES", 40)
+    monkeypatch.setattr(scan, "CURSOR_SECONDS", 0.0)
+    root = tmp_path / "pictures"
+    many(root, 150)
+    look(catalog, root)
+    many(root / "new", 150)
+    (root / "00" / "000.jpg").unlink()
+    for new in (0, 50):
+        interrupted = scan.Scan(catalog, RootConfig(path=root), durable=True)
+        for _ in range(12):
+            assert not interrupted.step()
+        interrupted.close()
+        assert sum(path.startswith("new/00/") for path in states(catalog)) == new
+    last = scan.Scan(catalog, RootConfig(path=root), durable=True)
+    while not last.step():
+        pass
+    assert len(states(catalog)) == 300
+    assert states(catalog)["00/000.jpg"] == "gone"
+
+
+def test_a_young_file_that_is_known_is_watched_again(catalog: sa.Engine, root: Path) -> None:
+    """It may still be written, through a mapping that moves no time."""
+    (root / "fresh.jpg").write_bytes(b"x")
+    config = RootConfig(path=root, settle_seconds=1000.0)
+    scan_root(catalog, config)
+    taken: list[str] = []
+    again = scan.Scan(catalog, config)
+    again.take_young = lambda file: not taken.append(file.path)  # type: ignore[func-returns-value]
+    while not again.step():
+        pass
+    assert taken == ["fresh.jpg"]
 
 
 def test_what_the_configuration_excludes_is_not_held_up(catalog: sa.Engine, tmp_path: Path) -> None:

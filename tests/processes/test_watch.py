@@ -554,6 +554,7 @@ def test_an_interrupted_scan_goes_on_where_it_was(catalog: sa.Engine, root: Path
     first = Watched(catalog, root, watch=False)
     first.until(lambda: "19/a.jpg" in first.states())
     assert "25/a.jpg" not in first.states()
+    first.ingest.close()
     write(root / "11" / "b.jpg")  # while nobody looks, in a folder that was done with
     write(root / "28" / "b.jpg")
     (root / "12" / "a.jpg").unlink()
@@ -562,6 +563,7 @@ def test_an_interrupted_scan_goes_on_where_it_was(catalog: sa.Engine, root: Path
     second.until(lambda: "28/b.jpg" in second.states())
     assert "11/b.jpg" not in second.states()
     second.until(lambda: second.scans)
+    second.ingest.close()
     states = second.states()
     assert len(states) == 23
     assert [path for path, state in states.items() if state == "gone"] == ["12/a.jpg"]

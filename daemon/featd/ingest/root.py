@@ -151,6 +151,9 @@ class RootIngest:
         return bool(self._contents) or self._doubts.everything or self._scan is not None
 
     def close(self) -> None:
+        for scan in (self._scan, self._folder_scan):
+            if scan is not None:
+                scan.close()
         if self._watch is not None:
             self._watch.close()
 

@@ -7,7 +7,7 @@ import errno
 import os
 import stat
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -131,7 +131,11 @@ class Scan:
         """Continue for a moment; whether the scan is over."""
         return next(self._steps, None) is None
 
-    def _all_steps(self) -> Iterator[bool]:
+    def close(self) -> None:
+        """Give up; waits for the end of a transaction."""
+        self._steps.close()
+
+    def _all_steps(self) -> Generator[bool]:
         if self.report.state is not RootState.ONLINE:
             tell = log.debug if self.start else log.warning  # a scan of the whole root follows
             tell(
@@ -182,7 +186,7 @@ class Scan:
                 self._changed.add([path for path, *_ in stretch.changed])
                 self._save(
                     ""
-                )  # the next scan does not wait: interruptions must not keep it from enqueueing for ever
+                )  # a scan after an interruption does not wait: many must not keep it from enqueueing
                 yield True
         if not self.start:
             self._judge_missing()
