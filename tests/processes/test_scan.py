@@ -18,7 +18,8 @@ from featd.catalog import connect, counters, retry, schema
 from featd.catalog.enqueue import FoundFile
 from featd.config import RootConfig
 from featd.ingest import compare, scan
-from featd.ingest.scan import ScanReport, enqueue_files, scan_root
+from featd.ingest.scan import enqueue_files, scan_root
+from featd.ingest.scan_report import ScanReport, describe
 from featd.paths import from_catalog
 from featd.roots import RootState, mounts_beneath
 from featd.states import PRIORITY_BACKLOG, Kind, State
@@ -231,7 +232,7 @@ def test_a_path_too_long_for_the_index_is_a_failed_image(catalog: sa.Engine, roo
         assert report.gone == 0
         [name] = report.enqueued.refused
         assert states(catalog)[name] == State.FAILED
-        assert "1 refused by the catalog" in scan.describe(report)
+        assert "1 refused by the catalog" in describe(report)
     [failed] = [one for page in retry.walk_failed(catalog) for one in page]
     assert failed.kind is Kind.CATALOG_REFUSED
     assert failed.message.endswith("/deep.jpg")
@@ -299,7 +300,7 @@ def test_images_that_vanish_at_once_keep_their_state_until_it_is_confirmed(
     for _ in range(2):
         report = look(catalog, root)
         assert (report.gone, report.held) == (0, 100)
-    assert "100 vanished at once and keep their state" in scan.describe(report)
+    assert "100 vanished at once and keep their state" in describe(report)
     assert look(catalog, root, gone_after_seconds=0.0).gone == 100  # the time is over
     many(root, 150)
     assert look(catalog, root).enqueued.returned == 100
@@ -461,7 +462,7 @@ def test_a_mount_point_that_is_not_mounted_is_offline(catalog: sa.Engine, tmp_pa
     report = look(catalog, root)
     assert report.gone == 0
     assert report.away == [place]
-    assert "not mounted" in scan.describe(report)
+    assert "not mounted" in describe(report)
     assert {state for path, state in states(catalog).items() if path.startswith(f"{place}/"[:-1] or "0")} == {
         "pending"
     }

@@ -12,7 +12,7 @@ from rich.filesize import decimal
 from featd import clock
 from featd.config import RootConfig, StoreConfig
 from featd.doctor.finding import About, Finding, error, ok, warning
-from featd.ingest.scan import told_ignored, told_unreadable
+from featd.ingest.scan_report import told_ignored, told_unreadable
 from featd.ingest.walk import Walk
 from featd.ingest.watch import REMOTE_FILE_SYSTEMS, file_system
 from featd.paths import from_catalog

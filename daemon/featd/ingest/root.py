@@ -14,7 +14,8 @@ from featd.config import RootConfig
 from featd.ingest.arrivals import Arrivals
 from featd.ingest.contents import ContentChecks
 from featd.ingest.hints import MAX_FOLDERS, Hint, Hints, Taken, Trouble, folder_of
-from featd.ingest.scan import Scan, ScanReport, told_unreadable
+from featd.ingest.scan import Scan
+from featd.ingest.scan_report import ScanReport, told_unreadable
 from featd.ingest.watch import Watch
 from featd.roots import RootState, root_state
 from featd.states import PRIORITY_ARRIVAL, PRIORITY_BACKLOG

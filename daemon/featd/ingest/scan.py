@@ -6,8 +6,7 @@ import contextlib
 import errno
 import os
 import stat
-from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -22,6 +21,7 @@ from featd.crash_points import CrashPoint, crash_point
 from featd.errors import RefusedError
 from featd.ingest import compare
 from featd.ingest.compare import Comparison, Stretch
+from featd.ingest.scan_report import ScanReport
 from featd.ingest.walk import Walk, found_file
 from featd.paths import from_catalog, is_stand_in, stand_in, to_catalog
 from featd.roots import Globs, RootState, mounts_beneath, root_state
@@ -40,23 +40,6 @@ MASS_IMAGES = 100
 EXCLUDED = "excluded by the configuration"
 MOST_HELD = 50_000
 """Paths of one kind that wait for the end of a look at the whole root. Where there are more, it is walked again."""
-
-
-@dataclass(slots=True)
-class ScanReport:
-    """What one scan of one root found."""
-
-    root: str
-    state: RootState
-    files: int = 0
-    enqueued: Enqueued = field(default_factory=Enqueued)
-    gone: int = 0
-    held: int = 0
-    """Images that vanished all at once, and keep their state for now."""
-    away: list[str] = field(default_factory=list)
-    """Folders that were mount points and are not mounted: what was in them keeps its state."""
-    unreadable: list[str] = field(default_factory=list)
-    ignored: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass(slots=True)
@@ -493,38 +476,3 @@ def is_missing(root_fd: int, raw: bytes, follow_symlinks: bool) -> bool:
     except OSError as error:
         return error.errno in (errno.ENOENT, errno.ENOTDIR)
     return not stat.S_ISREG(found.st_mode)
-
-
-def describe(report: ScanReport) -> str:
-    """One line for people."""
-    if report.state is not RootState.ONLINE:
-        return (
-            f"{report.root}: offline ({report.state}): not scanned, and its images keep their state; mount or restore"
-            " it, then scan again"
-        )
-    more = f"; {told_ignored(report.ignored)}" if report.ignored else ""
-    if report.unreadable:
-        more += f"; {told_unreadable(report.unreadable)}"
-    if report.held:
-        more += f"; {report.held:,} vanished at once and keep their state: confirm with --confirm-gone"
-    if report.away:
-        more += f"; not mounted, its images keep their state: {', '.join(report.away)}"
-    if report.enqueued.refused:
-        more += f"; {len(report.enqueued.refused):,} refused by the catalog: see `featd failures`"
-    return (
-        f"{report.root}: {report.files} images, {report.enqueued.new} new, {report.enqueued.changed} changed,"
-        f" {report.enqueued.returned} returned, {report.gone} gone{more}"
-    )
-
-
-def told_ignored(ignored: Mapping[str, int]) -> str:
-    """`13 ignored: heic 5, avif 5, links 3`: files that are no images by the patterns of their root."""
-    kinds = sorted(ignored.items(), key=lambda item: (-item[1], item[0]))
-    some = [f"{kind} {count:,}" for kind, count in kinds[:5]]
-    return f"{sum(ignored.values()):,} ignored: {', '.join(some)}" + (", ..." if len(kinds) > 5 else "")
-
-
-def told_unreadable(folders: Sequence[str]) -> str:
-    """`3 folders cannot be read, for example 2026/a`."""
-    count = "1 folder" if len(folders) == 1 else f"{len(folders):,} folders"
-    return f"{count} cannot be read, for example {folders[0] or 'the root itself'}"
