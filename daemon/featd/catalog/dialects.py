@@ -74,7 +74,7 @@ def prepare_engine(engine: sa.Engine, lease_seconds: float, only_looks: bool = F
             "journal_mode = WAL",
             "synchronous = FULL",  # NORMAL loses committed rows in a power cut
             "foreign_keys = ON",
-            "cache_size = -65536",
+            "cache_size = -32768",  # of each connection, and a scan has two
         ):
             if not ((record.info["unchanging"] or only_looks) and pragma.startswith("journal_mode")):
                 connection.execute(f"PRAGMA {pragma}")
