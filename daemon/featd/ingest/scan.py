@@ -167,9 +167,8 @@ class Scan:
             for stretch in stretches:
                 self._new.add([path for path, *_ in stretch.new])
                 self._changed.add([path for path, *_ in stretch.changed])
-                self._save(
-                    ""
-                )  # a scan after an interruption does not wait: many must not keep it from enqueueing
+                # A scan after an interruption does not wait: many must not keep it from enqueueing.
+                self._save("")
                 yield True
         if not self.start:
             self._judge_missing()
