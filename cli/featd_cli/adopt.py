@@ -82,7 +82,7 @@ def adopt(
     from featd.adopt.places import Places
     from featd.catalog import pairing
     from featd.config_file import find
-    from featd.ingest.scan import told_unreadable
+    from featd.ingest.scan_report import told_unreadable
     from featd.shards.store import refuse_root
 
     logs.setup("ERROR")

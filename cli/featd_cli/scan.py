@@ -40,7 +40,8 @@ def scan(
     """
     from featd import logs
     from featd.catalog import root_names
-    from featd.ingest.scan import Scan, describe
+    from featd.ingest.scan import Scan
+    from featd.ingest.scan_report import describe
     from featd.roots import RootState, check_apart
 
     logs.setup("ERROR")  # the lines below report everything

@@ -103,7 +103,7 @@ _lock = threading.Lock()
 
 
 _ENDING = re.compile(r"\*\*/\*(\.[A-Za-z0-9]+)")
-_NAME = re.compile(r"\*\*/([A-Za-z0-9@#$._ ]+)(\*?)")
+_NAME = re.compile(r"\*\*/([-A-Za-z0-9@#$._ ]+)(\*?)")
 
 
 def _is_plain(path: str) -> bool:
@@ -136,6 +136,23 @@ class Globs:
             return self._include.match(path) is not None and not self.excludes(path)
         ends = path.lower().endswith(self._endings) and path[0] != "." and "/." not in path
         return ends and not self.excludes(path)
+
+    def wanted(self, prefix: str, names: Sequence[str]) -> list[str]:
+        """Those of the files `names` of one folder that are images of the root. `prefix`: the folder with a slash at
+        its end, or "" for the root."""
+        if self._endings is None or self._names is None or not _is_plain(prefix + "".join(names)):
+            return [name for name in names if self.wants(prefix + name)]
+        if prefix[:1] == "." or "/." in prefix:
+            return []
+        endings, left_out, beginnings = self._endings, self._names, self._beginnings
+        return [
+            name
+            for name in names
+            if (lower := name.lower()).endswith(endings)
+            and name[0] != "."
+            and lower not in left_out
+            and not lower.startswith(beginnings)
+        ]
 
     def excludes(self, path: str) -> bool:
         """Whether a file of this path is left out on purpose."""

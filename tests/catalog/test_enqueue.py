@@ -292,3 +292,28 @@ def test_content_of_another_version_says_nothing(desk: Any) -> None:
     desk.settle(lease, desk.claim(lease))
     assert desk.do(enqueue.compare, desk.root, [(doubted, "other")]) == (0, [])
     assert (desk.state("x.jpg"), desk.row("x.jpg").version) == (State.DONE, 2)
+
+
+def test_files_that_are_expected_to_be_new_are_compared_where_they_are_not(desk: Any) -> None:
+    desk.make_done("changed.jpg", "same.jpg")
+    row = desk.row("same.jpg")
+    files = [
+        FoundFile("a.jpg", 1, 1),
+        FoundFile("changed.jpg", 99, 1),
+        FoundFile("same.jpg", row.size, row.mtime_ns),
+    ]
+    enqueued = desk.do(enqueue.enqueue, desk.root, files, new=True)
+    assert (enqueued.new, enqueued.changed) == (1, 1)
+    assert desk.row("a.jpg").state == desk.row("changed.jpg").state == "pending"
+    assert desk.row("same.jpg").state == "done"
+    enqueued = desk.do(enqueue.enqueue, desk.root, [FoundFile("b.jpg", 1, 1)], new=True)
+    assert (enqueued.new, desk.row("b.jpg").state) == (1, "pending")
+
+
+def test_the_checks_of_the_schema_hold_after_an_insert_without_them(desk: Any) -> None:
+    def work(conn: sa.Connection) -> None:
+        enqueue.enqueue(conn, desk.root, [FoundFile("a.jpg", 1, 1)])
+        conn.execute(sa.update(images).values(state="nonsense"))
+
+    with pytest.raises(sa.exc.IntegrityError):
+        desk.do(work)

@@ -186,9 +186,9 @@ def test_a_kill_while_a_renamed_folder_takes_its_vectors(
 
 SAVES_AT_ONCE = """
 import sys
-from featd.ingest import scan
+from featd.ingest import compare, scan
 from featd_cli.main import main
-scan.CURSOR_SECONDS = scan.SLICE_SECONDS = 0.0
+scan.CURSOR_SECONDS = compare.SLICE_SECONDS = 0.0
 sys.exit(main())
 """
 

@@ -17,8 +17,9 @@ import sqlalchemy as sa
 from featd.catalog import connect, counters, retry, schema
 from featd.catalog.enqueue import FoundFile
 from featd.config import RootConfig
-from featd.ingest import scan
-from featd.ingest.scan import ScanReport, enqueue_files, scan_root
+from featd.ingest import compare, scan
+from featd.ingest.scan import enqueue_files, scan_root
+from featd.ingest.scan_report import ScanReport, describe
 from featd.paths import from_catalog
 from featd.roots import RootState, mounts_beneath
 from featd.states import PRIORITY_BACKLOG, Kind, State
@@ -231,7 +232,7 @@ def test_a_path_too_long_for_the_index_is_a_failed_image(catalog: sa.Engine, roo
         assert report.gone == 0
         [name] = report.enqueued.refused
         assert states(catalog)[name] == State.FAILED
-        assert "1 refused by the catalog" in scan.describe(report)
+        assert "1 refused by the catalog" in describe(report)
     [failed] = [one for page in retry.walk_failed(catalog) for one in page]
     assert failed.kind is Kind.CATALOG_REFUSED
     assert failed.message.endswith("/deep.jpg")
@@ -269,7 +270,7 @@ def test_a_time_in_the_future_delays_no_further(catalog: sa.Engine, root: Path) 
 
 def test_memory_does_not_grow_with_the_number_of_files(catalog: sa.Engine, root: Path) -> None:
     """Batches are bounded, so what a scan holds at once is bounded, whatever it finds."""
-    for at in range(3 * scan.BATCH_FILES // 1000):
+    for at in range(3 * compare.BATCH_FILES // 1000):
         folder = root / f"many-{at}"
         folder.mkdir()
         for number in range(1000):
@@ -278,8 +279,8 @@ def test_memory_does_not_grow_with_the_number_of_files(catalog: sa.Engine, root:
     one_scan = scan.Scan(catalog, RootConfig(path=root), on_batch=lambda one: sizes.append(one.new))
     while not one_scan.step():
         pass
-    assert one_scan.report.enqueued.new == 4 + 3 * scan.BATCH_FILES
-    assert max(sizes) <= scan.BATCH_FILES
+    assert one_scan.report.enqueued.new == 4 + 3 * compare.BATCH_FILES
+    assert max(sizes) <= compare.BATCH_FILES
 
 
 def many(root: Path, count: int) -> None:
@@ -299,7 +300,7 @@ def test_images_that_vanish_at_once_keep_their_state_until_it_is_confirmed(
     for _ in range(2):
         report = look(catalog, root)
         assert (report.gone, report.held) == (0, 100)
-    assert "100 vanished at once and keep their state" in scan.describe(report)
+    assert "100 vanished at once and keep their state" in describe(report)
     assert look(catalog, root, gone_after_seconds=0.0).gone == 100  # the time is over
     many(root, 150)
     assert look(catalog, root).enqueued.returned == 100
@@ -313,11 +314,13 @@ def test_images_that_vanish_at_once_keep_their_state_until_it_is_confirmed(
     assert (report.gone, report.held) == (100, 0)
 
 
+@pytest.mark.parametrize("held", [20, scan.MOST_HELD])
 @pytest.mark.parametrize("to", ["a", "z"])
 def test_a_renamed_folder_is_gone_before_its_new_name_is_pending_and_no_mass_that_vanished(
-    catalog: sa.Engine, tmp_path: Path, to: str, monkeypatch: pytest.MonkeyPatch
+    catalog: sa.Engine, tmp_path: Path, to: str, held: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scan, "BATCH_FILES", 40)
+    monkeypatch.setattr(compare, "BATCH_FILES", 40)
+    monkeypatch.setattr(scan, "MOST_HELD", held)
     root = tmp_path / "pictures"
     many(root / "old", 150)
     look(catalog, root)
@@ -341,6 +344,81 @@ def test_a_renamed_folder_is_gone_before_its_new_name_is_pending_and_no_mass_tha
     assert look(catalog, root).gone == 100  # as many are there
     shutil.rmtree(root / "other")
     assert look(catalog, root).held == 99  # 50 are there
+
+
+@pytest.mark.parametrize("at_once", [1, 3, compare.BATCH_FILES])
+def test_any_difference_is_found_wherever_it_is(
+    catalog: sa.Engine, tmp_path: Path, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The catalog is as the disk after a scan, whatever became of files, however many are compared at once."""
+    monkeypatch.setattr(compare, "BATCH_FILES", at_once)
+    dice = random.Random(at_once)
+    root = tmp_path / "pictures"
+    names = [
+        f"{folder}{name}"
+        for folder in ("", "a/", "a/b/", "a-b/", "a0/", "é/", "z\\/")
+        for name in ("c", "b.jpg", "ü.jpg", "~")
+    ]
+    disk: dict[str, bytes] = {}
+    for turn in range(6):
+        before = dict(disk)
+        for name in names:
+            match dice.randrange(4):
+                case 0:
+                    disk.pop(name, None)
+                    (root / name).unlink(missing_ok=True)
+                case 1:
+                    disk[name] = b"x" * dice.randrange(1, 4)
+                    write(root / name, disk[name])
+        write(root / "stays", b"")
+        report = look(catalog, root, include=("**",))
+        known = {from_catalog(path).decode(): state for path, state in states(catalog).items()}
+        known.pop("stays")
+        assert {name for name, state in known.items() if state != "gone"} == set(disk)
+        assert report.gone == len(before.keys() - disk.keys())
+        assert report.enqueued.new + report.enqueued.returned == len(disk.keys() - before.keys()) + (
+            turn == 0
+        )
+        assert report.enqueued.changed == sum(
+            before[name] != disk[name] for name in before.keys() & disk.keys()
+        )
+
+
+def test_a_scan_of_what_is_known_goes_on_after_an_interruption(
+    catalog: sa.Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It waits with what it has found until all is looked at; the one after it enqueues at once."""
+    monkeypatch.setattr(compare, "BATCH_FILES", 40)
+    monkeypatch.setattr(scan, "CURSOR_SECONDS", 0.0)
+    root = tmp_path / "pictures"
+    many(root, 150)
+    look(catalog, root)
+    many(root / "new", 150)
+    (root / "00" / "000.jpg").unlink()
+    for new in (0, 50):
+        interrupted = scan.Scan(catalog, RootConfig(path=root), durable=True)
+        for _ in range(12):
+            assert not interrupted.step()
+        interrupted.close()
+        assert sum(path.startswith("new/00/") for path in states(catalog)) == new
+    last = scan.Scan(catalog, RootConfig(path=root), durable=True)
+    while not last.step():
+        pass
+    assert len(states(catalog)) == 300
+    assert states(catalog)["00/000.jpg"] == "gone"
+
+
+def test_a_young_file_that_is_known_is_watched_again(catalog: sa.Engine, root: Path) -> None:
+    """It may still be written, through a mapping that moves no time."""
+    (root / "fresh.jpg").write_bytes(b"x")
+    config = RootConfig(path=root, settle_seconds=1000.0)
+    scan_root(catalog, config)
+    taken: list[str] = []
+    again = scan.Scan(catalog, config)
+    again.take_young = lambda file: not taken.append(file.path)  # type: ignore[func-returns-value]
+    while not again.step():
+        pass
+    assert taken == ["fresh.jpg"]
 
 
 def test_what_the_configuration_excludes_is_not_held_up(catalog: sa.Engine, tmp_path: Path) -> None:
@@ -384,7 +462,7 @@ def test_a_mount_point_that_is_not_mounted_is_offline(catalog: sa.Engine, tmp_pa
     report = look(catalog, root)
     assert report.gone == 0
     assert report.away == [place]
-    assert "not mounted" in scan.describe(report)
+    assert "not mounted" in describe(report)
     assert {state for path, state in states(catalog).items() if path.startswith(f"{place}/"[:-1] or "0")} == {
         "pending"
     }

@@ -18,7 +18,7 @@ from inotify_simple import INotify
 
 from featd import clock
 from featd.catalog import connect, counters, enqueue, schema, values
-from featd.catalog.enqueue import FoundFile
+from featd.catalog.enqueue import FileRow
 from featd.config import RootConfig
 from featd.images.read import content_hash
 from featd.ingest.inotify import TreeEmitter
@@ -254,18 +254,18 @@ def test_what_moved_is_gone_before_its_new_name_is_pending(
 ) -> None:
     """A worker looks for the vector of a new file among the images that are gone, and may do so at once."""
     monkeypatch.setattr("featd.ingest.arrivals.BATCH_FILES", 2)
-    monkeypatch.setattr("featd.ingest.scan.BATCH_FILES", 2)
+    monkeypatch.setattr("featd.ingest.compare.BATCH_FILES", 2)
     for number in range(7):
         write(root / "old" / f"{number}.jpg")
     (root / to).mkdir()
     watched = watch(root)
     real = enqueue.enqueue
 
-    def spied(conn: sa.Connection, name: str, found: Sequence[FoundFile], **options: Any) -> Any:
+    def spied(conn: sa.Connection, name: str, found: Sequence[FileRow], **options: Any) -> Any:
         states = {row.path: row.state for row in conn.execute(sa.select(schema.images))}
-        for file in found:
-            if file.path.startswith(f"{to}/"):
-                assert states["old/" + file.path.rpartition("/")[2]] == "gone"
+        for path, *_ in found:
+            if path.startswith(f"{to}/"):
+                assert states["old/" + path.rpartition("/")[2]] == "gone"
         return real(conn, name, found, **options)
 
     monkeypatch.setattr(enqueue, "enqueue", spied)
@@ -547,13 +547,14 @@ def test_an_edit_that_keeps_size_and_time_is_seen(watch: Callable[..., Watched],
 
 
 def test_an_interrupted_scan_goes_on_where_it_was(catalog: sa.Engine, root: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr("featd.ingest.scan.SLICE_SECONDS", 0.0)
+    monkeypatch.setattr("featd.ingest.compare.SLICE_SECONDS", 0.0)
     monkeypatch.setattr("featd.ingest.scan.CURSOR_SECONDS", 0.0)
     for number in range(10, 30):
         write(root / f"{number}" / "a.jpg")
     first = Watched(catalog, root, watch=False)
     first.until(lambda: "19/a.jpg" in first.states())
     assert "25/a.jpg" not in first.states()
+    first.ingest.close()
     write(root / "11" / "b.jpg")  # while nobody looks, in a folder that was done with
     write(root / "28" / "b.jpg")
     (root / "12" / "a.jpg").unlink()
@@ -562,6 +563,7 @@ def test_an_interrupted_scan_goes_on_where_it_was(catalog: sa.Engine, root: Path
     second.until(lambda: "28/b.jpg" in second.states())
     assert "11/b.jpg" not in second.states()
     second.until(lambda: second.scans)
+    second.ingest.close()
     states = second.states()
     assert len(states) == 23
     assert [path for path, state in states.items() if state == "gone"] == ["12/a.jpg"]

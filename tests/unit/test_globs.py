@@ -63,12 +63,21 @@ def test_thumbnails_and_bins_are_left_out_by_default(folder: str, above: str) ->
     assert globs.takes(f"{above}my {folder}/a.jpg")
 
 
+def test_the_default_patterns_need_no_expression(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which would be compared with each of millions of files."""
+    globs = Globs(DEFAULT_INCLUDE, DEFAULT_EXCLUDE)
+    monkeypatch.setattr(globs, "_include", None)
+    monkeypatch.setattr(globs, "_exclude", None)
+    assert globs.wanted("a/", ["x.jpg", "x.txt", "@Recently-Snapshot", ".x.jpg"]) == ["x.jpg"]
+    assert globs.excludes_folder("@Recently-Snapshot")
+
+
 @given(
     include=st.lists(
         st.sampled_from(["**/*.jpg", "**/*.PNG", "**/*.tar.gz", "*.jpg", "**/a*.jpg"]), min_size=1
     ),
     exclude=st.lists(
-        st.sampled_from(["**/@eaDir", "**/.Trash*", "**/Tmp", "**/a b*", "x/**", "**/*.bak.jpg"])
+        st.sampled_from(["**/@eaDir", "**/.Trash*", "**/Tmp", "**/@Tmp-2", "**/a b*", "x/**", "**/*.bak.jpg"])
     ),
     parts=st.lists(
         st.sampled_from(
@@ -84,6 +93,7 @@ def test_thumbnails_and_bins_are_left_out_by_default(folder: str, above: str) ->
                 ".Trash",
                 "tmp",
                 "tmp2",
+                "@tmp-2",
                 "x",
             ]
         )
@@ -102,5 +112,7 @@ def test_usual_patterns_mean_what_their_expressions_match(
     for one in (path, f"{path}/"):
         assert globs.excludes(one) == (_compile(exclude, dots=True).match(one) is not None)
     assert globs.wants(path) == (included and not globs.excludes(path))
+    prefix = path.removesuffix(parts[-1])
+    assert globs.wanted(prefix, [parts[-1]]) == ([parts[-1]] if globs.wants(path) else [])
     folder = path.rpartition("/")[0]
     assert globs.takes(path) == globs.takes(path) == (globs.wants(path) and globs.takes_folder(folder))

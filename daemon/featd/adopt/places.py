@@ -82,7 +82,7 @@ class Places:
             self._root.follow_symlinks,
         )
         for portion in walk.portions():
-            rows = ((_turned(one.path), one.size, one.mtime_ns, one.ctime_ns) for one in portion.files)
+            rows = ((_turned(path), *rest) for path, *rest in portion)
             self._db.executemany("INSERT INTO files (back, size, mtime, ctime) VALUES (?, ?, ?, ?)", rows)
             advance("looking for images", walk.files, 0)
         self._db.execute("CREATE UNIQUE INDEX by_name ON files (back)")

@@ -80,8 +80,8 @@ def draw(roots: Sequence[RootConfig]) -> Sample:
         walk = Walk(os.fsencode(root.path), Globs(root.include, root.exclude), root.follow_symlinks)
         for portion in walk.portions():
             found += [
-                ClaimedImage(len(found) + at, str(root.path), file.path, file.size, file.mtime_ns, 1)
-                for at, file in enumerate(portion.files)
+                ClaimedImage(len(found) + at, str(root.path), path, size, mtime_ns, 1)
+                for at, (path, size, mtime_ns, _) in enumerate(portion)
             ]
             if len(found) >= LOOKED_AT or clock.monotonic() > until:
                 break

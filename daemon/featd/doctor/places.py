@@ -12,7 +12,7 @@ from rich.filesize import decimal
 from featd import clock
 from featd.config import RootConfig, StoreConfig
 from featd.doctor.finding import About, Finding, error, ok, warning
-from featd.ingest.scan import told_ignored, told_unreadable
+from featd.ingest.scan_report import told_ignored, told_unreadable
 from featd.ingest.walk import Walk
 from featd.ingest.watch import REMOTE_FILE_SYSTEMS, file_system
 from featd.paths import from_catalog
@@ -65,7 +65,7 @@ def look_at_root(root: RootConfig) -> Iterator[Finding]:
     deadline = clock.monotonic() + LOOK_SECONDS
     images: list[Path] = []
     for portion in walk.portions():
-        images += [root.path / os.fsdecode(from_catalog(file.path)) for file in portion.files]
+        images += [root.path / os.fsdecode(from_catalog(path)) for path, *_ in portion]
         if len(images) >= SOME_IMAGES or clock.monotonic() > deadline:
             break
     else:

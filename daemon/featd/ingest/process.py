@@ -19,7 +19,8 @@ from featd.catalog.enqueue import Enqueued
 from featd.errors import CatalogUnavailableError
 from featd.ingest.plan import IngestPlan
 from featd.ingest.root import RootIngest
-from featd.ingest.scan import Scan, ScanReport
+from featd.ingest.scan import Scan
+from featd.ingest.scan_report import ScanReport
 from featd.paths import to_catalog
 from featd.processes.link import ChildLink
 from featd.processes.records import Ready

@@ -14,7 +14,8 @@ from featd.config import RootConfig
 from featd.ingest.arrivals import Arrivals
 from featd.ingest.contents import ContentChecks
 from featd.ingest.hints import MAX_FOLDERS, Hint, Hints, Taken, Trouble, folder_of
-from featd.ingest.scan import Scan, ScanReport, told_unreadable
+from featd.ingest.scan import Scan
+from featd.ingest.scan_report import ScanReport, told_unreadable
 from featd.ingest.watch import Watch
 from featd.roots import RootState, root_state
 from featd.states import PRIORITY_ARRIVAL, PRIORITY_BACKLOG
@@ -151,6 +152,9 @@ class RootIngest:
         return bool(self._contents) or self._doubts.everything or self._scan is not None
 
     def close(self) -> None:
+        for scan in (self._scan, self._folder_scan):
+            if scan is not None:
+                scan.close()
         if self._watch is not None:
             self._watch.close()
 

@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
-from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypeVar
 
 import sqlalchemy as sa
 
 from featd import clock, logs
 from featd.catalog import connect, enqueue, hosts, stats, values
-from featd.catalog.enqueue import Enqueued, FoundFile, KnownFile, Reread
+from featd.catalog.enqueue import Enqueued, FileRow, FoundFile, Reread
 from featd.config import RootConfig
 from featd.crash_points import CrashPoint, crash_point
 from featd.errors import RefusedError
-from featd.ingest.walk import PORTION_FILES, Walk
+from featd.ingest import compare
+from featd.ingest.compare import Comparison, Stretch
+from featd.ingest.scan_report import ScanReport
+from featd.ingest.walk import Walk, found_file
 from featd.paths import from_catalog, is_stand_in, stand_in, to_catalog
 from featd.roots import Globs, RootState, mounts_beneath, root_state
 from featd.states import PRIORITY_BACKLOG
 
 log = logs.get("ingest")
 
-BATCH_FILES = 2000
-SLICE_SECONDS = 0.2
-"""How long one step of a scan takes; files that arrive meanwhile wait for it."""
+T = TypeVar("T")
+
 CURSOR_SECONDS = 2.0
 """Between two saves of the scan's position: so much is repeated after an interruption."""
 _MOUNTS = "mounts."
@@ -35,30 +38,29 @@ VANISHED = "vanished"
 MASS_IMAGES = 100
 """Of fewer images, any number may vanish at once."""
 EXCLUDED = "excluded by the configuration"
+MOST_HELD = 50_000
+"""Paths of one kind that wait for the end of a look at the whole root. Where there are more, it is walked again."""
 
 
 @dataclass(slots=True)
-class ScanReport:
-    """What one scan of one root found."""
+class Held:
+    """Paths that wait for the end of a look at the whole root. `all`: none had to be left out."""
 
-    root: str
-    state: RootState
-    files: int = 0
-    enqueued: Enqueued = field(default_factory=Enqueued)
-    gone: int = 0
-    held: int = 0
-    """Images that vanished all at once, and keep their state for now."""
-    away: list[str] = field(default_factory=list)
-    """Folders that were mount points and are not mounted: what was in them keeps its state."""
-    unreadable: list[str] = field(default_factory=list)
-    ignored: Counter[str] = field(default_factory=Counter)
+    paths: list[str] = field(default_factory=list)
+    all: bool = True
+
+    def add(self, paths: Sequence[str]) -> None:
+        room = MOST_HELD - len(self.paths)
+        self.paths += paths[:room]
+        self.all &= len(paths) <= room
 
 
 class Scan:
     """One scan of a root, or of its folder `start`, in steps, so that arrivals need not wait for its end.
 
     First missing files are marked gone, then new, changed and returned ones are enqueued: so a worker that meets a
-    moved file finds its old name among those that are gone. An offline root is skipped: its rows keep their state.
+    moved file finds its old name among those that are gone. Where nothing is known yet, or an earlier scan was
+    interrupted, files are enqueued as they are found. An offline root is skipped: its rows keep their state.
 
     confirm_gone: what vanished becomes gone, however much it is, and former mount points are forgotten.
     durable: the scan's position is kept in the catalog (`scan.<root>`). The next scan begins there and goes round to
@@ -91,14 +93,32 @@ class Scan:
         self._confirm_gone = confirm_gone
         self._reread = reread
         self.take_young: Callable[[FoundFile], bool] = lambda file: False
-        self._stand_ins: dict[int, str] = {}
+        self._comparison = Comparison(
+            catalog,
+            root.key,
+            to_catalog(start),
+            priority,
+            everything=reread is Reread.ALL,
+            settle_seconds=root.settle_seconds,
+        )
+        self._new = Held()
+        self._changed = Held()
+        self._missing = {VANISHED: Held(), EXCLUDED: Held()}
+        self._stand_ins: set[str] = set()
+        self._total = 0
+        """Rows that are not gone and whose files the patterns want."""
+        self._vanished = 0
         self._steps = self._all_steps()
 
     def step(self) -> bool:
         """Continue for a moment; whether the scan is over."""
         return next(self._steps, None) is None
 
-    def _all_steps(self) -> Iterator[bool]:
+    def close(self) -> None:
+        """Give up; waits for the end of a transaction."""
+        self._steps.close()
+
+    def _all_steps(self) -> Generator[bool]:
         if self.report.state is not RootState.ONLINE:
             tell = log.debug if self.start else log.warning  # a scan of the whole root follows
             tell(
@@ -124,14 +144,46 @@ class Scan:
                 root=self.report.root,
                 folders=self.report.away,
             )
-        cursor = self._cursor()
-        parts = [self._mark_gone(cursor.get("gone_after") or ""), self._enqueue_found(cursor.get("folder"))]
-        if "folder" in cursor:  # else interruptions could keep the scan from ever finding anything
-            parts.reverse()
-        for part in parts:
-            yield from part
-        self._mark_stand_ins_gone()
+        try:
+            root_fd = os.open(self._root.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:
+            self.report.state = root_state(self._root.path)
+            return
+        try:
+            yield from self._compare(root_fd)
+            self._mark_stand_ins_gone()
+        finally:
+            os.close(root_fd)
         connect.transact(self._catalog, self._note)
+
+    def _compare(self, root_fd: int) -> Iterator[bool]:
+        """Look at the whole root; mark gone what is missing; enqueue what was found, if that was not done at once."""
+        after = self._cursor()
+        stretches = self._look(root_fd, after or "")
+        waits = after is None and self._comparison.any_known()
+        if not waits:
+            yield from self._enqueue(stretches)
+        else:
+            for stretch in stretches:
+                self._new.add([path for path, *_ in stretch.new])
+                self._changed.add([path for path, *_ in stretch.changed])
+                # A scan after an interruption does not wait: many must not keep it from enqueueing.
+                self._save("")
+                yield True
+        if not self.start:
+            self._judge_missing()
+        yield from self._mark_missing(root_fd)
+        if waits and self._new.all and self._changed.all:
+            yield from self._enqueue(self._look_again(root_fd))
+        elif waits:
+            yield from self._enqueue(stretch for stretch, _ in self._round(root_fd))
+
+    def _look(self, root_fd: int, after: str) -> Iterator[Stretch]:
+        """What differs anywhere; what is missing is held."""
+        for stretch, missing in self._round(root_fd, after):
+            for reason, paths in missing.items():
+                self._missing[reason].add(paths)
+            yield stretch
 
     def _look_at_mounts(self) -> list[str]:
         """The mount points of earlier scans that are not mounted now. A whole scan remembers those of today."""
@@ -144,121 +196,155 @@ class Scan:
             connect.transact(self._catalog, values.set_value, name, sorted(known))
         return sorted(known - now)
 
-    # Files that exist
-
-    def _enqueue_found(self, cursor: str | None) -> Iterator[bool]:
-        if not self._globs.takes_folder(to_catalog(self.start)):
-            return
+    def _round(self, root_fd: int, after: str = "") -> Iterator[tuple[Stretch, dict[str, list[str]]]]:
+        """What differs anywhere, beginning behind `after` and going round to it; with the paths that are missing for
+        sure, by reason. Empty ones are pauses."""
         walk = Walk(os.fsencode(self._root.path), self._globs, self._root.follow_symlinks)
-        at = None if cursor is None else from_catalog(cursor)
-        spans = [(None, None)] if at is None else [(at, None), (None, at)]
-        for after, upto in spans:
-            found: list[FoundFile] = []
-            finished: bytes | None = None
-            until = clock.monotonic() + SLICE_SECONDS
-            for portion in walk.portions(self.start, after=after, upto=upto):
-                found += portion.files
-                finished = portion.folder if portion.last else finished
-                if len(found) > BATCH_FILES - PORTION_FILES or clock.monotonic() > until:
-                    self._enqueue(found)
-                    self._save({"folder": None if finished is None else to_catalog(finished)})
-                    found = []
-                    yield True
-                    until = clock.monotonic() + SLICE_SECONDS
-            self._enqueue(found)
+        walks = self._globs.takes_folder(to_catalog(self.start))
+        self._total = self._vanished = 0
+        for begin, end in [(after, None), ("", after)] if after else [("", None)]:
+            portions = walk.portions(self.start, after=begin, upto=end) if walks else iter(())
+            for stretch in self._comparison.stretches(portions, begin, end):
+                if stretch is None:
+                    yield Stretch(None), {}
+                    continue
+                missing = self._sort_missing(root_fd, stretch.missing)
+                self._total += stretch.rows - len(missing[EXCLUDED])
+                self._vanished += len(missing[VANISHED])
+                yield stretch, missing
         self.report.files = walk.files
         self.report.unreadable = walk.unreadable
         self.report.ignored = walk.ignored
 
-    def _enqueue(self, found: list[FoundFile]) -> None:
-        """Enqueue a batch. Files that changed a moment ago may still be written and wait for settle_seconds.
+    # Files that exist
 
-        A time in the future is no reason to wait longer than that.
-        """
-        settle_seconds = self._root.settle_seconds
-        now_ns = clock.utcnow().timestamp() * 1e9
-        rested: list[FoundFile] = []
-        fresh: list[FoundFile] = []
-        for file in found:
-            if abs(now_ns - file.mtime_ns) >= settle_seconds * 1e9:
-                rested.append(file)
-            elif not self.take_young(file):
-                fresh.append(file)
+    def _look_again(self, root_fd: int) -> Iterator[Stretch]:
+        """The files that were held, as they are now."""
+        follow = self._root.follow_symlinks
+        for held in (self._new, self._changed):
+            for paths in _parts(held.paths):
+                found: list[FileRow] = []
+                for path in paths:
+                    with contextlib.suppress(OSError):  # vanished, or the next scan finds it again
+                        seen = os.stat(from_catalog(path), dir_fd=root_fd, follow_symlinks=follow)
+                        if stat.S_ISREG(seen.st_mode):
+                            found.append(found_file(path, seen))
+                yield Stretch(None, new=found) if held is self._new else Stretch(None, changed=found)
+
+    def _enqueue(self, stretches: Iterable[Stretch]) -> Iterator[bool]:
+        """Enqueue what differs, in a thread and one stretch behind the walk, so that the database writes meanwhile."""
+        with ThreadPoolExecutor(1, "enqueue") as threads:
+            writing: Future[Enqueued] | None = None
+            upto: str | None = None
+            for stretch in stretches:
+                if writing is not None:
+                    self._tell(writing.result(), upto)
+                writing, upto = threads.submit(self._write, *self._sort_found(stretch)), stretch.upto
+                yield True
+            if writing is not None:
+                self._tell(writing.result(), upto)
+
+    def _sort_found(self, stretch: Stretch) -> tuple[Sequence[FileRow], Sequence[FileRow], Sequence[FileRow]]:
+        """The files that are new most likely, the others, and those that changed a moment ago: they may still be
+        written, and wait for settle_seconds."""
+        young = set(self._comparison.young([*stretch.new, *stretch.changed]))
+        fresh = sorted(file for file in young if not self.take_young(FoundFile(*file)))
+        if not young:
+            return stretch.new, stretch.changed, []
+        new, changed = (
+            [file for file in files if file not in young] for files in (stretch.new, stretch.changed)
+        )
+        return new, changed, fresh
+
+    def _write(
+        self, new: Sequence[FileRow], changed: Sequence[FileRow], fresh: Sequence[FileRow]
+    ) -> Enqueued:
         enqueued = Enqueued()
-        crash_point(CrashPoint.INGEST_FOUND)
-        for files, delay in ((rested, 0.0), (fresh, settle_seconds)):
+        if new or changed or fresh:
+            crash_point(CrashPoint.INGEST_FOUND)
+        for files, delay, is_new in (
+            (new, 0.0, True),
+            (changed, 0.0, False),
+            (fresh, self._root.settle_seconds, False),
+        ):
             if files:
                 enqueued.add(
                     enqueue_files(
-                        self._catalog, self._root, files, self._priority, delay, reread=self._reread
+                        self._catalog,
+                        self._root,
+                        files,
+                        self._priority,
+                        delay,
+                        reread=self._reread,
+                        new=is_new,
                     )
                 )
-        if found:
+        if new or changed or fresh:
             crash_point(CrashPoint.INGEST_ENQUEUED)
-            self._on_batch(enqueued)
-            enqueued.doubted.clear()  # any number of them
-            self.report.enqueued.add(enqueued)
+        return enqueued
+
+    def _tell(self, enqueued: Enqueued, upto: str | None) -> None:
+        """Everything up to this path is in the catalog."""
+        self._on_batch(enqueued)
+        enqueued.doubted.clear()  # any number of them
+        self.report.enqueued.add(enqueued)
+        self._save(upto)
 
     # Files that do not
 
-    def _mark_gone(self, cursor: str) -> Iterator[bool]:
-        """Check every path that the catalog knows again; only a file that does not exist (ENOENT) is gone."""
-        try:
-            root_fd = os.open(self._root.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except OSError:
-            return
-        try:
-            if not self.start and not (yield from self._look_for_missing(root_fd)):
-                return
-            for known in self._known(cursor):
-                missing: dict[str, list[int]] = {VANISHED: [], EXCLUDED: []}
-                for file in known:
-                    if not self._takes(file.path):
-                        missing[EXCLUDED].append(file.id)
-                    elif not self.report.held and self._is_gone(root_fd, file.path):
-                        missing[VANISHED].append(file.id)
-                # A root that goes offline looks empty.
-                if missing[VANISHED] and root_state(self._root.path) is not RootState.ONLINE:
-                    return
-                for reason, ids in missing.items():
-                    if ids:
-                        self.report.gone += connect.transact(self._catalog, enqueue.mark_gone, ids, reason)
-                self._save({"gone_after": known[-1].path})
-                yield True
-        finally:
-            os.close(root_fd)
-
-    def _takes(self, path: str) -> bool:
-        return is_stand_in(path) or self._globs.takes(path)
+    def _sort_missing(self, root_fd: int, paths: Sequence[str]) -> dict[str, list[str]]:
+        """Which of these paths are gone, by reason. Only a file that does not exist (ENOENT) has vanished."""
+        missing: dict[str, list[str]] = {VANISHED: [], EXCLUDED: []}
+        for path in paths:
+            if is_stand_in(path):
+                self._stand_ins.add(path)  # the walk will tell
+            elif not self._globs.takes(path):
+                missing[EXCLUDED].append(path)
+            elif self._is_gone(root_fd, path):
+                missing[VANISHED].append(path)
+        return missing
 
     def _is_gone(self, root_fd: int, path: str) -> bool:
-        if is_stand_in(path):
-            return False  # the walk will tell
         away = any(path.startswith(f"{folder}/") for folder in self.report.away)
         return not away and is_missing(root_fd, from_catalog(path), self._root.follow_symlinks)
 
+    def _mark_missing(self, root_fd: int) -> Iterator[bool]:
+        if all(held.all for held in self._missing.values()):
+            for reason, held in self._missing.items():
+                for paths in _parts(held.paths):
+                    # Some may be back.
+                    still = [path for path in paths if reason == EXCLUDED or self._is_gone(root_fd, path)]
+                    self._mark_gone(reason, still)
+                    yield True
+            return
+        for _, missing in self._round(root_fd):
+            for reason, paths in missing.items():
+                self._mark_gone(reason, paths)
+            yield True
+
+    def _mark_gone(self, reason: str, paths: Sequence[str]) -> None:
+        # A root that goes offline looks empty.
+        held = reason == VANISHED and (
+            self.report.held or root_state(self._root.path) is not RootState.ONLINE
+        )
+        if not paths or held:
+            return
+        with connect.reading(self._catalog) as conn:
+            ids = [known.id for known in enqueue.known_at(conn, self.report.root, paths)]
+        self.report.gone += connect.transact(self._catalog, enqueue.mark_gone, ids, reason)
+
     def _mark_stand_ins_gone(self) -> None:
         """Files that the catalog refused once and that the walk has not found, or that it does not refuse any more."""
-        ids = [one for one, path in self._stand_ins.items() if path not in self.report.enqueued.refused]
-        if ids and not self.report.held and root_state(self._root.path) is RootState.ONLINE:
-            self.report.gone += connect.transact(self._catalog, enqueue.mark_gone, ids, VANISHED)
+        self._mark_gone(VANISHED, sorted(self._stand_ins - self.report.enqueued.refused))
 
-    def _look_for_missing(self, root_fd: int) -> Generator[bool, None, bool]:
-        """Whether anything is missing. Where more than half of the images have vanished, not one by one as a watch
-        reports it, they keep their state for gone_after_seconds: a disk may be away in a way that nothing shows. Not
-        where as many files are there, new ones included: a folder was renamed."""
-        total = vanished = excluded = 0
-        for known in self._known(""):
-            for file in known:
-                if self._takes(file.path):
-                    total += 1
-                    vanished += self._is_gone(root_fd, file.path)
-                else:
-                    excluded += 1
-            yield True
+    def _judge_missing(self) -> None:
+        """Where more than half of the images have vanished, not one by one as a watch reports it, they keep their state
+        for gone_after_seconds: a disk may be away in a way that nothing shows. Not where as many files are there, new
+        ones included: a folder was renamed."""
+        total, vanished = self._total, self._vanished
         name = f"vanished.{self.report.root}"
         mass = total >= MASS_IMAGES and vanished > total / 2 and not self._confirm_gone
-        mass = mass and not (yield from self._has_files(vanished))
+        mass = mass and self.report.files < vanished
         now = clock.utcnow().timestamp()
         with connect.reading(self._catalog) as conn:
             since = values.get_value(conn, name)
@@ -275,51 +361,23 @@ class Scan:
             )
         if (since is None) is mass:
             connect.transact(self._catalog, values.set_value, name, now if mass else None)
-        return bool(vanished or excluded)
-
-    def _has_files(self, count: int) -> Generator[bool, None, bool]:
-        walk = Walk(os.fsencode(self._root.path), self._globs, self._root.follow_symlinks)
-        until = clock.monotonic() + SLICE_SECONDS
-        for _ in walk.portions():
-            if walk.files >= count:
-                return True
-            if clock.monotonic() > until:
-                yield True
-                until = clock.monotonic() + SLICE_SECONDS
-        return False
-
-    def _known(self, cursor: str) -> Iterator[Sequence[KnownFile]]:
-        """The rows beneath `start` that are not gone, first those behind the cursor, then the others."""
-
-        def rows(after: str) -> Iterator[Sequence[KnownFile]]:
-            folder = to_catalog(self.start)
-            for known in enqueue.walk_known(
-                self._catalog, self.report.root, BATCH_FILES, folder=folder, after=after
-            ):
-                self._stand_ins |= {file.id: file.path for file in known if is_stand_in(file.path)}
-                yield known
-
-        yield from rows(cursor)
-        if cursor:
-            for known in rows(""):
-                yield known
-                if known[-1].path > cursor:
-                    return
 
     # The cursor
 
-    def _cursor(self) -> dict[str, Any]:
+    def _cursor(self) -> str | None:
+        """Behind which path an interrupted scan goes on; None where there was none."""
         if not self._durable:
-            return {}
+            return None
         with connect.reading(self._catalog) as conn:
-            return values.get_value(conn, cursor_name(self._root)) or {}
+            cursor = values.get_value(conn, cursor_name(self._root)) or {}
+        return None if (after := cursor.get("after")) is None else str(after)
 
-    def _save(self, cursor: dict[str, Any]) -> None:
+    def _save(self, after: str | None) -> None:
         now = clock.monotonic()
-        if self._durable and now - self._saved_at >= CURSOR_SECONDS and any(cursor.values()):
+        if self._durable and now - self._saved_at >= CURSOR_SECONDS and after is not None:
             self._saved_at = now
             crash_point(CrashPoint.SCAN_BEFORE_CURSOR)
-            connect.transact(self._catalog, values.set_value, cursor_name(self._root), cursor)
+            connect.transact(self._catalog, values.set_value, cursor_name(self._root), {"after": after})
             crash_point(CrashPoint.SCAN_CURSOR)
 
     def _note(self, conn: sa.Connection) -> None:
@@ -360,17 +418,18 @@ def cursor_name(root: RootConfig) -> str:
 def enqueue_files(
     catalog: sa.Engine,
     root: RootConfig,
-    files: list[FoundFile],
+    files: Sequence[FileRow],
     priority: int,
     delay_seconds: float = 0.0,
     *,
     heard: bool = False,
     reread: Reread = Reread.NONE,
+    new: bool = False,
 ) -> Enqueued:
-    """Enqueue files of a root, BATCH_FILES in one transaction. A file that the database refuses is found by halves
-    and becomes a failed image; the others go on."""
+    """Enqueue files of a root, BATCH_FILES in one transaction. `new`: most likely none has a row yet. A file that the
+    database refuses is found by halves and becomes a failed image; the others go on."""
     enqueued = Enqueued()
-    parts = [files[at : at + BATCH_FILES] for at in range(0, len(files), BATCH_FILES)]
+    parts = _parts(files)
     while parts:
         some = parts.pop()
         try:
@@ -384,13 +443,14 @@ def enqueue_files(
                     delay_seconds=delay_seconds,
                     heard=heard,
                     reread=reread,
+                    new=new,
                 )
             )
         except RefusedError as error:
             if len(some) > 1:
                 parts += [some[: len(some) // 2], some[len(some) // 2 :]]
                 continue
-            [file] = some
+            file = FoundFile(*some[0])
             enqueued.refused.add(stand_in(file.path))
             why = f"{error}; move the file to a shorter path"
             if connect.transact(catalog, enqueue.refuse, root.key, file, why):
@@ -403,6 +463,11 @@ def enqueue_files(
     return enqueued
 
 
+def _parts(rows: Sequence[T]) -> list[Sequence[T]]:
+    """BATCH_FILES at once."""
+    return [rows[at : at + compare.BATCH_FILES] for at in range(0, len(rows), compare.BATCH_FILES)]
+
+
 def is_missing(root_fd: int, raw: bytes, follow_symlinks: bool) -> bool:
     """Whether the file certainly does not exist any more; not where that is unknown (no permission, an I/O error)."""
     try:
@@ -410,38 +475,3 @@ def is_missing(root_fd: int, raw: bytes, follow_symlinks: bool) -> bool:
     except OSError as error:
         return error.errno in (errno.ENOENT, errno.ENOTDIR)
     return not stat.S_ISREG(found.st_mode)
-
-
-def describe(report: ScanReport) -> str:
-    """One line for people."""
-    if report.state is not RootState.ONLINE:
-        return (
-            f"{report.root}: offline ({report.state}): not scanned, and its images keep their state; mount or restore"
-            " it, then scan again"
-        )
-    more = f"; {told_ignored(report.ignored)}" if report.ignored else ""
-    if report.unreadable:
-        more += f"; {told_unreadable(report.unreadable)}"
-    if report.held:
-        more += f"; {report.held:,} vanished at once and keep their state: confirm with --confirm-gone"
-    if report.away:
-        more += f"; not mounted, its images keep their state: {', '.join(report.away)}"
-    if report.enqueued.refused:
-        more += f"; {len(report.enqueued.refused):,} refused by the catalog: see `featd failures`"
-    return (
-        f"{report.root}: {report.files} images, {report.enqueued.new} new, {report.enqueued.changed} changed,"
-        f" {report.enqueued.returned} returned, {report.gone} gone{more}"
-    )
-
-
-def told_ignored(ignored: Mapping[str, int]) -> str:
-    """`13 ignored: heic 5, avif 5, links 3`: files that are no images by the patterns of their root."""
-    kinds = sorted(ignored.items(), key=lambda item: (-item[1], item[0]))
-    some = [f"{kind} {count:,}" for kind, count in kinds[:5]]
-    return f"{sum(ignored.values()):,} ignored: {', '.join(some)}" + (", ..." if len(kinds) > 5 else "")
-
-
-def told_unreadable(folders: Sequence[str]) -> str:
-    """`3 folders cannot be read, for example 2026/a`."""
-    count = "1 folder" if len(folders) == 1 else f"{len(folders):,} folders"
-    return f"{count} cannot be read, for example {folders[0] or 'the root itself'}"

@@ -9,7 +9,7 @@ from datetime import datetime
 from rich import filesize
 
 from featd import clock
-from featd.ingest.scan import told_ignored
+from featd.ingest.scan_report import told_ignored
 from featd.report.running import children_of
 from featd.report.status import Report, state_of
 from featd.states import State
