@@ -1,0 +1,137 @@
+"""Many workers on one PostgreSQL: what the counters cost, which all of them change.
+
+    python benchmarks/hot_rows.py [--workers 16] [--batch 64] [--seconds 3] [--pairs 5] [--commit-ms 0] [--commit-ms 10]
+
+Processes claim and settle for some seconds, each with a lease and a connection of its own, as featd's workers do:
+with the counters as they are; without counters; and with every counter in one row. Each run has a new copy of the same
+database. `--commit-ms`: how long a COMMIT takes at least, by PostgreSQL's commit_delay with commit_siblings = 0. No
+vectors are made or written.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from typing import Any
+
+import sqlalchemy as sa
+from measuring import compared, parser, report, tell
+
+from catalog import IDENTITY, ROOT, begin, scan
+from featd.catalog import claim, connect, counters, dialects, migrate, settle
+from featd.catalog.settle import Made, Settlement
+from featd.states import RetryPolicy, SealedShard
+from postgres import PostgreSQL
+
+WAYS = ("slots", "none", "one row")
+
+
+def as_told(way: str) -> None:
+    """Change this process's counters."""
+    if way == "none":
+        counters.apply = lambda _conn, _changes: None
+    elif way == "one row":
+        counters.SLOTS = 1
+        counters._add = dialects.once(counters._add.__wrapped__)  # type: ignore[attr-defined]  # noqa: SLF001
+
+
+def worker(url: str, way: str, batch: int, ready: Any, until: Any, done: Any) -> None:
+    as_told(way)
+    engine = connect.open_catalog(url)
+    lease = begin(engine, "bench")
+    rows = turns = 0
+    while turns == 0 or time.monotonic() < until.value:
+        claimed = connect.transact(engine, claim.claim, lease, batch, [ROOT])
+        if not claimed:
+            raise SystemExit("no rows are left: give more --rows")
+        name = f"{lease.token}-{turns}"
+        shard = SealedShard(name, f"shards/{name}", len(claimed), 4096 * len(claimed), "xxh3_128:0", "none")
+        made = [Made(image, at, f"xxh3_128:{image.id:032x}") for at, image in enumerate(claimed)]
+        connect.transact(engine, settle.settle, lease, Settlement(shard, made), IDENTITY, RetryPolicy())
+        rows += len(claimed)
+        turns += 1
+        if turns == 1:
+            ready.wait()  # SQLAlchemy has compiled its statements
+            rows = 0
+    done.put((rows, turns - 1))
+    engine.dispose()
+
+
+def run(url: str, way: str, options: Any) -> tuple[float, float]:
+    """Rows and transactions a second of all workers."""
+    context = multiprocessing.get_context("fork")
+    ready, done = context.Barrier(options.workers + 1), context.Queue()
+    until = context.Value("d", float("inf"))
+    processes = [
+        context.Process(target=worker, args=(url, way, options.batch, ready, until, done))
+        for _ in range(options.workers)
+    ]
+    for process in processes:
+        process.start()
+    ready.wait()
+    began = time.monotonic()
+    until.value = began + options.seconds
+    found = [done.get(timeout=60 + options.seconds) for _ in processes]
+    seconds = time.monotonic() - began
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    return sum(rows for rows, _ in found) / seconds, 2 * sum(turns for _, turns in found) / seconds
+
+
+def measure(server: PostgreSQL, template: str, commit_ms: int, options: Any) -> dict[str, Any]:
+    rates: dict[str, list[float]] = {way: [] for way in WAYS}
+    transactions: list[float] = []
+    deadlocks = 0
+    for at in range(options.pairs):
+        for way in WAYS:
+            server.copy(template, "run")
+            engine = connect.open_catalog(server.url("run"))
+            with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as conn:
+                conn.exec_driver_sql(f"ALTER DATABASE run SET commit_delay = {commit_ms * 1000}")
+                conn.exec_driver_sql("ALTER DATABASE run SET commit_siblings = 0")
+            engine.dispose()
+            rate, a_second = run(server.url("run"), way, options)
+            rates[way].append(rate)
+            transactions += [a_second] if way == "slots" else []
+            with connect.reading(engine) as conn:
+                look = sa.text("SELECT deadlocks FROM pg_stat_database WHERE datname = 'run'")
+                deadlocks += conn.execute(look).scalar_one()
+            engine.dispose()
+        told = ", ".join(f"{way} {rates[way][-1]:,.0f} rows/s" for way in WAYS)
+        tell(f"COMMIT of {commit_ms} ms, {at + 1}: {told}")
+    return compared(
+        rates["slots"],
+        rates["none"],
+        0.85,
+        what="workers with counters against the same without, rows/s",
+        commit_ms=commit_ms,
+        one_row=round(sorted(rates["one row"])[options.pairs // 2], 1),
+        transactions_a_second=round(sorted(transactions)[options.pairs // 2], 1),
+        deadlocks=deadlocks,
+    )
+
+
+def main() -> None:
+    made = parser(__doc__)
+    made.add_argument("--workers", type=int, default=16, help="default: 16")
+    made.add_argument("--batch", type=int, default=64, help="rows of a claim; default: 64")
+    made.add_argument("--seconds", type=float, default=3.0, help="of each run; default: 3")
+    made.add_argument("--rows", type=int, default=100_000, help="in the database; default: 100000")
+    made.add_argument("--commit-ms", type=int, action="append", help="default: 0 and 10")
+    options = made.parse_args()
+    server = PostgreSQL(durable=True)
+    try:
+        template = server.create()
+        engine = connect.open_catalog(server.url(template))
+        migrate.upgrade(engine)
+        scan(engine, options.rows)
+        engine.dispose()
+        results = [measure(server, template, ms, options) for ms in options.commit_ms or (0, 10)]
+    finally:
+        server.close()
+    report("hot_rows", results, workers=options.workers, batch=options.batch)
+
+
+if __name__ == "__main__":
+    main()
