@@ -133,12 +133,13 @@ def answer_seconds(lease_seconds: float) -> float:
 
 
 def lift_limits(conn: sa.Connection) -> None:
-    """For statements that read or change every row, which may take long: no limits for the rest of this connection's
-    life."""
+    """For statements that read or change every row, which may take long: no limits for the rest of this transaction,
+    and none of the client's for the rest of its connection's life."""
     if not is_sqlite(conn):
-        conn.exec_driver_sql("SET statement_timeout = 0")
-        conn.exec_driver_sql("SET lock_timeout = 0")
-        conn.exec_driver_sql("SET idle_in_transaction_session_timeout = 0")
+        # LOCAL: behind a pooler the session is others' afterwards.
+        conn.exec_driver_sql("SET LOCAL statement_timeout = 0")
+        conn.exec_driver_sql("SET LOCAL lock_timeout = 0")
+        conn.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout = 0")
         driver: Any = conn.connection.driver_connection
         driver.limit_seconds = None
 
