@@ -56,7 +56,7 @@ def _claim_first(
 ) -> Sequence[Sequence[Any]]:
     if len(roots) == 1:
         place = {"of_root": roots[0], "of_priority": priority, "most": limit}
-        return conn.execute(_claim_of_one(conn), {"new_lease": lease.id, **place}).all()
+        return dialects.tuples(conn.execute(_claim_of_one(conn), {"new_lease": lease.id, **place}))
     queues = [_queue(conn, root, priority) for root in roots]
     return dialects.claim_first_of_all(conn, queues, limit, _taken(conn, lease.id), _CLAIMED)
 

@@ -558,6 +558,15 @@ def write_each(
     return changed(conn, statement, **columns, **parameters)
 
 
+def tuples(result: sa.CursorResult[Any]) -> Sequence[tuple[Any, ...]]:
+    """All rows as the driver gives them, where no type wants them changed: SQLAlchemy would make an object of
+    each."""
+    cursor: Any = result.cursor
+    rows: Sequence[tuple[Any, ...]] = cursor.fetchall()
+    result.close()
+    return rows
+
+
 _CHANGES = sa.select(sa.func.changes())
 
 

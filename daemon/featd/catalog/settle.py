@@ -161,22 +161,23 @@ def _settle_made(
 ) -> None:
     done: list[tuple[int, int, int, str]] = []
     raised: list[tuple[int, int, int, str]] = []
-    left: list[int | None] = []
+    left: list[int] = []
     for image, shard_row, content in made:
         if (row := rows.get(image.id)) is None:
             continue
         _, version, _, _, _, shard_id, _ = row  # by name takes ten times as long
-        left.append(shard_id)
+        if shard_id is not None:
+            left.append(shard_id)
         chosen = done if version == image.version else raised
         chosen.append((image.id, shard_row, image.version, content))
-    new_row = {**asdict(shard), "live_rows": len(left), "lease_id": lease.id}
+    new_row = {**asdict(shard), "live_rows": len(done) + len(raised), "lease_id": lease.id}
     shard_id = conn.execute(_add_shard(conn), new_row).scalar_one()
     for state, some in ((State.DONE, done), (State.PENDING, raised)):
         if some:
             settling = _settling_done(conn) if state is State.DONE else _settling_raised(conn)
             updated = dialects.write_each(conn, settling, some, lease=lease.id, new_shard=shard_id)
             changes.move(State.CLAIMED, state, updated)
-    live += [image_id for image_id, *_ in done]
+    live += [row[0] for row in done]
     leave_shards(conn, left)
 
 
