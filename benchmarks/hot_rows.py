@@ -11,11 +11,12 @@ vectors are made or written.
 from __future__ import annotations
 
 import multiprocessing
+import statistics
 import time
 from typing import Any
 
 import sqlalchemy as sa
-from measuring import compared, parser, report, tell
+from measuring import compared, parser, report, server_seconds, tell
 
 from catalog import IDENTITY, ROOT, begin, scan
 from featd.catalog import claim, connect, counters, dialects, migrate, settle
@@ -57,31 +58,35 @@ def worker(url: str, way: str, batch: int, ready: Any, until: Any, done: Any) ->
     engine.dispose()
 
 
-def run(url: str, way: str, options: Any) -> tuple[float, float]:
-    """Rows and transactions a second of all workers."""
+def run(server: PostgreSQL, way: str, options: Any) -> tuple[float, float, float]:
+    """Rows and transactions a second of all workers; microseconds of the server's processors for a row."""
     context = multiprocessing.get_context("fork")
     ready, done = context.Barrier(options.workers + 1), context.Queue()
     until = context.Value("d", float("inf"))
     processes = [
-        context.Process(target=worker, args=(url, way, options.batch, ready, until, done))
+        context.Process(target=worker, args=(server.url("run"), way, options.batch, ready, until, done))
         for _ in range(options.workers)
     ]
     for process in processes:
         process.start()
     ready.wait()
+    took_before = server_seconds(server)
     began = time.monotonic()
     until.value = began + options.seconds
     found = [done.get(timeout=60 + options.seconds) for _ in processes]
     seconds = time.monotonic() - began
+    took = server_seconds(server) - took_before
     for process in processes:
         process.join()
         assert process.exitcode == 0
-    return sum(rows for rows, _ in found) / seconds, 2 * sum(turns for _, turns in found) / seconds
+    rows, turns = (sum(column) for column in zip(*found, strict=True))
+    return rows / seconds, 2 * turns / seconds, took / rows * 1e6
 
 
 def measure(server: PostgreSQL, template: str, commit_ms: int, options: Any) -> dict[str, Any]:
     rates: dict[str, list[float]] = {way: [] for way in WAYS}
     transactions: list[float] = []
+    microseconds: list[float] = []
     deadlocks = 0
     for at in range(options.pairs):
         for way in WAYS:
@@ -91,9 +96,11 @@ def measure(server: PostgreSQL, template: str, commit_ms: int, options: Any) -> 
                 conn.exec_driver_sql(f"ALTER DATABASE run SET commit_delay = {commit_ms * 1000}")
                 conn.exec_driver_sql("ALTER DATABASE run SET commit_siblings = 0")
             engine.dispose()
-            rate, a_second = run(server.url("run"), way, options)
+            rate, a_second, of_server = run(server, way, options)
             rates[way].append(rate)
-            transactions += [a_second] if way == "slots" else []
+            if way == "slots":
+                transactions.append(a_second)
+                microseconds.append(of_server)
             with connect.reading(engine) as conn:
                 look = sa.text("SELECT deadlocks FROM pg_stat_database WHERE datname = 'run'")
                 deadlocks += conn.execute(look).scalar_one()
@@ -106,8 +113,9 @@ def measure(server: PostgreSQL, template: str, commit_ms: int, options: Any) -> 
         0.85,
         what="workers with counters against the same without, rows/s",
         commit_ms=commit_ms,
-        one_row=round(sorted(rates["one row"])[options.pairs // 2], 1),
-        transactions_a_second=round(sorted(transactions)[options.pairs // 2], 1),
+        one_row=round(statistics.median(rates["one row"]), 1),
+        transactions_a_second=round(statistics.median(transactions), 1),
+        server_microseconds_a_row=round(statistics.median(microseconds), 1),
         deadlocks=deadlocks,
     )
 
