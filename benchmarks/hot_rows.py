@@ -3,7 +3,8 @@
     python benchmarks/hot_rows.py [--workers 16] [--batch 64] [--seconds 3] [--pairs 5] [--commit-ms 0] [--commit-ms 10]
 
 Processes claim and settle for some seconds, each with a lease and a connection of its own, as featd's workers do:
-with the counters as they are; without counters; and with every counter in one row. Each run has a new copy of the same
+with the counters as they are; without counters; and with every counter in one row. Told are the rates, and which share
+of the connections at work waits for a lock, which a busy machine changes less. Each run has a new copy of the same
 database. `--commit-ms`: how long a COMMIT takes at least, by PostgreSQL's commit_delay with commit_siblings = 0. No
 vectors are made or written.
 """
@@ -13,12 +14,13 @@ from __future__ import annotations
 import multiprocessing
 import statistics
 import time
+from queue import SimpleQueue
 from typing import Any
 
 import sqlalchemy as sa
 from measuring import compared, parser, report, server_seconds, tell
 
-from catalog import IDENTITY, ROOT, begin, scan
+from catalog import IDENTITY, ROOT, begin, scan, work
 from featd.catalog import claim, connect, counters, dialects, migrate, settle
 from featd.catalog.settle import Made, Settlement
 from featd.states import RetryPolicy, SealedShard
@@ -58,8 +60,27 @@ def worker(url: str, way: str, batch: int, ready: Any, until: Any, done: Any) ->
     engine.dispose()
 
 
-def run(server: PostgreSQL, way: str, options: Any) -> tuple[float, float, float]:
-    """Rows and transactions a second of all workers; microseconds of the server's processors for a row."""
+LOOK = """SELECT count(*) FILTER (WHERE wait_event_type = 'Lock'), count(*) FROM pg_stat_activity
+    WHERE datname = 'run' AND state = 'active' AND pid <> pg_backend_pid()"""
+
+
+def waiting(server: PostgreSQL, done: Any, workers: int, seconds: float) -> float:
+    """The share of working connections that wait for a lock, until all workers are done."""
+    engine = connect.open_catalog(server.url("run"))
+    waits = working = 0
+    deadline = time.monotonic() + seconds + 60
+    while done.qsize() < workers and time.monotonic() < deadline:
+        with connect.reading(engine) as conn:
+            seen = conn.exec_driver_sql(LOOK).one()
+        waits, working = waits + seen[0], working + seen[1]
+        time.sleep(0.02)
+    engine.dispose()
+    return waits / max(working, 1)
+
+
+def run(server: PostgreSQL, way: str, options: Any) -> tuple[float, float, float, float]:
+    """Rows and transactions a second of all workers; microseconds of the server's processors for a row; the share of
+    connections that wait for a lock."""
     context = multiprocessing.get_context("fork")
     ready, done = context.Barrier(options.workers + 1), context.Queue()
     until = context.Value("d", float("inf"))
@@ -73,6 +94,7 @@ def run(server: PostgreSQL, way: str, options: Any) -> tuple[float, float, float
     took_before = server_seconds(server)
     began = time.monotonic()
     until.value = began + options.seconds
+    waits = waiting(server, done, options.workers, options.seconds)
     found = [done.get(timeout=60 + options.seconds) for _ in processes]
     seconds = time.monotonic() - began
     took = server_seconds(server) - took_before
@@ -80,11 +102,12 @@ def run(server: PostgreSQL, way: str, options: Any) -> tuple[float, float, float
         process.join()
         assert process.exitcode == 0
     rows, turns = (sum(column) for column in zip(*found, strict=True))
-    return rows / seconds, 2 * turns / seconds, took / rows * 1e6
+    return rows / seconds, 2 * turns / seconds, took / rows * 1e6, waits
 
 
 def measure(server: PostgreSQL, template: str, commit_ms: int, options: Any) -> dict[str, Any]:
     rates: dict[str, list[float]] = {way: [] for way in WAYS}
+    waited: dict[str, list[float]] = {way: [] for way in WAYS}
     transactions: list[float] = []
     microseconds: list[float] = []
     deadlocks = 0
@@ -96,8 +119,9 @@ def measure(server: PostgreSQL, template: str, commit_ms: int, options: Any) -> 
                 conn.exec_driver_sql(f"ALTER DATABASE run SET commit_delay = {commit_ms * 1000}")
                 conn.exec_driver_sql("ALTER DATABASE run SET commit_siblings = 0")
             engine.dispose()
-            rate, a_second, of_server = run(server, way, options)
+            rate, a_second, of_server, waits = run(server, way, options)
             rates[way].append(rate)
+            waited[way].append(waits)
             if way == "slots":
                 transactions.append(a_second)
                 microseconds.append(of_server)
@@ -116,6 +140,7 @@ def measure(server: PostgreSQL, template: str, commit_ms: int, options: Any) -> 
         one_row=round(statistics.median(rates["one row"]), 1),
         transactions_a_second=round(statistics.median(transactions), 1),
         server_microseconds_a_row=round(statistics.median(microseconds), 1),
+        waiting_for_locks={way: round(statistics.median(waited[way]), 3) for way in WAYS},
         deadlocks=deadlocks,
     )
 
@@ -135,6 +160,8 @@ def main() -> None:
         migrate.upgrade(engine)
         scan(engine, options.rows)
         engine.dispose()
+        # The first settle sets the fingerprint, for which all others would wait.
+        work(server.url(template), "first", 1, SimpleQueue())
         results = [measure(server, template, ms, options) for ms in options.commit_ms or (0, 10)]
     finally:
         server.close()
