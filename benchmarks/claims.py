@@ -78,7 +78,11 @@ def raw(url: str, engine: sa.Engine) -> Any:
         return pooled.driver_connection
     parsed = sa.make_url(url)
     return psycopg.connect(
-        host=parsed.query["host"], dbname=parsed.database, user=parsed.username, autocommit=True
+        host=parsed.query["host"],
+        port=parsed.port,
+        dbname=parsed.database,
+        user=parsed.username,
+        autocommit=True,
     )
 
 

@@ -60,24 +60,27 @@ class Databases:
 
     def server_seconds(self) -> float:
         """Seconds of processors that the server has taken so far, with those of its connections."""
-        if self._server is None:
-            return 0.0
-        head = int((self._server.home / "data/postmaster.pid").read_text().split()[0])
-        total = 0
-        for entry in Path("/proc").iterdir():
-            try:
-                fields = (entry / "stat").read_text().rpartition(")")[2].split()
-            except (OSError, NotADirectoryError):
-                continue
-            if entry.name == str(head):
-                total += sum(map(int, fields[11:15]))
-            elif fields[1] == str(head):
-                total += sum(map(int, fields[11:13]))
-        return total / os.sysconf("SC_CLK_TCK")
+        return 0.0 if self._server is None else server_seconds(self._server)
 
     def close(self) -> None:
         if self._server is not None:
             self._server.close()
+
+
+def server_seconds(server: PostgreSQL) -> float:
+    """Seconds of processors that the server has taken so far, with those of its connections."""
+    head = int((server.home / "data/postmaster.pid").read_text().split()[0])
+    total = 0
+    for entry in Path("/proc").iterdir():
+        try:
+            fields = (entry / "stat").read_text().rpartition(")")[2].split()
+        except (OSError, NotADirectoryError):
+            continue
+        if entry.name == str(head):
+            total += sum(map(int, fields[11:15]))
+        elif fields[1] == str(head):
+            total += sum(map(int, fields[11:13]))
+    return total / os.sysconf("SC_CLK_TCK")
 
 
 @contextmanager

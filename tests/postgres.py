@@ -67,7 +67,7 @@ class PostgreSQL:
             "-w",
         ]
         options = f"-c listen_addresses={'*' if network else ''} -c unix_socket_directories={self.home}"
-        options += f" -c fsync={'on' if durable else 'off'} -c max_connections=60 -c port={port}"
+        options += f" -c fsync={'on' if durable else 'off'} -c max_connections=100 -c port={port}"
         self._run("-o", options, "start")
         self._admin = sa.create_engine(
             self.url("postgres"), isolation_level="AUTOCOMMIT", poolclass=sa.NullPool
@@ -119,6 +119,10 @@ class PostgreSQL:
         for one in (pid, *map(int, children)):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(one, signal.SIGKILL)
+
+    def log(self) -> str:
+        """What the server has told so far."""
+        return (self.home / "log").read_text()
 
     def restart_at_once(self) -> None:
         """As after a crash of the server: every connection breaks, transactions under way are lost."""

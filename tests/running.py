@@ -21,10 +21,11 @@ import numpy as np
 import sqlalchemy as sa
 
 from featd import config, daemon
-from featd.catalog import connect, leases, live, schema
+from featd.catalog import connect, counters, leases, live, schema
 from featd.index.update import Keeper
 from featd.shards.checksum import checksum
 from featd.shards.read import ShardReader
+from featd.states import State
 
 FEATD = (sys.executable, "-m", "featd_cli.main")
 WITHOUT_ROOTS_POWER = (
@@ -273,15 +274,15 @@ def check_promise(instance: Instance) -> Counter[str]:
         with connect.reading(catalog) as conn:
             images = list(conn.execute(sa.select(schema.images)))
             shards = {row.id: row for row in conn.execute(sa.select(schema.shards))}
-            settings = {row.name: row.number for row in conn.execute(sa.select(schema.settings))}
+            counted = counters.counts(conn)
             open_leases = list(
                 conn.execute(sa.select(schema.leases).where(schema.leases.c.ended_at.is_(None)))
             )
     finally:
         catalog.dispose()
     states = Counter(row.state for row in images)
-    for state in ("pending", "claimed", "done", "failed", "gone"):
-        assert settings[f"count.{state}"] == states[state], f"the counter of {state} is wrong"
+    for state in State:
+        assert counted[state] == states[state], f"the counter of {state} is wrong"
     assert states["claimed"] == 0 or open_leases, "rows are claimed although no lease is open"
     named = Counter(row.shard_id for row in images if row.shard_id is not None)
     keys = {}

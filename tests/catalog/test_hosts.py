@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from typing import Any
 
+import pytest
 import sqlalchemy as sa
 
 from featd.catalog import connect, hosts
@@ -86,6 +87,23 @@ def test_of_many_that_come_at_once_one_gets_each(desk: Any) -> None:
         thread.join()
     assert sorted(map(len, got)) == [0] * 7 + [20]
     assert len(set(desk.do(hosts.duty_holders).values())) == 1
+
+
+def test_who_has_no_duty_waits_for_nobody(desk: Any) -> None:
+    if desk.is_sqlite:
+        pytest.skip("SQLite has one writer at a time")
+    take(desk, "a", SCAN)
+    with desk.engine.connect().execution_options(write=True) as renews:
+        transaction = renews.begin()
+        assert hosts.take_duties(renews, [SCAN], "a", 60.0) == {SCAN}
+
+        def look(conn: sa.Connection) -> set[str]:
+            conn.exec_driver_sql("SET LOCAL lock_timeout = '5s'")
+            return hosts.take_duties(conn, [SCAN], "b", 60.0)
+
+        with connect.reading(desk.engine) as conn:
+            assert look(conn) == set()
+        transaction.commit()
 
 
 def test_asks_are_counted_for_each_duty_and_never_lost(desk: Any) -> None:

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from featd.catalog import settle
+from featd.catalog import counters, settle
+from featd.catalog.counters import StateChanges
 from featd.catalog.leases import InHand
 from featd.catalog.schema import images
 from featd.catalog.schema import leases as lease_table
@@ -133,8 +134,7 @@ def test_done_forgives(desk: Any) -> None:
     lease = desk.lease()
     desk.settle(lease, desk.claim(lease))
     desk.execute(sa.update(images).values(state="pending"))  # its shard was found bad
-    desk.execute(sa.text("UPDATE settings SET number = 1 WHERE name = 'count.pending'"))
-    desk.execute(sa.text("UPDATE settings SET number = 0 WHERE name = 'count.done'"))
+    desk.do(counters.apply, StateChanges({State.DONE: -1, State.PENDING: 1}))
     _die(desk, Kind.KILLED)
     assert desk.state("x.jpg") is State.PENDING
 

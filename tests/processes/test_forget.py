@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import sqlalchemy as sa
 
-from featd.catalog import connect, corrections, enqueue, forget, leases, schema, values
+from featd.catalog import connect, corrections, counters, enqueue, forget, leases, schema, values
 from featd.catalog.enqueue import FoundFile
 from featd.catalog.forget import Target
 from featd.catalog.settle import Settlement
@@ -107,9 +107,9 @@ def check_counts(filled: Filled) -> None:
     counted = {shard.id: shard.live_rows for shard in rows(filled, schema.shards) if shard.live_rows}
     assert counted == named
     with connect.reading(filled.catalog) as conn:
-        numbers = {row.name: row.number for row in conn.execute(sa.select(schema.settings))}
+        counted = counters.counts(conn)
     for state in State:
-        assert numbers[f"count.{state}"] == sum(image.state == state for image in images), state
+        assert counted[state] == sum(image.state == state for image in images), state
 
 
 def new_version(filled: Filled, *paths: str) -> None:

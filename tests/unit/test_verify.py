@@ -15,9 +15,10 @@ import pytest
 import sqlalchemy as sa
 
 from featd import clock
-from featd.catalog import connect, repair, verify
+from featd.catalog import connect, counters, repair, verify
 from featd.catalog.schema import images, leases, settings, shards
 from featd.shards.store import MARKER, unknown_folder
+from featd.states import State
 from featd.verify import vectors
 from featd_cli.main import main
 from filled import Filled
@@ -108,8 +109,8 @@ def test_small_pages_find_the_same(
 
 def test_wrong_counters_and_live_rows_are_recounted(filled: Filled, check: Any) -> None:
     """A check that trusts the catalog's counters finds nothing here."""
-    execute(filled, sa.update(settings).where(settings.c.name == "count.done").values(number=40))
-    execute(filled, sa.update(settings).where(settings.c.name == "count.gone").values(number=-2))
+    record(filled, State.DONE, 40)
+    record(filled, State.GONE, -2)
     execute(filled, sa.update(shards).where(shards.c.id == 3).values(live_rows=0))
     execute(filled, sa.update(shards).where(shards.c.id == 4).values(live_rows=9))
     paths(filled)[2].unlink()
@@ -129,6 +130,14 @@ def test_wrong_counters_and_live_rows_are_recounted(filled: Filled, check: Any) 
     assert check("--json").document["sound"] is True
 
 
+def record(filled: Filled, state: State, number: int) -> None:
+    """The counter of `state`, however many rows it has, becomes this."""
+    with connect.reading(filled.catalog) as conn:
+        change = number - counters.counts(conn)[state]
+    row = sa.update(settings).where(settings.c.name == f"count.{state}")
+    execute(filled, row.values(number=settings.c.number + change))
+
+
 def shard_name(filled: Filled, shard_id: int) -> str:
     with connect.reading(filled.catalog) as conn:
         return str(conn.scalar(sa.select(shards.c.name).where(shards.c.id == shard_id)))
@@ -136,7 +145,7 @@ def shard_name(filled: Filled, shard_id: int) -> str:
 
 def test_a_recount_beside_work_is_exact(filled: Filled, monkeypatch: pytest.MonkeyPatch) -> None:
     """Work goes on between the count and its correction; and two repairs do not add twice."""
-    execute(filled, sa.update(settings).where(settings.c.name == "count.done").values(number=40))
+    record(filled, State.DONE, 40)
     execute(filled, sa.update(shards).where(shards.c.id == 4).values(live_rows=9))
     real = repair._add  # noqa: SLF001
     turns = []
@@ -164,7 +173,7 @@ def test_a_recount_beside_work_is_exact(filled: Filled, monkeypatch: pytest.Monk
     monkeypatch.setattr(verify, "recount", real_recount)
     with connect.reading(filled.catalog) as conn:
         assert not verify.recount(conn)
-        assert conn.scalar(sa.select(settings.c.number).where(settings.c.name == "count.done")) == 38
+        assert counters.counts(conn)[State.DONE] == 38
 
 
 WRONG_ROWS: dict[str, Any] = {
@@ -227,8 +236,8 @@ def test_a_retired_shard_and_one_that_no_image_names_are_no_faults(filled: Fille
     execute(filled, sa.update(images).where(images.c.shard_id.in_([1, 2])).values(**gone))
     execute(filled, sa.update(shards).where(shards.c.id.in_([1, 2])).values(live_rows=0))
     execute(filled, sa.update(shards).where(shards.c.id == 1).values(retired=clock.utcnow()))
-    execute(filled, sa.update(settings).where(settings.c.name == "count.done").values(number=30))
-    execute(filled, sa.update(settings).where(settings.c.name == "count.pending").values(number=6))
+    record(filled, State.DONE, 30)
+    record(filled, State.PENDING, 6)
     first.unlink()
     second.write_bytes(second.read_bytes()[:-1])
     found = check("--json")

@@ -30,7 +30,7 @@ def filled(tmp_path: Path, database_url: str) -> Iterator[Filled]:
     for part in (range(3), range(3, 6)):
         made.enqueue([f"{n}.jpg" for n in part])
         shard, rows = made.seal(made.claim()[::-1])
-        made.settle(Settlement(shard, [replace(one, content="c" + one.image.path[0]) for one in rows]))
+        made.settle(Settlement(shard, [one._replace(content="c" + one.image.path[0]) for one in rows]))
     ids = [row.id for row in rows_of(made, schema.images) if row.path < "4"]
     connect.transact(made.catalog, enqueue.mark_gone, ids, "vanished")
     yield made

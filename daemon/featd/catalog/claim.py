@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
 import sqlalchemy as sa
@@ -13,11 +14,13 @@ from featd.catalog.enqueue import FoundFile
 from featd.catalog.schema import images, in_state
 from featd.states import PRIORITIES, ClaimedImage, Lease, State
 
-_CLAIMED = tuple(
-    images.c[
-        "id", "root", "path", "size", "mtime_ns", "version", "priority", "suspect", "content", "shard_id"
-    ]
+_CLAIMED = (
+    *images.c["id", "root", "path", "size", "mtime_ns", "version", "priority"],
+    # Else SQLAlchemy looks at each value of each row, for the sake of this one.
+    sa.type_coerce(images.c.suspect, sa.Integer),
+    *images.c["content", "shard_id"],
 )
+_ID = itemgetter(0)
 
 GROUP_ROOTS = 16
 """How many roots' queues one statement merges: each adds to the time that the database plans for."""
@@ -37,17 +40,36 @@ def claim(
         return []
     claimed: list[ClaimedImage] = []
     lacked, seeks = corrections.requeued(conn), gone.any_kept(conn)
-    values = {"state": State.CLAIMED, "lease_id": lease.id, "updated_at": dialects.now(conn)}
     # One walk of the claim index per priority and root, from its first due row to its last and no further.
     for priority in priorities:
         for group in _groups(conn, roots, priority):
             if (wanted := limit - len(claimed)) <= 0:
                 break
-            queues = [_queue(conn, root, priority) for root in group]
-            rows = dialects.claim_first(conn, queues, wanted, values, _CLAIMED)
-            claimed += sorted((_claimed(row, lacked, seeks) for row in rows), key=lambda image: image.id)
+            rows = _claim_first(conn, lease, group, priority, wanted)
+            claimed += [_claimed(row, lacked, seeks) for row in sorted(rows, key=_ID)]
     counters.apply(conn, StateChanges({State.PENDING: -len(claimed), State.CLAIMED: len(claimed)}))
     return claimed
+
+
+def _claim_first(
+    conn: sa.Connection, lease: Lease, roots: Sequence[str], priority: int, limit: int
+) -> Sequence[Sequence[Any]]:
+    if len(roots) == 1:
+        place = {"of_root": roots[0], "of_priority": priority, "most": limit}
+        return dialects.tuples(conn.execute(_claim_of_one(conn), {"new_lease": lease.id, **place}))
+    queues = [_queue(conn, root, priority) for root in roots]
+    return dialects.claim_first_of_all(conn, queues, limit, _taken(conn, lease.id), _CLAIMED)
+
+
+@dialects.once
+def _claim_of_one(conn: sa.Connection) -> sa.Update:
+    queue = _queue(conn, sa.bindparam("of_root"), sa.bindparam("of_priority"))
+    most = sa.bindparam("most", type_=sa.Integer)
+    return dialects.claim_first(conn, queue, most, _taken(conn, sa.bindparam("new_lease")), _CLAIMED)
+
+
+def _taken(conn: sa.Connection, lease_id: int | sa.BindParameter[int]) -> dict[str, Any]:
+    return {"state": State.CLAIMED, "lease_id": lease_id, "updated_at": dialects.now(conn)}
 
 
 def claim_at(conn: sa.Connection, lease: Lease, root: str, found: Sequence[FoundFile]) -> list[ClaimedImage]:
@@ -61,9 +83,8 @@ def claim_at(conn: sa.Connection, lease: Lease, root: str, found: Sequence[Found
     pending = sa.select(*_CLAIMED).where(dialects.has_id(conn, ids), images.c.state == State.PENDING)
     rows = conn.execute(dialects.lock_rows(conn, pending.order_by(images.c.id))).all()
     rows = [row for row in rows if files[row.path] == (row.size, row.mtime_ns)]
-    values = {"state": State.CLAIMED, "lease_id": lease.id, "updated_at": dialects.now(conn)}
     which = dialects.has_id(conn, [row.id for row in rows])
-    conn.execute(sa.update(images).where(which).values(**values))
+    conn.execute(sa.update(images).where(which).values(**_taken(conn, lease.id)))
     lacked = corrections.requeued(conn)
     counters.apply(conn, StateChanges({State.PENDING: -len(rows), State.CLAIMED: len(rows)}))
     return [_claimed(row, lacked, True) for row in rows]
@@ -72,10 +93,14 @@ def claim_at(conn: sa.Connection, lease: Lease, root: str, found: Sequence[Found
 def _claimed(row: Sequence[Any], lacked: Mapping[str, int], seeks: bool) -> ClaimedImage:
     # Not in SQL: SQLite 3.40 can evaluate NULL as NOT NULL in the RETURNING of an UPDATE.
     image_id, root, path, size, mtime_ns, version, priority, suspect, content, shard_id = row
-    known_content = None if shard_id is None else content
-    lacks = tuple(name for name, newest in lacked.items() if shard_id is not None and shard_id <= newest)
-    return ClaimedImage(
-        image_id, root, path, size, mtime_ns, version, priority, suspect, known_content, seeks, lacks
+    lacks: tuple[str, ...] = ()
+    if shard_id is None:
+        content = None
+    elif lacked:
+        lacks = tuple(name for name, newest in lacked.items() if shard_id <= newest)
+    # _make: half the time of a call with as many arguments, and each image is one.
+    return ClaimedImage._make(
+        (image_id, root, path, size, mtime_ns, version, priority, suspect == 1, content, seeks, lacks)
     )
 
 
@@ -91,7 +116,9 @@ def _groups(conn: sa.Connection, roots: Sequence[str], priority: int) -> Iterato
         yield roots[at : at + GROUP_ROOTS]
 
 
-def _queue(conn: sa.Connection, root: str | sa.ColumnElement[str], priority: int) -> sa.Select[Any]:
+def _queue(
+    conn: sa.Connection, root: str | sa.ColumnElement[str], priority: int | sa.ColumnElement[int]
+) -> sa.Select[Any]:
     """The due rows of one root and priority, in the order of `ix_images_claim`."""
     return (
         sa.select(images.c.id, images.c.not_before)

@@ -6,11 +6,12 @@ import contextlib
 import json
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
@@ -20,6 +21,8 @@ from featd import clock
 from featd.catalog.schema import Moment, images, in_state
 from featd.errors import ConfigError
 from featd.states import State
+
+T = TypeVar("T")
 
 DRIVERS = {
     "sqlite": "sqlite",
@@ -130,12 +133,13 @@ def answer_seconds(lease_seconds: float) -> float:
 
 
 def lift_limits(conn: sa.Connection) -> None:
-    """For statements that read or change every row, which may take long: no limits for the rest of this connection's
-    life."""
+    """For statements that read or change every row, which may take long: no limits for the rest of this transaction,
+    and none of the client's for the rest of its connection's life."""
     if not is_sqlite(conn):
-        conn.exec_driver_sql("SET statement_timeout = 0")
-        conn.exec_driver_sql("SET lock_timeout = 0")
-        conn.exec_driver_sql("SET idle_in_transaction_session_timeout = 0")
+        # LOCAL: behind a pooler the session is others' afterwards.
+        conn.exec_driver_sql("SET LOCAL statement_timeout = 0")
+        conn.exec_driver_sql("SET LOCAL lock_timeout = 0")
+        conn.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout = 0")
         driver: Any = conn.connection.driver_connection
         driver.limit_seconds = None
 
@@ -259,16 +263,22 @@ def look_at_server(conn: sa.Connection) -> Server:
 # Time
 
 
+# On SQLite the time is a parameter, read whenever the statement is executed: so a statement can be built once.
+_NOW: sa.BindParameter[Any] = sa.bindparam("catalog_now", type_=Moment, callable_=lambda: clock.utcnow())
+_LEASE_NOW: sa.BindParameter[float] = sa.bindparam(
+    "catalog_lease_now", type_=sa.Double, callable_=lambda: clock.boottime()
+)
+_BOOT: sa.BindParameter[str] = sa.bindparam("catalog_boot", type_=sa.Text, callable_=lambda: clock.boot_id())
+
+
 def now(conn: sa.Connection) -> sa.ColumnElement[Any]:
-    """Now, by the catalog's clock."""
-    if is_sqlite(conn):
-        return sa.literal(clock.utcnow(), Moment)
-    return sa.func.clock_timestamp(type_=Moment)
+    """The time at which the statement is executed, by the catalog's clock."""
+    return _NOW if is_sqlite(conn) else sa.func.clock_timestamp(type_=Moment)
 
 
 def now_once(conn: sa.Connection) -> sa.ColumnElement[Any]:
     """Now, read once per statement: PostgreSQL cannot use an index with a clock that moves while it scans."""
-    return later_once(conn, 0.0)
+    return _NOW if is_sqlite(conn) else sa.select(now(conn)).scalar_subquery()
 
 
 def later_once(conn: sa.Connection, seconds: float) -> sa.ColumnElement[Any]:
@@ -289,7 +299,7 @@ def later(conn: sa.Connection, seconds: float) -> sa.ColumnElement[Any]:
 def lease_now(conn: sa.Connection) -> sa.ColumnElement[float]:
     """Now on the clock of leases, in seconds. Setting the wall clock does not expire a lease."""
     if is_sqlite(conn):
-        return sa.literal(clock.boottime(), sa.Double)
+        return _LEASE_NOW
     return sa.cast(sa.extract("epoch", sa.func.clock_timestamp()), sa.Double)
 
 
@@ -300,7 +310,31 @@ def boot_id(conn: sa.Connection) -> str | None:
     return clock.boot_id() if is_sqlite(conn) else conn.connection.info.get(_TIMELINE)
 
 
+def this_boot(conn: sa.Connection) -> sa.ColumnElement[str] | None:
+    """The same for a statement that is built once."""
+    if is_sqlite(conn):
+        return _BOOT
+    timeline = boot_id(conn)
+    return None if timeline is None else sa.literal(timeline, sa.Text)
+
+
 # Statements
+
+
+def once(build: Callable[[sa.Connection], T]) -> Callable[[sa.Connection], T]:
+    """For a function that builds a statement: it is called once for each kind of database and timeline, and not each
+    time that the statement is executed. What differs from time to time are parameters. SQLAlchemy takes 0.1 to 0.5 ms
+    to build one."""
+    built: dict[tuple[str, str | None], T] = {}
+
+    @wraps(build)
+    def statement(conn: sa.Connection) -> T:
+        kind = conn.dialect.name, conn.connection.info.get(_TIMELINE)
+        if kind not in built:
+            built[kind] = build(conn)
+        return built[kind]
+
+    return statement
 
 
 def insert_if_new(conn: sa.Connection, table: sa.Table, keys: Sequence[str]) -> Any:
@@ -331,6 +365,20 @@ def upsert(conn: sa.Connection, table: sa.Table, keys: Sequence[str], values: di
     return statement.on_conflict_do_update(index_elements=list(keys), set_=changed)
 
 
+def add_up(conn: sa.Connection, table: sa.Table, key: str, number: str, rows: sa.Select[Any]) -> sa.Insert:
+    """INSERT the (key, number) that `rows` selects, or add the number to that of the row with the same key."""
+    dialect: Any = sqlite if is_sqlite(conn) else postgresql
+    statement = dialect.insert(table).from_select([key, number], rows)
+    total = table.c[number] + statement.excluded[number]
+    return statement.on_conflict_do_update(index_elements=[key], set_={number: total})  # type: ignore[no-any-return]
+
+
+def slot(conn: sa.Connection, slots: int) -> sa.ColumnElement[str] | None:
+    """The number, below `slots`, of this connection's slot among those that write at once; None on SQLite, where only
+    one writes at a time."""
+    return None if is_sqlite(conn) else sa.cast(sa.func.pg_backend_pid() % slots, sa.Text)
+
+
 def rows_of(
     conn: sa.Connection,
     name: str,
@@ -338,7 +386,22 @@ def rows_of(
     rows: Iterable[Sequence[Any]],
 ) -> sa.FromClause:
     """A derived table of `rows`, sent as one JSON document: one statement for any number of rows."""
-    document = sa.bindparam(f"{name}_rows", json.dumps(list(rows), ensure_ascii=False), sa.Text, unique=True)
+    document = sa.bindparam(f"{name}_rows", as_document(rows), sa.Text, unique=True)
+    return rows_in(conn, name, columns, document)
+
+
+def as_document(rows: Iterable[Sequence[Any]]) -> str:
+    """`rows` as `rows_in` wants them."""
+    return json.dumps(list(rows), ensure_ascii=False)
+
+
+def rows_in(
+    conn: sa.Connection,
+    name: str,
+    columns: dict[str, sa.types.TypeEngine[Any]],
+    document: sa.BindParameter[str],
+) -> sa.FromClause:
+    """The same for a statement that is built once: the rows are in the parameter `document`."""
     if is_sqlite(conn):
         each = sa.func.json_each(document).table_valued("value", name=f"{name}_each")
         picked = [
@@ -359,14 +422,26 @@ def rows_of(
 
 def has_id(conn: sa.Connection, ids: Sequence[int]) -> sa.ColumnElement[bool]:
     """`images.id` is one of `ids` (any number of them)."""
+    return _is_among(conn, sa.bindparam("ids", as_ids(conn, ids), _type_of_ids(conn), unique=True))
+
+
+def has_given_id(conn: sa.Connection) -> sa.ColumnElement[bool]:
+    """The same for a statement that is built once: the ids are in its parameter `given_ids`, by `as_ids`."""
+    return _is_among(conn, sa.bindparam("given_ids", type_=_type_of_ids(conn)))
+
+
+def as_ids(conn: sa.Connection, ids: Sequence[int]) -> Any:
+    return json.dumps(list(ids)) if is_sqlite(conn) else list(ids)
+
+
+def _type_of_ids(conn: sa.Connection) -> sa.types.TypeEngine[Any]:
+    return sa.Text() if is_sqlite(conn) else postgresql.ARRAY(sa.BigInteger)
+
+
+def _is_among(conn: sa.Connection, ids: sa.BindParameter[Any]) -> sa.ColumnElement[bool]:
     if is_sqlite(conn):
-        each = sa.func.json_each(
-            sa.bindparam("ids", json.dumps(list(ids)), sa.Text, unique=True)
-        ).table_valued("value")
-        return images.c.id.in_(sa.select(each.c.value))
-    return images.c.id == sa.any_(
-        sa.bindparam("ids", list(ids), postgresql.ARRAY(sa.BigInteger), unique=True)
-    )
+        return images.c.id.in_(sa.select(sa.func.json_each(ids).table_valued("value").c.value))
+    return images.c.id == sa.any_(ids)
 
 
 def overwrite_deleted(conn: sa.Connection) -> None:
@@ -390,24 +465,33 @@ def lock_images(conn: sa.Connection, *where: sa.ColumnElement[bool]) -> None:
 
 def claim_first(
     conn: sa.Connection,
+    queue: sa.Select[Any],
+    limit: sa.ColumnElement[int],
+    values: dict[str, Any],
+    returning: Sequence[Any],
+) -> sa.sql.dml.ReturningUpdate[Any]:
+    """An UPDATE of the first `limit` images of a queue, skipping those that another claim has locked. `queue` selects
+    id and not_before of pending rows and orders by them."""
+    update = sa.update(images).values(**values).returning(*returning)
+    first = queue.with_only_columns(images.c.id).limit(limit)
+    if is_sqlite(conn):
+        return update.where(images.c.id.in_(first))
+    locked = first.with_for_update(skip_locked=True)
+    return update.where(images.c.id == sa.any_(sa.func.array(locked.scalar_subquery())))
+
+
+def claim_first_of_all(
+    conn: sa.Connection,
     queues: Sequence[sa.Select[Any]],
     limit: int,
     values: dict[str, Any],
     returning: Sequence[Any],
 ) -> list[Any]:
-    """UPDATE the first `limit` images of all `queues` together, skipping those that another claim has locked.
-
-    Each of `queues` selects id and not_before of pending rows and orders by them.
-    """
+    """The same with the first `limit` images of all `queues` together: executes it."""
     update = sa.update(images).values(**values).returning(*returning)
     if is_sqlite(conn):
         first = _first(queues, limit)
         return list(conn.execute(update.where(images.c.id.in_(sa.select(first.c.id)))).all())
-    if len(queues) == 1:
-        locked = queues[0].with_only_columns(images.c.id).limit(limit).with_for_update(skip_locked=True)
-        return list(
-            conn.execute(update.where(images.c.id == sa.any_(sa.func.array(locked.scalar_subquery()))))
-        )
     # PostgreSQL does not allow FOR UPDATE over a UNION: find the first rows, lock those that are free, and continue
     # behind them to make up for those that others had locked.
     claimed: list[Any] = []
@@ -454,33 +538,62 @@ def update_each(
 
     Returns how many were updated. One statement for any number of rows.
     """
-    if not rows:
-        return 0
-    rows = sorted(rows)
+    return write_each(conn, updating_each(conn, where, per_row, values), rows) if rows else 0
+
+
+def updating_each(
+    conn: sa.Connection, where: sa.ColumnElement[bool], per_row: Sequence[str], values: dict[str, Any]
+) -> sa.Update:
+    """The statement of `update_each`, for `write_each`."""
     if is_sqlite(conn):
-        given = rows_of(conn, "given", {name: images.c[name].type for name in ("id", *per_row)}, rows)
+        document: sa.BindParameter[str] = sa.bindparam("each_rows", type_=sa.Text)
+        given = rows_in(conn, "given", {name: images.c[name].type for name in ("id", *per_row)}, document)
         own: dict[str, Any] = {column: given.c[column] for column in per_row}
         statement = sa.update(images).where(images.c.id == given.c.id, where)
     else:
         # Measured: UPDATE ... FROM unnest() flips to a bad plan on small tables; a binary search in a sorted
         # array parameter does not.
-        ids = sa.bindparam("each_ids", [row[0] for row in rows], postgresql.ARRAY(sa.BigInteger))
+        ids: sa.BindParameter[Any] = sa.bindparam("each_0", type_=postgresql.ARRAY(sa.BigInteger))
         at = sa.func.width_bucket(images.c.id, ids)
         own = {}
         for index, column in enumerate(per_row, start=1):
             array = postgresql.ARRAY(images.c[column].type)
-            listed = sa.bindparam(f"each_{column}", [row[index] for row in rows], array)
+            listed: sa.BindParameter[Any] = sa.bindparam(f"each_{index}", type_=array)
             own[column] = sa.type_coerce(Grouping(listed), array)[at]
         statement = sa.update(images).where(images.c.id == sa.any_(ids), where)
-    return changed(conn, statement.values(**own, **values))
+    return statement.values(**own, **values)
 
 
-def changed(conn: sa.Connection, statement: Any) -> int:
+def write_each(
+    conn: sa.Connection, statement: sa.Update, rows: Sequence[tuple[int, *tuple[Any, ...]]], **parameters: Any
+) -> int:
+    """Execute what `updating_each` made, for these rows; how many it wrote."""
+    rows = sorted(rows)
+    if is_sqlite(conn):
+        return changed(conn, statement, each_rows=as_document(rows), **parameters)
+    columns = {f"each_{at}": list(column) for at, column in enumerate(zip(*rows, strict=True))}
+    return changed(conn, statement, **columns, **parameters)
+
+
+def tuples(result: sa.CursorResult[Any]) -> Sequence[tuple[Any, ...]]:
+    """All rows as the driver gives them, where no type wants them changed: SQLAlchemy would make an object of
+    each."""
+    cursor: Any = result.cursor
+    rows: Sequence[tuple[Any, ...]] = cursor.fetchall()
+    result.close()
+    return rows
+
+
+_CHANGES = sa.select(sa.func.changes())
+
+
+def changed(conn: sa.Connection, statement: Any, **parameters: Any) -> int:
     """Execute one INSERT or UPDATE; how many rows it wrote."""
-    result: sa.CursorResult[Any] = conn.execute(statement.execution_options(preserve_rowcount=True))
+    options = {"preserve_rowcount": True}
+    result: sa.CursorResult[Any] = conn.execute(statement, parameters or None, execution_options=options)
     if is_sqlite(conn):
         # Python's sqlite3 counts no rows of a statement that begins with WITH.
-        return int(conn.execute(sa.select(sa.func.changes())).scalar_one())
+        return int(conn.execute(_CHANGES).scalar_one())
     return result.rowcount
 
 

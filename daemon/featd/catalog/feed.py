@@ -81,7 +81,12 @@ class Changes:
 def note(conn: sa.Connection, image_ids: Collection[int]) -> None:
     """The vectors of these images become live or other ones, or are live no more. In the transaction that does it."""
     if image_ids:
-        conn.execute(sa.insert(feed).values(image_ids=sorted(image_ids), at=dialects.now(conn)))
+        conn.execute(_note(conn), {"image_ids": sorted(image_ids)})
+
+
+@dialects.once
+def _note(conn: sa.Connection) -> sa.Insert:
+    return sa.insert(feed).values(at=dialects.now(conn))
 
 
 def is_numbered(conn: sa.Connection) -> bool:

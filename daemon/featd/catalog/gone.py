@@ -26,14 +26,13 @@ class KeptVector:
 
 _KEPT = images.alias("kept")
 """Made once: SQLAlchemy takes a millisecond for it."""
+# Not IS NOT NULL, for which SQLite reads the whole index.
+_ANY_KEPT = sa.select(sa.literal(1)).where(in_state(State.GONE), images.c.content > "").limit(1)
 
 
 def any_kept(conn: sa.Connection) -> bool:
     """Whether an image that is gone had a vector. Costs one look into an index."""
-    # Not IS NOT NULL, for which SQLite reads the whole index.
-    return (
-        conn.scalar(sa.select(sa.literal(1)).where(in_state(State.GONE), images.c.content > "").limit(1)) == 1
-    )
+    return conn.scalar(_ANY_KEPT) == 1
 
 
 def kept_vectors(conn: sa.Connection, contents: Collection[str]) -> dict[str, KeptVector]:

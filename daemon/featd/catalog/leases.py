@@ -82,11 +82,14 @@ def hold(conn: sa.Connection, lease: Lease) -> None:
 
     This comes first in every transaction of a worker: nobody can end the lease until the transaction is over.
     """
-    held = conn.execute(
-        dialects.lock_rows(conn, sa.select(leases.c.id).where(is_live(conn), *_mine(lease)))
-    ).first()
-    if held is None:
+    if conn.execute(_hold(conn), {"lease": lease.id, "of_token": lease.token}).first() is None:
         raise LeaseLostError(f"lease {lease.id} has ended or expired: its rows belong to others now")
+
+
+@dialects.once
+def _hold(conn: sa.Connection) -> sa.Select[Any]:
+    mine = (leases.c.id == sa.bindparam("lease"), leases.c.token == sa.bindparam("of_token"))
+    return dialects.lock_rows(conn, sa.select(leases.c.id).where(is_live(conn), *mine))
 
 
 def renew(conn: sa.Connection, lease: Lease, lease_seconds: float, shares: dict[str, Any]) -> None:
@@ -214,7 +217,7 @@ def _mine(lease: Lease) -> tuple[sa.ColumnElement[bool], ...]:
 def is_live(conn: sa.Connection) -> sa.ColumnElement[bool]:
     """Of a row of `leases`: it has neither ended nor expired."""
     live = leases.c.ended_at.is_(None) & (leases.c.expires_at > dialects.lease_now(conn))
-    boot = dialects.boot_id(conn)
+    boot = dialects.this_boot(conn)
     return live if boot is None else live & (leases.c.boot_id == boot)
 
 

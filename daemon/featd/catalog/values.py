@@ -10,10 +10,12 @@ import sqlalchemy as sa
 from featd.catalog import dialects
 from featd.catalog.schema import settings
 
+_VALUE = sa.select(settings.c.value).where(settings.c.name == sa.bindparam("of_name"))
+
 
 def get_value(conn: sa.Connection, name: str) -> Any:
     """The JSON value stored under `name`, or None."""
-    text = conn.scalar(sa.select(settings.c.value).where(settings.c.name == name))
+    text = conn.scalar(_VALUE, {"of_name": name})
     return None if text is None else json.loads(text)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from featd.preprocess.spec import PreprocessSpec
@@ -52,7 +52,7 @@ _RESULTS: dict[str, type[Any]] = {
 
 def pack_task(ticket: int, slot: int, image: ClaimedImage) -> bytes:
     """A task as a packet. `ticket` is the pool's own number of this submission."""
-    return json.dumps([ticket, slot, astuple(image)]).encode()
+    return json.dumps([ticket, slot, image]).encode()
 
 
 def unpack_task(packet: bytes) -> tuple[int, int, ClaimedImage]:

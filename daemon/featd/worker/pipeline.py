@@ -207,7 +207,7 @@ class Pipeline:
         copied = {one.image.id for batch in batches for one in batch.files}
         for slot, one in hashed:
             if one.image.id not in copied:
-                self._pool.submit(slot, replace(one.image, seeks=False))
+                self._pool.submit(slot, one.image._replace(seeks=False))
                 continue
             tray, _ = self._free(slot)
             if not tray:
