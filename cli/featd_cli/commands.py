@@ -45,6 +45,7 @@ HELP = {
     "db": "Show and upgrade the catalog's schema.",
     "roots": "Show the roots of the catalog; take one out of it.",
     "service": "Run featd as a systemd service.",
+    "ray": "Run seats on a Ray cluster.",
 }
 _MODULES = {"resume": "pause", "logs": "journal"}
 

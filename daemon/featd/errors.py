@@ -97,6 +97,12 @@ class CatalogUnavailableError(FeatdError):
     exit_code = EXIT_OUT_OF_REACH
 
 
+class ClusterUnavailableError(FeatdError):
+    """There is no Ray cluster, or it does not answer."""
+
+    exit_code = EXIT_OUT_OF_REACH
+
+
 class SeatTakenError(FeatdError):
     """Another supervisor works under this seat's name, with another state folder."""
 
