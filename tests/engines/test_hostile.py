@@ -223,6 +223,9 @@ def caffe_cannot(model: ModelConfig) -> bool:
     except text_format.ParseError:
         text_format.Parse(raw, caffe_pb2.NetParameter(), allow_unknown_field=True)
         return True
+    fillers = re.findall(rb'filler \{[^}]*?type: *((?:"[^"]*"\s*)+)', raw)
+    if any(b"".join(re.findall(rb'"([^"]*)"', name)) not in FILLERS for name in fillers):
+        return True
     if re.search(rb"dim: [0-9]{7,}|filler \{[^}]*(nan|: -|std: 0+(\.0*)?\s)", raw):
         return True
     return clash(trace_whole(definition, model.net).steps) is not None
@@ -245,6 +248,7 @@ def weights(raw: bytes, model: ModelConfig, folder: Path, seeds: Iterable[int]) 
         yield model.model_copy(update={"net": str(path), "weights": file})
 
 
+FILLERS = {b"constant", b"uniform", b"gaussian", b"positive_unitball", b"xavier", b"msra", b"bilinear"}
 KINDS = [("current", TEXT, "prob"), ("V1", V1, "ip"), ("V0", V0_TEXT, "prob")]
 ROUND = 100
 
