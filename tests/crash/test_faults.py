@@ -62,7 +62,7 @@ def test_a_worker_that_was_stopped_beyond_its_lease_changes_nothing(
         tmp_path / "images",
         database_url,
         workers__devices=["cpu", "cpu"],
-        workers__lease_seconds=2,
+        workers__lease_seconds=5,
     )
     process = instance.start("run", "--drain")
     started.append(process)
