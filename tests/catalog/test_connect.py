@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from featd.catalog import connect, counters, dialects, migrate, values
+from featd.catalog import connect, counters, dialects, enqueue, migrate, values
 from featd.errors import EXIT_OUT_OF_REACH, CatalogUnavailableError, ConfigError
+from featd.states import PRIORITY_BACKLOG
 from postgres import PostgreSQL
 from stalling import Stalling
 
@@ -225,6 +226,23 @@ def test_a_damaged_database(desk: Any, tmp_path: Path, opened: Any) -> None:
     copy.write_bytes(whole[:4096] + b"\xaa" * (len(whole) - 4096))
     with pytest.raises(CatalogUnavailableError, match=r"malformed|not a database"):
         connect.transact(opened(f"sqlite:///{copy}"), counters.counts)
+
+
+@sqlite_only
+def test_a_page_that_is_found_damaged_while_rows_are_fetched(desk: Any, tmp_path: Path, opened: Any) -> None:
+    desk.find(*(f"{n:05}" for n in range(3000)))
+    with sqlite3.connect(desk.engine.url.database) as conn:
+        conn.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    conn.close()
+    whole = Path(desk.engine.url.database).read_bytes()
+    sound = len(whole) // 4096 * 3 // 4 * 4096  # the later rows are behind it
+    copy = tmp_path / "damaged.db"
+    copy.write_bytes(whole[:sound] + b"\xaa" * (len(whole) - sound))
+    with (
+        pytest.raises(CatalogUnavailableError, match="malformed"),
+        connect.reading(opened(f"sqlite:///{copy}")) as conn,
+    ):
+        enqueue.known_between(conn, desk.root, "", None, 5000, priority=PRIORITY_BACKLOG)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="takes another user's part, which only root can")

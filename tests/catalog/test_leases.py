@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from featd.catalog import claim, leases, pairing, stats
+from featd.catalog import claim, connect, leases, pairing, stats
 from featd.catalog.schema import images, shards
 from featd.catalog.schema import leases as lease_table
 from featd.errors import LeaseLostError, SeatTakenError
@@ -215,6 +215,20 @@ def test_a_lease_counts_what_it_did(desk: Any) -> None:
 
 def test_policy_is_a_value() -> None:
     assert RetryPolicy() == RetryPolicy(3, 2, 30.0)
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_a_lease_of_an_earlier_featd_holds(desk: Any) -> None:
+    """On PostgreSQL it had no boot id, and an upgrade must not happen while it works."""
+    desk.find("a.jpg")
+    lease = desk.lease()
+    (claimed,) = desk.claim(lease)
+    desk.execute(sa.update(lease_table).values(boot_id=None))
+    with connect.reading(desk.engine) as conn:
+        assert leases.any_live(conn)
+        assert len(stats.workers(conn)) == 1
+    desk.settle(lease, [claimed])
+    assert desk.state("a.jpg") is State.DONE
 
 
 def test_a_lease_ends_with_the_boot_or_with_a_failover_of_the_server(desk: Any) -> None:

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
+from featd.catalog import connect, dialects, values
 from photographs import write_photographs
 from postgres import PostgreSQL, free_port
 from running import Instance, check_no_vector_twice, check_promise, drain, make_instance, wait_for
@@ -122,3 +124,22 @@ def test_a_start_on_a_replica_that_lacks_the_last_of_it_asks_first(pair: Pair) -
     assert restored.returncode == 0, restored.stderr
     drain(pair.instance)
     assert check_promise(pair.instance) == {"done": PHOTOGRAPHS}
+
+
+def test_a_connection_to_a_replica_never_writes_after_its_promotion(pair: Pair) -> None:
+    """It does not know on which timeline it is. The next one does, and the catalog's connections are used again."""
+    wait_for(pair.replicated, 60, "the replica")
+    database = pair.instance.settings.catalog.url.partition("@/")[2].partition("?")[0]
+    catalog = connect.open_catalog(pair.replica.url(database))
+    try:
+        with catalog.connect() as conn:
+            assert dialects.boot_id(conn) is None
+            pair.fail_over()
+            with pytest.raises(sa.exc.DBAPIError, match="read-only"):
+                values.set_value(conn, "a", 1)
+        connect.transact(catalog, values.set_value, "a", 1)
+        with connect.reading(catalog) as conn:
+            assert dialects.boot_id(conn) == "00000002"
+            assert values.get_value(conn, "a") == 1
+    finally:
+        catalog.dispose()

@@ -37,9 +37,10 @@ LOCK_KEY = 0x66656174
 
 
 _TIMELINE = "timeline"
-# A connection keeps its timeline: whoever was connected to a replica that is promoted goes on to read at most.
+"""Of a connection's `info`: "" for one to a replica, none where the server does not tell."""
+_REPLICA = ""
 _READ_TIMELINE = (
-    "SELECT CASE WHEN pg_is_in_recovery() THEN NULL"
+    "SELECT CASE WHEN pg_is_in_recovery() THEN ''"
     " ELSE left(pg_walfile_name(pg_current_wal_insert_lsn()), 8) END"
 )
 
@@ -124,7 +125,18 @@ def _bound(engine: sa.Engine, seconds: float) -> None:
             if (error.sqlstate or "")[:2] not in ("0A", "42", "55"):
                 connection.close()
                 raise
-        connection.rollback()
+        if record.info.get(_TIMELINE) == _REPLICA:
+            # It can only read, and it must not write either once the replica has become the primary.
+            connection.execute("SET default_transaction_read_only = on")
+        connection.commit()
+
+    @sa.event.listens_for(engine, "checkout")
+    def _checkout(connection: BoundedConnection, record: Any, _proxy: Any) -> None:
+        if record.info.get(_TIMELINE) == _REPLICA:
+            (still,) = connection.execute("SELECT pg_is_in_recovery()").fetchone()  # type: ignore[misc]
+            connection.rollback()
+            if not still:
+                raise sa.exc.DisconnectionError("the replica has become the primary")
 
 
 def answer_seconds(lease_seconds: float) -> float:
@@ -307,7 +319,7 @@ def boot_id(conn: sa.Connection) -> str | None:
     """What a live lease must carry: the boot id of this host; on PostgreSQL, the server's timeline, which a replica
     changes when it becomes the primary. It may lack the last transactions, and give their ids to other images: what a
     worker claimed on the former primary must not be settled there. None where the server does not tell."""
-    return clock.boot_id() if is_sqlite(conn) else conn.connection.info.get(_TIMELINE)
+    return clock.boot_id() if is_sqlite(conn) else conn.connection.info.get(_TIMELINE) or None
 
 
 def this_boot(conn: sa.Connection) -> sa.ColumnElement[str] | None:
@@ -578,9 +590,10 @@ def write_each(
 def tuples(result: sa.CursorResult[Any]) -> Sequence[tuple[Any, ...]]:
     """All rows as the driver gives them, where no type wants them changed: SQLAlchemy would make an object of
     each."""
-    cursor: Any = result.cursor
-    rows: Sequence[tuple[Any, ...]] = cursor.fetchall()
-    result.close()
+    strategy: Any = (
+        result.cursor_strategy
+    )  # it closes the result, and makes SQLAlchemy's errors of the driver's
+    rows: Sequence[tuple[Any, ...]] = strategy.fetchall(result, result.cursor)
     return rows
 
 

@@ -217,10 +217,7 @@ def known_between(
         statement = statement.where(images.c.path > f"{folder}/", images.c.path < f"{folder}0")
     if upto is not None:
         statement = statement.where(images.c.path <= upto)
-    cursor: Any = conn.execute(
-        statement
-    ).cursor  # the driver's own tuples: SQLAlchemy's rows take twice as long
-    return list(cursor.fetchall())
+    return list(dialects.tuples(conn.execute(statement)))
 
 
 def known_at(conn: sa.Connection, root: str, paths: Sequence[str]) -> list[KnownFile]:

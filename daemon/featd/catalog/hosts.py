@@ -138,9 +138,12 @@ def ingest_reports(conn: sa.Connection) -> dict[str, IngestReport]:
 def forget_reports(conn: sa.Connection, host: str) -> None:
     """Remove the reports of other hosts that ended more than a day ago, with their counts."""
     rows = _rows_named(conn, _REPORT)
-    # A report of another boot has ended too; when is not known.
+    # On SQLite a report of another boot has ended too; when is not known. PostgreSQL's clock outlives a failover.
+    of_boot = _is_of_this_boot if dialects.is_sqlite(conn) else lambda _conn, _row: True
     old = [
-        row.name for other, row in rows.items() if other != host and not _is_live(conn, row, FORGET_SECONDS)
+        row.name
+        for other, row in rows.items()
+        if other != host and not (of_boot(conn, row) and _is_valid(row, FORGET_SECONDS))
     ]
     if old:
         conn.execute(sa.delete(settings).where(settings.c.name.in_(old)))
@@ -203,8 +206,16 @@ def _values(conn: sa.Connection, value: dict[str, Any], seconds: float) -> dict[
     return {"value": text, "number": until_ms}
 
 
-def _is_live(conn: sa.Connection, row: sa.Row[Any], grace_seconds: float = 0.0) -> bool:
-    """Whether the row is valid, or was `grace_seconds` ago."""
-    if row.value is None or json.loads(row.value)["boot"] != dialects.boot_id(conn):
-        return False
+def _is_live(conn: sa.Connection, row: sa.Row[Any]) -> bool:
+    return row.value is not None and _is_of_this_boot(conn, row) and _is_valid(row)
+
+
+def _is_of_this_boot(conn: sa.Connection, row: sa.Row[Any]) -> bool:
+    """As `leases.is_live` compares it: rows of an earlier featd on PostgreSQL have no boot."""
+    boot, its = dialects.boot_id(conn), json.loads(row.value)["boot"]
+    return boot is None or its is None or its == boot
+
+
+def _is_valid(row: sa.Row[Any], grace_seconds: float = 0.0) -> bool:
+    """Whether its time is not over, or was not `grace_seconds` ago."""
     return bool(row.number + grace_seconds * 1000 > row.now_ms)

@@ -218,7 +218,12 @@ def is_live(conn: sa.Connection) -> sa.ColumnElement[bool]:
     """Of a row of `leases`: it has neither ended nor expired."""
     live = leases.c.ended_at.is_(None) & (leases.c.expires_at > dialects.lease_now(conn))
     boot = dialects.this_boot(conn)
-    return live if boot is None else live & (leases.c.boot_id == boot)
+    return live if boot is None else live & of_boot(boot)
+
+
+def of_boot(boot: str | sa.ColumnElement[str]) -> sa.ColumnElement[bool]:
+    """Of a row of `leases`: it carries this boot id, or none, as one that an earlier featd has opened on PostgreSQL."""
+    return sa.func.coalesce(leases.c.boot_id, boot) == boot
 
 
 def _read_open(conn: sa.Connection, which: sa.ColumnElement[bool]) -> list[OpenLease]:

@@ -10,7 +10,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from featd.catalog import counters, dialects, values
-from featd.catalog.leases import OF_NO_WORKER
+from featd.catalog.leases import OF_NO_WORKER, of_boot
 from featd.catalog.schema import images, in_state, leases, shards
 from featd.states import PRIORITIES, State
 
@@ -105,7 +105,7 @@ def workers(conn: sa.Connection) -> list[WorkerLine]:
         leases.c.ended_at.is_(None), left > 0, leases.c.device.not_in(OF_NO_WORKER)
     )
     if (boot := dialects.boot_id(conn)) is not None:
-        statement = statement.where(leases.c.boot_id == boot)
+        statement = statement.where(of_boot(boot))
     rows = conn.execute(statement.order_by(leases.c.host, leases.c.device, leases.c.id))
     return [
         WorkerLine(

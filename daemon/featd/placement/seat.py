@@ -88,7 +88,8 @@ class Seat:
         with self._lock:
             if not self._wanted:
                 self._wanted, self._state, self._reason = True, "running", ""
-        self._told.set()
+            if self._process is None:
+                self._told.set()
 
     def _keep(self) -> None:
         delay = FIRST_DELAY_SECONDS
