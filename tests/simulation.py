@@ -492,7 +492,7 @@ class Life:
             file = self.world.files.get(path)
             stat = self.doubted.pop(path)
             if file is not None and (file.size, file.mtime_ns) == (stat.size, stat.mtime_ns):
-                read.append((replace(stat, ctime_ns=file.ctime_ns), file.hash))
+                read.append((stat._replace(ctime_ns=file.ctime_ns), file.hash))
         try:
             _, claimed = connect.transact(self.catalog, enqueue.compare, str(self.root), read)
         except CommitUnknownError:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -35,7 +34,7 @@ def filled(tmp_path: Path, database_url: str) -> Iterator[Filled]:
         os.utime(made.roots[0] / name, ns=(10**18, 10**18))
     scan_root(made.catalog, made.settings.roots[0])
     shard, vectors = made.seal(made.claim())
-    hashed = [replace(one, content=content_hash(one.image.path.encode())) for one in vectors]
+    hashed = [one._replace(content=content_hash(one.image.path.encode())) for one in vectors]
     made.settle(Settlement(shard, hashed))
     yield made
     made.catalog.dispose()
@@ -117,7 +116,7 @@ def test_a_claimed_image_is_looked_at_again(filled: Filled, checks: ContentCheck
     assert checks.step(1e9) == 0
     assert checks, "a vector may have been made of half of it"
     shard, (made,) = filled.seal([claimed])
-    filled.settle(Settlement(shard, [replace(made, content="half of it")]))
+    filled.settle(Settlement(shard, [made._replace(content="half of it")]))
     assert checks.step(2e9) == 1
     assert states(filled)["a.jpg"][0] == "pending"
 

@@ -224,7 +224,7 @@ def test_what_may_have_moved_is_hashed_and_not_decoded(tmp_path: Path, root: Pat
     with make(tmp_path, root, decoders=1) as pool:
         pool.trays[:] = 5
         images = [task(root, "a.png", 1), task(root, "old.bmp", 2), task(root, "a.png", 3, content)]
-        seeking = [dataclasses.replace(image, seeks=True) for image in images]
+        seeking = [image._replace(seeks=True) for image in images]
         for slot, image in enumerate(seeking):
             pool.submit(slot, image)
         results = collect(pool, 3)
@@ -254,7 +254,7 @@ def test_every_failure_has_its_kind(tmp_path: Path, root: Path) -> None:
         for at, name in enumerate(expected):
             pool.submit(at, task(root, name, at))
         pool.submit(6, ClaimedImage(6, str(root), "none.png", 1, 1, 1))
-        stale = dataclasses.replace(task(root, "good.png", 7), mtime_ns=5)
+        stale = task(root, "good.png", 7)._replace(mtime_ns=5)
         pool.submit(7, stale)
         results = collect(pool, 8)
     for at, (name, kind) in enumerate(expected.items()):

@@ -277,7 +277,7 @@ def test_a_doubt_is_not_lost_when_the_duty_moves(
     turns(second, 10.0)
     lose_events(first)
     if under_way:  # a scan of more than one step has begun
-        monkeypatch.setattr("featd.ingest.scan.SLICE_SECONDS", 0.0)
+        monkeypatch.setattr("featd.ingest.compare.SLICE_SECONDS", 0.0)
         assert first.step(clock.monotonic() + 15.0) == []
     give_away(make.instance, "host-a")  # type: ignore[attr-defined]
     assert turns(second, 20.0) == 1

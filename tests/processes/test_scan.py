@@ -320,6 +320,7 @@ def test_a_renamed_folder_is_gone_before_its_new_name_is_pending_and_no_mass_tha
     catalog: sa.Engine, tmp_path: Path, to: str, held: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(compare, "BATCH_FILES", 40)
+    monkeypatch.setattr(scan, "LOOKS", 40)
     monkeypatch.setattr(scan, "MOST_HELD", held)
     root = tmp_path / "pictures"
     many(root / "old", 150)

@@ -30,7 +30,7 @@ READS = {
         "compact",
     ),
     *("retry-failed", "adopt", "forget", "roots list", "db current", "config check", "config show"),
-    *("config schema", "logs", "doctor", "bench"),
+    *("config schema", "logs", "doctor", "bench", "ray status"),
 }
 """Commands that read, or can be told to only look."""
 WRITES = {
@@ -47,6 +47,7 @@ WRITES = {
         "db restored",
     ),
     *("service install", "service uninstall", "completion", "pause", "resume"),
+    *("ray up", "ray scale", "ray down"),
 }
 PAGE = (Path(__file__).resolve().parents[2] / "docs/json.md").read_text(encoding="utf-8")
 

@@ -366,7 +366,8 @@ def without_checks(conn: sa.Connection) -> Iterator[None]:
     try:
         yield
     finally:
-        conn.exec_driver_sql("PRAGMA ignore_check_constraints = OFF")
+        if not conn.invalidated:
+            conn.exec_driver_sql("PRAGMA ignore_check_constraints = OFF")
 
 
 def upsert(conn: sa.Connection, table: sa.Table, keys: Sequence[str], values: dict[str, Any]) -> Any:

@@ -177,7 +177,9 @@ class RootIngest:
     def stand_by(self) -> None:
         """Do not scan this root (any more). Doubts remain until the scanning host has been asked."""
         self.scans = False
-        self._scan = None
+        if self._scan is not None:
+            self._scan.close()  # else its thread and its folder stay until the garbage collector comes
+            self._scan = None
 
     def leave_doubt(self) -> None:
         """The host that scans this root was asked for a scan."""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import stat
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 
@@ -38,21 +37,23 @@ VANISHED = "vanished"
 MASS_IMAGES = 100
 """Of fewer images, any number may vanish at once."""
 EXCLUDED = "excluded by the configuration"
+LOOKS = 200
+"""Files that are looked at one by one in a step: over a network, a look may take a millisecond."""
 MOST_HELD = 50_000
 """Paths of one kind that wait for the end of a look at the whole root. Where there are more, it is walked again."""
 
 
 @dataclass(slots=True)
 class Held:
-    """Paths that wait for the end of a look at the whole root. `all`: none had to be left out."""
+    """Files or paths that wait for the end of a look at the whole root. `all`: none had to be left out."""
 
-    paths: list[str] = field(default_factory=list)
+    some: list[Any] = field(default_factory=list)
     all: bool = True
 
-    def add(self, paths: Sequence[str]) -> None:
-        room = MOST_HELD - len(self.paths)
-        self.paths += paths[:room]
-        self.all &= len(paths) <= room
+    def add(self, more: Sequence[Any]) -> None:
+        room = MOST_HELD - len(self.some)
+        self.some += more[:room]
+        self.all &= len(more) <= room
 
 
 class Scan:
@@ -165,8 +166,8 @@ class Scan:
             yield from self._enqueue(stretches)
         else:
             for stretch in stretches:
-                self._new.add([path for path, *_ in stretch.new])
-                self._changed.add([path for path, *_ in stretch.changed])
+                self._new.add(stretch.new)
+                self._changed.add(stretch.changed)
                 # A scan after an interruption does not wait: many must not keep it from enqueueing.
                 self._save("")
                 yield True
@@ -208,7 +209,11 @@ class Scan:
                 if stretch is None:
                     yield Stretch(None), {}
                     continue
-                missing = self._sort_missing(root_fd, stretch.missing)
+                missing: dict[str, list[str]] = {VANISHED: [], EXCLUDED: []}
+                for paths in _parts(stretch.missing, LOOKS):
+                    yield Stretch(None), {}
+                    for reason, found in self._sort_missing(root_fd, paths).items():
+                        missing[reason] += found
                 self._total += stretch.rows - len(missing[EXCLUDED])
                 self._vanished += len(missing[VANISHED])
                 yield stretch, missing
@@ -219,16 +224,23 @@ class Scan:
     # Files that exist
 
     def _look_again(self, root_fd: int) -> Iterator[Stretch]:
-        """The files that were held, as they are now."""
+        """The files that were held, as they are now; as they were where that cannot be told."""
         follow = self._root.follow_symlinks
         for held in (self._new, self._changed):
-            for paths in _parts(held.paths):
+            for files in _parts(held.some, LOOKS):
                 found: list[FileRow] = []
-                for path in paths:
-                    with contextlib.suppress(OSError):  # vanished, or the next scan finds it again
-                        seen = os.stat(from_catalog(path), dir_fd=root_fd, follow_symlinks=follow)
-                        if stat.S_ISREG(seen.st_mode):
-                            found.append(found_file(path, seen))
+                for file in files:
+                    try:
+                        seen = os.stat(from_catalog(file[0]), dir_fd=root_fd, follow_symlinks=follow)
+                    except (FileNotFoundError, NotADirectoryError):
+                        continue
+                    except (
+                        OSError
+                    ):  # the walk came by folders, and this path may be longer than the kernel takes
+                        found.append(file)
+                        continue
+                    if stat.S_ISREG(seen.st_mode):
+                        found.append(found_file(file[0], seen))
                 yield Stretch(None, new=found) if held is self._new else Stretch(None, changed=found)
 
     def _enqueue(self, stretches: Iterable[Stretch]) -> Iterator[bool]:
@@ -309,9 +321,10 @@ class Scan:
         return not away and is_missing(root_fd, from_catalog(path), self._root.follow_symlinks)
 
     def _mark_missing(self, root_fd: int) -> Iterator[bool]:
-        if all(held.all for held in self._missing.values()):
-            for reason, held in self._missing.items():
-                for paths in _parts(held.paths):
+        wanted = [EXCLUDED] if self.report.held else [VANISHED, EXCLUDED]
+        if all(self._missing[reason].all for reason in wanted):
+            for reason in wanted:
+                for paths in _parts(self._missing[reason].some, LOOKS):
                     # Some may be back.
                     still = [path for path in paths if reason == EXCLUDED or self._is_gone(root_fd, path)]
                     self._mark_gone(reason, still)
@@ -429,7 +442,7 @@ def enqueue_files(
     """Enqueue files of a root, BATCH_FILES in one transaction. `new`: most likely none has a row yet. A file that the
     database refuses is found by halves and becomes a failed image; the others go on."""
     enqueued = Enqueued()
-    parts = _parts(files)
+    parts = _parts(files, compare.BATCH_FILES)
     while parts:
         some = parts.pop()
         try:
@@ -463,9 +476,9 @@ def enqueue_files(
     return enqueued
 
 
-def _parts(rows: Sequence[T]) -> list[Sequence[T]]:
-    """BATCH_FILES at once."""
-    return [rows[at : at + compare.BATCH_FILES] for at in range(0, len(rows), compare.BATCH_FILES)]
+def _parts(rows: Sequence[T], most: int) -> list[Sequence[T]]:
+    """At most so many at once."""
+    return [rows[at : at + most] for at in range(0, len(rows), most)]
 
 
 def is_missing(root_fd: int, raw: bytes, follow_symlinks: bool) -> bool:
