@@ -7,6 +7,7 @@ import random
 import shutil
 import string
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,12 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from featd import clock
 from featd.catalog import connect, counters, retry, schema
 from featd.catalog.enqueue import FoundFile
 from featd.config import RootConfig
 from featd.ingest import compare, scan
+from featd.ingest.root import RootIngest
 from featd.ingest.scan import enqueue_files, scan_root
 from featd.ingest.scan_report import ScanReport, describe
 from featd.paths import from_catalog
@@ -469,3 +472,23 @@ def test_a_mount_point_that_is_not_mounted_is_offline(catalog: sa.Engine, tmp_pa
     }
     gone = scan_root(catalog, RootConfig(path=root, settle_seconds=0.0), confirm_gone=True).gone
     assert gone == 3
+
+
+def test_a_scan_that_is_given_up_leaves_no_thread(
+    catalog: sa.Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compare, "BATCH_FILES", 40)
+    many(tmp_path / "pictures", 400)
+    root = RootIngest(catalog, RootConfig(path=tmp_path / "pictures"), watched=False)
+    root.scan_soon()
+    for _ in range(50):
+        root.step(clock.monotonic())
+        if writers():
+            break
+    assert writers()
+    root.stand_by()
+    assert not writers()
+
+
+def writers() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("enqueue")]
