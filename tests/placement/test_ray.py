@@ -268,16 +268,21 @@ def cut_off(tmp_path: Path) -> Iterator[tuple[Cluster, Instance, Node, Callable[
         yield cluster, instance, first, cut
 
 
+def at_work_on(instance: Instance, node: Node) -> tuple[str, int]:
+    """Start two seats; the one on `node`, amid work, and its lease."""
+    ray(instance, "up", "--seats", "2")
+    wait_for(lambda: len(leases(instance)) == 2, 60, "two leases")
+    seat = next(name for name in leases(instance) if node.processes(f"--seat {name} "))
+    amid_work(instance)
+    return seat, leases(instance)[seat]
+
+
 def test_a_node_that_is_cut_off_from_the_head_but_not_from_the_database(
     cut_off: tuple[Cluster, Instance, Node, Callable[..., None]],
 ) -> None:
     cluster, instance, first, cut = cut_off
     count = arrive(instance, 1500)
-    ray(instance, "up", "--seats", "2")
-    wait_for(lambda: len(leases(instance)) == 2, 60, "two leases")
-    seat = next(name for name in leases(instance) if first.processes(f"--seat {name} "))
-    amid_work(instance)
-    old = leases(instance)[seat]
+    seat, old = at_work_on(instance, first)
     began = time.monotonic()
     cut(HEAD, "10.213.17.1")
     other = cluster.nodes[-1]
@@ -294,11 +299,7 @@ def test_a_node_that_is_cut_off_from_the_database_but_not_from_the_head(
 ) -> None:
     _, instance, first, cut = cut_off
     count = arrive(instance, 600)
-    ray(instance, "up", "--seats", "2")
-    wait_for(lambda: len(leases(instance)) == 2, 60, "two leases")
-    seat = next(name for name in leases(instance) if first.processes(f"--seat {name} "))
-    amid_work(instance)
-    old = leases(instance)[seat]
+    seat, old = at_work_on(instance, first)
     began = time.monotonic()
     cut(DATABASE)
     wait_for(lambda: instance.count("done") == count, 300, "the work, by the other seat")
