@@ -22,7 +22,7 @@ import sqlalchemy as sa
 from featd.catalog import claim, connect, enqueue, leases, live, migrate, retry, settle, stats
 from featd.catalog.enqueue import FoundFile
 from featd.catalog.settle import Identity, Made, Settlement
-from featd.states import Lease, RetryPolicy, SealedShard
+from featd.states import PRIORITY_BACKLOG, Lease, RetryPolicy, SealedShard
 
 ROOT = "/data/images"
 IDENTITY = Identity("0" * 64, {}, {})
@@ -179,6 +179,10 @@ def explain(url: str) -> None:
     turn("settle", lambda conn: settle.settle(conn, lease, Settlement(shard, made), IDENTITY, RetryPolicy()))
     turn("enqueue", lambda conn: enqueue.enqueue(conn, ROOT, found(0, SCAN_BATCH)))
     turn("known_files", lambda conn: enqueue.known_files(conn, "2026/00001", ROOT, 5000))
+    turn(
+        "known_between",
+        lambda conn: enqueue.known_between(conn, ROOT, "2026/00001", None, 10_000, priority=PRIORITY_BACKLOG),
+    )
     turn("end_lease", lambda conn: leases.end_lease(conn, lease, "explained", RetryPolicy()))
     for name in ("pending_roots", "next_due_seconds", "mend_far_future", "failures_by_kind"):
         turn(name, getattr(stats, name))

@@ -144,7 +144,9 @@ HOT = {
     "settle": "",
     "enqueue": "",
     "retry": "",
+    "enqueue_new": "",
     "known_files": "",
+    "known_between": "",
 }
 
 
@@ -186,6 +188,10 @@ def test_no_hot_statement_scans_the_images(desk: Any, doing: str) -> None:
                 desk.find("a", "c", size=2)
             case "retry":
                 desk.do(retry.retry, [1, 2])
+            case "enqueue_new":
+                desk.find("c", "d", new=True)
+            case "known_between":
+                desk.do(enqueue.known_between, desk.root, "a", "c", 10, folder="", priority=PRIORITY_ARRIVAL)
             case "known_files":
                 desk.do(enqueue.known_files, "a", desk.root, 10)
             case "mend_far_future":

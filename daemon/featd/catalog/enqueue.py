@@ -167,14 +167,12 @@ def refuse(conn: sa.Connection, root: str, file: FoundFile, why: str) -> bool:
     return True
 
 
-def walk_known(
-    catalog: sa.Engine, root: str, limit: int, *, folder: str = "", after: str = ""
-) -> Iterator[Sequence[KnownFile]]:
-    """Every row of `root` (or of its `folder`) that is not gone, in order of path, beginning behind `after`."""
-    return connect.walk(catalog, known_files, lambda file: file.path, after, root, limit, folder)
+def walk_known(catalog: sa.Engine, root: str, limit: int) -> Iterator[Sequence[KnownFile]]:
+    """Every row of `root` that is not gone, in order of path."""
+    return connect.walk(catalog, known_files, lambda file: file.path, "", root, limit)
 
 
-def known_files(conn: sa.Connection, after: str, root: str, limit: int, folder: str = "") -> list[KnownFile]:
+def known_files(conn: sa.Connection, after: str, root: str, limit: int) -> list[KnownFile]:
     """The next of these rows, beginning behind the path `after`."""
     statement = (
         sa.select(images.c.id, images.c.path)
@@ -182,9 +180,6 @@ def known_files(conn: sa.Connection, after: str, root: str, limit: int, folder: 
         .order_by(images.c.path)
         .limit(limit)
     )
-    if folder:
-        # Paths are compared by their bytes on both databases, so that the files of a folder are neighbours.
-        statement = statement.where(images.c.path > f"{folder}/", images.c.path < f"{folder}0")
     return [KnownFile(*row) for row in conn.execute(statement)]
 
 
@@ -214,6 +209,7 @@ def known_between(
         .limit(limit)
     )
     if folder:
+        # Paths are compared by their bytes on both databases, so that the files of a folder are neighbours.
         statement = statement.where(images.c.path > f"{folder}/", images.c.path < f"{folder}0")
     if upto is not None:
         statement = statement.where(images.c.path <= upto)
