@@ -281,7 +281,8 @@ class Pipeline:
         self._trays.append(flight.tray)
         if error is not None:
             wait([other.vectors for other in self._flights])
-            if isinstance(error, Exception) and is_out_of_memory(error):
+            # The other batch that was in the net may have failed in the same way.
+            if self._parallel > 1 and isinstance(error, Exception) and is_out_of_memory(error):
                 log.warning(
                     "memory_short_for_two",
                     "the engine ran out of memory with two batches in the net; going on with one at a time",
